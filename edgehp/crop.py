@@ -1,0 +1,202 @@
+"""Face box -> network input: the one preprocessing that every part of edgehp uses.
+
+A `Preprocessing` says everything that happens between a photo with a face box and the tensor of
+the network. Cropping and resizing (`crop_face`) run on the CPU and give uint8 RGB; normalisation
+is inside the deployed graph, so no other code can do it differently. `Preprocessing.digest` goes
+into every calibration table and manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from edgehp.errors import DataError, UsageError
+
+__all__ = ["BOX_RULES", "IMAGENET_MEAN", "IMAGENET_STD", "Box", "Preprocessing", "crop_face"]
+
+Image = npt.NDArray[np.uint8]
+
+BOX_RULES = ("stretch", "square")
+# torchvision's ImageNet statistics times 255 (torchvision.models, "transforms" of the weights).
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+# A larger box is a mistake, and filling its border would take memory without bound.
+_LARGEST_BOX = 8
+
+
+@dataclass(frozen=True)
+class Box:
+    """A face box in pixels of its photo; corners may lie outside the photo."""
+
+    x_min: float
+    y_min: float
+    x_max: float
+    y_max: float
+
+    @property
+    def width(self) -> float:
+        """Width in pixels."""
+        return self.x_max - self.x_min
+
+    @property
+    def height(self) -> float:
+        """Height in pixels."""
+        return self.y_max - self.y_min
+
+    def moved(self, dx: float, dy: float, scale: float = 1.0) -> Box:
+        """The box shifted by `dx`, `dy` times its larger side and scaled about its centre."""
+        side = max(self.width, self.height)
+        cx = (self.x_min + self.x_max) / 2 + dx * side
+        cy = (self.y_min + self.y_max) / 2 + dy * side
+        w, h = self.width * scale / 2, self.height * scale / 2
+        return Box(cx - w, cy - h, cx + w, cy + h)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From a photo with a face box to the network's tensor.
+
+    Attributes:
+        size: side of the square network input in pixels.
+        colour: channel order the network was trained with, ``"RGB"``, ``"BGR"`` or ``"GREY"``. The
+            deployed graph always takes RGB and reorders inside.
+        mean: subtracted per channel, in units of 0..255, in the order of `colour`.
+        std: divisor per channel, in units of 0..255, in the order of `colour`.
+        resize: ``"area"``: pixel-area averaging where the crop is larger than the input, bilinear
+            where it is smaller; ``"linear"``: bilinear always.
+        box_rule: ``"stretch"``: the box as it is, cut at the photo's edge, resized without keeping
+            the aspect ratio (Sheka & Samun); ``"square"``: a square of `box_scale` times the
+            larger side about the box centre, the photo's border replicated outside.
+        box_scale: factor on the box sides.
+    """
+
+    size: int
+    colour: str = "RGB"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    resize: str = "area"
+    box_rule: str = "square"
+    box_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse a specification that no photo can satisfy."""
+        if not 16 <= self.size <= 1024:
+            raise UsageError(f"input size {self.size} is outside 16..1024 pixels")
+        if self.colour not in ("RGB", "BGR", "GREY"):
+            raise UsageError(f"colour order {self.colour!r} is none of RGB, BGR, GREY")
+        channels = 1 if self.colour == "GREY" else 3
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise UsageError(f"{self.colour} needs {channels} values of mean and std")
+        if any(s <= 0 for s in self.std):
+            raise UsageError("every std must be positive")
+        if self.resize not in ("area", "linear"):
+            raise UsageError(f"resize {self.resize!r} is neither 'area' nor 'linear'")
+        if self.box_rule not in BOX_RULES:
+            raise UsageError(f"box rule {self.box_rule!r} is none of {', '.join(BOX_RULES)}")
+        if not 0.1 <= self.box_scale <= 10:
+            raise UsageError(f"box scale {self.box_scale} is outside 0.1..10")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary for JSON, with lists in place of tuples."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+        """The inverse of `to_dict`.
+
+        Raises:
+            DataError: a key is unknown or missing, or a value does not fit.
+        """
+        known = set(cls.__dataclass_fields__)
+        if unknown := set(values) - known:
+            raise DataError(f"preprocessing: unknown keys {sorted(unknown)}")
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        except (TypeError, UsageError) as e:
+            raise DataError(f"preprocessing: {e}") from e
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical JSON of this specification."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def crop_face(photo: Image, box: Box | None, spec: Preprocessing) -> Image:
+    """Cut the face out of `photo` and resize it to the network's input.
+
+    Args:
+        photo: uint8 [H, W, 3], RGB.
+        box: the face, in pixels of `photo`; None takes the whole photo as the box.
+        spec: the network's preprocessing.
+
+    Returns:
+        uint8 [size, size, 3], RGB whatever `spec.colour` is: the deployed graph reorders.
+
+    Raises:
+        DataError: the photo is not uint8 RGB, or the box has no area inside the photo.
+    """
+    if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8:
+        raise DataError(f"expected a uint8 RGB photo, found {photo.dtype} {list(photo.shape)}")
+    height, width = photo.shape[:2]
+    if box is None:
+        box = Box(0, 0, width, height)
+    x0, y0, x1, y1 = _corners(box, spec)
+    if max(x1 - x0, y1 - y0) > _LARGEST_BOX * max(width, height):
+        raise DataError(
+            f"the face box {_text(box)} is more than {_LARGEST_BOX} times the photo of "
+            f"{width}x{height} pixels: are the units or the photo right?"
+        )
+    inside = (max(x0, 0), max(y0, 0), min(x1, width), min(y1, height))
+    if inside[0] >= inside[2] or inside[1] >= inside[3]:
+        raise DataError(
+            f"the face box {_text(box)} has no area inside the photo of {width}x{height} pixels"
+        )
+    face = photo[inside[1] : inside[3], inside[0] : inside[2]]
+    if spec.box_rule == "square" and inside != (x0, y0, x1, y1):
+        face = cv2.copyMakeBorder(  # type: ignore[assignment]
+            face,
+            inside[1] - y0,
+            y1 - inside[3],
+            inside[0] - x0,
+            x1 - inside[2],
+            cv2.BORDER_REPLICATE,
+        )
+    return _resize(face, spec)
+
+
+def _corners(box: Box, spec: Preprocessing) -> tuple[int, int, int, int]:
+    values = (box.x_min, box.y_min, box.x_max, box.y_max)
+    if not np.all(np.isfinite(values)) or max(map(abs, values)) > 1e6:
+        raise DataError(f"the face box {_text(box)} is not finite or beyond any photo")
+    if box.width <= 0 or box.height <= 0:
+        raise DataError(f"the face box {_text(box)} is empty: x_min < x_max, y_min < y_max needed")
+    if spec.box_rule == "stretch":
+        b = box.moved(0, 0, spec.box_scale)
+        return int(b.x_min), int(b.y_min), int(b.x_max), int(b.y_max)
+    side = max(1, round(max(box.width, box.height) * spec.box_scale))
+    x0 = round((box.x_min + box.x_max - side) / 2)
+    y0 = round((box.y_min + box.y_max - side) / 2)
+    return x0, y0, x0 + side, y0 + side
+
+
+def _resize(face: Image, spec: Preprocessing) -> Image:
+    height, width = face.shape[:2]
+    if (height, width) == (spec.size, spec.size):
+        return np.ascontiguousarray(face)
+    shrinks = height >= spec.size and width >= spec.size
+    kernel = cv2.INTER_AREA if spec.resize == "area" and shrinks else cv2.INTER_LINEAR
+    return cv2.resize(face, (spec.size, spec.size), interpolation=kernel)  # type: ignore[return-value]
+
+
+def _text(box: Box) -> str:
+    return f"({box.x_min:g}, {box.y_min:g}, {box.x_max:g}, {box.y_max:g})"

@@ -1,0 +1,73 @@
+"""The errors edgehp raises on purpose, each with the exit code the command line ends with.
+
+EdgehpError (1)
+├── UsageError (2)            an argument, option or configuration that cannot be right
+├── DataError (1)             a file or data set that is missing, truncated or not what it claims
+├── CheckpointError (1)       weights that do not fit the network
+├── AccuracyError (3)         an accuracy gate that was not met
+├── CompatibilityError (4)    an artifact that does not belong on this device, or was altered
+├── EnvironmentalError (5)    a driver, package or service that is missing or broken
+└── MeasurementError (6)      a measurement that must not be believed
+
+Every message says what was found, what was expected and what to do about it, in one or two
+sentences that a person can act on.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "AccuracyError",
+    "CheckpointError",
+    "CompatibilityError",
+    "DataError",
+    "EdgehpError",
+    "EnvironmentalError",
+    "MeasurementError",
+    "UsageError",
+]
+
+
+class EdgehpError(Exception):
+    """Base of every error that edgehp raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(EdgehpError):
+    """An argument, option or configuration value that cannot be right."""
+
+    exit_code = 2
+
+
+class DataError(EdgehpError):
+    """A file or data set is missing, truncated, corrupted or not what it claims to be."""
+
+
+class CheckpointError(EdgehpError):
+    """Weights that do not fit the network they are loaded into."""
+
+
+class AccuracyError(EdgehpError):
+    """An accuracy gate that was not met."""
+
+    exit_code = 3
+
+
+class CompatibilityError(EdgehpError):
+    """An artifact that does not belong on this device, or whose bytes were altered."""
+
+    exit_code = 4
+
+
+class EnvironmentalError(EdgehpError):
+    """A driver, package or service that is missing or broken."""
+
+    exit_code = 5
+
+
+class MeasurementError(EdgehpError):
+    """A measurement that must not be believed."""
+
+    exit_code = 6

@@ -1,0 +1,155 @@
+"""What a network is, in plain data: architecture, bins, pose convention and preprocessing.
+
+The specification travels with the weights (in the metadata of the safetensors file), so that the
+same file gives the torch module, the ONNX graph and the hash in the manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgehp.crop import Preprocessing
+from edgehp.errors import DataError, UsageError
+from edgehp.pose import CONVENTIONS
+
+__all__ = ["ARCHITECTURES", "EHPNET", "KD_RESNET", "Bins", "NetworkSpec"]
+
+# ResNet depth -> (blocks per stage, bottleneck blocks?), He et al. 2015, table 1.
+RESNET_STAGES: dict[int, tuple[tuple[int, int, int, int], bool]] = {
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
+}
+ARCHITECTURES = ("kd-resnet", "ehpnet")
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Evenly spaced bin values of a regression-via-classification (RvC) head, in degrees.
+
+    `first` and `last` are the values that the softmax expectation is taken over: bin centres for
+    KD-ResNet, left edges for EHPNet.
+    """
+
+    count: int
+    first: float
+    last: float
+
+    def __post_init__(self) -> None:
+        """Refuse bins that no expectation can be taken over."""
+        if not 2 <= self.count <= 4096 or not self.first < self.last:
+            raise UsageError(f"bins {self.count} from {self.first} to {self.last} make no sense")
+
+    @property
+    def values(self) -> npt.NDArray[np.float64]:
+        """The bin values [count] in degrees."""
+        return np.linspace(self.first, self.last, self.count)
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A head-pose network in plain data.
+
+    Attributes:
+        name: what the user calls it; names artifacts.
+        architecture: ``"kd-resnet"`` or ``"ehpnet"``.
+        depth: ResNet depth: 18, 34, 50, 101 or 152.
+        bins: of each of the three heads.
+        convention: pose convention of the raw heads (`edgehp.pose.CONVENTIONS`); the deployed
+            graph converts to ``"aflw2000"``.
+        preprocessing: from photo and box to the input tensor.
+        licence: of the weights, for the user's eyes.
+    """
+
+    name: str
+    architecture: str
+    depth: int
+    bins: Bins
+    convention: str
+    preprocessing: Preprocessing
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what no network here can be built from."""
+        if self.architecture not in ARCHITECTURES:
+            raise UsageError(
+                f"unknown architecture {self.architecture!r}; known: {', '.join(ARCHITECTURES)}"
+            )
+        if self.depth not in RESNET_STAGES:
+            raise UsageError(f"ResNet depth {self.depth} is none of {sorted(RESNET_STAGES)}")
+        if self.architecture == "ehpnet" and self.depth != 18:
+            raise UsageError("EHPNet is a ResNet18")
+        if self.convention not in CONVENTIONS or CONVENTIONS[self.convention].radians:
+            raise UsageError(f"network outputs cannot have the convention {self.convention!r}")
+
+    def with_size(self, size: int) -> NetworkSpec:
+        """The same network for another input size in pixels."""
+        return replace(self, preprocessing=replace(self.preprocessing, size=size))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary for JSON."""
+        return {
+            "name": self.name,
+            "architecture": self.architecture,
+            "depth": self.depth,
+            "bins": {"count": self.bins.count, "first": self.bins.first, "last": self.bins.last},
+            "convention": self.convention,
+            "preprocessing": self.preprocessing.to_dict(),
+            "licence": self.licence,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> NetworkSpec:
+        """The inverse of `to_dict`.
+
+        Raises:
+            DataError: a key is missing or unknown, or a value makes no sense.
+        """
+        try:
+            return cls(
+                **{
+                    **values,
+                    "bins": Bins(**values["bins"]),
+                    "preprocessing": Preprocessing.from_dict(values["preprocessing"]),
+                }
+            )
+        except (KeyError, TypeError, UsageError) as e:
+            raise DataError(f"network specification: {e}") from e
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical JSON of this specification."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+# Sheka & Samun, arXiv 2108.09183: 198 bins of one degree, softmax expectation over the centres,
+# the published box as it is, stretched to 224x224, ImageNet normalisation.
+KD_RESNET = NetworkSpec(
+    name="kd-resnet18",
+    architecture="kd-resnet",
+    depth=18,
+    bins=Bins(198, -98.5, 98.5),
+    convention="kd-resnet",
+    preprocessing=Preprocessing(size=224, box_rule="stretch"),
+)
+# Thai et al., arXiv 2210.13705: 62 bins of three degrees, expectation over the left edges
+# (sum p * 3 i - 93), 112x112 BGR, (x - 127.5) / 128.
+EHPNET = NetworkSpec(
+    name="ehpnet",
+    architecture="ehpnet",
+    depth=18,
+    bins=Bins(62, -93.0, 90.0),
+    convention="aflw2000",
+    preprocessing=Preprocessing(
+        size=112, colour="BGR", mean=(127.5,) * 3, std=(128.0,) * 3, box_rule="square"
+    ),
+)
