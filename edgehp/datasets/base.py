@@ -1,0 +1,244 @@
+"""What every data set gives: samples, what was skipped, and the protocol they were chosen by."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgehp.crop import Box
+from edgehp.datasets.photos import Image, PhotoSource, decode_photo
+from edgehp.errors import DataError
+from edgehp.pose import matrix_from_euler
+
+__all__ = [
+    "DEFAULT_MAX_ANGLE",
+    "Dataset",
+    "Sample",
+    "Skip",
+    "Skips",
+    "build_dataset",
+    "join_datasets",
+    "labels_from_angles",
+    "within",
+]
+
+Array = npt.NDArray[np.float64]
+logger = logging.getLogger(__name__)
+
+# Sheka & Samun (arXiv 2108.09183) and Hopenet leave out a photo with any |angle| above 99 degrees.
+DEFAULT_MAX_ANGLE = 99.0
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One face in one photo.
+
+    Attributes:
+        name: stable identifier within the data set, e.g. ``"01/frame_00004_rgb.png"``.
+        source: where the encoded photo is.
+        box: the face in pixels of the photo, None where the whole photo is the face.
+        matrix: rotation [3, 3], float64, canonical form of `edgehp.pose`; None without label.
+        angles: (pitch, yaw, roll) [3], float64, degrees, convention ``"aflw2000"``, as published:
+            |yaw| may exceed 90, where angles computed from `matrix` would be another triple; None
+            without label.
+        size: (width, height) of the photo in pixels as the data set's list says, None if it does
+            not; `load` checks it.
+    """
+
+    name: str
+    source: PhotoSource = field(repr=False)
+    box: Box | None = None
+    matrix: Array | None = field(default=None, repr=False)
+    angles: Array | None = None
+    size: tuple[int, int] | None = None
+
+    def load(self) -> Image:
+        """Read and decode the photo.
+
+        Returns:
+            uint8 [H, W, 3], RGB.
+
+        Raises:
+            DataError: missing, truncated, damaged, or not of the size the list says.
+        """
+        photo = decode_photo(self.source.read(), self.source.where)
+        found = photo.shape[1], photo.shape[0]
+        if self.size is not None and self.size != found:
+            raise DataError(
+                f"{self.source.where}: the photo has {found[0]}x{found[1]} pixels, its list says "
+                f"{self.size[0]}x{self.size[1]}: the box would be wrong"
+            )
+        return photo
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A sample that was left out because something is wrong with it."""
+
+    name: str
+    reason: str
+
+
+class Skips:
+    """What to do with bad samples: raise (the default), or count, list and log them."""
+
+    def __init__(self, skip_bad: bool = False) -> None:
+        """Raise on the first bad sample, or collect them where `skip_bad`."""
+        self.skip_bad = skip_bad
+        self._found: list[Skip] = []
+
+    @property
+    def found(self) -> tuple[Skip, ...]:
+        """The skips so far, in order."""
+        return tuple(self._found)
+
+    def add(self, name: str, error: DataError) -> None:
+        """Record that `name` is skipped because of `error`, or raise it."""
+        if not self.skip_bad:
+            raise error
+        logger.warning("skipped %s: %s", name, error)
+        self._found.append(Skip(name, str(error)))
+
+    @contextmanager
+    def guard(self, name: str) -> Iterator[None]:
+        """Treat a `DataError` inside the block as a bad sample called `name`."""
+        try:
+            yield
+        except DataError as e:
+            self.add(name, e)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples in a fixed order.
+
+    Attributes:
+        name: which data set, e.g. ``"aflw2000"``.
+        samples: the samples.
+        skipped: what was left out because it was missing or damaged (only where asked for).
+        protocol: how the samples were chosen, for reports and manifests: ``dataset``, ``boxes``
+            (their source), ``filter``, ``convention``, ``frames``, ``skipped``, ``sha256`` (of
+            names, boxes and angles in order), and what the data set adds. JSON values only.
+    """
+
+    name: str
+    samples: Sequence[Sample] = field(repr=False)
+    skipped: Sequence[Skip] = ()
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        return len(self.samples)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every sample has a label."""
+        return all(s.matrix is not None for s in self.samples)
+
+
+def build_dataset(
+    name: str,
+    samples: Sequence[Sample],
+    skips: Skips | Sequence[Skip] = (),
+    *,
+    boxes: str,
+    angle_filter: str | None = None,
+    convention: str | None = None,
+    **more: Any,
+) -> Dataset:
+    """A `Dataset` with its protocol.
+
+    Args:
+        name: the data set's name.
+        samples: its samples, names unique.
+        skips: what was skipped.
+        boxes: where the boxes come from, in words.
+        angle_filter: which samples were left out by their angles, in words.
+        convention: name of the convention the labels were read in (`edgehp.pose.CONVENTIONS`).
+        more: further JSON values for the protocol.
+
+    Raises:
+        DataError: no samples are left, or two have the same name.
+    """
+    skipped = skips.found if isinstance(skips, Skips) else tuple(skips)
+    if not samples:
+        why = f"; {len(skipped)} were skipped, the first: {skipped[0].reason}" if skipped else ""
+        raise DataError(f"{name}: no samples are left{why}")
+    seen: set[str] = set()
+    for sample in samples:
+        if sample.name in seen:
+            raise DataError(f"{name}: two samples are called {sample.name!r}, expected one")
+        seen.add(sample.name)
+    protocol = {
+        "dataset": name,
+        "boxes": boxes,
+        "filter": angle_filter,
+        "convention": convention,
+        "frames": len(samples),
+        "skipped": len(skipped),
+        "sha256": _digest(samples),
+        **more,
+    }
+    return Dataset(name, tuple(samples), skipped, protocol)
+
+
+def join_datasets(name: str, parts: Sequence[Dataset]) -> Dataset:
+    """One data set after the other; the parts' protocols are kept under ``parts``.
+
+    Raises:
+        DataError: no samples, or two of the same name.
+    """
+    return build_dataset(
+        name,
+        [s for part in parts for s in part.samples],
+        [s for part in parts for s in part.skipped],
+        boxes=_common(parts, "boxes") or "none",
+        angle_filter=_common(parts, "filter"),
+        convention=_common(parts, "convention"),
+        parts=[dict(p.protocol) for p in parts],
+    )
+
+
+def _common(parts: Sequence[Dataset], key: str) -> str | None:
+    values = sorted({str(v) for p in parts if (v := p.protocol.get(key)) is not None})
+    return "; ".join(values) or None
+
+
+def labels_from_angles(angles: npt.ArrayLike, what: str) -> tuple[Array, Array]:
+    """(matrix [3, 3], angles [3]) from (pitch, yaw, roll), degrees, convention ``"aflw2000"``.
+
+    Both are read-only: samples are shared between threads.
+
+    Raises:
+        DataError: an angle is not finite or beyond +-360 degrees.
+    """
+    a = np.array(angles, np.float64)
+    if a.shape != (3,) or not np.all(np.isfinite(a)) or np.abs(a).max() > 360:
+        raise DataError(f"{what}: expected 3 finite angles within +-360 degrees, found {a.tolist()}")
+    matrix = matrix_from_euler(a)
+    matrix.flags.writeable = False
+    a.flags.writeable = False
+    return matrix, a
+
+
+def within(angles: Array, max_angle: float | None) -> bool:
+    """Whether every |angle| is at most `max_angle` degrees; None lets everything pass."""
+    return max_angle is None or bool(np.abs(angles).max() <= max_angle)
+
+
+def _digest(samples: Iterable[Sample]) -> str:
+    """SHA-256 of names, boxes and angles; four decimals, so that every machine agrees."""
+    digest = hashlib.sha256()
+    for s in samples:
+        box = () if s.box is None else (s.box.x_min, s.box.y_min, s.box.x_max, s.box.y_max)
+        angles = () if s.angles is None else tuple(s.angles)
+        numbers = ";".join(",".join(f"{round(v, 4) + 0.0:.4f}" for v in part) for part in (box, angles))
+        digest.update(f"{s.name}\t{numbers}\n".encode())
+    return digest.hexdigest()

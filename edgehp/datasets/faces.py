@@ -1,0 +1,196 @@
+"""Folders and zips of face photos, with or without boxes and labels.
+
+``NAME/NNNNN.jpg`` with ``NAME/boxes.csv`` (see `edgehp.datasets.table` for the columns); a plain
+folder of photos without a list, where the whole photo is the box; a folder of such zips. Zips are
+read in place: nothing is extracted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from edgehp.datasets.base import Dataset, Sample, Skips, build_dataset, join_datasets
+from edgehp.datasets.photos import (
+    PHOTO_SUFFIXES,
+    Archive,
+    FilePhoto,
+    PhotoSource,
+    ZipPhoto,
+    read_bytes,
+)
+from edgehp.datasets.table import ANGLES, Row, parse_table
+from edgehp.errors import DataError
+
+__all__ = ["read_faces"]
+
+_LIST = "boxes.csv"
+
+
+class _Store(Protocol):
+    """A folder or a zip: names with ``/``, relative to it."""
+
+    @property
+    def where(self) -> str: ...
+
+    def names(self) -> list[str]: ...
+
+    def read(self, name: str) -> bytes: ...
+
+    def photo(self, name: str) -> PhotoSource: ...
+
+
+class _Folder:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    def names(self) -> list[str]:
+        return [p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file()]
+
+    def read(self, name: str) -> bytes:
+        return read_bytes(self.path / name, "a CSV list")
+
+    def photo(self, name: str) -> PhotoSource:
+        return FilePhoto(self.path / name)
+
+
+class _Zip:
+    def __init__(self, path: Path) -> None:
+        self.archive = Archive(path)
+
+    @property
+    def where(self) -> str:
+        return str(self.archive.path)
+
+    def names(self) -> list[str]:
+        return list(self.archive.members)
+
+    def read(self, name: str) -> bytes:
+        return self.archive.read(name)
+
+    def photo(self, name: str) -> PhotoSource:
+        return ZipPhoto(self.archive, name)
+
+
+def read_faces(
+    path: Path | str,
+    *,
+    skip_bad: bool = False,
+    labels: Path | str | None = None,
+    name: str = "faces",
+) -> Dataset:
+    """Read a folder or zip of face photos.
+
+    Args:
+        path: a zip, a folder of photos, or a folder of zips (taken in the order of their names).
+        skip_bad: list a missing photo under ``skipped`` instead of raising. Photos are decoded
+            later, by `Sample.load`.
+        labels: CSV file with image,pitch,yaw,roll in degrees, and a box if there is one; photos it
+            does not name are left out and counted. It takes the place of the folder's own labels.
+        name: the data set's name.
+
+    Raises:
+        DataError: nothing there, a list is malformed, or names a photo that is not there.
+    """
+    root = Path(path)
+    if not root.exists():
+        raise DataError(f"{root}: no such file or folder; expected photos or a zip of photos")
+    if root.is_dir():
+        zips = sorted(p for p in root.iterdir() if p.suffix.lower() == ".zip")
+        if not zips:
+            return _read(_Folder(root), skip_bad, labels, name)
+        if labels is not None:
+            raise DataError(f"{root}: a folder of {len(zips)} zips; give one zip with a labels file")
+        loose = [p.name for p in root.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES]
+        if loose:
+            raise DataError(f"{root}: both zips and photos ({loose[0]}, ...): which are meant?")
+        return join_datasets(name, [_read(_Zip(z), skip_bad, None, z.stem) for z in zips])
+    return _read(_Zip(root), skip_bad, labels, name)
+
+
+def _read(store: _Store, skip_bad: bool, labels: Path | str | None, name: str) -> Dataset:
+    members = store.names()
+    photos = sorted(m for m in members if PurePosixPath(m).suffix.lower() in PHOTO_SUFFIXES)
+    if not photos:
+        raise DataError(
+            f"{store.where}: no photos; expected NAME/NNNNN.jpg with NAME/{_LIST}, or a folder of "
+            f"{', '.join(PHOTO_SUFFIXES)} files"
+        )
+    skips = Skips(skip_bad)
+    rows: dict[str, Row] = {}
+    for member in sorted(m for m in members if PurePosixPath(m).name == _LIST):
+        where = f"{store.where}/{member}"
+        folder = str(PurePosixPath(member).parent)
+        _collect(parse_table(store.read(member), where), photos, folder, where, rows, skips)
+    listed = bool(rows) or bool(skips.found)
+    chosen: Mapping[str, Row] = rows
+    if labels is not None:
+        chosen = _labelled(Path(labels), photos, rows, skips)
+    elif not listed:
+        chosen = {p: Row(0, p) for p in photos}
+    samples = [
+        Sample(p, store.photo(p), r.box, r.matrix, r.angles, r.size) for p, r in chosen.items()
+    ]
+    boxed = sum(s.box is not None for s in samples)
+    source = "whole photo" if boxed == 0 else _LIST if labels is None else f"{_LIST} or labels file"
+    return build_dataset(
+        name,
+        samples,
+        skips,
+        boxes=source if boxed in (0, len(samples)) else f"{source}, whole photo where none",
+        convention="aflw2000" if any(s.matrix is not None for s in samples) else None,
+        photos_not_listed=len(set(photos) - set(chosen)),
+    )
+
+
+def _collect(
+    table: Sequence[Row],
+    photos: Sequence[str],
+    folder: str,
+    where: str,
+    into: dict[str, Row],
+    skips: Skips,
+) -> None:
+    """Add the rows of one list under the names of their photos."""
+    known = set(photos)
+    for row in table:
+        with skips.guard(row.image):
+            photo = _resolve(row.image, folder, known, f"{where}: line {row.line}")
+            if photo in into:
+                raise DataError(f"{where}: line {row.line}: {row.image} is listed twice")
+            into[photo] = row
+
+
+def _resolve(image: str, folder: str, known: set[str], at: str) -> str:
+    """The photo an image column means: relative to the root, to the list, or to its parent."""
+    path = PurePosixPath(image)
+    if path.is_absolute() or ".." in path.parts or "\\" in image:
+        raise DataError(f"{at}: {image!r} leaves the data set; expected a path inside it")
+    candidates = [path, PurePosixPath(folder) / path]
+    if len(path.parts) > 1:  # the list lies in NAME/ and says NAME/NNNNN.jpg
+        candidates.append(PurePosixPath(folder, *path.parts[1:]))
+    for candidate in map(str, candidates):
+        if candidate in known:
+            return candidate
+    raise DataError(f"{at}: the photo {image} is not there; expected {candidates[-1]}")
+
+
+def _labelled(
+    path: Path, photos: Sequence[str], boxes: Mapping[str, Row], skips: Skips
+) -> dict[str, Row]:
+    """Rows of a labels file, with the folder's boxes where it has none of its own."""
+    rows: dict[str, Row] = {}
+    table = parse_table(read_bytes(path, "a CSV file of labels"), str(path), ANGLES)
+    _collect(table, photos, ".", str(path), rows, skips)
+    merged = {}
+    for photo, row in rows.items():
+        own = boxes.get(photo)
+        if own is not None and row.box is None:
+            row = Row(row.line, row.image, own.size, own.box, row.matrix, row.angles)
+        merged[photo] = row
+    return merged
