@@ -1,0 +1,299 @@
+"""The deployed ONNX graph, built from numpy weights and a specification, without torch.
+
+``crops`` uint8 [batch, S, S, 3] RGB -> ``angles`` float32 [batch, 3] (pitch, yaw, roll in degrees,
+convention ``"aflw2000"``) and ``spread`` float32 [batch, 3] (standard deviation of the bin
+distribution in degrees).
+
+Every node has one output and both share a name that is stable over versions and depths, because
+calibration tables are keyed by tensor name::
+
+    crops -> to_float -> to_nchw -> centred -> normalised
+    -> conv1 -> relu -> maxpool
+    -> layerL.B.conv1 -> layerL.B.relu1 -> ... -> layerL.B.add -> layerL.B.relu
+       (the skip is layerL.B.downsample where the shape changes)
+    -> avgpool -> features [-> neck -> neck_relu] -> heads -> logits
+    -> probabilities -> weighted -> expectation -> angles
+    -> deviation -> deviation.weighted -> deviation.squared -> variance -> spread
+
+Weights are called ``<node>.weight`` and ``<node>.bias``. Batch normalisation is folded into the
+convolutions; a colour order other than RGB is folded into the first convolution and the
+normalisation constants; the signs of the network's pose convention are folded into the bin values.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+import edgehp
+from edgehp.errors import CheckpointError, DataError, EnvironmentalError, UsageError
+from edgehp.networks.layout import (
+    ANGLES,
+    BatchNorm,
+    Weights,
+    backbone_prefix,
+    check_weights,
+    heads_prefix,
+    neck_prefix,
+    resnet_blocks,
+    stem,
+)
+from edgehp.networks.spec import NetworkSpec
+from edgehp.pose import convention
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = [
+    "DEFAULT_OPSET",
+    "DIGEST_KEY",
+    "INPUT",
+    "OUTPUTS",
+    "SPEC_KEY",
+    "build_graph",
+    "graph_bytes",
+    "spec_of_graph",
+]
+
+INPUT = "crops"
+OUTPUTS = ("angles", "spread")
+SPEC_KEY = "edgehp.spec"
+DIGEST_KEY = "edgehp.spec_digest"
+DEFAULT_OPSET = 17
+_OPSETS = range(17, 24)
+_EPSILON = 1e-5  # torch.nn.BatchNorm2d's default, which both papers' networks use
+
+Array = npt.NDArray[np.float64]
+
+
+def build_graph(weights: Weights, spec: NetworkSpec, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
+    """Build the deployed graph. The same input gives the same bytes (`graph_bytes`).
+
+    Args:
+        weights: float arrays by canonical name, as `edgehp.networks.checkpoint.load_weights` gives.
+        spec: the network; its `preprocessing.size` is the input size S.
+        opset: ONNX operator set, 17 to 23; FP16 quantisation scales need 19 or later.
+
+    Raises:
+        CheckpointError: the weights do not fit, or are not finite after folding.
+        UsageError: the opset or the colour order cannot be used.
+        EnvironmentalError: the onnx package is not installed.
+    """
+    if opset not in _OPSETS:
+        raise UsageError(f"opset {opset} is outside {_OPSETS.start}..{_OPSETS.stop - 1}")
+    if spec.preprocessing.colour == "GREY":
+        raise UsageError(
+            f"{spec.name}: {spec.architecture} takes three channels; train it on RGB or BGR "
+            "(grey crops with three equal channels are fine)"
+        )
+    check_weights({k: v.shape for k, v in weights.items()}, spec, f"the weights of {spec.name}")
+    try:
+        builder = _Builder()
+    except ImportError as e:
+        raise EnvironmentalError(
+            f"building an ONNX graph needs the onnx package ({e}); install it with: "
+            "pip install onnx"
+        ) from e
+    x = _normalisation(builder, spec)
+    x = _backbone(builder, weights, spec, x)
+    x = _heads(builder, weights, spec, x)
+    _decode(builder, spec, x)
+    return builder.model(spec, opset)
+
+
+def graph_bytes(model: onnx.ModelProto) -> bytes:
+    """Serialise a graph deterministically."""
+    return model.SerializeToString(deterministic=True)
+
+
+def spec_of_graph(model: onnx.ModelProto) -> NetworkSpec | None:
+    """The specification that a graph carries in its metadata, or None if it carries none.
+
+    Raises:
+        DataError: it carries one that cannot be read.
+    """
+    text = {p.key: p.value for p in model.metadata_props}.get(SPEC_KEY)
+    if text is None:
+        return None
+    try:
+        values = json.loads(text)
+    except ValueError as e:
+        raise DataError(f"the graph's metadata {SPEC_KEY} is not JSON: {e}") from e
+    return NetworkSpec.from_dict(values)
+
+
+class _Builder:
+    """Collects nodes and constants; a node is named after its only output."""
+
+    def __init__(self) -> None:
+        from onnx import helper, numpy_helper
+
+        self._helper = helper
+        self._numpy = numpy_helper
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: dict[str, onnx.TensorProto] = {}
+
+    def constant(self, name: str, values: npt.NDArray[np.generic]) -> str:
+        """Store floats as float32, integers as int64."""
+        kind = np.float32 if values.dtype.kind == "f" else np.int64
+        if kind is np.float32 and not np.isfinite(values).all():
+            raise CheckpointError(
+                f"{name} is not finite after folding the batch normalisation: "
+                "the checkpoint is corrupt or its training diverged"
+            )
+        array = np.ascontiguousarray(values.astype(kind))
+        self._constants[name] = self._numpy.from_array(array, name)
+        return name
+
+    def node(self, kind: str, name: str, inputs: list[str], **attributes: object) -> str:
+        node = self._helper.make_node(kind, inputs, [name], name=name, **attributes)
+        self._nodes.append(node)
+        return name
+
+    def convolution(self, name: str, x: str, weight: Array, bias: Array, stride: int) -> str:
+        kernel = weight.shape[2]
+        return self.node(
+            "Conv",
+            name,
+            [x, self.constant(f"{name}.weight", weight), self.constant(f"{name}.bias", bias)],
+            kernel_shape=[kernel, kernel],
+            strides=[stride, stride],
+            pads=[kernel // 2] * 4,
+            dilations=[1, 1],
+            group=1,
+        )
+
+    def linear(self, name: str, x: str, weight: Array, bias: Array) -> str:
+        inputs = [x, self.constant(f"{name}.weight", weight), self.constant(f"{name}.bias", bias)]
+        return self.node("Gemm", name, inputs, transB=1)
+
+    def model(self, spec: NetworkSpec, opset: int) -> onnx.ModelProto:
+        import onnx
+
+        helper, kinds = self._helper, onnx.TensorProto
+        size = spec.preprocessing.size
+        graph = helper.make_graph(
+            self._nodes,
+            spec.name,
+            [helper.make_tensor_value_info(INPUT, kinds.UINT8, ["batch", size, size, 3])],
+            [helper.make_tensor_value_info(o, kinds.FLOAT, ["batch", 3]) for o in OUTPUTS],
+            list(self._constants.values()),
+        )
+        opsets = [helper.make_opsetid("", opset)]
+        model = helper.make_model(
+            graph,
+            opset_imports=opsets,
+            # The oldest format that knows the opset: TensorRT's parsers lag behind onnx.
+            ir_version=helper.find_min_ir_version_for(opsets),
+            producer_name="edgehp",
+            producer_version=edgehp.__version__,
+            doc_string=(
+                f"{spec.name}: uint8 RGB crops to (pitch, yaw, roll) and spread in degrees. "
+                f"{spec.licence}"
+            ).strip(),
+        )
+        helper.set_model_props(
+            model,
+            {
+                SPEC_KEY: json.dumps(spec.to_dict(), sort_keys=True),
+                DIGEST_KEY: spec.digest,
+            },
+        )
+        model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+
+def _normalisation(b: _Builder, spec: NetworkSpec) -> str:
+    # BGR networks: the constants are put into RGB order here and the first convolution's input
+    # channels likewise, which saves the device a Gather over the whole image.
+    order = _rgb_order(spec)
+    mean = np.array(spec.preprocessing.mean)[order].reshape(1, 3, 1, 1)
+    std = np.array(spec.preprocessing.std)[order].reshape(1, 3, 1, 1)
+    x = b.node("Cast", "to_float", [INPUT], to=1)  # 1 is TensorProto.FLOAT
+    x = b.node("Transpose", "to_nchw", [x], perm=[0, 3, 1, 2])
+    x = b.node("Sub", "centred", [x, b.constant("centred.mean", mean)])
+    return b.node("Mul", "normalised", [x, b.constant("normalised.factor", 1.0 / std)])
+
+
+def _rgb_order(spec: NetworkSpec) -> list[int]:
+    return [2, 1, 0] if spec.preprocessing.colour == "BGR" else [0, 1, 2]
+
+
+def _folded(weights: Weights, prefix: str, c: BatchNorm) -> tuple[Array, Array]:
+    """Convolution weight and bias with the batch normalisation folded in, in float64."""
+    w = weights[f"{prefix}{c.conv}.weight"].astype(np.float64)
+    gamma, beta, mean, variance = (
+        weights[f"{prefix}{c.norm}.{part}"].astype(np.float64)
+        for part in ("weight", "bias", "running_mean", "running_var")
+    )
+    if not (variance >= 0).all():
+        raise CheckpointError(
+            f"{prefix}{c.norm}.running_var holds negative or undefined values: "
+            "the checkpoint is corrupt or its training diverged"
+        )
+    scale = gamma / np.sqrt(variance + _EPSILON)
+    return w * scale[:, None, None, None], beta - mean * scale
+
+
+def _backbone(b: _Builder, weights: Weights, spec: NetworkSpec, x: str) -> str:
+    prefix = backbone_prefix(spec)
+    first = stem()
+    weight, bias = _folded(weights, prefix, first)
+    x = b.convolution("conv1", x, weight[:, _rgb_order(spec)], bias, first.stride)
+    x = b.node("Relu", "relu", [x])
+    x = b.node("MaxPool", "maxpool", [x], kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+    for block in resnet_blocks(spec.depth):
+        skip = x
+        for number, c in enumerate(block.convolutions, 1):
+            x = b.convolution(c.conv, x, *_folded(weights, prefix, c), c.stride)
+            if number < len(block.convolutions):
+                x = b.node("Relu", f"{block.name}.relu{number}", [x])
+        if (c_down := block.downsample) is not None:
+            folded = _folded(weights, prefix, c_down)
+            skip = b.convolution(f"{block.name}.downsample", skip, *folded, c_down.stride)
+        x = b.node("Add", f"{block.name}.add", [x, skip])
+        x = b.node("Relu", f"{block.name}.relu", [x])
+    x = b.node("GlobalAveragePool", "avgpool", [x])
+    return b.node("Flatten", "features", [x], axis=1)
+
+
+def _heads(b: _Builder, weights: Weights, spec: NetworkSpec, x: str) -> str:
+    def linear(name: str) -> tuple[Array, Array]:
+        weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+        return weight.astype(np.float64), bias.astype(np.float64)
+
+    if (neck := neck_prefix(spec)) is not None:
+        x = b.linear("neck", x, *linear(neck))
+        x = b.node("Relu", "neck_relu", [x])
+    # One matrix product for the three heads: a single kernel instead of three small ones.
+    parts = [linear(f"{heads_prefix(spec)}{angle}") for angle in ANGLES]
+    weight = np.concatenate([w for w, _ in parts])
+    bias = np.concatenate([v for _, v in parts])
+    x = b.linear("heads", x, weight, bias)
+    # 0 copies the batch dimension, which keeps it symbolic for shape inference.
+    shape = b.constant("logits.shape", np.array([0, len(ANGLES), spec.bins.count]))
+    return b.node("Reshape", "logits", [x, shape])
+
+
+def _decode(b: _Builder, spec: NetworkSpec, logits: str) -> None:
+    """Softmax expectation and standard deviation over the bins.
+
+    The variance is taken about the mean and multiplied in the order (p d) d: every partial result
+    stays below the largest half-precision number, and nothing cancels as in E[x^2] - E[x]^2.
+    """
+    signs = np.array(convention(spec.convention).signs, np.float64)
+    values = b.constant("bins", signs[None, :, None] * spec.bins.values[None, None, :])
+    axis = b.constant("bins.axis", np.array([2]))
+    p = b.node("Softmax", "probabilities", [logits], axis=2)
+    weighted = b.node("Mul", "weighted", [p, values])
+    mean = b.node("ReduceSum", "expectation", [weighted, axis], keepdims=1)
+    deviation = b.node("Sub", "deviation", [values, mean])
+    moment = b.node("Mul", "deviation.weighted", [p, deviation])
+    square = b.node("Mul", "deviation.squared", [moment, deviation])
+    variance = b.node("ReduceSum", "variance", [square, axis], keepdims=0)
+    b.node("Squeeze", OUTPUTS[0], [mean, axis])
+    b.node("Sqrt", OUTPUTS[1], [variance])
