@@ -214,14 +214,15 @@ def _common(parts: Sequence[Dataset], key: str) -> str | None:
 def labels_from_angles(angles: npt.ArrayLike, what: str) -> tuple[Array, Array]:
     """(matrix [3, 3], angles [3]) from (pitch, yaw, roll), degrees, convention ``"aflw2000"``.
 
-    Both are read-only: samples are shared between threads.
+    Any size is taken, since AFLW2000-3D itself has some beyond +-700 degrees. Both results are
+    read-only: samples are shared between threads.
 
     Raises:
-        DataError: an angle is not finite or beyond +-360 degrees.
+        DataError: an angle is not finite.
     """
     a = np.array(angles, np.float64)
-    if a.shape != (3,) or not np.all(np.isfinite(a)) or np.abs(a).max() > 360:
-        raise DataError(f"{what}: expected 3 finite angles within +-360 degrees, found {a.tolist()}")
+    if a.shape != (3,) or not np.all(np.isfinite(a)):
+        raise DataError(f"{what}: expected 3 finite angles in degrees, found {a.tolist()}")
     matrix = matrix_from_euler(a)
     matrix.flags.writeable = False
     a.flags.writeable = False
@@ -238,7 +239,11 @@ def _digest(samples: Iterable[Sample]) -> str:
     digest = hashlib.sha256()
     for s in samples:
         box = () if s.box is None else (s.box.x_min, s.box.y_min, s.box.x_max, s.box.y_max)
-        angles = () if s.angles is None else tuple(s.angles)
-        numbers = ";".join(",".join(f"{round(v, 4) + 0.0:.4f}" for v in part) for part in (box, angles))
-        digest.update(f"{s.name}\t{numbers}\n".encode())
+        angles = () if s.angles is None else s.angles.tolist()
+        digest.update(f"{s.name}\t{_fixed(box)};{_fixed(angles)}\n".encode())
     return digest.hexdigest()
+
+
+def _fixed(numbers: Iterable[float]) -> str:
+    # Adding 0.0 turns -0.0, which would print its sign, into 0.0.
+    return ",".join(f"{round(v, 4) + 0.0:.4f}" for v in numbers)

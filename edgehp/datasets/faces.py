@@ -105,7 +105,7 @@ def read_faces(
         if not zips:
             return _read(_Folder(root), skip_bad, labels, name)
         if labels is not None:
-            raise DataError(f"{root}: a folder of {len(zips)} zips; give one zip with a labels file")
+            raise DataError(f"{root}: {len(zips)} zips in a folder; give one with a labels file")
         loose = [p.name for p in root.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES]
         if loose:
             raise DataError(f"{root}: both zips and photos ({loose[0]}, ...): which are meant?")

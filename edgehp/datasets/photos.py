@@ -111,9 +111,9 @@ class Archive:
         seen: set[str] = set()
         for info in infos:
             if info.filename in seen:
-                raise DataError(f"{path}: member {info.filename!r} occurs twice: which one is meant?")
+                raise DataError(f"{path}: member {info.filename!r} occurs twice, expected once")
             if info.flag_bits & 1:
-                raise DataError(f"{path}: member {info.filename!r} is encrypted: expected plain zip")
+                raise DataError(f"{path}: member {info.filename!r} is encrypted; decrypt the zip")
             seen.add(info.filename)
         self.members = tuple(i.filename for i in infos if not i.is_dir())
 

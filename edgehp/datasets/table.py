@@ -133,6 +133,8 @@ def _row(line: int, cells: dict[str, str], columns: set[str], at: str) -> Row:
 def _labels(
     entries: list[float] | None, angles: list[float] | None, at: str
 ) -> tuple[Array | None, Array | None]:
+    if angles is not None and max(map(abs, angles)) > 360:
+        raise DataError(f"{at}: expected angles within +-360 degrees, found {angles}")
     given = None if angles is None else labels_from_angles(angles, at)
     if entries is None:
         return given or (None, None)
@@ -144,8 +146,8 @@ def _labels(
         return matrix, computed
     if (off := float(geodesic_degrees(matrix, given[0]))) > _AGREEMENT_DEGREES:
         raise DataError(
-            f"{at}: r00..r22 and pitch,yaw,roll differ by {off:.2f} degrees; expected the canonical "
-            "matrix and AFLW2000-3D's signs (see edgehp.pose)"
+            f"{at}: r00..r22 and pitch,yaw,roll differ by {off:.2f} degrees; expected the "
+            "canonical matrix and AFLW2000-3D's signs (see edgehp.pose)"
         )
     return matrix, given[1]
 

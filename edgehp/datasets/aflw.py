@@ -1,0 +1,209 @@
+"""AFLW: poses and face rectangles in ``aflw.sqlite``, photos under ``flickr/``."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from edgehp.crop import Box
+from edgehp.datasets.base import (
+    DEFAULT_MAX_ANGLE,
+    Dataset,
+    Sample,
+    Skips,
+    build_dataset,
+    labels_from_angles,
+    within,
+)
+from edgehp.datasets.boxes import BoxEntry, BoxList, find_boxes, require_split
+from edgehp.datasets.photos import FilePhoto
+from edgehp.errors import DataError
+from edgehp.pose import to_aflw2000
+
+__all__ = ["LAYOUT", "read_aflw"]
+
+LAYOUT = "data/aflw.sqlite and data/flickr/0/image00002.jpg ..."
+LIST = "AFLW.json"
+_DATABASES = ("aflw.sqlite", "data/aflw.sqlite")
+_PHOTOS = ("data/flickr", "flickr", "data", ".")
+_COLUMNS = {
+    "Faces": ("face_id", "file_id"),
+    "FacePose": ("face_id", "roll", "pitch", "yaw"),
+    "FaceRect": ("face_id", "x", "y", "w", "h"),
+    "FaceImages": ("file_id", "filepath"),
+}
+# A face may have several rectangles in the database; its first is taken, as by a plain query.
+_QUERY = """
+SELECT Faces.face_id, FaceImages.filepath, FacePose.pitch, FacePose.yaw, FacePose.roll,
+       FaceRect.x, FaceRect.y, FaceRect.w, FaceRect.h
+FROM Faces
+JOIN FaceImages ON FaceImages.file_id = Faces.file_id
+LEFT JOIN FacePose ON FacePose.face_id = Faces.face_id
+LEFT JOIN FaceRect ON FaceRect.face_id = Faces.face_id
+ORDER BY FaceImages.filepath, Faces.face_id, FacePose.rowid, FaceRect.rowid
+"""
+
+
+@dataclass(frozen=True)
+class _Face:
+    face_id: int
+    file: str
+    angles: tuple[float, float, float] | None  # pitch, yaw, roll as in the database, radians
+    rectangle: tuple[float, float, float, float] | None  # x, y, w, h in pixels
+
+    @property
+    def name(self) -> str:
+        return f"{self.file}#{self.face_id}"
+
+
+def read_aflw(
+    root: Path | str,
+    *,
+    boxes: Path | str | None = None,
+    skip_bad: bool = False,
+    split: str | None = None,
+    max_angle: float | None = DEFAULT_MAX_ANGLE,
+) -> Dataset:
+    """Read AFLW. A photo may hold several faces; a sample is called ``FILE#FACE_ID``.
+
+    Args:
+        root: the folder with ``aflw.sqlite``, or one around its folder ``data``.
+        boxes: the published box list, whose faces are found by their ``faceid``; None looks for it
+            beside the data and takes the database's rectangles if there is none.
+        skip_bad: list missing and damaged faces under ``skipped`` instead of raising.
+        split: ``"train"`` or ``"test"`` of the list; None takes both.
+        max_angle: leave out faces with an |angle| above it, degrees; None keeps all.
+
+    Raises:
+        DataError: no database, it is not AFLW's, or a face of the list or a photo is missing.
+        UsageError: no such split.
+    """
+    folder = Path(root)
+    database = next((folder / d for d in _DATABASES if (folder / d).is_file()), None)
+    if database is None:
+        raise DataError(f"{folder}: no aflw.sqlite; expected {LAYOUT}")
+    faces = {f.face_id: f for f in _faces(database)}
+    listed = find_boxes(folder, LIST, boxes)
+    require_split(split, listed, "aflw")
+    photos = next(
+        (folder / p for p in _PHOTOS if any((folder / p / f.file).is_file() for f in _some(faces))),
+        folder / _PHOTOS[0],
+    )
+    skips = Skips(skip_bad)
+    samples: list[Sample] = []
+    filtered: list[str] = []
+    if listed is None:
+        chosen = _by_rectangle(faces, skips)
+    else:
+        chosen = _by_list(faces, listed, split, skips)
+    for face, box in chosen:
+        with skips.guard(face.name):
+            photo = photos / face.file
+            if face.angles is None:
+                raise DataError(f"{database}: face {face.face_id} of {face.file} has no pose")
+            if not photo.is_file():
+                raise DataError(f"{photo}: the photo of face {face.face_id} is missing")
+            published = to_aflw2000(face.angles, "aflw")
+            matrix, angles = labels_from_angles(published, f"{database}: face {face.face_id}")
+            if within(angles, max_angle):
+                samples.append(Sample(face.name, FilePhoto(photo), box, matrix, angles))
+            else:
+                filtered.append(face.name)
+    return build_dataset(
+        "aflw",
+        samples,
+        skips,
+        boxes="FaceRect of aflw.sqlite" if listed is None else listed.source,
+        angle_filter=None if max_angle is None else f"all |angles| <= {max_angle:g} degrees",
+        convention="aflw",
+        split=split,
+        filtered=filtered,
+        faces_without_pose=sum(f.angles is None for f in faces.values()),
+    )
+
+
+def _some(faces: dict[int, _Face]) -> list[_Face]:
+    """Enough faces to find the photos' folder by."""
+    return list(faces.values())[:100]
+
+
+def _by_rectangle(faces: dict[int, _Face], skips: Skips) -> list[tuple[_Face, Box]]:
+    """Faces with a pose, in the database's rectangles; those without are no pose samples."""
+    chosen = []
+    for face in faces.values():
+        if face.angles is None:
+            continue
+        with skips.guard(face.name):
+            if face.rectangle is None or min(face.rectangle[2:]) <= 0:
+                raise DataError(f"aflw.sqlite: face {face.face_id} of {face.file} has no rectangle")
+            x, y, w, h = face.rectangle
+            chosen.append((face, Box(x, y, x + w, y + h)))
+    return chosen
+
+
+def _by_list(
+    faces: dict[int, _Face], listed: BoxList, split: str | None, skips: Skips
+) -> list[tuple[_Face, Box]]:
+    chosen = []
+    for file in sorted(listed.files(split)):
+        for entry in listed.chosen(file, split):
+            with skips.guard(f"{file}#{entry.face_id}"):
+                chosen.append((_listed_face(faces, listed, file, entry), entry.box))
+    return chosen
+
+
+def _listed_face(faces: dict[int, _Face], listed: BoxList, file: str, entry: BoxEntry) -> _Face:
+    at = f"{listed.source}: {file}"
+    if entry.face_id is None:
+        raise DataError(f"{at}: expected a faceid, by which the database knows the face")
+    face = faces.get(entry.face_id)
+    if face is None or face.file != file:
+        found = "nothing" if face is None else face.file
+        raise DataError(f"{at}: face {entry.face_id} is not in the database (found {found})")
+    return face
+
+
+def _faces(database: Path) -> list[_Face]:
+    # Immutable: no lock or journal beside a data set that may lie on a read-only medium.
+    uri = f"{database.resolve().as_uri()}?mode=ro&immutable=1"
+    try:
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
+            _check_schema(connection, database)
+            rows = connection.execute(_QUERY).fetchall()
+    except sqlite3.Error as e:
+        raise DataError(f"{database}: expected AFLW's sqlite database: {e}") from e
+    faces: dict[int, _Face] = {}
+    for face_id, file, *numbers in rows:
+        if face_id in faces:
+            continue
+        path = PurePosixPath(str(file))
+        if path.is_absolute() or ".." in path.parts:
+            raise DataError(f"{database}: face {face_id}: the path {file!r} leaves the data set")
+        at = f"{database}: face {face_id}"
+        pitch, yaw, roll, x, y, w, h = (_number(v, at) for v in numbers)
+        faces[face_id] = _Face(
+            face_id,
+            str(file),
+            None if pitch is None or yaw is None or roll is None else (pitch, yaw, roll),
+            None if x is None or y is None or w is None or h is None else (x, y, w, h),
+        )
+    return list(faces.values())
+
+
+def _check_schema(connection: sqlite3.Connection, database: Path) -> None:
+    for table, columns in _COLUMNS.items():
+        have = {row[1].lower() for row in connection.execute(f"PRAGMA table_info({table})")}
+        if missing := [c for c in columns if c not in have]:
+            what = f"columns {', '.join(missing)} of table {table}" if have else f"table {table}"
+            raise DataError(f"{database}: expected AFLW's database, it has no {what}")
+
+
+def _number(value: object, at: str) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise DataError(f"{at}: expected a number, found {value!r}")
+    return float(value)
