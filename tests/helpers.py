@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
+import onnx
+import onnxruntime
 
-from edgehp.networks.layout import Weights, expected_shapes
+from edgehp.networks.graph import INPUT, build_graph, graph_bytes
+from edgehp.networks.layout import ANGLES, Weights, expected_shapes, heads_prefix
 from edgehp.networks.spec import EHPNET, KD_RESNET, NetworkSpec
 
 _SPECS = {"kd-resnet18": KD_RESNET, "ehpnet": EHPNET}
@@ -18,7 +23,8 @@ def random_network(
 
     Convolutions are He-initialised; the batch normalisation's statistics and scales are random
     about those values that keep activations near unit size through the depth, so that folding
-    them wrongly shows; the heads' logits spread over several units.
+    them wrongly shows; the heads give Gaussians over the bins, as trained ones do, whose centres
+    differ over `random_crops` with a standard deviation of about 20 degrees.
 
     Args:
         name: ``kd-resnet18``, any other ``kd-resnetNN``, or ``ehpnet``.
@@ -28,14 +34,52 @@ def random_network(
     if name in _SPECS:
         spec = _SPECS[name]
     else:
-        from dataclasses import replace
-
         spec = replace(KD_RESNET, name=name, depth=int(name.removeprefix("kd-resnet")))
     if size is not None:
         spec = spec.with_size(size)
     rng = np.random.default_rng(seed)
     weights = {k: _values(rng, k, s) for k, s in expected_shapes(spec).items()}
+    features = _features(weights, spec)
+    # The directions in which the features of crops differ, most telling first.
+    directions = np.linalg.svd(features - features.mean(0), full_matrices=False)[2]
+    for i, angle in enumerate(ANGLES):
+        u = directions[i] * 20.0 / (features @ directions[i]).std()
+        name = f"{heads_prefix(spec)}{angle}"
+        _gaussian_head(rng, weights, name, spec.bins.values, u, features.mean(0))
     return weights, spec
+
+
+def _features(weights: Weights, spec: NetworkSpec) -> npt.NDArray[np.float64]:
+    """What reaches the heads for 24 crops: [24, width]."""
+    model = build_graph(weights, spec)
+    name = next(n.input[0] for n in model.graph.node if n.name == "heads")
+    model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        graph_bytes(model), options, providers=["CPUExecutionProvider"]
+    )
+    crops = random_crops(24, spec.preprocessing.size, seed=12345)
+    out = session.run([name], {INPUT: crops})[0]
+    return np.asarray(out, np.float64)
+
+
+def _gaussian_head(
+    rng: np.random.Generator,
+    weights: Weights,
+    name: str,
+    values: npt.NDArray[np.float64],
+    u: npt.NDArray[np.float64],
+    mean: npt.NDArray[np.float64],
+) -> None:
+    """Logits -(v - u (f - mean))^2 / 2 sigma^2, up to what softmax cancels, and some noise."""
+    sigma = 4.0
+    weight = values[:, None] * u / sigma**2
+    # Without noise every crop would have the spread sigma.
+    weight += rng.normal(0, 1, weight.shape) * np.linalg.norm(u) / 40
+    bias = -(values**2) / (2 * sigma**2) - weight @ mean
+    weights[f"{name}.weight"] = weight.astype(np.float32)
+    weights[f"{name}.bias"] = bias.astype(np.float32)
 
 
 def _values(

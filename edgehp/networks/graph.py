@@ -7,7 +7,7 @@ distribution in degrees).
 Every node has one output and both share a name that is stable over versions and depths, because
 calibration tables are keyed by tensor name::
 
-    crops -> to_float -> to_nchw -> centred -> normalised
+    crops -> to_float -> to_nchw -> centred
     -> conv1 -> relu -> maxpool
     -> layerL.B.conv1 -> layerL.B.relu1 -> ... -> layerL.B.add -> layerL.B.relu
        (the skip is layerL.B.downsample where the shape changes)
@@ -16,13 +16,13 @@ calibration tables are keyed by tensor name::
     -> deviation -> deviation.weighted -> deviation.squared -> variance -> spread
 
 Weights are called ``<node>.weight`` and ``<node>.bias``. Batch normalisation is folded into the
-convolutions; a colour order other than RGB is folded into the first convolution and the
-normalisation constants; the signs of the network's pose convention are folded into the bin values.
+convolutions; the division by std and a colour order other than RGB into the first of them; the signs of the network's pose convention are folded into the bin values.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,6 +55,7 @@ __all__ = [
     "SPEC_KEY",
     "build_graph",
     "graph_bytes",
+    "simplify",
     "spec_of_graph",
 ]
 
@@ -64,7 +65,10 @@ SPEC_KEY = "edgehp.spec"
 DIGEST_KEY = "edgehp.spec_digest"
 DEFAULT_OPSET = 17
 _OPSETS = range(17, 24)
+_TOLERANCE = 1e-3  # degrees
 _EPSILON = 1e-5  # torch.nn.BatchNorm2d's default, which both papers' networks use
+
+_log = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float64]
 
@@ -97,7 +101,7 @@ def build_graph(weights: Weights, spec: NetworkSpec, opset: int = DEFAULT_OPSET)
             f"building an ONNX graph needs the onnx package ({e}); install it with: "
             "pip install onnx"
         ) from e
-    x = _normalisation(builder, spec)
+    x = _centring(builder, spec)
     x = _backbone(builder, weights, spec, x)
     x = _heads(builder, weights, spec, x)
     _decode(builder, spec, x)
@@ -123,6 +127,84 @@ def spec_of_graph(model: onnx.ModelProto) -> NetworkSpec | None:
     except ValueError as e:
         raise DataError(f"the graph's metadata {SPEC_KEY} is not JSON: {e}") from e
     return NetworkSpec.from_dict(values)
+
+
+def simplify(model: onnx.ModelProto, count: int = 8, seed: int = 0) -> onnx.ModelProto:
+    """Run onnxsim over a deployed graph and check the result on random crops.
+
+    The graph of `build_graph` is already as simple as onnxsim makes it; this proves it, and serves
+    graphs from elsewhere. Where onnxsim is not installed the graph is returned as it is, which the
+    log says.
+
+    Args:
+        model: a deployed graph.
+        count: number of random crops to compare on.
+        seed: of the crops.
+
+    Returns:
+        A new graph with the same metadata, inputs and outputs, symbolic batch included.
+
+    Raises:
+        EnvironmentalError: onnxsim failed or changed the answer or the interface, or onnxruntime,
+            which the check needs, is not installed.
+    """
+    import onnx
+
+    try:
+        import onnxsim
+    except ImportError:
+        _log.warning("onnxsim is not installed: the graph stays as it was built")
+        return model
+    try:
+        simple, _ = onnxsim.simplify(model)
+        onnx.checker.check_model(simple, full_check=True)
+    except (RuntimeError, ValueError, TypeError, onnx.checker.ValidationError) as e:
+        raise EnvironmentalError(
+            f"onnxsim {_version(onnxsim)} failed on the graph ({_first_line(e)}); install another "
+            "version of onnxsim, or uninstall it to use the graph as it was built"
+        ) from e
+    # onnxsim writes a log of its own into the metadata, which differs between its versions.
+    del simple.metadata_props[:]
+    simple.metadata_props.extend(model.metadata_props)
+    for field in ("input", "output"):
+        if [v.SerializeToString(deterministic=True) for v in getattr(simple.graph, field)] != [
+            v.SerializeToString(deterministic=True) for v in getattr(model.graph, field)
+        ]:
+            raise EnvironmentalError(
+                f"onnxsim {_version(onnxsim)} changed the graph's {field}s (expected a symbolic "
+                "batch and the same names); install another version of onnxsim or uninstall it"
+            )
+    size = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    crops = np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
+    before, after = _run(model, crops), _run(simple, crops)
+    worst = max(float(np.abs(a - b).max()) for a, b in zip(before, after, strict=True))
+    if not worst <= _TOLERANCE:  # not the same as >, for a NaN
+        raise EnvironmentalError(
+            f"onnxsim {_version(onnxsim)} changed the answer by {worst:.3g} degrees, expected at "
+            f"most {_TOLERANCE}; install another version of onnxsim or uninstall it"
+        )
+    return simple
+
+
+def _run(model: onnx.ModelProto, crops: npt.NDArray[np.uint8]) -> list[Array]:
+    try:
+        import onnxruntime
+    except ImportError as e:
+        raise EnvironmentalError(
+            f"checking a graph needs onnxruntime ({e}); install it with: pip install onnxruntime"
+        ) from e
+    session = onnxruntime.InferenceSession(
+        graph_bytes(model), providers=["CPUExecutionProvider"]
+    )
+    return [np.asarray(o, np.float64) for o in session.run(list(OUTPUTS), {INPUT: crops})]
+
+
+def _version(module: object) -> str:
+    return str(getattr(module, "__version__", "of unknown version"))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 class _Builder:
@@ -207,16 +289,21 @@ class _Builder:
         return model
 
 
-def _normalisation(b: _Builder, spec: NetworkSpec) -> str:
-    # BGR networks: the constants are put into RGB order here and the first convolution's input
-    # channels likewise, which saves the device a Gather over the whole image.
-    order = _rgb_order(spec)
-    mean = np.array(spec.preprocessing.mean)[order].reshape(1, 3, 1, 1)
-    std = np.array(spec.preprocessing.std)[order].reshape(1, 3, 1, 1)
+def _centring(b: _Builder, spec: NetworkSpec) -> str:
+    # Only the mean is subtracted here. The division by std is folded into the first convolution,
+    # as simplifiers do it anyway; the mean is not, because the zero padding stands for the mean.
+    mean = np.array(spec.preprocessing.mean)[_rgb_order(spec)].reshape(1, 3, 1, 1)
     x = b.node("Cast", "to_float", [INPUT], to=1)  # 1 is TensorProto.FLOAT
     x = b.node("Transpose", "to_nchw", [x], perm=[0, 3, 1, 2])
-    x = b.node("Sub", "centred", [x, b.constant("centred.mean", mean)])
-    return b.node("Mul", "normalised", [x, b.constant("normalised.factor", 1.0 / std)])
+    return b.node("Sub", "centred", [x, b.constant("centred.mean", mean)])
+
+
+def _first_convolution(weights: Weights, spec: NetworkSpec) -> tuple[Array, Array]:
+    """Weight and bias that take centred RGB, whatever colour order and std the network knows."""
+    weight, bias = _folded(weights, backbone_prefix(spec), stem())
+    weight = weight / np.array(spec.preprocessing.std).reshape(1, 3, 1, 1)
+    # BGR: permuting 3 x 64 kernels here saves the device a Gather over the whole image.
+    return weight[:, _rgb_order(spec)], bias
 
 
 def _rgb_order(spec: NetworkSpec) -> list[int]:
@@ -241,9 +328,7 @@ def _folded(weights: Weights, prefix: str, c: BatchNorm) -> tuple[Array, Array]:
 
 def _backbone(b: _Builder, weights: Weights, spec: NetworkSpec, x: str) -> str:
     prefix = backbone_prefix(spec)
-    first = stem()
-    weight, bias = _folded(weights, prefix, first)
-    x = b.convolution("conv1", x, weight[:, _rgb_order(spec)], bias, first.stride)
+    x = b.convolution("conv1", x, *_first_convolution(weights, spec), stem().stride)
     x = b.node("Relu", "relu", [x])
     x = b.node("MaxPool", "maxpool", [x], kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
     for block in resnet_blocks(spec.depth):
