@@ -15,15 +15,16 @@ calibration tables are keyed by tensor name::
     -> probabilities -> weighted -> expectation -> angles
     -> deviation -> deviation.weighted -> deviation.squared -> variance -> spread
 
-Weights are called ``<node>.weight`` and ``<node>.bias``. Batch normalisation is folded into the
-convolutions; the division by std and a colour order other than RGB into the first of them; the signs of the network's pose convention are folded into the bin values.
+Weights are called ``<node>.weight`` and ``<node>.bias``. Folded away are the batch normalisation
+(into the convolutions), the division by std and a colour order other than RGB (into the first
+convolution), and the signs of the network's pose convention (into the bin values).
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -110,7 +111,7 @@ def build_graph(weights: Weights, spec: NetworkSpec, opset: int = DEFAULT_OPSET)
 
 def graph_bytes(model: onnx.ModelProto) -> bytes:
     """Serialise a graph deterministically."""
-    return model.SerializeToString(deterministic=True)
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 def spec_of_graph(model: onnx.ModelProto) -> NetworkSpec | None:
@@ -156,7 +157,7 @@ def simplify(model: onnx.ModelProto, count: int = 8, seed: int = 0) -> onnx.Mode
         _log.warning("onnxsim is not installed: the graph stays as it was built")
         return model
     try:
-        simple, _ = onnxsim.simplify(model)
+        simple: onnx.ModelProto = onnxsim.simplify(model)[0]
         onnx.checker.check_model(simple, full_check=True)
     except (RuntimeError, ValueError, TypeError, onnx.checker.ValidationError) as e:
         raise EnvironmentalError(
@@ -193,9 +194,7 @@ def _run(model: onnx.ModelProto, crops: npt.NDArray[np.uint8]) -> list[Array]:
         raise EnvironmentalError(
             f"checking a graph needs onnxruntime ({e}); install it with: pip install onnxruntime"
         ) from e
-    session = onnxruntime.InferenceSession(
-        graph_bytes(model), providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(graph_bytes(model), providers=["CPUExecutionProvider"])
     return [np.asarray(o, np.float64) for o in session.run(list(OUTPUTS), {INPUT: crops})]
 
 
@@ -230,7 +229,7 @@ class _Builder:
         self._constants[name] = self._numpy.from_array(array, name)
         return name
 
-    def node(self, kind: str, name: str, inputs: list[str], **attributes: object) -> str:
+    def node(self, kind: str, name: str, inputs: list[str], **attributes: Any) -> str:
         node = self._helper.make_node(kind, inputs, [name], name=name, **attributes)
         self._nodes.append(node)
         return name

@@ -40,6 +40,7 @@ __all__ = [
     "neck_prefix",
     "parameter_count",
     "resnet_blocks",
+    "stem",
 ]
 
 Weights = dict[str, npt.NDArray[np.float32]]
@@ -271,15 +272,13 @@ def _depth(shapes: Mapping[str, Shape], prefix: str, source: str) -> int:
     for depth, stages in RESNET_STAGES.items():
         if stages == (counts, bottleneck):
             return depth
-    # A file that lost tensors is compared with the nearest network, which names what is missing.
-    kind = [d for d, s in RESNET_STAGES.items() if s[1] == bottleneck]
-    near = min(
-        kind,
-        key=lambda d: sum(abs(a - b) for a, b in zip(RESNET_STAGES[d][0], counts, strict=True)),
-    )
-    raise_for = replace(
-        KD_RESNET if prefix == backbone_prefix(KD_RESNET) else EHPNET,
-        depth=near if prefix == backbone_prefix(KD_RESNET) else EHPNET.depth,
-    )
-    check_weights(shapes, raise_for, source)
+    # Tensors were lost or added: compare with the nearest network, which names them.
+    base = KD_RESNET if prefix == backbone_prefix(KD_RESNET) else EHPNET
+    depths = [d for d, stages in RESNET_STAGES.items() if stages[1] == bottleneck]
+
+    def distance(depth: int) -> int:
+        return sum(abs(a - b) for a, b in zip(RESNET_STAGES[depth][0], counts, strict=True))
+
+    nearest = min(depths, key=distance) if base is KD_RESNET else base.depth
+    check_weights(shapes, replace(base, depth=nearest), source)
     raise CheckpointError(f"{source}: {list(counts)} blocks a stage fit no ResNet known here")

@@ -1,0 +1,115 @@
+"""The networks that travel with edgehp, and what a user may name a network by."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgehp.errors import EnvironmentalError, UsageError
+from edgehp.networks.checkpoint import SUFFIXES, load_weights
+from edgehp.networks.export import deployed_graph, load_graph
+from edgehp.networks.graph import DEFAULT_OPSET
+from edgehp.networks.layout import Weights
+from edgehp.networks.spec import NetworkSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["BUNDLED", "Network", "bundled_path", "load_bundled", "resolve_network"]
+
+BUNDLED = ("kd-resnet18", "kd-resnet18-112")
+_DIRECTORY = Path(__file__).resolve().parent / "weights"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that a user named.
+
+    Attributes:
+        source: what the user wrote.
+        path: the file it was read from.
+        spec: the network, with the licence to show.
+        weights: float32 arrays by canonical name; None where the file is a deployed graph.
+    """
+
+    source: str
+    path: Path
+    spec: NetworkSpec
+    weights: Weights | None
+
+    def graph(self, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
+        """The deployed graph: built from the weights and simplified, or read from the file.
+
+        A graph that was read keeps the opset it was made with.
+
+        Raises:
+            CheckpointError, UsageError, EnvironmentalError: as `deployed_graph` and `load_graph`.
+        """
+        if self.weights is None:
+            return load_graph(self.path)[0]
+        return deployed_graph(self.weights, self.spec, opset)
+
+
+def bundled_path(name: str) -> Path:
+    """Where the weights of a bundled network are.
+
+    Raises:
+        UsageError: no network of this name is bundled.
+        EnvironmentalError: this installation lacks the file.
+    """
+    if name not in BUNDLED:
+        raise UsageError(f"no bundled network is called {name!r}{_near(name)}")
+    path = _DIRECTORY / f"{name}.safetensors"
+    if not path.is_file():
+        raise EnvironmentalError(
+            f"the bundled network {name!r} is not in this installation (expected {path}); install "
+            "edgehp again, or give the path of a checkpoint"
+        )
+    return path
+
+
+def load_bundled(name: str) -> tuple[Weights, NetworkSpec]:
+    """Weights and specification of a bundled network.
+
+    Raises:
+        UsageError, EnvironmentalError: as `bundled_path`.
+        CheckpointError: the file is damaged.
+    """
+    return load_weights(bundled_path(name))
+
+
+def resolve_network(text: str) -> Network:
+    """Find the network that a user named.
+
+    Args:
+        text: a bundled name, the path of a checkpoint (``.safetensors``, ``.pth``, ``.pt``), or of
+            a deployed graph (``.onnx``).
+
+    Raises:
+        UsageError: neither a bundled name nor a file of a known kind.
+        CheckpointError: the file is missing, damaged, or not such a network.
+        EnvironmentalError: a package that reads it, or a bundled file, is missing.
+    """
+    if text in BUNDLED:
+        path = bundled_path(text)
+        weights, spec = load_weights(path)
+        return Network(text, path, spec, weights)
+    path = Path(text)
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        weights, spec = load_weights(path)
+        return Network(text, path, spec, weights)
+    if suffix == ".onnx":
+        return Network(text, path, load_graph(path)[1], None)
+    raise UsageError(
+        f"{text!r} is neither a bundled network nor a file that ends with "
+        f"{', '.join(SUFFIXES)} or .onnx{_near(text)}"
+    )
+
+
+def _near(name: str) -> str:
+    known = f" (bundled: {', '.join(BUNDLED)})"
+    close = difflib.get_close_matches(name, BUNDLED, n=1)
+    return f"; did you mean {close[0]!r}?{known}" if close else known

@@ -1,0 +1,329 @@
+"""Reading and writing network weights.
+
+``.safetensors`` is edgehp's own form: half-precision tensors by canonical name
+(`edgehp.networks.layout`) and the network's specification as JSON in the metadata key
+``edgehp.spec``. It is read without torch. ``.pth`` and ``.pt`` are read by torch with
+``weights_only=True``, which refuses pickles that would run code. Either may hold the layouts
+published with the two papers, unchanged.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgehp.errors import CheckpointError, DataError, EnvironmentalError, UsageError
+from edgehp.networks._atomic import write_atomically
+from edgehp.networks.layout import (
+    Weights,
+    canonical_names,
+    check_weights,
+    expected_shapes,
+    infer_spec,
+)
+from edgehp.networks.spec import NetworkSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["SPEC_KEY", "SUFFIXES", "build_module", "load_module", "load_weights", "save_weights"]
+
+SPEC_KEY = "edgehp.spec"
+SUFFIXES = (".safetensors", ".pth", ".pt")
+# ResNet152, the largest network here, takes 235 MB in single precision.
+_LARGEST_FILE = 2 << 30
+_FLOATS: dict[str, np.dtype[Any]] = {
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+}
+_WRAPPERS = ("state_dict", "model")
+# What torch's readers raise on files that are truncated, corrupted or made to confuse them.
+_READING_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+_ADVICE = "give a .safetensors, .pth or .pt file with the weights of a KD-ResNet or an EHPNet"
+
+
+def load_weights(path: str | Path, spec: NetworkSpec | None = None) -> tuple[Weights, NetworkSpec]:
+    """Read a checkpoint and check it against the network it belongs to.
+
+    Args:
+        path: ``.safetensors``, ``.pth`` or ``.pt``.
+        spec: the network the file must hold. None takes the specification in the file or, where
+            there is none, the published network that names and shapes tell (`infer_spec`).
+
+    Returns:
+        float32 arrays by canonical name, in network order and without ``num_batches_tracked``, and
+        the network's specification.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, not a checkpoint, needs a pickle that runs
+            code, does not fit the network, or holds values that are not finite.
+        EnvironmentalError: the package that reads it is not installed.
+        UsageError: the file name has another suffix.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(
+            f"{path}: a checkpoint's name ends with {', '.join(SUFFIXES)}, not {path.suffix!r}"
+        )
+    head = _open(path)
+    read = _read_safetensors if path.suffix.lower() == ".safetensors" else _read_torch
+    arrays, found = read(path, head)
+    spec = spec or found
+    names = canonical_names(list(arrays))
+    arrays = {names[k]: v for k, v in arrays.items()}
+    shapes = {k: v.shape for k, v in arrays.items()}
+    if spec is None:
+        spec = infer_spec(shapes, str(path))
+    return _checked(arrays, spec, str(path)), spec
+
+
+def save_weights(
+    path: str | Path,
+    state: Mapping[str, Any],
+    spec: NetworkSpec,
+    dtype: npt.DTypeLike = np.float16,
+) -> None:
+    """Write weights and specification to a ``.safetensors`` file, whole or not at all.
+
+    Args:
+        path: where to; an existing file is replaced in one step.
+        state: arrays or torch tensors by name, canonical or with ``module.`` in front.
+        spec: the network.
+        dtype: float16 or float32, of convolution and linear weights. Vectors (biases and the
+            normalisation's statistics) stay float32: they weigh little, and a small variance
+            would lose its digits in half precision.
+
+    Raises:
+        CheckpointError: the weights do not fit `spec`, are not finite, or overflow `dtype`.
+        DataError: the file cannot be written.
+        UsageError: another dtype or suffix.
+        EnvironmentalError: safetensors is not installed.
+    """
+    path, kind = Path(path), np.dtype(dtype)
+    if kind not in (np.dtype(np.float16), np.dtype(np.float32)) or path.suffix != ".safetensors":
+        raise UsageError(f"{path}: weights are written as float16 or float32 to .safetensors files")
+    names = canonical_names(list(state))
+    arrays = {names[k]: _numpy(v) for k, v in state.items()}
+    weights = _checked(arrays, spec, f"the weights for {path}")
+    stored = {}
+    for name, value in weights.items():
+        if value.ndim == 1:
+            stored[name] = value
+            continue
+        largest = float(np.abs(value).max())
+        if largest > np.finfo(kind).max:
+            raise CheckpointError(f"{name} reaches {largest:.3g}, which {kind.name} cannot hold")
+        stored[name] = np.ascontiguousarray(value.astype(kind))
+    try:
+        from safetensors import numpy as safetensors
+    except ImportError as e:
+        raise _no_safetensors(e) from e
+    # A single key: safetensors writes several in no fixed order, and files would not be equal.
+    data = safetensors.save(stored, {SPEC_KEY: json.dumps(spec.to_dict(), sort_keys=True)})
+    try:
+        write_atomically(path, data)
+    except OSError as e:
+        raise DataError(f"{path} cannot be written: {e.strerror or e}") from e
+
+
+def build_module(spec: NetworkSpec) -> nn.Module:
+    """The torch module of a network, with fresh weights.
+
+    Raises:
+        EnvironmentalError: torch is not installed.
+    """
+    _torch()
+    if spec.architecture == "ehpnet":
+        from edgehp.networks.ehpnet import EHPNet
+
+        return EHPNet(spec)
+    from edgehp.networks.kd_resnet import KDResNet
+
+    return KDResNet(spec)
+
+
+def load_module(path: str | Path, spec: NetworkSpec | None = None) -> tuple[nn.Module, NetworkSpec]:
+    """The torch module of a checkpoint in evaluation mode, and its specification.
+
+    Raises:
+        CheckpointError, EnvironmentalError, UsageError: as `load_weights` and `build_module`.
+    """
+    weights, spec = load_weights(path, spec)
+    module = build_module(spec)
+    torch = _torch()
+    state = {k: torch.from_numpy(v) for k, v in weights.items()}
+    # strict=False for num_batches_tracked alone: load_weights has compared all other names.
+    module.load_state_dict(state, strict=False)
+    return module.eval(), spec
+
+
+def _open(path: Path) -> bytes:
+    """The first bytes of the file, after what can be told from outside."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as e:
+        raise CheckpointError(f"{path} cannot be read ({e.strerror or e}); {_ADVICE}") from e
+    if size == 0:
+        raise CheckpointError(f"{path} is empty; {_ADVICE}")
+    if size > _LARGEST_FILE:
+        raise CheckpointError(f"{path} has {size / 2**30:.1f} GiB: no network here is so large")
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer of {size} bytes, not the weights: run 'git lfs pull'"
+        )
+    if head.lstrip()[:1] == b"<":
+        raise CheckpointError(
+            f"{path} is a web page, not weights: the download link led to a login or preview page"
+        )
+    return head
+
+
+def _read_safetensors(path: Path, head: bytes) -> tuple[dict[str, Any], NetworkSpec | None]:
+    try:
+        import safetensors
+    except ImportError as e:
+        raise _no_safetensors(e) from e
+    if head.startswith(b"PK"):
+        raise CheckpointError(f"{path} is a torch checkpoint: name it .pth, or convert it")
+    try:
+        data = path.read_bytes()
+        tensors = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
+    except (safetensors.SafetensorError, OSError) as e:
+        raise CheckpointError(
+            f"{path} is truncated or not a safetensors file ({e}); copy or download it again"
+        ) from e
+    arrays = {}
+    for name, tensor in tensors:
+        if not name.endswith("num_batches_tracked"):
+            arrays[name] = _array(tensor, name, path)
+    # deserialize has checked the header: its length (8 bytes, little endian), then JSON.
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return arrays, _spec(header.get("__metadata__", {}).get(SPEC_KEY), path)
+
+
+def _array(tensor: Mapping[str, Any], name: str, path: Path) -> npt.NDArray[np.float32]:
+    kind: str = tensor["dtype"]
+    data: bytes = tensor["data"]
+    if kind == "BF16":
+        # The upper half of a float32.
+        bits = np.frombuffer(data, "<u2").astype(np.uint32) << 16
+        values: npt.NDArray[Any] = bits.view(np.float32)
+    elif kind in _FLOATS:
+        values = np.frombuffer(data, _FLOATS[kind])
+    else:
+        raise CheckpointError(
+            f"{path}: {name} is stored as {kind}; expected weights as F16, BF16, F32 or F64 "
+            "(quantised checkpoints cannot be used: give the one before quantisation)"
+        )
+    with np.errstate(over="ignore"):  # an overflow becomes inf, which _checked reports
+        return values.astype(np.float32).reshape(tensor["shape"])
+
+
+def _spec(text: str | None, path: Path) -> NetworkSpec | None:
+    if text is None:
+        return None
+    try:
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise DataError(f"network specification: a JSON {type(values).__name__}, not an object")
+        return NetworkSpec.from_dict(values)
+    except (ValueError, DataError) as e:
+        raise CheckpointError(
+            f"{path}: the specification in its metadata ({SPEC_KEY}) cannot be used: {e}"
+        ) from e
+
+
+def _read_torch(path: Path, head: bytes) -> tuple[dict[str, Any], NetworkSpec | None]:
+    torch = _torch()
+    if not head.startswith((b"PK\x03\x04", b"\x80")):
+        raise CheckpointError(f"{path} is not a file that torch.save wrote; {_ADVICE}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        raise CheckpointError(
+            f"{path} holds more than tensors and is refused, because loading it could run code "
+            "(or it is corrupt); where you trust it, save its state_dict() alone with torch.save"
+        ) from e
+    except _READING_ERRORS as e:
+        raise CheckpointError(
+            f"{path} is truncated or corrupted ({type(e).__name__}); copy or download it again"
+        ) from e
+    state = content
+    if isinstance(content, Mapping):
+        inner = (content[k] for k in _WRAPPERS if isinstance(content.get(k), Mapping))
+        state = next(inner, content)
+    if not isinstance(state, Mapping) or not state:
+        raise CheckpointError(
+            f"{path} holds a {type(state).__name__}, expected a state dict or one under "
+            f"{' or '.join(map(repr, _WRAPPERS))}; {_ADVICE}"
+        )
+    arrays = {}
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise CheckpointError(
+                f"{path}: {name!r} is a {type(value).__name__}, expected a tensor; {_ADVICE}"
+            )
+        if name.endswith("num_batches_tracked"):
+            continue
+        if not value.is_floating_point() or value.layout is not torch.strided:
+            raise CheckpointError(f"{path}: {name} is {value.dtype}, expected a dense float tensor")
+        arrays[name] = value.detach().to(torch.float32).numpy()
+    return arrays, None
+
+
+def _checked(arrays: Mapping[str, Any], spec: NetworkSpec, source: str) -> Weights:
+    """float32 copies in network order, if they fit `spec` and are finite."""
+    check_weights({k: v.shape for k, v in arrays.items()}, spec, source)
+    with np.errstate(over="ignore"):
+        weights = {
+            k: np.ascontiguousarray(arrays[k], dtype=np.float32) for k in expected_shapes(spec)
+        }
+    bad = [k for k, v in weights.items() if not np.isfinite(v).all()]
+    if bad:
+        raise CheckpointError(
+            f"{source}: {len(bad)} tensors hold NaN or infinite values ({', '.join(bad[:4])}"
+            f"{', ...' if len(bad) > 4 else ''}): the training diverged or the file is corrupt"
+        )
+    return weights
+
+
+def _numpy(value: Any) -> npt.NDArray[np.generic]:
+    # numpy takes no torch tensor that requires a gradient, lives on a GPU or is bfloat16.
+    return np.asarray(value.detach().float().cpu() if hasattr(value, "detach") else value)
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as e:
+        raise EnvironmentalError(
+            f"torch checkpoints and modules need torch ({e}); install it with: pip install torch, "
+            "or use a .safetensors file, which needs none"
+        ) from e
+    return torch
+
+
+def _no_safetensors(error: ImportError) -> EnvironmentalError:
+    return EnvironmentalError(
+        f"weights need the safetensors package ({error}); install it with: pip install safetensors"
+    )

@@ -1,0 +1,151 @@
+"""Deployed graphs as files: made, written, and read back with their interface checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgehp.errors import CheckpointError, DataError, EnvironmentalError
+from edgehp.networks._atomic import write_atomically
+from edgehp.networks.graph import (
+    DEFAULT_OPSET,
+    DIGEST_KEY,
+    INPUT,
+    OUTPUTS,
+    SPEC_KEY,
+    build_graph,
+    graph_bytes,
+    simplify,
+    spec_of_graph,
+)
+from edgehp.networks.layout import Weights
+from edgehp.networks.spec import NetworkSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["deployed_graph", "load_graph", "save_graph"]
+
+_LARGEST_FILE = 2 << 30  # protobuf's own limit
+
+
+def deployed_graph(
+    weights: Weights, spec: NetworkSpec, opset: int = DEFAULT_OPSET
+) -> onnx.ModelProto:
+    """Build the deployed graph, simplify it and check that this changed nothing.
+
+    Raises:
+        CheckpointError, UsageError, EnvironmentalError: as `build_graph` and `simplify`.
+    """
+    return simplify(build_graph(weights, spec, opset))
+
+
+def save_graph(model: onnx.ModelProto, path: str | Path) -> None:
+    """Write a graph to one file, whole or not at all; the same graph gives the same bytes.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    path = Path(path)
+    try:
+        write_atomically(path, graph_bytes(model))
+    except OSError as e:
+        raise DataError(f"{path} cannot be written: {e.strerror or e}") from e
+
+
+def load_graph(path: str | Path) -> tuple[onnx.ModelProto, NetworkSpec]:
+    """Read a deployed graph and its specification.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or not ONNX, keeps weights in other files,
+            or is not a deployed graph: other inputs or outputs, or no (or a changed) specification
+            in the metadata.
+        EnvironmentalError: the onnx package is not installed.
+    """
+    path = Path(path)
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    except ImportError as e:
+        raise EnvironmentalError(
+            f"reading an ONNX graph needs the onnx package ({e}); install it with: pip install onnx"
+        ) from e
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise CheckpointError(f"{path} is larger than 2 GiB: not a deployed graph")
+        model = onnx.load_model_from_string(path.read_bytes())
+    except OSError as e:
+        raise CheckpointError(f"{path} cannot be read: {e.strerror or e}") from e
+    except DecodeError as e:
+        raise CheckpointError(
+            f"{path} is truncated or not an ONNX file; copy it again or build it with edgehp"
+        ) from e
+    # Paths in an untrusted file are not followed: a deployed graph is one file.
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
+        raise CheckpointError(f"{path} keeps weights in other files; a deployed graph is one file")
+    _check_interface(model, path)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
+        line = (str(e).strip().splitlines() or ["no reason given"])[0][:200]
+        raise CheckpointError(f"{path} is not valid ONNX: {line}") from e
+    return model, _specification(model, path)
+
+
+def _specification(model: onnx.ModelProto, path: Path) -> NetworkSpec:
+    try:
+        spec = spec_of_graph(model)
+    except DataError as e:
+        raise CheckpointError(f"{path}: {e}") from e
+    if spec is None:
+        raise CheckpointError(
+            f"{path} carries no network specification (metadata {SPEC_KEY}), without which nobody "
+            "knows how to crop for it; build the graph with edgehp from its checkpoint"
+        )
+    size = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    digest = {p.key: p.value for p in model.metadata_props}.get(DIGEST_KEY)
+    if digest != spec.digest or size != spec.preprocessing.size:
+        raise CheckpointError(
+            f"{path}: its specification was altered (input of {size} pixels, specified "
+            f"{spec.preprocessing.size}; digest {str(digest)[:12]}, computed {spec.digest[:12]}); "
+            "build the graph again from its checkpoint"
+        )
+    return spec
+
+
+def _check_interface(model: onnx.ModelProto, path: Path) -> None:
+    import onnx
+
+    kinds = onnx.TensorProto
+    constants = {t.name for t in model.graph.initializer}
+    inputs = [v for v in model.graph.input if v.name not in constants]
+    found = (
+        [_signature(v) for v in inputs],
+        [_signature(v) for v in model.graph.output],
+    )
+    size = found[0][0][2][1] if found[0] and len(found[0][0][2]) == 4 else None
+    wanted = (
+        [(INPUT, kinds.UINT8, (None, size, size, 3))],
+        [(name, kinds.FLOAT, (None, 3)) for name in OUTPUTS],
+    )
+    if size is None or found != wanted:
+        text = [
+            ", ".join(
+                f"{name} {kinds.DataType.Name(kind).lower()}"
+                f"[{', '.join('N' if d is None else str(d) for d in shape)}]"
+                for name, kind, shape in side
+            )
+            or "nothing"
+            for side in found
+        ]
+        raise CheckpointError(
+            f"{path} is not a deployed graph: it takes {text[0]} and gives {text[1]}; expected "
+            f"{INPUT} uint8[N, S, S, 3] to angles float[N, 3] and spread float[N, 3] with a "
+            "dynamic batch N. Give the checkpoint it was exported from instead"
+        )
+
+
+def _signature(value: onnx.ValueInfoProto) -> tuple[str, int, tuple[int | None, ...]]:
+    tensor = value.type.tensor_type
+    shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
+    return value.name, tensor.elem_type, shape
