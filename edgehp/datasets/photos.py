@@ -132,7 +132,7 @@ class Archive:
         self._reset()
 
     def _open(self) -> zipfile.ZipFile:
-        if self._zip is None or self._process != os.getpid():
+        if self._zip is None:
             try:
                 self._zip = zipfile.ZipFile(self.path)
             except OSError as e:
@@ -149,6 +149,8 @@ class Archive:
             DataError: no such member, or it is damaged or too large.
         """
         where = f"{self.path}:{member}"
+        if self._process != os.getpid():
+            self._reset()  # after a fork another thread's lock may be locked for ever
         with self._lock:
             archive = self._open()
             try:

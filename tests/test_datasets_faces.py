@@ -1,0 +1,242 @@
+"""Folders and zips of faces: boxes, labels, and lists that cannot be right."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgehp.crop import Box
+from edgehp.datasets import Dataset, read_faces
+from edgehp.errors import DataError
+from edgehp.pose import geodesic_degrees, matrix_from_euler
+from tests.dataset_trees import encoded, photo, write, zip_of
+
+BOXES = "image,width,height,x_min,y_min,x_max,y_max\n"
+
+
+def labelled_row(image: str, angles: tuple[float, float, float]) -> str:
+    entries = ",".join(f"{v:.7f}" for v in matrix_from_euler(angles).ravel())
+    return f"{image},64,48,1,2,31,42,{angles[0]},{angles[1]},{angles[2]},{entries}\n"
+
+
+MATRIX = ",".join(f"r{i}{j}" for i in range(3) for j in range(3))
+LABELLED = f"{BOXES.strip()},pitch,yaw,roll,{MATRIX}\n"
+
+
+def tree(folder: Path, table: str, photos: int = 2) -> Path:
+    for i in range(photos):
+        write(folder / "a" / f"{i:05d}.jpg")
+    write(folder / "a" / "boxes.csv", table)
+    return folder
+
+
+def one(folder: Path, table: str) -> Dataset:
+    return read_faces(tree(folder, table, photos=1))
+
+
+def test_zip_with_boxes(tmp_path: Path) -> None:
+    rows = "a/00000.jpg,64,48,-3.5,1,40,44.25\na/00001.jpg,64,48,0,0,64,48\n"
+    photos = {f"a/0000{i}.jpg": encoded() for i in range(3)}
+    faces = read_faces(zip_of(tmp_path / "x.zip", {**photos, "a/boxes.csv": BOXES + rows}))
+    assert [s.name for s in faces.samples] == ["a/00000.jpg", "a/00001.jpg"]
+    assert faces.samples[0].box == Box(-3.5, 1, 40, 44.25)
+    assert faces.samples[0].matrix is None and faces.samples[0].angles is None
+    assert not faces.labelled
+    pixels = faces.samples[1].load()
+    assert pixels.shape == (48, 64, 3)
+    assert pixels[40, 8, 0] > 200 > 50 > pixels[40, 8, 2], "expected RGB: the left side is red"
+    assert faces.protocol["boxes"] == "boxes.csv"
+    assert faces.protocol["photos_not_listed"] == 1
+    assert faces.protocol["frames"] == 2
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_extracted_folder_gives_the_same_samples(tmp_path: Path, inside: bool) -> None:
+    root = tree(tmp_path, BOXES + "a/00000.jpg,64,48,1,2,3,4\na/00001.jpg,64,48,5,6,7,8\n")
+    faces = read_faces(root / "a" if inside else root)
+    assert [s.box for s in faces.samples] == [Box(1, 2, 3, 4), Box(5, 6, 7, 8)]
+
+
+def test_folder_of_zips_is_one_data_set(tmp_path: Path) -> None:
+    for name in "ba":
+        members = {
+            f"{name}/0.jpg": encoded(),
+            f"{name}/boxes.csv": f"{BOXES}{name}/0.jpg,64,48,1,2,3,4",
+        }
+        zip_of(tmp_path / f"{name}.zip", members)
+    faces = read_faces(tmp_path)
+    assert [s.name for s in faces.samples] == ["a/0.jpg", "b/0.jpg"]
+    assert [p["dataset"] for p in faces.protocol["parts"]] == ["a", "b"]
+
+
+def test_plain_folder_takes_the_whole_photo(tmp_path: Path) -> None:
+    write(tmp_path / "b.png")
+    write(tmp_path / "sub" / "a.JPG", encoded())
+    write(tmp_path / "notes.txt", "no photo")
+    faces = read_faces(tmp_path)
+    assert [s.name for s in faces.samples] == ["b.png", "sub/a.JPG"]
+    assert all(s.box is None and s.matrix is None for s in faces.samples)
+    assert faces.protocol["boxes"] == "whole photo"
+    assert len({s.load().tobytes() for s in faces.samples}) == 2
+
+
+def test_labels_as_matrix_and_angles(tmp_path: Path) -> None:
+    angles = (10.0, -95.5, 5.25)  # beyond 90 degrees of yaw: kept as it is written
+    faces = one(tmp_path, LABELLED + labelled_row("a/00000.jpg", angles))
+    sample = faces.samples[0]
+    assert sample.angles is not None and sample.matrix is not None
+    assert sample.angles.tolist() == list(angles)
+    assert float(geodesic_degrees(sample.matrix, matrix_from_euler(angles))) < 1e-3
+    assert faces.labelled and faces.protocol["convention"] == "aflw2000"
+
+
+def test_labels_as_matrix_only(tmp_path: Path) -> None:
+    entries = ",".join(f"{v:.7f}" for v in matrix_from_euler((11, -22, 33)).ravel())
+    faces = one(tmp_path, f"image,{MATRIX}\na/00000.jpg,{entries}\n")
+    assert np.allclose(faces.samples[0].angles, (11, -22, 33), atol=1e-3)
+    assert faces.samples[0].box is None
+
+
+@pytest.mark.parametrize("changed", [(-10, 20, 30), (10, -20, 30), (10, 20, -30), (20, 10, 30)])
+def test_swapped_sign_or_order_is_noticed(
+    tmp_path: Path, changed: tuple[float, float, float]
+) -> None:
+    entries = ",".join(f"{v:.7f}" for v in matrix_from_euler((10, 20, 30)).ravel())
+    row = f"a/00000.jpg,64,48,1,2,31,42,{changed[0]},{changed[1]},{changed[2]},{entries}\n"
+    with pytest.raises(DataError, match="differ by"):
+        one(tmp_path, LABELLED + row)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("", "empty file"),
+        ("name\n", "missing columns image"),
+        ("image,x_min,y_min\n", "missing columns x_max,y_max"),
+        ("image,pitch,roll\n", "missing columns yaw"),
+        ("image,image\n", "occurs twice"),
+        (BOXES, "no rows"),
+        (BOXES + "a/00000.jpg,64,48,1,2,3\n", "line 2: 6 values, expected 7"),
+        (BOXES + "a/00000.jpg,64,48,1,2,x,4\n", "expected finite numbers"),
+        (BOXES + "a/00000.jpg,64,48,1,2,nan,4\n", "expected finite numbers"),
+        (BOXES + "a/00000.jpg,64,48,3,2,1,4\n", "the box .* is empty"),
+        (BOXES + "a/00000.jpg,64.5,48,1,2,3,4\n", "whole pixels"),
+        (BOXES + ",64,48,1,2,3,4\n", "image column is empty"),
+        (BOXES + "a/00009.jpg,64,48,1,2,3,4\n", "a/00009.jpg is not there"),
+        (BOXES + "../../etc/passwd,64,48,1,2,3,4\n", "leaves the data set"),
+        (BOXES + "/etc/passwd,64,48,1,2,3,4\n", "leaves the data set"),
+        (BOXES + 2 * "a/00000.jpg,64,48,1,2,3,4\n", "listed twice"),
+        (f"image,{MATRIX}\na/00000.jpg,1,0,0,0,2,0,0,0,1\n", "not a rotation"),
+        (f"image,{MATRIX}\na/00000.jpg,-1,0,0,0,1,0,0,0,1\n", "reflection"),
+        ("image,pitch,yaw,roll\na/00000.jpg,0,0,400\n", "within"),
+        ('image,pitch\n"a', "not valid CSV|missing columns"),
+    ],
+)
+def test_lists_that_cannot_be_right(tmp_path: Path, table: str, message: str) -> None:
+    with pytest.raises(DataError, match=message) as found:
+        one(tmp_path, table)
+    assert "boxes.csv" in str(found.value)
+
+
+def test_list_that_is_no_text(tmp_path: Path) -> None:
+    tree(tmp_path, BOXES)
+    write(tmp_path / "a" / "boxes.csv", encoded())
+    with pytest.raises(DataError, match="UTF-8"):
+        read_faces(tmp_path)
+
+
+def test_photo_of_another_size_than_listed(tmp_path: Path) -> None:
+    sample = one(tmp_path, BOXES + "a/00000.jpg,640,480,1,2,3,4\n").samples[0]
+    with pytest.raises(DataError, match="64x48 pixels, its list says 640x480"):
+        sample.load()
+
+
+def test_skip_bad_counts_and_lists(tmp_path: Path) -> None:
+    table = BOXES + "a/00000.jpg,64,48,1,2,3,4\na/00009.jpg,64,48,1,2,3,4\n"
+    faces = read_faces(tree(tmp_path, table), skip_bad=True)
+    assert [s.name for s in faces.samples] == ["a/00000.jpg"]
+    assert [s.name for s in faces.skipped] == ["a/00009.jpg"]
+    assert "not there" in faces.skipped[0].reason
+    assert faces.protocol["skipped"] == 1
+
+
+def test_nothing_left_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no samples are left; 1 were skipped"):
+        read_faces(tree(tmp_path, BOXES + "a/9.jpg,64,48,1,2,3,4\n"), skip_bad=True)
+
+
+@pytest.mark.parametrize("what", ["absent", "empty", "text"])
+def test_no_faces_at_all(tmp_path: Path, what: str) -> None:
+    path = tmp_path / what
+    if what == "empty":
+        path.mkdir()
+    if what == "text":
+        write(path, "hello")
+    with pytest.raises(DataError, match=what):
+        read_faces(path)
+
+
+def labels(count: int, scale: float) -> str:
+    turns = [scale * (i % 7 - 3) for i in range(count)]
+    rows = "".join(f"{i:05d}.jpg,{t / 2},{t},{t / 3}\n" for i, t in enumerate(turns))
+    return f"image,pitch,yaw,roll\n{rows}"
+
+
+def test_labels_file(tmp_path: Path) -> None:
+    for i in range(3):
+        write(tmp_path / "photos" / f"{i:05d}.jpg")
+    write(tmp_path / "photos" / "boxes.csv", BOXES + "00001.jpg,64,48,1,2,3,4\n")
+    table = write(tmp_path / "labels.csv", "yaw,image,roll,pitch\n20,00001.jpg,30,10\n")
+    faces = read_faces(tmp_path / "photos", labels=table)
+    assert [s.name for s in faces.samples] == ["00001.jpg"]
+    assert faces.samples[0].angles is not None
+    assert faces.samples[0].angles.tolist() == [10, 20, 30]
+    assert faces.samples[0].box == Box(1, 2, 3, 4)
+    assert faces.protocol["photos_not_listed"] == 2
+
+
+def test_labels_file_without_a_column(tmp_path: Path) -> None:
+    write(tmp_path / "photos" / "00000.jpg")
+    table = write(tmp_path / "labels.csv", "image,yaw,roll\n00000.jpg,1,2\n")
+    with pytest.raises(DataError, match=r"labels\.csv: missing columns pitch"):
+        read_faces(tmp_path / "photos", labels=table)
+
+
+def test_labels_in_radians_are_refused(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for i in range(60):
+        write(photos / f"{i:05d}.jpg", b"x")
+    radians = write(tmp_path / "radians.csv", labels(60, math.pi / 6))
+    with pytest.raises(DataError, match="looks like radians"):
+        read_faces(photos, labels=radians)
+    degrees = write(tmp_path / "degrees.csv", labels(60, 30.0))
+    assert len(read_faces(photos, labels=degrees)) == 60
+    # Too few to tell the unit: a handful of frontal faces.
+    few = write(tmp_path / "few.csv", labels(20, 0.5))
+    assert len(read_faces(photos, labels=few)) == 20
+
+
+def test_digest_follows_names_boxes_and_labels(tmp_path: Path) -> None:
+    def digest(name: str, row: str) -> str:
+        return str(one(tmp_path / name, LABELLED + row).protocol["sha256"])
+
+    row = labelled_row("a/00000.jpg", (1, 2, 3))
+    first = digest("1", row)
+    assert first == digest("2", row)
+    assert first != digest("3", row.replace(",31,42,", ",31,43,"))
+    assert first != digest("4", labelled_row("a/00000.jpg", (1, 2, 3.5)))
+
+
+def test_shared_zip(shared_data: Path) -> None:
+    faces = read_faces(shared_data / "faces" / "lfw.zip")
+    assert len(faces) == 4000
+    sample = faces.samples[0]
+    assert sample.size == (160, 160) and sample.load().shape == (160, 160, 3)
+    assert sample.box == Box(32.3, 30.0, 127.7, 130.0)
+
+
+def test_photo_helper_is_what_the_tests_think() -> None:
+    assert photo()[40, 8].tolist() == [220, 20, 20]
