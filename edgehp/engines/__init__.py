@@ -1,0 +1,97 @@
+"""Inference engines behind one interface, each imported only when it is opened.
+
+`open_engine` is the device side, `build_engine` the build side; `engine_available` says why an
+engine cannot be used here. See `edgehp.engines.base` for what an engine does.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from edgehp.engines.base import Engine, EngineInfo, Prediction, StreamingEngine
+from edgehp.errors import EnvironmentalError, UsageError
+
+if TYPE_CHECKING:
+    from edgehp.engines.build import BuildOptions, BuildReport
+
+__all__ = [
+    "ENGINE_KINDS",
+    "Engine",
+    "EngineInfo",
+    "Prediction",
+    "StreamingEngine",
+    "build_engine",
+    "engine_available",
+    "open_engine",
+]
+
+# kind -> (module, class). Each module has `check_available()` or needs its package only.
+_ENGINES = {
+    "openvino": ("edgehp.engines.openvino", "OpenVinoEngine"),
+    "onnxruntime": ("edgehp.engines.onnxruntime", "OnnxRuntimeEngine"),
+    "tensorrt": ("edgehp.engines.tensorrt", "TensorRtEngine"),
+    "tensorrt-rtx": ("edgehp.engines.tensorrt_rtx", "TensorRtRtxEngine"),
+}
+ENGINE_KINDS = tuple(_ENGINES)
+
+
+def open_engine(
+    kind: str,
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    device: str | None = None,
+    batch: int | None = None,
+) -> Engine:
+    """Open an engine for inference.
+
+    Check the file against its manifest first (`edgehp.artifact`): an engine is executable code.
+
+    Args:
+        kind: one of `ENGINE_KINDS`.
+        path: the engine file: an ONNX graph for the processor engines, a plan for TensorRT.
+        threads: processor threads for inference; None leaves it to the runtime. TensorRT ignores
+            it.
+        device: ``"CPU"`` or, for TensorRT, the number of the GPU (``"0"``); None takes the first.
+        batch: the batch size to prepare for (static shapes, CUDA graph); other sizes work too.
+
+    Raises:
+        UsageError: an argument makes no sense.
+        DataError: the file is missing, damaged or not a head-pose engine.
+        CompatibilityError: the engine was built for another device or version.
+        EnvironmentalError: the runtime or driver is missing or failed.
+    """
+    module, name = _entry(kind)
+    engine_class = getattr(import_module(module), name)
+    return cast(Engine, engine_class(path, threads=threads, device=device, batch=batch))
+
+
+def engine_available(kind: str) -> str | None:
+    """Why engines of this kind cannot be opened here, or None if they can.
+
+    Raises:
+        UsageError: there is no such kind.
+    """
+    module = import_module(_entry(kind)[0])
+    try:
+        module.check_available()
+    except EnvironmentalError as e:
+        return str(e)
+    return None
+
+
+def build_engine(
+    kind: str, onnx_path: str | Path, out_path: str | Path, options: BuildOptions | None = None
+) -> BuildReport:
+    """Build an engine from a deployed graph; see `edgehp.engines.build.build_engine`."""
+    from edgehp.engines import build
+
+    return build.build_engine(kind, onnx_path, out_path, options or build.BuildOptions())
+
+
+def _entry(kind: str) -> tuple[str, str]:
+    if kind not in _ENGINES:
+        raise UsageError(f"unknown engine {kind!r}; known: {', '.join(_ENGINES)}")
+    return _ENGINES[kind]

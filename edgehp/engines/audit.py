@@ -1,0 +1,141 @@
+"""The precision audit: what each layer of a built engine really computes in.
+
+Asking for INT8 is no proof of INT8. Each engine lists its layers here, and `require` compares the
+convolutions that run in the asked precision with those that the graph quantises.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from edgehp.engines.base import Json
+from edgehp.errors import CompatibilityError
+
+__all__ = ["LayerPrecision", "PrecisionAudit"]
+
+INT8 = "int8"
+# Common spellings -> ours. Unsigned and signed 8 bits run at the same speed: both are INT8.
+_NAMES = {
+    "i8": INT8,
+    "u8": INT8,
+    "int8": INT8,
+    "uint8": INT8,
+    "f16": "fp16",
+    "half": "fp16",
+    "fp16": "fp16",
+    "float16": "fp16",
+    "bf16": "bf16",
+    "bfloat16": "bf16",
+    "f32": "fp32",
+    "float": "fp32",
+    "fp32": "fp32",
+    "float32": "fp32",
+    "fp8": "fp8",
+    "f8e4m3": "fp8",
+}
+
+
+@dataclass(frozen=True)
+class LayerPrecision:
+    """One layer of an engine.
+
+    Attributes:
+        layer: its name.
+        kind: what it is; convolutions are always ``"Convolution"``.
+        precision: ``"int8"``, ``"fp16"``, ``"bf16"``, ``"fp32"``, ``"fp8"``, or the runtime's own
+            word for anything else.
+        detail: the kernel or tactic, if the runtime tells.
+    """
+
+    layer: str
+    kind: str
+    precision: str
+    detail: str = ""
+
+    @classmethod
+    def of(cls, layer: str, kind: str, precision: str, detail: str = "") -> LayerPrecision:
+        """A row with the runtime's word for the precision translated into ours."""
+        return cls(layer, kind, _NAMES.get(precision.lower(), precision.lower()), detail)
+
+
+@dataclass(frozen=True)
+class PrecisionAudit:
+    """The layers of an engine.
+
+    Attributes:
+        source: where the rows were read: ``"compiled model"``, ``"engine inspector"`` or
+            ``"parsed network"`` (before the build: what was asked of the builder, layer by layer).
+        rows: one per layer that computes; constants and inputs left out.
+        opaque: why the engine could not be looked into, or empty.
+    """
+
+    source: str
+    rows: tuple[LayerPrecision, ...]
+    opaque: str = ""
+
+    @property
+    def convolutions(self) -> dict[str, int]:
+        """How many convolutions run in each precision."""
+        return dict(sorted(Counter(r.precision for r in self._convolutions()).items()))
+
+    def _convolutions(self) -> list[LayerPrecision]:
+        return [r for r in self.rows if r.kind == "Convolution"]
+
+    def share(self, precision: str) -> float:
+        """The share of convolutions that run in `precision`, 0..1; 0 where there are none."""
+        total = len(self._convolutions())
+        return self.convolutions.get(precision, 0) / total if total else 0.0
+
+    @property
+    def reached(self) -> str:
+        """One word for the convolutions: a precision, ``"mixed"`` or ``"unknown"``.
+
+        Quantised networks keep sensitive layers in floating point by design, so the engine is
+        called ``"int8"`` when at least half of its convolutions are.
+        """
+        counts = self.convolutions
+        if len(counts) <= 1:
+            return next(iter(counts), "unknown")
+        for precision in (INT8, "fp8"):
+            if self.share(precision) >= 0.5:
+                return precision
+        return "mixed"
+
+    def require(self, precision: str, at_least: int, what: str) -> None:
+        """Fail unless `at_least` convolutions run in `precision`, and for floats all of them.
+
+        Args:
+            precision: ``"int8"``, ``"fp16"`` or ``"fp32"``.
+            at_least: for INT8, the convolutions that the graph quantises.
+            what: the engine, for the message.
+
+        Raises:
+            CompatibilityError: less was reached than asked for.
+        """
+        total = len(self._convolutions())
+        wanted = at_least if precision == INT8 else total
+        got = self.convolutions.get(precision, 0)
+        if total and got >= max(wanted, 1):
+            return
+        counts = ", ".join(f"{n} in {p}" for p, n in self.convolutions.items()) or "none found"
+        slow = [r.layer for r in self._convolutions() if r.precision != precision]
+        names = f" (first: {', '.join(slow[:3])})" if slow else ""
+        raise CompatibilityError(
+            f"{what}: {precision} was asked for and {wanted or 'some'} convolutions should run in "
+            f"it, but the {self.source} shows {counts}{names}; choose a precision this hardware "
+            "has, or look at the lint of the quantised graph"
+        )
+
+    def to_dict(self) -> dict[str, Json]:
+        """A dictionary for JSON: counts first, then the rows."""
+        return {
+            "source": self.source,
+            "reached": self.reached,
+            "convolutions": self.convolutions,
+            "opaque": self.opaque,
+            "rows": [
+                {"layer": r.layer, "kind": r.kind, "precision": r.precision, "detail": r.detail}
+                for r in self.rows
+            ],
+        }

@@ -1,0 +1,188 @@
+"""What every engine has in common: one call from crops to angles, and what it says about itself.
+
+An engine takes uint8 RGB crops and gives angles and spreads in degrees. Normalisation and decoding
+are part of the graph (`edgehp.networks.graph`), so nothing here touches a pixel or an angle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from edgehp.errors import DataError, UsageError
+
+__all__ = [
+    "INPUT_NAME",
+    "OUTPUT_NAMES",
+    "Crops",
+    "Engine",
+    "EngineInfo",
+    "Json",
+    "Prediction",
+    "StreamingEngine",
+    "check_crops",
+    "check_threads",
+    "prediction_from",
+]
+
+# The names `edgehp.networks.graph` gives; repeated because the device side has no graph builder.
+INPUT_NAME = "crops"
+OUTPUT_NAMES = ("angles", "spread")
+
+Crops = npt.NDArray[np.uint8]
+# A value that json.dumps takes.
+Json = object
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a network says about a batch of N crops.
+
+    Attributes:
+        angles: float32 [N, 3], pitch, yaw, roll in degrees, convention ``"aflw2000"``.
+        spread: float32 [N, 3], standard deviation of the bin distribution in degrees, the same
+            order; small where the network is sure.
+    """
+
+    angles: npt.NDArray[np.float32]
+    spread: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What is running, for reports and manifests.
+
+    Attributes:
+        kind: ``"openvino"``, ``"onnxruntime"``, ``"tensorrt"`` or ``"tensorrt-rtx"``.
+        version: of the runtime library.
+        device: the processor, as its runtime names it.
+        threads: processor threads that inference uses; None where the engine does not say.
+        precision: what the convolutions really run in: ``"int8"``, ``"fp16"``, ``"bf16"``,
+            ``"fp32"``, ``"mixed"``, or ``"unknown"`` where the runtime cannot be asked.
+        details: whatever else the engine knows, in values that JSON takes.
+    """
+
+    kind: str
+    version: str
+    device: str
+    threads: int | None
+    precision: str
+    details: Mapping[str, Json] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Json]:
+        """A dictionary for JSON."""
+        return {
+            "kind": self.kind,
+            "version": self.version,
+            "device": self.device,
+            "threads": self.threads,
+            "precision": self.precision,
+            "details": dict(self.details),
+        }
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """An opened engine. Not safe for use by several threads at once: open one per thread."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What is running."""
+
+    @property
+    def input_size(self) -> int:
+        """Side S of the square input in pixels."""
+
+    def infer(self, crops: Crops) -> Prediction:
+        """Angles and spreads of uint8 RGB crops [N, S, S, 3], N >= 1; waits for the answer.
+
+        Raises:
+            DataError: the crops have another type, shape or size.
+            EnvironmentalError: the runtime failed.
+        """
+
+    def close(self) -> None:
+        """Free what the engine holds; calling it again does nothing."""
+
+    def __enter__(self) -> Engine: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+@runtime_checkable
+class StreamingEngine(Engine, Protocol):
+    """An engine that works on several batches at once, for throughput."""
+
+    def stream(self, batches: Iterable[Crops]) -> Iterator[Prediction]:
+        """Predictions of `batches` in their order, several in flight at a time."""
+
+
+def check_crops(crops: Crops, size: int) -> Crops:
+    """The crops as the runtimes want them: C-contiguous, which copies only if they are not.
+
+    Args:
+        crops: uint8 [N, size, size, 3], RGB.
+        size: the network's input size in pixels.
+
+    Raises:
+        DataError: they are anything else.
+    """
+    expected = f"expected uint8 RGB crops [N, {size}, {size}, 3] with N >= 1"
+    if not isinstance(crops, np.ndarray):
+        raise DataError(f"{expected}, found {type(crops).__name__}: pass a numpy array")
+    found = f"{crops.dtype} {list(crops.shape)}"
+    if crops.dtype != np.uint8:
+        raise DataError(
+            f"{expected}, found {found}: normalisation is inside the graph, pass the pixels as "
+            "they are"
+        )
+    if crops.ndim == 3 and crops.shape == (size, size, 3):
+        raise DataError(f"{expected}, found {found}: add the batch dimension, crops[None]")
+    if crops.ndim == 4 and crops.shape[1] == 3 and crops.shape[3] != 3:
+        raise DataError(f"{expected}, found {found}: channels come last here, not first")
+    if crops.ndim != 4 or crops.shape[1:] != (size, size, 3):
+        raise DataError(f"{expected}, found {found}: cut the crops with edgehp.crop.crop_face")
+    if crops.shape[0] == 0:
+        raise DataError(f"{expected}, found an empty batch: skip frames without a face")
+    return np.ascontiguousarray(crops)
+
+
+def check_threads(threads: int | None) -> int | None:
+    """`threads`, if it is a number of threads or None.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if threads is not None and not 1 <= threads <= 1024:
+        raise UsageError(f"{threads} threads asked for; give a number from 1 to 1024")
+    return threads
+
+
+def prediction_from(
+    angles: npt.NDArray[np.generic], spread: npt.NDArray[np.generic], count: int, source: str
+) -> Prediction:
+    """Wrap a runtime's outputs, which must be [count, 3], as float32 arrays.
+
+    Raises:
+        DataError: the graph gave another shape.
+    """
+    for name, array in zip(OUTPUT_NAMES, (angles, spread), strict=True):
+        if array.shape != (count, 3):
+            raise DataError(
+                f"{source}: output {name!r} has shape {list(array.shape)}, expected [{count}, 3]; "
+                "the file is not a head-pose graph of edgehp: build it again"
+            )
+    return Prediction(
+        np.asarray(angles).astype(np.float32, copy=False),
+        np.asarray(spread).astype(np.float32, copy=False),
+    )

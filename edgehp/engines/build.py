@@ -1,0 +1,212 @@
+"""The build side: from a deployed graph to an engine file and an account of what was built."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+
+from edgehp.engines.audit import PrecisionAudit
+from edgehp.engines.base import Json
+from edgehp.engines.graph_io import check_file
+from edgehp.errors import DataError, EnvironmentalError, UsageError
+
+__all__ = [
+    "PRECISIONS",
+    "BuildOptions",
+    "BuildReport",
+    "build_engine",
+    "check_asked",
+    "quantised_convolutions",
+    "write_atomically",
+]
+
+PRECISIONS = ("fp32", "fp16", "int8")
+# kind -> module with `build(onnx_path, out_path, options) -> BuildReport`.
+_BUILDERS = {
+    "openvino": "edgehp.engines.cpu_build",
+    "onnxruntime": "edgehp.engines.cpu_build",
+    "tensorrt": "edgehp.engines.tensorrt_build",
+    "tensorrt-rtx": "edgehp.engines.tensorrt_rtx",
+}
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to build.
+
+    Attributes:
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``: what the convolutions must run in; less is
+            an error. The graph decides it, so INT8 needs Q/DQ nodes in the graph.
+        compute_capabilities: such as ``("8.6", "8.9")``: one TensorRT-RTX engine for all of them;
+            for TensorRT the capability of the GPU here, checked, or empty.
+        batch: smallest, best and largest batch size of the engine.
+        workspace_mib: scratch memory the builder may plan with; None leaves it to TensorRT.
+        timing_cache: file of kernel timings to read and update (TensorRT only); makes a second
+            build faster and choose the same kernels.
+        dla: None, or the number of the deep learning accelerator core to build for (Jetson).
+        dla_cores: how many such cores the target has, from the target's data.
+        threads: processor threads, for the audit of processor engines.
+    """
+
+    precision: str = "int8"
+    compute_capabilities: tuple[str, ...] = ()
+    batch: tuple[int, int, int] = (1, 1, 8)
+    workspace_mib: int | None = None
+    timing_cache: Path | None = None
+    dla: int | None = None
+    dla_cores: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no engine can be built from."""
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}")
+        low, best, high = self.batch
+        if not 1 <= low <= best <= high <= 4096:
+            raise UsageError(
+                f"batch sizes {self.batch}: expected 1 <= smallest <= best <= largest <= 4096"
+            )
+        if self.workspace_mib is not None and self.workspace_mib < 1:
+            raise UsageError(f"workspace of {self.workspace_mib} MiB: expected at least 1")
+        for capability in self.compute_capabilities:
+            major, _, minor = capability.partition(".")
+            if not (major.isdigit() and minor.isdigit()):
+                raise UsageError(f"compute capability {capability!r}: expected the form '8.6'")
+        if self.dla is not None and not 0 <= self.dla < self.dla_cores:
+            raise UsageError(
+                f"DLA core {self.dla} asked for, but the target has {self.dla_cores or 'no'} DLA "
+                "core(s); build for the GPU instead"
+            )
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What was built.
+
+    Attributes:
+        files: the engine and whatever else the build wrote.
+        versions: library -> version.
+        audit: the precision of each layer.
+        warnings: sentences for the user.
+        details: settings that were really used, in values that JSON takes.
+    """
+
+    files: tuple[Path, ...]
+    versions: Mapping[str, str]
+    audit: PrecisionAudit
+    warnings: tuple[str, ...] = ()
+    details: Mapping[str, Json] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Json]:
+        """A dictionary for JSON; files by name, without their directories."""
+        return {
+            "files": [f.name for f in self.files],
+            "versions": dict(self.versions),
+            "audit": self.audit.to_dict(),
+            "warnings": list(self.warnings),
+            "details": dict(self.details),
+        }
+
+
+def build_engine(
+    kind: str, onnx_path: str | Path, out_path: str | Path, options: BuildOptions
+) -> BuildReport:
+    """Build an engine from a deployed graph.
+
+    Args:
+        kind: ``"openvino"``, ``"onnxruntime"``, ``"tensorrt"`` or ``"tensorrt-rtx"``.
+        onnx_path: the graph of `edgehp.networks.graph`, with Q/DQ nodes for INT8.
+        out_path: the engine file; replaced only when the new one is complete.
+        options: what to build.
+
+    Raises:
+        UsageError: the options make no sense together.
+        DataError: the graph cannot be read, or the runtime cannot parse it.
+        CompatibilityError: the hardware cannot do it, or less precision was reached than asked.
+        EnvironmentalError: the runtime or driver is missing or failed.
+    """
+    if kind not in _BUILDERS:
+        raise UsageError(f"unknown engine {kind!r}; known: {', '.join(_BUILDERS)}")
+    onnx_path, out_path = check_file(onnx_path, "an ONNX graph"), Path(out_path)
+    if not out_path.parent.is_dir():
+        raise UsageError(f"{out_path.parent} is not a directory; create it first")
+    module = import_module(_BUILDERS[kind])
+    report: BuildReport = module.build(kind, onnx_path, out_path, options)
+    return report
+
+
+def quantised_convolutions(onnx_path: Path) -> tuple[str, ...]:
+    """Names of the convolutions whose input and weight both come from a DequantizeLinear.
+
+    Raises:
+        DataError: the file is not an ONNX graph.
+        EnvironmentalError: the onnx package is not installed.
+    """
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+    except ImportError as e:
+        raise EnvironmentalError(
+            f"building needs the onnx package ({e}); install it with: pip install onnx"
+        ) from e
+    try:
+        # Weights beside the graph are not needed to see its nodes.
+        graph = onnx.load(str(onnx_path), load_external_data=False).graph
+    except (DecodeError, OSError, ValueError) as e:
+        raise DataError(
+            f"{onnx_path} cannot be read as an ONNX graph ({e}); it is truncated or damaged"
+        ) from e
+    dequantised = {o for n in graph.node if n.op_type == "DequantizeLinear" for o in n.output}
+    return tuple(
+        n.name or n.output[0]
+        for n in graph.node
+        if n.op_type == "Conv" and set(n.input[:2]) <= dequantised
+    )
+
+
+def check_asked(onnx_path: Path, precision: str) -> tuple[str, ...]:
+    """The convolutions that must run in INT8; empty for the float precisions.
+
+    Raises:
+        DataError: INT8 of a graph without Q/DQ, or a float precision of one with them.
+    """
+    quantised = quantised_convolutions(onnx_path)
+    if precision == "int8" and not quantised:
+        raise DataError(
+            f"{onnx_path}: int8 was asked for, but no convolution of the graph has Q/DQ nodes; "
+            "quantise it first"
+        )
+    if precision != "int8" and quantised:
+        raise DataError(
+            f"{onnx_path}: {precision} was asked for, but {len(quantised)} convolutions of the "
+            "graph have Q/DQ nodes; give the graph without them, or ask for int8"
+        )
+    return quantised
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`, so that a crash leaves the old file or the new one.
+
+    Raises:
+        EnvironmentalError: the file cannot be written.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as e:
+        raise EnvironmentalError(
+            f"{path} cannot be written ({e.strerror or e}); free space or choose another directory"
+        ) from e

@@ -1,0 +1,186 @@
+"""onnxruntime on the processor: where OpenVINO has no wheel, and a second opinion elsewhere."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from edgehp.engines.base import (
+    INPUT_NAME,
+    OUTPUT_NAMES,
+    Crops,
+    EngineInfo,
+    Prediction,
+    check_crops,
+    check_threads,
+    prediction_from,
+)
+from edgehp.engines.graph_io import check_file, input_size_of
+from edgehp.errors import DataError, EnvironmentalError, UsageError
+
+__all__ = ["DISABLED_OPTIMIZERS", "OnnxRuntimeEngine", "check_available", "new_session"]
+
+KIND = "onnxruntime"
+PROVIDER = "CPUExecutionProvider"
+# Up to 1.31.1 this optimizer computes FP16 graphs with Q/DQ wrongly (cosine 0.976 instead of
+# 0.99999); our graphs arrive with their weights quantised, so it has nothing else to do here.
+DISABLED_OPTIMIZERS = ("WeightBiasQuantization",)
+_ERRORS_ONLY = 3
+
+
+class OnnxRuntimeEngine:
+    """A graph in onnxruntime's CPU provider, with all graph optimisations.
+
+    Args:
+        path: ONNX graph with the inputs and outputs of `edgehp.networks.graph`.
+        threads: for inference; None leaves the choice to onnxruntime.
+        device: ``"CPU"``; nothing else is supported.
+        batch: ignored: the session takes every batch size.
+
+    Raises:
+        DataError: the file is missing, damaged, or another kind of graph.
+        EnvironmentalError: onnxruntime is not installed.
+        UsageError: threads or device make no sense.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        threads: int | None = None,
+        device: str | None = None,
+        batch: int | None = None,
+    ) -> None:
+        del batch
+        if device not in (None, "CPU", "cpu"):
+            raise UsageError(f"onnxruntime runs here on 'CPU' only, {device!r} was asked for")
+        self._path = check_file(path, "an ONNX graph")
+        self._threads = check_threads(threads)
+        self._session: Any = new_session(self._path, self._threads)
+        inputs = {i.name: (i.type, _shape(i.shape)) for i in self._session.get_inputs()}
+        outputs = [o.name for o in self._session.get_outputs()]
+        self._size = input_size_of(inputs, outputs, self._path)
+
+    @property
+    def info(self) -> EngineInfo:
+        """What is running; a session cannot be asked for its precision, the build's audit can."""
+        return EngineInfo(
+            kind=KIND,
+            version=str(_import().__version__),
+            device=f"CPU ({platform.processor() or platform.machine()})",
+            threads=self._threads,
+            precision="unknown",
+            details={"provider": PROVIDER, "disabled_optimizers": list(DISABLED_OPTIMIZERS)},
+        )
+
+    @property
+    def input_size(self) -> int:
+        """Side S of the square input in pixels."""
+        return self._size
+
+    def infer(self, crops: Crops) -> Prediction:
+        """Angles and spreads of uint8 RGB crops [N, S, S, 3].
+
+        Raises:
+            DataError: the crops have another type, shape or size.
+            EnvironmentalError: the engine is closed, or onnxruntime failed.
+        """
+        crops = check_crops(crops, self._size)
+        if self._session is None:
+            raise EnvironmentalError(f"{self._path}: the engine is closed; open it again")
+        try:
+            angles, spread = self._session.run(list(OUTPUT_NAMES), {INPUT_NAME: crops})
+        except _failures() as e:
+            raise EnvironmentalError(f"onnxruntime failed at inference: {_line(e)}") from e
+        return prediction_from(angles, spread, len(crops), str(self._path))
+
+    def close(self) -> None:
+        """Free the session; calling it again does nothing."""
+        self._session = None
+
+    def __enter__(self) -> OnnxRuntimeEngine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def new_session(path: Path, threads: int | None, optimised: Path | None = None) -> Any:
+    """An `onnxruntime.InferenceSession` with the settings every run of edgehp uses.
+
+    Args:
+        path: ONNX graph.
+        threads: for inference, or None.
+        optimised: where to write the optimised graph, for the audit.
+
+    Raises:
+        DataError: the file cannot be read.
+        EnvironmentalError: onnxruntime is not installed.
+    """
+    ort = _import()
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = _ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+    try:
+        return ort.InferenceSession(
+            str(path),
+            options,
+            providers=[PROVIDER],
+            disabled_optimizers=list(DISABLED_OPTIMIZERS),
+        )
+    except _failures() as e:
+        raise DataError(
+            f"{path} cannot be read as an ONNX graph: {_line(e)}; it is truncated or damaged, or "
+            "this onnxruntime is too old for it: build it again or upgrade onnxruntime"
+        ) from e
+
+
+def _shape(shape: list[Any]) -> list[int | None]:
+    return [d if isinstance(d, int) else None for d in shape]
+
+
+def check_available() -> None:
+    """Return if the package can be imported.
+
+    Raises:
+        EnvironmentalError: it cannot.
+    """
+    _import()
+
+
+def _import() -> Any:
+    try:
+        import onnxruntime
+    except (ImportError, OSError) as e:
+        raise EnvironmentalError(
+            f"onnxruntime cannot be used ({e}); install it with: pip install onnxruntime"
+        ) from e
+    return onnxruntime
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises: its exceptions share no base of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = (
+        *("EPFail", "EngineError", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf"),
+        *("NoModel", "NoSuchFile", "NotImplemented", "RuntimeException"),
+    )
+    found = [getattr(state, n) for n in names if hasattr(state, n)]
+    return (*found, RuntimeError, ValueError)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

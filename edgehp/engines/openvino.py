@@ -1,0 +1,299 @@
+"""OpenVINO on the processor: the engine of the ``cpu`` target.
+
+The engine file is the ONNX graph itself, not OpenVINO's IR: IR files carry names that change from
+one conversion to the next, so their hash would too, and they would tie the artifact to one
+release; reading the ONNX costs well under a second.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from edgehp.engines.audit import LayerPrecision, PrecisionAudit
+from edgehp.engines.base import (
+    INPUT_NAME,
+    OUTPUT_NAMES,
+    Crops,
+    EngineInfo,
+    Prediction,
+    check_crops,
+    check_threads,
+    prediction_from,
+)
+from edgehp.engines.graph_io import check_file, input_size_of
+from edgehp.errors import DataError, EnvironmentalError, UsageError
+
+__all__ = ["OpenVinoEngine", "audit_model", "check_available"]
+
+KIND = "openvino"
+# Kinds of the runtime model that move or hold data and compute nothing.
+_IDLE = frozenset({"Input", "Output", "Const", "Constant", "Parameter", "Result"})
+
+
+class OpenVinoEngine:
+    """A graph compiled for this processor.
+
+    One model is compiled for the batch size given (static shapes), one more with a free batch
+    dimension when another size is first asked for: at most two, whatever sizes come.
+
+    Args:
+        path: ONNX graph with the inputs and outputs of `edgehp.networks.graph`.
+        threads: for inference; None leaves the choice to OpenVINO.
+        device: ``"CPU"``; nothing else is supported.
+        batch: the batch size to compile at once; None means 1.
+
+    Raises:
+        DataError: the file is missing, damaged, or another kind of graph.
+        EnvironmentalError: OpenVINO is not installed or cannot compile the graph.
+        UsageError: threads, batch or device make no sense.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        threads: int | None = None,
+        device: str | None = None,
+        batch: int | None = None,
+    ) -> None:
+        if device not in (None, "CPU", "cpu"):
+            raise UsageError(f"OpenVINO runs here on 'CPU' only, {device!r} was asked for")
+        batch = 1 if batch is None else batch
+        if not 1 <= batch <= 4096:
+            raise UsageError(f"batch size {batch} is outside 1..4096")
+        self._path = check_file(path, "an ONNX graph")
+        self._threads = check_threads(threads)
+        self._ov = _import()
+        self._core = self._ov.Core()
+        self._model = self._read()
+        self._size = self._input_size()
+        self._batch = batch
+        compiled = self._compile(batch, "LATENCY")
+        self._audit = audit_model(compiled)
+        self._used_threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
+        self._requests: dict[int | None, Any] = {batch: compiled.create_infer_request()}
+        self._throughput: list[Any] = []
+
+    @property
+    def info(self) -> EngineInfo:
+        """What is running."""
+        return EngineInfo(
+            kind=KIND,
+            version=str(self._ov.__version__),
+            device=str(self._core.get_property("CPU", "FULL_DEVICE_NAME")).strip(),
+            threads=self._used_threads,
+            precision=self._audit.reached,
+            details={
+                "performance_hint": "LATENCY",
+                "inference_precision_hint": "f32",
+                "static_batch": self._batch,
+                "convolutions": self._audit.convolutions,
+                "capabilities": list(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+            },
+        )
+
+    @property
+    def audit(self) -> PrecisionAudit:
+        """What each layer of the compiled model runs in."""
+        return self._audit
+
+    @property
+    def input_size(self) -> int:
+        """Side S of the square input in pixels."""
+        return self._size
+
+    def infer(self, crops: Crops) -> Prediction:
+        """Angles and spreads of uint8 RGB crops [N, S, S, 3]; the crops are not copied.
+
+        Raises:
+            DataError: the crops have another type, shape or size.
+            EnvironmentalError: the engine is closed, or OpenVINO failed.
+        """
+        crops = _shareable(check_crops(crops, self._size))
+        request = self._request(len(crops))
+        try:
+            request.set_input_tensor(self._ov.Tensor(crops, shared_memory=True))
+            request.infer()
+        except RuntimeError as e:
+            raise EnvironmentalError(_failed("inference", e)) from e
+        return self._prediction(request, len(crops))
+
+    def stream(self, batches: Iterable[Crops]) -> Iterator[Prediction]:
+        """Predictions of `batches` in their order, several in flight at a time.
+
+        Args:
+            batches: uint8 RGB crops [N, S, S, 3]; N may differ. Not more batches are taken than
+                are in flight, so a generator keeps memory bounded.
+
+        Raises:
+            DataError: a batch has another type, shape or size.
+            EnvironmentalError: the engine is closed, or OpenVINO failed.
+        """
+        free = deque(self._throughput_requests())
+        busy: deque[tuple[Any, Crops]] = deque()
+        try:
+            for batch in batches:
+                crops = _shareable(check_crops(batch, self._size))
+                if not free:
+                    yield self._finish(*busy[0])
+                    free.append(busy.popleft()[0])
+                request = free.popleft()
+                request.set_input_tensor(self._ov.Tensor(crops, shared_memory=True))
+                request.start_async()
+                # OpenVINO reads the crops where they are and holds no reference to them.
+                busy.append((request, crops))
+            while busy:
+                yield self._finish(*busy[0])
+                busy.popleft()
+        finally:
+            # A consumer that stops early must not free memory that is still being read.
+            for request, _ in busy:
+                request.wait()
+
+    def close(self) -> None:
+        """Free the compiled models; calling it again does nothing."""
+        self._requests = {}
+        self._throughput = []
+        self._model = None
+
+    def __enter__(self) -> OpenVinoEngine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _read(self) -> Any:
+        try:
+            return self._core.read_model(self._path)
+        except RuntimeError as e:
+            raise DataError(
+                f"{self._path} cannot be read as an ONNX graph: {_last_line(e)}; it is truncated "
+                "or damaged: copy or build it again"
+            ) from e
+
+    def _input_size(self) -> int:
+        inputs = {
+            i.get_any_name(): (
+                i.get_element_type().get_type_name(),
+                [None if d.is_dynamic else d.get_length() for d in i.get_partial_shape()],
+            )
+            for i in self._model.inputs
+        }
+        outputs = [name for o in self._model.outputs for name in o.get_names()]
+        return input_size_of(inputs, outputs, self._path)
+
+    def _compile(self, batch: int | None, hint: str) -> Any:
+        config: dict[str, Any] = {
+            "PERFORMANCE_HINT": hint,
+            # Without this hint a processor with bfloat16 silently computes FP32 layers in it.
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        if self._threads is not None:
+            config["INFERENCE_NUM_THREADS"] = self._threads
+        model = self._model
+        if model is None:
+            raise EnvironmentalError(f"{self._path}: the engine is closed; open it again")
+        try:
+            if batch is not None:
+                model = model.clone()
+                model.reshape({INPUT_NAME: [batch, self._size, self._size, 3]})
+            return self._core.compile_model(model, "CPU", config)
+        except RuntimeError as e:
+            raise EnvironmentalError(_failed(f"compiling {self._path.name}", e)) from e
+
+    def _request(self, count: int) -> Any:
+        if not self._requests:
+            raise EnvironmentalError(f"{self._path}: the engine is closed; open it again")
+        if count in self._requests:
+            return self._requests[count]
+        if None not in self._requests:
+            self._requests[None] = self._compile(None, "LATENCY").create_infer_request()
+        return self._requests[None]
+
+    def _throughput_requests(self) -> list[Any]:
+        if not self._throughput:
+            compiled = self._compile(None, "THROUGHPUT")
+            count = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+            self._throughput = [compiled.create_infer_request() for _ in range(max(count, 1))]
+        return self._throughput
+
+    def _finish(self, request: Any, crops: Crops) -> Prediction:
+        try:
+            request.wait()
+        except RuntimeError as e:
+            raise EnvironmentalError(_failed("inference", e)) from e
+        return self._prediction(request, len(crops))
+
+    def _prediction(self, request: Any, count: int) -> Prediction:
+        # Copied because the next inference overwrites the request's own memory.
+        angles, spread = (request.get_tensor(name).data.copy() for name in OUTPUT_NAMES)
+        return prediction_from(angles, spread, count, str(self._path))
+
+
+def _shareable(crops: Crops) -> Crops:
+    """The crops in writable memory, the only kind OpenVINO shares; a memory map is read-only."""
+    return crops if crops.flags.writeable else crops.copy()
+
+
+def audit_model(compiled: Any) -> PrecisionAudit:
+    """The layers of an `openvino.CompiledModel` with the precision each computes in."""
+    rows = []
+    for op in compiled.get_runtime_model().get_ordered_ops():
+        info = op.get_rt_info()
+        kind = _text(info, "layerType")
+        if kind in _IDLE:
+            continue
+        rows.append(
+            LayerPrecision.of(
+                op.get_friendly_name(),
+                kind,
+                _text(info, "runtimePrecision"),
+                _text(info, "primitiveType"),
+            )
+        )
+    return PrecisionAudit("compiled model", tuple(rows))
+
+
+def _text(info: Any, key: str) -> str:
+    if key not in info:
+        return ""
+    value = info[key]
+    # OVAny in the releases before 2024.6, a plain value since.
+    return str(getattr(value, "value", value))
+
+
+def check_available() -> None:
+    """Return if the package can be imported.
+
+    Raises:
+        EnvironmentalError: it cannot.
+    """
+    _import()
+
+
+def _import() -> Any:
+    try:
+        import openvino
+    except (ImportError, OSError) as e:
+        raise EnvironmentalError(
+            f"OpenVINO cannot be used ({e}); install it with: pip install openvino"
+        ) from e
+    return openvino
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
+
+
+def _failed(what: str, error: Exception) -> str:
+    return f"OpenVINO failed at {what}: {_last_line(error)}; try another OpenVINO release"

@@ -1,0 +1,164 @@
+"""OpenVINO and onnxruntime on a real graph: they agree, and refuse what is not a crop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgehp.engines import Engine, StreamingEngine, engine_available, open_engine
+from edgehp.errors import DataError, EnvironmentalError, UsageError
+from edgehp.networks.graph import build_graph, graph_bytes
+from tests.helpers import random_crops, random_network
+
+SIZE = 64
+KINDS = ("openvino", "onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    weights, spec = random_network(size=SIZE)
+    path = tmp_path_factory.mktemp("graph") / "network.onnx"
+    path.write_bytes(graph_bytes(build_graph(weights, spec)))
+    return path
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def engine(request: pytest.FixtureRequest, graph: Path) -> Iterator[Engine]:
+    with open_engine(request.param, graph, threads=1) as opened:
+        yield opened
+
+
+def test_the_two_runtimes_agree(graph: Path, seed: int) -> None:
+    crops = random_crops(5, SIZE, seed)
+    answers = []
+    for kind in KINDS:
+        with open_engine(kind, graph, threads=1) as engine:
+            answers.append(engine.infer(crops))
+    first, second = answers
+    assert first.angles.dtype == first.spread.dtype == np.float32
+    assert first.angles.shape == first.spread.shape == (5, 3)
+    assert np.ptp(first.angles, axis=0).min() > 1  # or agreement would mean little
+    np.testing.assert_allclose(first.angles, second.angles, atol=1e-3)
+    np.testing.assert_allclose(first.spread, second.spread, atol=1e-3)
+
+
+@pytest.mark.parametrize("batch", [None, 1, 4])
+def test_any_batch_size_gives_the_same_answer(graph: Path, batch: int | None, seed: int) -> None:
+    crops = random_crops(4, SIZE, seed)
+    for kind in KINDS:
+        with open_engine(kind, graph, threads=1, batch=batch) as engine:
+            whole = engine.infer(crops)
+            parts = [engine.infer(crops[:3]), engine.infer(crops[3:])]
+        angles = np.concatenate([p.angles for p in parts])
+        np.testing.assert_allclose(angles, whole.angles, atol=1e-3)
+
+
+def test_answers_are_not_overwritten_by_the_next_call(engine: Engine, seed: int) -> None:
+    crops = random_crops(2, SIZE, seed)
+    first = engine.infer(crops[:1])
+    kept = first.angles.copy()
+    engine.infer(crops[1:])
+    np.testing.assert_array_equal(first.angles, kept)
+
+
+def test_strided_and_read_only_crops_are_taken(engine: Engine, seed: int) -> None:
+    crops = random_crops(4, SIZE, seed)
+    expected = engine.infer(crops[::2].copy())
+    np.testing.assert_allclose(engine.infer(crops[::2]).angles, expected.angles, atol=1e-4)
+    frozen = crops[::2].copy()
+    frozen.flags.writeable = False
+    np.testing.assert_allclose(engine.infer(frozen).angles, expected.angles, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("crops", "says"),
+    [
+        (np.zeros((1, SIZE, SIZE, 3), np.float32), "normalisation is inside the graph"),
+        (np.zeros((SIZE, SIZE, 3), np.uint8), "add the batch dimension"),
+        (np.zeros((1, 3, SIZE, SIZE), np.uint8), "channels come last"),
+        (np.zeros((1, SIZE, SIZE + 1, 3), np.uint8), r"\[1, 64, 65, 3\]"),
+        (np.zeros((0, SIZE, SIZE, 3), np.uint8), "empty batch"),
+        ([[1]], "numpy array"),
+    ],
+)
+def test_what_is_no_crop_is_refused(engine: Engine, crops: object, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        engine.infer(crops)  # type: ignore[arg-type]
+
+
+def test_info_tells_what_runs(engine: Engine) -> None:
+    info = engine.info
+    assert info.kind in KINDS
+    assert info.threads == 1
+    assert engine.input_size == SIZE
+    if info.kind == "openvino":
+        assert info.precision == "fp32"  # bf16 on many processors without the hint
+
+
+def test_a_stream_keeps_order_and_sizes(graph: Path, seed: int) -> None:
+    crops = random_crops(7, SIZE, seed)
+    with open_engine("openvino", graph, threads=2) as engine:
+        assert isinstance(engine, StreamingEngine)
+        expected = engine.infer(crops).angles
+        batches = [crops[:2], crops[2:3], crops[3:6], crops[6:]]
+        answers = list(engine.stream(iter(batches)))
+        # Stopping early leaves the engine usable.
+        next(iter(engine.stream(iter(batches))))
+        again = engine.infer(crops).angles
+    assert [len(a.angles) for a in answers] == [2, 1, 3, 1]
+    np.testing.assert_allclose(np.concatenate([a.angles for a in answers]), expected, atol=1e-3)
+    np.testing.assert_allclose(again, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_files_are_refused(kind: str, graph: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        open_engine(kind, tmp_path / "absent.onnx")
+    broken = tmp_path / "broken.onnx"
+    for content in (b"", graph.read_bytes()[:2000], b"not a graph" * 100):
+        broken.write_bytes(content)
+        with pytest.raises(DataError, match=r"broken\.onnx"):
+            open_engine(kind, broken)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_graph_is_refused(kind: str, tmp_path: Path) -> None:
+    from onnx import TensorProto, helper
+
+    value = helper.make_tensor_value_info
+    node = helper.make_node("Relu", ["x"], ["y"])
+    inputs = [value("x", TensorProto.FLOAT, ["n", 3])]
+    outputs = [value("y", TensorProto.FLOAT, ["n", 3])]
+    other = helper.make_graph([node], "other", inputs, outputs)
+    path = tmp_path / "other.onnx"
+    opsets = [helper.make_opsetid("", 17)]
+    path.write_bytes(
+        helper.make_model(other, opset_imports=opsets, ir_version=8).SerializeToString()
+    )
+    with pytest.raises(DataError, match="expected one input 'crops'"):
+        open_engine(kind, path)
+
+
+def test_a_closed_engine_says_so(graph: Path) -> None:
+    for kind in KINDS:
+        engine = open_engine(kind, graph, threads=1)
+        engine.close()
+        engine.close()
+        with pytest.raises(EnvironmentalError, match="closed"):
+            engine.infer(np.zeros((1, SIZE, SIZE, 3), np.uint8))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("wrong", [{"threads": 0}, {"device": "GPU"}])
+def test_wrong_settings_are_refused(kind: str, wrong: dict[str, object], graph: Path) -> None:
+    with pytest.raises(UsageError):
+        open_engine(kind, graph, **wrong)  # type: ignore[arg-type]
+
+
+def test_unknown_engines_are_named() -> None:
+    with pytest.raises(UsageError, match="known: openvino, onnxruntime"):
+        open_engine("torch", "x")
+    assert engine_available("openvino") is None
