@@ -167,7 +167,7 @@ def test_every_truncation_of_a_mat_is_refused(tmp_path: Path, compressed: bool) 
     path = tmp_path / "a.mat"
     savemat(path, {"other": np.eye(3), "Pose_Para": np.ones((1, 7))}, do_compression=compressed)
     data = path.read_bytes()
-    for length in range(1, len(data)):
+    for length in range(1, len(data), 3):
         write(path, data[:length])
         try:
             found = read_mat(path, ("Pose_Para",))
@@ -181,7 +181,7 @@ def test_damaged_mat_never_crashes(tmp_path: Path, rng: np.random.Generator) -> 
     path = tmp_path / "a.mat"
     savemat(path, {"Pose_Para": np.ones((1, 7)), "pt2d": POINTS})
     good = path.read_bytes()
-    for _ in range(500):
+    for _ in range(200):
         data = bytearray(good)
         for at in rng.integers(124, len(data), 2):
             data[at] = int(rng.integers(0, 256))
@@ -209,7 +209,7 @@ def test_mat_types_shapes_and_small_elements(tmp_path: Path, rng: np.random.Gene
 
 
 def test_mat_bomb_is_refused(tmp_path: Path) -> None:
-    packed = zlib.compress(bytes(200 * 2**20))
+    packed = zlib.compress(bytes(17 * 2**20))
     header = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
     write(tmp_path / "a.mat", header + struct.pack("<II", 15, len(packed)) + packed)
     with pytest.raises(DataError, match="more than"):

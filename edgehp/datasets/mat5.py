@@ -39,7 +39,7 @@ _NUMBERS = {
 }
 _NUMERIC_CLASSES = range(6, 16)  # mxDOUBLE_CLASS .. mxUINT64_CLASS
 # 300W-LP's largest variable has some thousand bytes; more is an attack on memory.
-_LARGEST_VARIABLE = 64 * 2**20
+_LARGEST_VARIABLE = 16 * 2**20
 
 
 def read_mat(path: Path, names: Collection[str]) -> dict[str, Array]:
