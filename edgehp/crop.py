@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -120,7 +121,10 @@ class Preprocessing:
         if unknown := set(values) - known:
             raise DataError(f"preprocessing: unknown keys {sorted(unknown)}")
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+            plain: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+            }
+            return cls(**plain)
         except (TypeError, UsageError) as e:
             raise DataError(f"preprocessing: {e}") from e
 
@@ -183,10 +187,12 @@ def _corners(box: Box, spec: Preprocessing) -> tuple[int, int, int, int]:
     if spec.box_rule == "stretch":
         b = box.moved(0, 0, spec.box_scale)
         return int(b.x_min), int(b.y_min), int(b.x_max), int(b.y_max)
-    side = max(1, round(max(box.width, box.height) * spec.box_scale))
-    x0 = round((box.x_min + box.x_max - side) / 2)
-    y0 = round((box.y_min + box.y_max - side) / 2)
-    return x0, y0, x0 + side, y0 + side
+    half = max(box.width, box.height) * spec.box_scale / 2
+    cx, cy = (box.x_min + box.x_max) / 2, (box.y_min + box.y_max) / 2
+    # Whole pixels rounded down, as the published evaluation code of both papers' families does:
+    # rounding to nearest moves the crop by half a pixel and a teacher's figures by 0.06 degrees.
+    x0, y0 = math.floor(cx - half), math.floor(cy - half)
+    return x0, y0, max(math.floor(cx + half), x0 + 1), max(math.floor(cy + half), y0 + 1)
 
 
 def _resize(face: Image, spec: Preprocessing) -> Image:

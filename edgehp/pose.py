@@ -87,7 +87,9 @@ CONVENTIONS: Mapping[str, Convention] = MappingProxyType(
     {
         c.name: c
         for c in (
-            Convention("aflw2000", (1, 1, 1), False, "AFLW2000-3D .mat, Pose_Para[0, :3] in degrees"),
+            Convention(
+                "aflw2000", (1, 1, 1), False, "AFLW2000-3D .mat, Pose_Para[0, :3] in degrees"
+            ),
             Convention("300w-lp", (1, 1, 1), True, "300W-LP .mat, Pose_Para[0, :3], radians"),
             Convention(
                 "biwi",
@@ -169,15 +171,13 @@ def _elementary(angle: Array, axis: int) -> Array:
 def matrix_from_euler(angles: npt.ArrayLike) -> Array:
     """Rotation matrices [..., 3, 3] from (pitch, yaw, roll) [..., 3], degrees, ``"aflw2000"``."""
     a = np.radians(_last_axis(angles, 3, "angles"))
-    return (
-        _elementary(-a[..., 0], 0) @ _elementary(a[..., 1], 1) @ _elementary(a[..., 2], 2)
-    )
+    return _elementary(-a[..., 0], 0) @ _elementary(a[..., 1], 1) @ _elementary(a[..., 2], 2)
 
 
 def euler_from_matrix(matrix: npt.ArrayLike) -> Array:
     """(pitch, yaw, roll) [..., 3], degrees, ``"aflw2000"``, from matrices [..., 3, 3].
 
-    Yaw lies in [-90, 90], pitch and roll in [-180, 180]. At the gimbal lock (\\|yaw\\| = 90) only
+    Yaw lies in [-90, 90], pitch and roll in [-180, 180]. At the gimbal lock (yaw = +-90) only
     pitch and roll together are defined; roll is then set to 0.
     """
     m = _matrices(matrix)
@@ -192,7 +192,7 @@ def euler_from_matrix(matrix: npt.ArrayLike) -> Array:
         np.arctan2(-m[..., 1, 2], m[..., 2, 2]),
     )
     c = np.where(locked, 0.0, np.arctan2(-m[..., 0, 1], m[..., 0, 0]))
-    return np.degrees(np.stack([-a, b, c], axis=-1))
+    return np.asarray(np.degrees(np.stack([-a, b, c], axis=-1)))
 
 
 def matrix_from_sixdrepnet(matrix: npt.ArrayLike) -> Array:
@@ -259,7 +259,7 @@ def rotation_spread(
     """Root mean square geodesic distance, degrees, of rotations [n, ..., 3, 3] to their mean."""
     d = geodesic_degrees(_matrices(matrices), _matrices(mean)[None])
     if weights is None:
-        return np.sqrt((d**2).mean(axis=0))
+        return np.asarray(np.sqrt((d**2).mean(axis=0)))
     w = np.asarray(weights, np.float64)
     w = w.reshape(w.shape + (1,) * (d.ndim - w.ndim))
     w = np.broadcast_to(w, d.shape)
@@ -269,11 +269,11 @@ def rotation_spread(
 def geodesic_degrees(a: npt.ArrayLike, b: npt.ArrayLike) -> Array:
     """Geodesic distance in degrees, [0, 180], between rotations [..., 3, 3].
 
-    Computed as 2 asin(\\|\\|A - B\\|\\|_F / sqrt 8), which keeps its accuracy near zero, where the
+    Computed as 2 asin(norm(A - B) / sqrt 8), Frobenius norm, which keeps its accuracy near zero, where the
     usual acos((trace - 1) / 2) loses half of the digits.
     """
     chord = np.linalg.norm(_matrices(a) - _matrices(b), axis=(-2, -1)) / np.sqrt(8.0)
-    return np.degrees(2.0 * np.arcsin(np.clip(chord, 0.0, 1.0)))
+    return np.asarray(np.degrees(2.0 * np.arcsin(np.clip(chord, 0.0, 1.0))))
 
 
 def vector_errors(a: npt.ArrayLike, b: npt.ArrayLike) -> Array:
@@ -284,7 +284,7 @@ def vector_errors(a: npt.ArrayLike, b: npt.ArrayLike) -> Array:
     """
     ma, mb = _matrices(a), _matrices(b)
     half = np.linalg.norm(ma - mb, axis=-2) / 2.0
-    return np.degrees(2.0 * np.arcsin(np.clip(half, 0.0, 1.0)))
+    return np.asarray(np.degrees(2.0 * np.arcsin(np.clip(half, 0.0, 1.0))))
 
 
 def angle_errors(predicted: npt.ArrayLike, truth: npt.ArrayLike) -> Array:
@@ -294,12 +294,12 @@ def angle_errors(predicted: npt.ArrayLike, truth: npt.ArrayLike) -> Array:
     which turns a random guess from 59.9 into 44.9 degrees; this one does not.
     """
     difference = np.asarray(predicted, np.float64) - np.asarray(truth, np.float64)
-    return np.abs(wrap_degrees(difference))
+    return np.asarray(np.abs(wrap_degrees(difference)))
 
 
 def flip_euler(angles: npt.ArrayLike) -> Array:
     """Angles (pitch, yaw, roll) [..., 3] of the mirrored photo: yaw and roll change sign."""
-    return np.asarray(angles, np.float64) * np.array([1.0, -1.0, -1.0])
+    return np.asarray(np.asarray(angles, np.float64) * np.array([1.0, -1.0, -1.0]))
 
 
 def flip_matrix(matrix: npt.ArrayLike) -> Array:

@@ -1,0 +1,377 @@
+"""The training loop: schedule, mixed precision, averaged weights, checkpoints, processes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgehp import pose
+from edgehp.errors import DataError, UsageError
+from edgehp.networks.spec import NetworkSpec
+from edgehp.training.augment import Augmentation
+from edgehp.training.data import Batch, BatchPlan, TrainingItem, batches, plain_batches
+from edgehp.training.objectives import Objective
+
+__all__ = ["Progress", "TrainConfig", "Trainer", "Validation", "evaluate"]
+
+logger = logging.getLogger(__name__)
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+        epochs: passes over the training items.
+        batch: crops a step, over all processes together.
+        learning_rate: peak of AdamW's, after the warm-up and before the cosine.
+        weight_decay: of the weights with two or more axes.
+        warm_up: share of all steps over which the rate rises.
+        start_size: input size of the first epoch; it grows to the network's own in steps of 16
+            pixels over the first `grow` of the epochs. 0 uses the network's own throughout.
+        grow: see start_size.
+        average: decay of the exponential moving average of the weights.
+        clip: largest gradient norm.
+        flatten: how much |yaw| is flattened, see `edgehp.training.data.epoch_order`.
+        precision: ``"bf16"``, ``"fp16"`` (GPU only) or ``"fp32"``.
+        seed: of weights, order and augmentation.
+        checkpoint_seconds: time between checkpoints.
+        workers: threads that make crops.
+        augmentation: see there.
+    """
+
+    epochs: int = 10
+    batch: int = 128
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warm_up: float = 0.1
+    start_size: int = 0
+    grow: float = 0.6
+    average: float = 0.999
+    clip: float = 5.0
+    flatten: float = 0.5
+    precision: str = "bf16"
+    seed: int = 0
+    checkpoint_seconds: float = 120.0
+    workers: int = 2
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained."""
+        if self.epochs < 1 or self.batch < 2:
+            raise UsageError("at least one epoch and a batch of two are needed")
+        if self.precision not in ("bf16", "fp16", "fp32"):
+            raise UsageError(f"precision {self.precision!r} is none of bf16, fp16, fp32")
+
+    def size_at(self, epoch: int, final: int) -> int:
+        """Input size in pixels of `epoch` (from 0)."""
+        grow = max(1, round(self.grow * self.epochs))
+        if not self.start_size or epoch >= grow:
+            return final
+        size = self.start_size + (final - self.start_size) * epoch / grow
+        return min(final, 16 * round(size / 16))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is, after a step."""
+
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Error against the labels of held-back photos, degrees.
+
+    Attributes:
+        mae: per angle, (pitch, yaw, roll).
+        geodesic: mean geodesic distance.
+    """
+
+    mae: tuple[float, float, float]
+    geodesic: float
+
+    @property
+    def mean(self) -> float:
+        """Mean of the three angles' errors."""
+        return sum(self.mae) / 3
+
+
+class Trainer:
+    """Trains a network on labelled photos and can be killed at any time.
+
+    Args:
+        network: takes normalised images.
+        spec: its specification.
+        objective: what it learns.
+        items: training photos.
+        config: how.
+        folder: where the checkpoint is; a checkpoint there is resumed.
+        device: ``"cpu"`` or ``"cuda"``.
+        rank: of this process.
+        world: number of processes; torch.distributed must then be initialised.
+
+    Raises:
+        DataError: the checkpoint in `folder` is of another configuration or damaged.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        spec: NetworkSpec,
+        objective: Objective,
+        items: Sequence[TrainingItem],
+        config: TrainConfig,
+        folder: Path,
+        *,
+        device: str = "cpu",
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.spec, self.objective, self.items = spec, objective, items
+        self.config, self.folder = config, folder
+        self.device, self.rank, self.world = torch.device(device), rank, world
+        network = network.to(self.device)
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._parallel: nn.Module = self.network
+        if world > 1:
+            from edgehp.training.distributed import parallel
+
+            self._parallel = parallel(self.network, self.device)
+        self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        self.optimiser = torch.optim.AdamW(_groups(self.network, config.weight_decay), lr=0.0)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.epoch = self.batch_number = self.step = 0
+        self.steps_per_epoch = len(items) // config.batch
+        self.history: list[dict[str, Any]] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / CHECKPOINT).is_file():
+            self._resume()
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.steps_per_epoch * self.config.epochs
+
+    def run(self, after_epoch: Callable[[Trainer], None] | None = None) -> Iterator[Progress]:
+        """Train to the end, yielding after every step; `after_epoch` runs in every process."""
+        saved = time.monotonic()
+        while self.epoch < self.config.epochs:
+            plan = self._plan()
+            source = batches(self.items, plan, start=self.batch_number, workers=self.config.workers)
+            for batch in source:
+                began = time.monotonic()
+                loss = self._step(batch)
+                self.batch_number += 1
+                self.step += 1
+                seconds = max(time.monotonic() - began, 1e-9)
+                yield Progress(
+                    self.epoch,
+                    self.step,
+                    self.total_steps,
+                    loss,
+                    self._rate(self.step - 1),
+                    self.config.batch / seconds,
+                )
+                if time.monotonic() - saved > self.config.checkpoint_seconds:
+                    self.save()
+                    saved = time.monotonic()
+            self.epoch, self.batch_number = self.epoch + 1, 0
+            if after_epoch is not None:
+                after_epoch(self)
+            self.save()
+            saved = time.monotonic()
+
+    def averaged_state(self) -> dict[str, np.ndarray[Any, Any]]:
+        """The averaged weights as float32 arrays, for `edgehp.networks.checkpoint`."""
+        return {
+            k: v.detach().float().cpu().contiguous().numpy()
+            for k, v in self.average.items()
+            if not k.endswith("num_batches_tracked")
+        }
+
+    def validate(self, items: Sequence[TrainingItem]) -> Validation:
+        """Error of the averaged weights on `items`."""
+        own = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        self.network.load_state_dict(self.average)
+        try:
+            return evaluate(
+                self.network, self.spec, self.objective, items, self.config, self.device
+            )
+        finally:
+            self.network.load_state_dict(own)
+
+    def save(self) -> None:
+        """Write the checkpoint; a kill at any moment leaves the old or the new one whole."""
+        if self.rank != 0:
+            return
+        state = {
+            "config": _config_text(self.config, self.spec, len(self.items)),
+            "network": self.network.state_dict(),
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "place": [self.epoch, self.batch_number, self.step],
+            "history": json.dumps(self.history),
+        }
+        partial = self.folder / (CHECKPOINT + ".partial")
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.folder / CHECKPOINT)
+
+    def _resume(self) -> None:
+        path = self.folder / CHECKPOINT
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            found = state["config"]
+        except (RuntimeError, KeyError, EOFError, ValueError, OSError) as e:
+            raise DataError(f"{path}: damaged checkpoint ({e}); remove it to start again") from e
+        wanted = _config_text(self.config, self.spec, len(self.items))
+        if found != wanted:
+            raise DataError(
+                f"{path}: a run with other settings; use another folder, or remove it.\n"
+                f"found    {found}\nexpected {wanted}"
+            )
+        self.network.load_state_dict(state["network"])
+        self.average = state["average"]
+        self.optimiser.load_state_dict(state["optimiser"])
+        self._scaler.load_state_dict(state["scaler"])
+        self.epoch, self.batch_number, self.step = state["place"]
+        self.history = json.loads(state["history"])
+        logger.info("resumed %s at epoch %d, batch %d", path, self.epoch, self.batch_number)
+
+    def _plan(self) -> BatchPlan:
+        size = self.config.size_at(self.epoch, self.spec.preprocessing.size)
+        return BatchPlan(
+            preprocessing=replace(self.spec.preprocessing, size=size),
+            augmentation=self.config.augmentation,
+            seed=self.config.seed,
+            epoch=self.epoch,
+            batch=self.config.batch,
+            flatten=self.config.flatten,
+            rank=self.rank,
+            world=self.world,
+        )
+
+    def _rate(self, step: int) -> float:
+        warm = max(1, round(self.config.warm_up * self.total_steps))
+        if step < warm:
+            return self.config.learning_rate * (step + 1) / warm
+        done = (step - warm) / max(1, self.total_steps - warm)
+        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+    def _step(self, batch: Batch) -> float:
+        self.network.train()
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._rate(self.step)
+        images, angles = to_tensors(batch, self.spec, self.device)
+        weights = torch.from_numpy(batch.weights).to(self.device)
+        with autocast(self.device, self.config.precision):
+            losses = self.objective.loss(self._parallel, images, angles)
+        # The gradient average over processes divides by their number: multiplied back here, the
+        # step is the one a single process would take on the union of the batches.
+        loss = (losses * weights).sum() * (self.world / batch.total_weight)
+        self.optimiser.zero_grad(set_to_none=True)
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.unscale_(self.optimiser)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
+        self._scaler.step(self.optimiser)
+        self._scaler.update()
+        self._update_average()
+        value = float(loss.detach())
+        if not math.isfinite(value) and self.config.precision != "fp16":
+            raise DataError(f"the loss became {value} at step {self.step}; lower the learning rate")
+        return value
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        # Early averages would remember the random start: the decay grows with the steps.
+        decay = min(self.config.average, (1 + self.step) / (10 + self.step))
+        for key, value in self.network.state_dict().items():
+            if value.is_floating_point():
+                self.average[key].lerp_(value, 1 - decay)
+            else:
+                self.average[key].copy_(value)
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module,
+    spec: NetworkSpec,
+    objective: Objective,
+    items: Sequence[TrainingItem],
+    config: TrainConfig,
+    device: torch.device,
+) -> Validation:
+    """Mean errors of `network` on unaugmented crops of `items`, against their labels."""
+    network.eval()
+    predicted, truth = [], []
+    for batch in plain_batches(items, spec.preprocessing, config.batch, workers=config.workers):
+        images, _ = to_tensors(batch, spec, device)
+        with autocast(device, config.precision):
+            out = objective.angles(network, images)
+        predicted.append(pose.to_aflw2000(out.float().cpu().numpy(), spec.convention))
+        truth.append(batch.angles)
+    p, t = np.concatenate(predicted), np.concatenate(truth)
+    mae = pose.angle_errors(p, t).mean(0)
+    distance = pose.geodesic_degrees(pose.matrix_from_euler(p), pose.matrix_from_euler(t))
+    return Validation((float(mae[0]), float(mae[1]), float(mae[2])), float(distance.mean()))
+
+
+def to_tensors(batch: Batch, spec: NetworkSpec, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Normalised images [N, 3, S, S] (channels last) and angles [N, 3] in the net's convention."""
+    angles = torch.from_numpy(pose.from_aflw2000(batch.angles, spec.convention)).float().to(device)
+    return normalise(torch.from_numpy(batch.crops).to(device), spec), angles
+
+
+def normalise(crops: Tensor, spec: NetworkSpec) -> Tensor:
+    """float32 [N, 3, S, S] in the network's colour order from uint8 RGB crops [N, S, S, 3]."""
+    p = spec.preprocessing
+    x = crops.permute(0, 3, 1, 2).float()
+    if p.colour == "BGR":
+        x = x.flip(1)
+    mean = torch.tensor(p.mean, device=x.device).view(1, -1, 1, 1)
+    std = torch.tensor(p.std, device=x.device).view(1, -1, 1, 1)
+    return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def autocast(device: torch.device, precision: str) -> Any:
+    """The context in which the network runs at `precision`."""
+    if precision == "fp32":
+        return nullcontext()
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    return torch.autocast(device.type, dtype)
+
+
+def _groups(network: nn.Module, decay: float) -> list[dict[str, Any]]:
+    # Biases and normalisation are not decayed: pulling them to zero only costs accuracy.
+    matrices = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
+    vectors = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
+    return [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _config_text(config: TrainConfig, spec: NetworkSpec, items: int) -> str:
+    # What only concerns the machine may change between a run and its resumption.
+    free = ("checkpoint_seconds", "workers")
+    settings = {k: v for k, v in asdict(config).items() if k not in free}
+    return json.dumps({"spec": spec.digest, "items": items, **settings}, sort_keys=True)

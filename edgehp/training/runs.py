@@ -1,0 +1,292 @@
+"""Whole training runs: photos and labels in, a run folder with weights and figures out.
+
+A run folder holds ``checkpoint.pt`` (to resume), ``history.json`` (error on held-back photos after
+every epoch), TensorBoard logs where tensorboard is installed, and the averaged weights: ``NAME.
+safetensors`` of a final network, or for a base network ``base.onnx`` with ``base.toml``, the
+description by which ``edgehp label`` takes it as a teacher over a grid of box offsets.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgehp.errors import DataError
+from edgehp.networks.checkpoint import build_module, load_weights, save_weights
+from edgehp.networks.kd_resnet import BASE_BINS, BaseNetwork
+from edgehp.networks.spec import NetworkSpec
+from edgehp.training.data import TrainingItem, split
+from edgehp.training.distributed import Place, distributed
+from edgehp.training.loop import Progress, TrainConfig, Trainer
+from edgehp.training.objectives import (
+    BaseObjective,
+    Objective,
+    OnlineDistillation,
+    RvcObjective,
+    base_angles,
+)
+
+__all__ = ["RunResult", "export_base_teacher", "train_base", "train_final"]
+
+logger = logging.getLogger(__name__)
+Reporter = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind.
+
+    Attributes:
+        weights: the file to go on with: ``.safetensors``, or the ``.toml`` of a base teacher.
+        history: per epoch: epoch, mae (pitch, yaw, roll), mean, geodesic, in degrees.
+        trained, held_back: number of photos.
+    """
+
+    weights: Path
+    history: tuple[Mapping[str, Any], ...]
+    trained: int
+    held_back: int
+
+
+def train_final(
+    items: Sequence[TrainingItem],
+    spec: NetworkSpec,
+    config: TrainConfig,
+    folder: Path,
+    *,
+    extra: Sequence[TrainingItem] = (),
+    start: Path | None = None,
+    teachers: Sequence[Path] = (),
+    device: str = "cpu",
+    held_back: float = 0.04,
+    report: Reporter | None = None,
+) -> RunResult:
+    """Train a final network (one RvC head) on labels, or from torch teachers online.
+
+    Args:
+        items: photos with labels; a share `held_back` of them, by name, is for validation only.
+        spec: the student.
+        config: how to train.
+        folder: the run folder; a run found there is resumed.
+        extra: photos that are all trained on, e.g. rendered heads with exact labels.
+        start: weights to begin with, of the same network at any input size.
+        teachers: checkpoints whose mean soft label is learnt instead of the items' labels
+            (arXiv 2210.13705); they must share the student's bins and preprocessing.
+        device: ``"cpu"`` or ``"cuda"``.
+        held_back: share of `items`.
+        report: called after every step.
+
+    Raises:
+        DataError, CheckpointError: damaged input, or weights that do not fit.
+    """
+    torch.manual_seed(config.seed)
+    network = build_module(spec)
+    if start is not None:
+        weights, _ = load_weights(start, None)
+        state = {k: torch.from_numpy(v) for k, v in weights.items()}
+        network.load_state_dict(state, strict=False)
+    objective: Objective = RvcObjective(spec.bins)
+    if teachers:
+        modules = [_teacher(path, spec).to(device) for path in teachers]
+        objective = OnlineDistillation(modules, spec.bins)
+
+    def write(trainer: Trainer) -> Path:
+        path = folder / f"{spec.name}.safetensors"
+        save_weights(path, trainer.averaged_state(), spec)
+        return path
+
+    return _run(
+        network, spec, objective, items, extra, config, folder, device, held_back, report, write
+    )
+
+
+def train_base(
+    items: Sequence[TrainingItem],
+    spec: NetworkSpec,
+    config: TrainConfig,
+    folder: Path,
+    *,
+    extra: Sequence[TrainingItem] = (),
+    device: str = "cpu",
+    held_back: float = 0.04,
+    report: Reporter | None = None,
+) -> RunResult:
+    """Stage 1 of arXiv 2108.09183: one regression and four RvC heads, with box jitter.
+
+    Arguments as in `train_final`. The result is a teacher for ``edgehp label --grid``.
+    """
+    torch.manual_seed(config.seed)
+    network = BaseNetwork(spec)
+
+    def write(trainer: Trainer) -> Path:
+        averaged = {k: torch.from_numpy(v) for k, v in trainer.averaged_state().items()}
+        teacher = BaseNetwork(spec)
+        teacher.load_state_dict(averaged, strict=False)
+        return export_base_teacher(teacher.eval(), folder)
+
+    objective = BaseObjective(BASE_BINS)
+    return _run(
+        network, spec, objective, items, extra, config, folder, device, held_back, report, write
+    )
+
+
+def export_base_teacher(network: BaseNetwork, folder: Path) -> Path:
+    """Write a base network as ``base.onnx`` and ``base.toml``; returns the TOML's path.
+
+    The graph takes normalised images [N, 3, S, S] and gives the mean of all heads [N, 3].
+    """
+    spec = network.spec
+
+    class Answer(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return base_angles(network, images, network.head_bins)
+
+    size = spec.preprocessing.size
+    with warnings.catch_warnings():
+        # The exporter that writes one self-contained file is the one torch calls legacy.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        torch.onnx.export(
+            Answer().eval(),
+            (torch.zeros(1, 3, size, size),),
+            str(folder / "base.onnx"),
+            input_names=["images"],
+            output_names=["angles"],
+            dynamic_axes={"images": {0: "batch"}, "angles": {0: "batch"}},
+            opset_version=17,
+            dynamo=False,
+        )
+    p = spec.preprocessing
+    text = f"""# A base network of arXiv 2108.09183 as a teacher: the mean of its five heads.
+name = "base"
+files = ["base.onnx"]
+
+[input]
+name = "images"
+size = {p.size}
+colour = "{p.colour}"
+mean = {list(p.mean)}
+std = {list(p.std)}
+resize = "{p.resize}"
+box_rule = "{p.box_rule}"
+box_scale = {p.box_scale}
+
+[output]
+kind = "euler"
+name = "angles"
+convention = "{spec.convention}"
+"""
+    path = folder / "base.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _run(
+    network: nn.Module,
+    spec: NetworkSpec,
+    objective: Objective,
+    items: Sequence[TrainingItem],
+    extra: Sequence[TrainingItem],
+    config: TrainConfig,
+    folder: Path,
+    device: str,
+    held_back: float,
+    report: Reporter | None,
+    write: Callable[[Trainer], Path],
+) -> RunResult:
+    train, validation = split(items, held_back)
+    if not validation:
+        raise DataError(f"no photo of {len(items)} is held back for validation; give more photos")
+    train = [*train, *extra]
+    with distributed(device) as place:
+        trainer = Trainer(
+            network,
+            spec,
+            objective,
+            train,
+            config,
+            folder,
+            device=device,
+            rank=place.rank,
+            world=place.world,
+        )
+        log = _Log(folder, trainer.step) if place.rank == 0 else None
+
+        def after_epoch(t: Trainer) -> None:
+            if place.rank != 0:
+                return
+            v = t.validate(validation)
+            row = {"epoch": t.epoch, "mae": v.mae, "mean": v.mean, "geodesic": v.geodesic}
+            t.history.append(row)
+            logger.info("epoch %d: %.3f degrees on held-back photos", t.epoch, v.mean)
+            write(t)
+            _write_json(folder / "history.json", t.history)
+            if log is not None:
+                log.add(t.step, {"validation/mae": v.mean, "validation/geodesic": v.geodesic})
+
+        for progress in trainer.run(after_epoch):
+            if log is not None and progress.step % 10 == 0:
+                values = {"train/loss": progress.loss, "train/rate": progress.learning_rate}
+                log.add(progress.step, values)
+            if report is not None and place.rank == 0:
+                report(progress)
+        if log is not None:
+            log.close()
+        path = write(trainer) if place == Place() or place.rank == 0 else folder
+    return RunResult(path, tuple(trainer.history), len(train), len(validation))
+
+
+def _teacher(path: Path, student: NetworkSpec) -> nn.Module:
+    weights, spec = load_weights(path, None)
+    if spec.bins != student.bins or spec.preprocessing != student.preprocessing:
+        raise DataError(
+            f"{path}: a teacher of soft labels needs the student's bins and preprocessing; "
+            f"found {spec.bins} and {spec.preprocessing}"
+        )
+    module = build_module(spec)
+    module.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()}, strict=False)
+    return module.eval().requires_grad_(False)
+
+
+class _Log:
+    """TensorBoard's event files, where tensorboard is installed."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self._writer: Any = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            logger.info("no tensorboard: the curves are in history.json only")
+            return
+        # After a resumption, events past the checkpoint are superseded.
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _write_json(path: Path, value: Any) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=1, default=_plain), encoding="utf-8")
+    partial.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value)} is not JSON")
