@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,16 +188,18 @@ def _check_version(engine: EngineRecord, device: DeviceProbe, where: str, rebuil
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: ``"2026.4.0-21-abc"`` gives (2026, 4, 0).
+    """The leading numbers of a version: ``"2026.4.0-21-abc"`` gives (2026, 4).
 
-    Four at most: OpenVINO puts a build number behind them.
+    Trailing zeros go: package metadata and libraries do not agree on how many they write.
     """
-    parts = version.replace("-", ".").replace("+", ".").split(".")
     numbers = []
-    for part in parts[:4]:
-        if not part.isdigit():
+    for part in version.split("."):
+        digits = re.match(r"\d*", part)
+        if digits is None or not digits[0]:
             break
-        numbers.append(int(part))
+        numbers.append(int(digits[0]))
+        if digits[0] != part:
+            break
     while numbers and numbers[-1] == 0:
         numbers.pop()
     return tuple(numbers)
