@@ -1,0 +1,155 @@
+"""The root of the command line: finds commands lazily and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+
+import click
+
+from edgehp import __version__
+from edgehp.errors import EdgehpError, EnvironmentalError
+
+__all__ = ["COMMANDS", "cli", "main"]
+
+logger = logging.getLogger(__name__)
+
+# In the order of the help. The text stands here and not in the command's module, so that
+# `edgehp --help` imports none of them.
+COMMANDS = {
+    "build": "Turn a checkpoint into a checked INT8 artifact for a target.",
+    "validate": "Measure an artifact's accuracy against its FP32 reference.",
+    "bench": "Measure latency, throughput and power on this device.",
+    "predict": "Head pose of the faces in a photo, a folder, a video or a camera.",
+    "label": "Let teacher networks label face crops.",
+    "train": "Train a network, or the base network of the offset ensemble.",
+    "distill": "Distil teachers or an offset ensemble into one small network.",
+    "targets": "List the targets an artifact can be built for, or explain one.",
+    "doctor": "Say what this machine can run and what to install for the rest.",
+    "report": "Turn results into Markdown, HTML and plots.",
+}
+INTERRUPTED = 130
+
+
+def _module(name: str) -> str:
+    return f"edgehp.cli.{name}"
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are modules ``edgehp.cli.<name>`` with an attribute ``command``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands that exist, in the order of the help."""
+        return [name for name in COMMANDS if find_spec(_module(name))]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command called `cmd_name`; its module is imported now."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command = import_module(_module(cmd_name)).command
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{_module(cmd_name)}.command is a {type(command).__name__}")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click, but an unknown name is answered with the near one."""
+        known = self.list_commands(ctx)
+        if args and args[0] not in known and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise click.UsageError(f"no command {args[0]!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        rows = [(name, COMMANDS[name]) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgehp")
+@click.option("-v", "--verbose", count=True, help="Log to stderr: -v what happens, -vv details.")
+@click.pass_context
+def cli(ctx: click.Context, verbose: int) -> None:
+    """Head-pose networks from checkpoint to a measured INT8 engine in the car.
+
+    Exit codes: 0 ok, 1 error, 2 usage, 3 accuracy gate, 4 artifact and device do not match,
+    5 environment, 6 invalid measurement, 130 interrupted.
+    """
+    if os.environ.get("NO_COLOR"):
+        ctx.color = False
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(
+        stream=sys.stderr, format="edgehp: %(levelname)s: %(name)s: %(message)s", force=True
+    )
+    # Only this package: at DEBUG the libraries underneath would drown it.
+    logging.getLogger("edgehp").setLevel(level)
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"edgehp: error: {message}", err=True)
+    return code
+
+
+def _quiet_stdout() -> None:
+    # The interpreter flushes stdout on exit; a reader that has gone away must not make it complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        result = cli.main(
+            args=None if arguments is None else list(arguments),
+            prog_name="edgehp",
+            standalone_mode=False,
+        )
+        sys.stdout.flush()
+    except click.exceptions.Exit as e:
+        return e.exit_code
+    except click.ClickException as e:
+        e.show()
+        return e.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted", INTERRUPTED)
+    except EdgehpError as e:
+        logger.debug("where the error came from", exc_info=True)
+        return _fail(str(e), e.exit_code)
+    except ModuleNotFoundError as e:
+        if (e.name or "").partition(".")[0] == "edgehp":
+            raise  # a fault of this package, not of the environment
+        from edgehp.doctor import how_to_install
+
+        logger.debug("where the error came from", exc_info=True)
+        return _fail(
+            f"the Python package {e.name!r} is missing; {how_to_install(e.name or '')}",
+            EnvironmentalError.exit_code,
+        )
+    except BrokenPipeError:
+        _quiet_stdout()
+        return EdgehpError.exit_code
+    except OSError as e:
+        logger.debug("where the error came from", exc_info=True)
+        name = f"{e.filename}: " if e.filename else ""
+        return _fail(f"{name}{e.strerror or e}", EdgehpError.exit_code)
+    # click hands back the code of ctx.exit() as the result; commands themselves return None.
+    return result if isinstance(result, int) else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave the process with its exit code.
+
+    Args:
+        arguments: without the program's name; None takes those of the process.
+
+    Raises:
+        SystemExit: always.
+    """
+    sys.exit(_run(arguments))
