@@ -1,0 +1,1 @@
+"""Head poses in photos, folders and videos: faces, states, drawings."""

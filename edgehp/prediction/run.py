@@ -1,0 +1,199 @@
+"""From frames to judged head poses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from edgehp.crop import Box, Preprocessing, crop_face
+from edgehp.datasets.boxes import BoxList
+from edgehp.engines.base import Engine
+from edgehp.errors import DataError
+from edgehp.prediction.faces import DetectedFace, FaceDetector, network_box
+from edgehp.prediction.judgement import Judgement, Rules, judge
+from edgehp.prediction.sources import Frame
+
+__all__ = ["DetectorFaces", "FaceFinder", "FacePose", "FrameResult", "ListedFaces", "predict"]
+
+ANGLE_NAMES = ("pitch", "yaw", "roll")
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class FacePose:
+    """One face of a frame.
+
+    Attributes:
+        box: what the network saw, pixels of the photo.
+        detected: the detector's own box and score; None for a box from a list.
+        angles: pitch, yaw, roll, degrees.
+        spread: standard deviation of each in degrees.
+        judgement: state, confidence, flag.
+    """
+
+    box: Box
+    detected: DetectedFace | None
+    angles: Triple
+    spread: Triple
+    judgement: Judgement
+
+
+@dataclass(frozen=True)
+class FrameResult:
+    """Everything about one frame: faces, none, or a problem."""
+
+    frame: Frame
+    faces: tuple[FacePose, ...] = ()
+    problem: str | None = None
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """One state a face; ``no_face`` or ``unreadable`` where there is none."""
+        if self.problem is not None:
+            return ("unreadable",)
+        return tuple(f.judgement.state for f in self.faces) or ("no_face",)
+
+    def records(self) -> list[dict[str, Any]]:
+        """One JSON object a face; exactly one where there is none, with its state."""
+        where = {
+            "source": self.frame.source,
+            "file": self.frame.name,
+            "frame": self.frame.index,
+            "seconds": self.frame.seconds,
+        }
+        if not self.faces:
+            empty = dict.fromkeys(
+                ("face", "box", "detector", "angles", "spread", "confidence", "out_of_range")
+            )
+            return [{**where, "state": self.states[0], **empty, "problem": self.problem}]
+        return [
+            {
+                **where,
+                "state": face.judgement.state,
+                "face": i,
+                "box": _corners(face.box),
+                "detector": None
+                if face.detected is None
+                else {
+                    "box": _corners(face.detected.box),
+                    "score": round(face.detected.score, 4),
+                },
+                "angles": _named(face.angles),
+                "spread": _named(face.spread),
+                "confidence": round(face.judgement.confidence, 4),
+                "out_of_range": face.judgement.out_of_range,
+                "problem": None,
+            }
+            for i, face in enumerate(self.faces)
+        ]
+
+
+class FaceFinder(Protocol):
+    """Gives the faces of a frame."""
+
+    def find(self, frame: Frame) -> list[tuple[Box, DetectedFace | None]]:
+        """The boxes the network needs, and the detector's where they come from one.
+
+        Raises:
+            DataError: it cannot be said, which is not the same as no face.
+        """
+
+
+@dataclass(frozen=True)
+class DetectorFaces:
+    """Faces from a detector, its boxes turned into those the network knows."""
+
+    detector: FaceDetector
+
+    def find(self, frame: Frame) -> list[tuple[Box, DetectedFace | None]]:
+        """The faces, the best score first."""
+        if frame.photo is None:
+            return []
+        return [(network_box(f.box), f) for f in self.detector.detect(frame.photo)]
+
+
+@dataclass(frozen=True)
+class ListedFaces:
+    """Faces from a box list, taken as they are; a photo the list does not name is a problem."""
+
+    boxes: BoxList
+
+    def find(self, frame: Frame) -> list[tuple[Box, DetectedFace | None]]:
+        """The faces in the list's order.
+
+        Raises:
+            DataError: the list does not name the photo.
+        """
+        if frame.name not in self.boxes.faces:
+            raise DataError(f"{frame.name}: not in the box list {self.boxes.source}")
+        return [(e.box, None) for e in self.boxes.faces[frame.name]]
+
+
+def predict(
+    frames: Iterable[Frame],
+    engine: Engine,
+    preprocessing: Preprocessing,
+    faces: FaceFinder,
+    rules: Rules,
+) -> Iterator[FrameResult]:
+    """Predict the head poses of every frame.
+
+    A frame whose photo or boxes cannot be used gives a result with a problem, never an exception:
+    the next frame is worth as much as this one.
+
+    Args:
+        frames: what to look at.
+        engine: opened.
+        preprocessing: of the engine's network.
+        faces: where the faces are.
+        rules: of the states.
+
+    Raises:
+        EnvironmentalError: the engine failed.
+    """
+    for frame in frames:
+        if frame.photo is None:
+            yield FrameResult(frame, problem=frame.problem or "no picture")
+            continue
+        try:
+            found = faces.find(frame)
+            crops = [crop_face(frame.photo, box, preprocessing) for box, _ in found]
+        except DataError as e:
+            yield FrameResult(frame, problem=str(e))
+            continue
+        yield FrameResult(frame, tuple(_poses(found, crops, engine, rules)))
+
+
+def _poses(
+    found: Sequence[tuple[Box, DetectedFace | None]],
+    crops: Sequence[Any],
+    engine: Engine,
+    rules: Rules,
+) -> Iterator[FacePose]:
+    if not found:
+        return
+    prediction = engine.infer(np.stack(crops))
+    for (box, detected), angles, spread in zip(
+        found, prediction.angles, prediction.spread, strict=True
+    ):
+        judgement = judge(angles, spread, rules)
+        yield FacePose(box, detected, _triple(angles), _triple(spread), judgement)
+
+
+def _triple(values: Any) -> Triple:
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def _named(values: Triple) -> dict[str, float | None]:
+    """Hundredths of a degree: more is noise; null where the engine gave no number."""
+    return {
+        name: round(v, 2) if np.isfinite(v) else None
+        for name, v in zip(ANGLE_NAMES, values, strict=True)
+    }
+
+
+def _corners(box: Box) -> list[float]:
+    return [round(v, 1) for v in (box.x_min, box.y_min, box.x_max, box.y_max)]

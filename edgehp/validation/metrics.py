@@ -1,0 +1,246 @@
+"""How far predicted head poses are from the truth, in plain data.
+
+Euler errors wrap at 360 degrees only (see `edgehp.pose.angle_errors`). The geodesic distance and
+the MAEV are taken between rotations, so they do not depend on the Euler order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgehp.errors import DataError
+from edgehp.pose import angle_errors, geodesic_degrees, matrix_from_euler, vector_errors
+
+__all__ = [
+    "YAW_BANDS",
+    "Accuracy",
+    "Band",
+    "SpreadCalibration",
+    "Summary",
+    "Worst",
+    "frame_errors",
+    "measure_accuracy",
+    "yaw_bands",
+]
+
+Array = npt.NDArray[np.float64]
+Angles = npt.NDArray[np.floating]
+
+ANGLE_NAMES = ("pitch", "yaw", "roll")
+# |yaw| of the truth in degrees, (low, high]; the first takes 0 too. 99 is the usual filter.
+YAW_BANDS = ((0.0, 30.0), (30.0, 60.0), (60.0, 99.0))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Errors over a set of frames, all in degrees.
+
+    Attributes:
+        frames: how many.
+        mae: mean absolute error of pitch, yaw, roll.
+        mae_mean: mean of the three: the figure that papers call MAE.
+        geodesic: mean geodesic distance.
+        maev: mean angle between matching axes of truth and prediction (Cao et al., WACV 2021).
+        median: of a frame's mean absolute error over its three angles; `p90`, `p95` likewise.
+        p90: 90th percentile.
+        p95: 95th percentile.
+    """
+
+    frames: int
+    mae: tuple[float, float, float]
+    mae_mean: float
+    geodesic: float
+    maev: float
+    median: float
+    p90: float
+    p95: float
+
+
+@dataclass(frozen=True)
+class Band:
+    """A range of |yaw| of the truth, degrees, with its errors; None where no frame lies in it."""
+
+    low: float
+    high: float
+    summary: Summary | None
+
+
+@dataclass(frozen=True)
+class Worst:
+    """One of the frames with the largest mean absolute error; angles in degrees."""
+
+    name: str
+    error: float
+    truth: tuple[float, float, float]
+    predicted: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class SpreadCalibration:
+    """Whether the network knows when it is wrong.
+
+    Attributes:
+        mean_spread: mean spread of pitch, yaw, roll, degrees.
+        correlation: Pearson correlation of spread and absolute error per angle, -1..1; None where
+            one of them does not vary.
+        rank_correlation: Spearman's, likewise.
+        within_one: share of frames, 0..1, whose |error| is at most one spread, per angle. 0.68 for
+            a calibrated normal distribution.
+        within_two: at most two spreads; 0.95 for a calibrated normal distribution.
+    """
+
+    mean_spread: tuple[float, float, float]
+    correlation: tuple[float | None, float | None, float | None]
+    rank_correlation: tuple[float | None, float | None, float | None]
+    within_one: tuple[float, float, float]
+    within_two: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Everything measured of one network on one set of frames."""
+
+    overall: Summary
+    bands: tuple[Band, ...]
+    worst: tuple[Worst, ...]
+    spread: SpreadCalibration
+
+
+def frame_errors(predicted: npt.ArrayLike, truth: npt.ArrayLike) -> Array:
+    """A frame's absolute error averaged over pitch, yaw and roll: [n] degrees from [n, 3] each."""
+    return np.asarray(angle_errors(predicted, truth).mean(axis=-1))
+
+
+def yaw_bands(truth: npt.ArrayLike) -> list[tuple[float, float, npt.NDArray[np.bool_]]]:
+    """(low, high, which frames) for each of `YAW_BANDS`, then for larger |yaw| where there is any.
+
+    Args:
+        truth: [n, 3] degrees, pitch, yaw, roll.
+    """
+    yaw = np.abs(np.asarray(truth, np.float64)[:, 1])
+    bands = [
+        (low, high, (yaw <= high) if low == 0 else (yaw > low) & (yaw <= high))
+        for low, high in YAW_BANDS
+    ]
+    beyond = yaw > YAW_BANDS[-1][1]
+    if beyond.any():
+        bands.append((YAW_BANDS[-1][1], 180.0, beyond))
+    return bands
+
+
+def measure_accuracy(
+    predicted: Angles,
+    spread: Angles,
+    truth: npt.ArrayLike,
+    matrices: npt.ArrayLike,
+    names: Sequence[str],
+    worst: int = 10,
+) -> Accuracy:
+    """Compare predictions with the truth.
+
+    Args:
+        predicted: [n, 3] degrees, pitch, yaw, roll, convention ``"aflw2000"``.
+        spread: [n, 3] degrees.
+        truth: [n, 3] degrees, as the data set publishes them.
+        matrices: [n, 3, 3] canonical rotations of the truth.
+        names: of the n frames.
+        worst: how many of the worst frames to name.
+
+    Raises:
+        DataError: no frames, shapes that do not agree, or a prediction that is not finite.
+    """
+    p = np.asarray(predicted, np.float64)
+    s = np.asarray(spread, np.float64)
+    t = np.asarray(truth, np.float64)
+    m = np.asarray(matrices, np.float64)
+    n = len(names)
+    if n == 0:
+        raise DataError("no frames to measure the accuracy on")
+    if p.shape != (n, 3) or s.shape != (n, 3) or t.shape != (n, 3) or m.shape != (n, 3, 3):
+        raise DataError(
+            f"expected [{n}, 3] predictions, spreads and angles and [{n}, 3, 3] rotations, found "
+            f"{list(p.shape)}, {list(s.shape)}, {list(t.shape)} and {list(m.shape)}"
+        )
+    bad = ~(np.isfinite(p).all(axis=1) & np.isfinite(s).all(axis=1))
+    if bad.any():
+        raise DataError(
+            f"the network's answer is not finite for {int(bad.sum())} of {n} frames, the first "
+            f"{names[int(np.argmax(bad))]!r}: the engine or its graph is broken"
+        )
+    errors = angle_errors(p, t)
+    rotations = matrix_from_euler(p)
+    geodesic = geodesic_degrees(rotations, m)
+    vectors = vector_errors(rotations, m).mean(axis=-1)
+    everything = np.ones(n, np.bool_)
+    return Accuracy(
+        overall=_summary(errors, geodesic, vectors, everything),
+        bands=tuple(
+            Band(low, high, _summary(errors, geodesic, vectors, mask) if mask.any() else None)
+            for low, high, mask in yaw_bands(t)
+        ),
+        worst=_worst(errors.mean(axis=1), p, t, names, worst),
+        spread=_calibration(errors, s),
+    )
+
+
+def _summary(
+    errors: Array, geodesic: Array, vectors: Array, mask: npt.NDArray[np.bool_]
+) -> Summary:
+    chosen = errors[mask]
+    frame = chosen.mean(axis=1)
+    median, p90, p95 = np.percentile(frame, (50, 90, 95))
+    return Summary(
+        frames=int(mask.sum()),
+        mae=_triple(chosen.mean(axis=0)),
+        mae_mean=float(chosen.mean()),
+        geodesic=float(geodesic[mask].mean()),
+        maev=float(vectors[mask].mean()),
+        median=float(median),
+        p90=float(p90),
+        p95=float(p95),
+    )
+
+
+def _worst(
+    frame: Array, predicted: Array, truth: Array, names: Sequence[str], count: int
+) -> tuple[Worst, ...]:
+    # Stable, so that equal errors are named in the data set's order on every machine.
+    order = np.argsort(-frame, kind="stable")[:count]
+    return tuple(
+        Worst(names[i], float(frame[i]), _triple(truth[i]), _triple(predicted[i])) for i in order
+    )
+
+
+def _calibration(errors: Array, spread: Array) -> SpreadCalibration:
+    pearson = [_correlation(spread[:, k], errors[:, k]) for k in range(3)]
+    spearman = [_correlation(_ranks(spread[:, k]), _ranks(errors[:, k])) for k in range(3)]
+    return SpreadCalibration(
+        mean_spread=_triple(spread.mean(axis=0)),
+        correlation=(pearson[0], pearson[1], pearson[2]),
+        rank_correlation=(spearman[0], spearman[1], spearman[2]),
+        within_one=_triple((errors <= spread).mean(axis=0)),
+        within_two=_triple((errors <= 2 * spread).mean(axis=0)),
+    )
+
+
+def _correlation(a: Array, b: Array) -> float | None:
+    """Pearson's correlation; None where one does not vary beyond rounding."""
+    a, b = a - a.mean(), b - b.mean()
+    if min(np.abs(a).max(), np.abs(b).max()) < 1e-9:
+        return None
+    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+
+
+def _ranks(values: Array) -> Array:
+    """Ranks [n], equal values sharing the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return np.asarray((last - (counts - 1) / 2.0)[inverse], np.float64)
+
+
+def _triple(values: npt.NDArray[np.floating]) -> tuple[float, float, float]:
+    return float(values[0]), float(values[1]), float(values[2])

@@ -1,0 +1,194 @@
+"""What a validation says, in plain data, and whether two of them may be compared."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any
+
+from edgehp.validation.metrics import Accuracy
+from edgehp.validation.statistics import Interval
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "BandDrop",
+    "Condition",
+    "Drop",
+    "Subject",
+    "ValidationReport",
+    "comparable",
+]
+
+SCHEMA_VERSION = 1
+
+# What must agree for two figures to be about the same thing, and how a person calls it.
+_SAME = {
+    "dataset": "the data set",
+    "boxes": "the face boxes",
+    "filter": "the filter by angle",
+    "convention": "the convention of the labels",
+    "split": "the split",
+    "rgb_cal": "the use of rgb.cal",
+    "frames": "the number of frames",
+    "sha256": "the list of frames, boxes and labels",
+    "detector_misses": "the number of faces the detector missed",
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network in an engine: what was measured.
+
+    Attributes:
+        name: what the user calls it.
+        network_digest: SHA-256 of the network: its file, or the one in the artifact's manifest.
+        engine: `edgehp.engines.base.EngineInfo` as a dictionary.
+    """
+
+    name: str
+    network_digest: str | None
+    engine: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class BandDrop:
+    """The drop among frames whose |yaw| lies in (low, high] degrees."""
+
+    low: float
+    high: float
+    frames: int
+    drop: Interval | None
+
+
+@dataclass(frozen=True)
+class Drop:
+    """The artifact against the reference on the same frames, degrees; positive is worse.
+
+    Attributes:
+        overall: MAE of the artifact minus that of the reference, mean of the three angles.
+        angles: the same for pitch, yaw, roll.
+        geodesic: the same of the geodesic distance.
+        bands: the same by |yaw| of the truth.
+        mean_difference: mean absolute difference of the angles, per angle: how far the two are
+            from each other, whatever the truth is.
+        mean_difference_overall: mean of the three.
+        largest_difference: the largest of any frame and angle.
+        spread_difference: mean absolute difference of the spreads per angle.
+        spread_difference_overall: mean of the three.
+    """
+
+    overall: Interval
+    angles: tuple[Interval, Interval, Interval]
+    geodesic: Interval
+    bands: tuple[BandDrop, ...]
+    mean_difference: tuple[float, float, float]
+    mean_difference_overall: float
+    largest_difference: float
+    spread_difference: tuple[float, float, float]
+    spread_difference_overall: float
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Accuracy on a harder version of the crops (`edgehp.validation.robustness`), degrees."""
+
+    name: str
+    reference_mae: float
+    artifact_mae: float | None
+    drop: Interval | None
+    mean_difference: float | None
+    spread_difference: float | None
+    reference_spread: float
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """A whole validation.
+
+    Attributes:
+        protocol: the data set's protocol, of the frames that were really used, with
+            ``detector_misses``, ``photos_skipped`` and ``limit``.
+        preprocessing: `edgehp.crop.Preprocessing` as a dictionary.
+        preprocessing_digest: its SHA-256.
+        batch: crops per call of the engines.
+        reference: the FP32 network.
+        reference_accuracy: its accuracy.
+        reference_mae: its MAE with an interval.
+        artifact: the artifact; None where a network alone was validated.
+        artifact_accuracy: its accuracy.
+        artifact_mae: its MAE with an interval.
+        drop: the paired comparison.
+        robustness: harder versions of the crops; empty where not asked for.
+        missed: names of frames in which the detector found no face.
+        skipped: frames that were left out because something is wrong with them, and what.
+        schema: of this report.
+    """
+
+    protocol: Mapping[str, Any]
+    preprocessing: Mapping[str, Any]
+    preprocessing_digest: str
+    batch: int
+    reference: Subject
+    reference_accuracy: Accuracy
+    reference_mae: Interval
+    artifact: Subject | None = None
+    artifact_accuracy: Accuracy | None = None
+    artifact_mae: Interval | None = None
+    drop: Drop | None = None
+    robustness: tuple[Condition, ...] = ()
+    missed: tuple[str, ...] = ()
+    skipped: tuple[Mapping[str, str], ...] = field(default=())
+    schema: int = SCHEMA_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary of JSON values; an unbounded interval's ends become null."""
+        return {"kind": "validation", **_json(asdict(self))}
+
+    def to_json(self) -> str:
+        """Indented JSON with a newline at its end."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+
+def comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Why the figures of two reports (`ValidationReport.to_dict`) must not be compared.
+
+    Networks, engines and their preprocessing may differ, that is what one compares, as long as a
+    network that is the same in both was given the same crops. Everything about frames, boxes and
+    labels must agree.
+
+    Returns:
+        One sentence a reason; empty if they are comparable.
+    """
+    if a.get("schema") != b.get("schema"):
+        return [f"the reports have schema {a.get('schema')} and {b.get('schema')}"]
+    reasons = []
+    pa, pb = a["protocol"], b["protocol"]
+    for key, what in _SAME.items():
+        if pa.get(key) != pb.get(key):
+            reasons.append(f"{what} differs: {_short(pa.get(key))} and {_short(pb.get(key))}")
+    same_network = (
+        a["reference"]["network_digest"] is not None
+        and a["reference"]["network_digest"] == b["reference"]["network_digest"]
+    )
+    if same_network and a["preprocessing_digest"] != b["preprocessing_digest"]:
+        reasons.append("the network is the same, but its preprocessing differs")
+    return reasons
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 48 else text[:16] + "..."
+
+
+def _json(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _json(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(k): _json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

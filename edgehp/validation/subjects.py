@@ -1,0 +1,218 @@
+"""Open what is to be measured: an artifact, a float network, and the reference of an artifact."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from edgehp.artifact import Artifact, load_artifact, newest_artifact
+from edgehp.artifact.hashing import sha256_file
+from edgehp.crop import Preprocessing
+from edgehp.engines import Engine, engine_available, open_engine
+from edgehp.errors import CompatibilityError, EdgehpError, EnvironmentalError, UsageError
+from edgehp.validation.run import Contender
+
+__all__ = ["OpenedNetwork", "open_artifact", "open_network", "open_reference"]
+
+logger = logging.getLogger(__name__)
+
+# Engines that run a float graph on any processor, the faster first.
+_FLOAT_ENGINES = ("openvino", "onnxruntime")
+# An artifact may carry the FP32 graph it was made from under this name.
+_REFERENCE = "reference.onnx"
+
+
+@dataclass(frozen=True)
+class OpenedNetwork:
+    """A network in an opened engine; a context manager that closes it.
+
+    Attributes:
+        engine: opened.
+        name: for people.
+        digest: SHA-256 (hex) of the weights file the network was read from.
+        preprocessing: from photo and box to the engine's crops.
+        bins: first and last bin value of the heads in degrees; None where nobody knows.
+        artifact: where it came from; None for a float network.
+    """
+
+    engine: Engine
+    name: str
+    digest: str | None
+    preprocessing: Preprocessing
+    bins: tuple[float, float] | None = None
+    artifact: Artifact | None = None
+    _closing: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
+
+    def contender(self) -> Contender:
+        """As `edgehp.validation.run.validate` takes it."""
+        return Contender(self.engine, self.name, self.digest)
+
+    def __enter__(self) -> OpenedNetwork:
+        """The network itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the engine and remove temporary files."""
+        self._closing.close()
+
+
+def open_artifact(
+    path: Path | str | None = None, *, threads: int | None = None, batch: int | None = None
+) -> OpenedNetwork:
+    """Check an artifact and open its engine.
+
+    Args:
+        path: its directory; None takes the newest complete one under ``dist``.
+        threads: processor threads for inference; None leaves it to the runtime.
+        batch: the batch size to prepare for; one the engine was not built for is reduced to it.
+
+    Raises:
+        DataError: no such artifact.
+        CompatibilityError: it does not belong on this device, or was altered.
+        EnvironmentalError: the runtime is missing or failed.
+    """
+    artifact = load_artifact(newest_artifact() if path is None else path)
+    manifest, record = artifact.manifest, artifact.engine
+    closing = ExitStack()
+    engine = open_engine(
+        record.kind,
+        artifact.engine_path,
+        threads=threads,
+        batch=None if batch is None else max(record.min_batch, min(batch, record.max_batch)),
+    )
+    closing.callback(engine.close)
+    bins = (manifest.network.spec or {}).get("bins")
+    return OpenedNetwork(
+        engine,
+        f"{manifest.name} ({manifest.target.name}, {manifest.precision.reached or 'unknown'})",
+        manifest.network.weights_sha256,
+        manifest.preprocessing,
+        None if bins is None else (float(bins["first"]), float(bins["last"])),
+        artifact,
+        closing,
+    )
+
+
+def open_network(
+    text: str,
+    *,
+    kind: str | None = None,
+    threads: int | None = None,
+    batch: int | None = None,
+) -> OpenedNetwork:
+    """Open a network in floating point on the processor.
+
+    Args:
+        text: a bundled name, a checkpoint, or a deployed graph (``.onnx``).
+        kind: the engine; None takes OpenVINO, else onnxruntime.
+        threads: processor threads for inference.
+        batch: the batch size to prepare for.
+
+    Raises:
+        UsageError: neither a bundled name nor a file of a known kind.
+        CheckpointError: the file is missing, damaged, or not such a network.
+        EnvironmentalError: no engine, or a package that reads the file, is installed.
+    """
+    from edgehp.networks.bundled import resolve_network
+    from edgehp.networks.graph import graph_bytes
+
+    network = resolve_network(text)
+    engine_kind = kind or _float_engine()
+    with ExitStack() as opening:
+        path = network.path
+        if network.weights is not None:
+            folder = opening.enter_context(tempfile.TemporaryDirectory(prefix="edgehp-"))
+            path = Path(folder) / "network.onnx"
+            path.write_bytes(graph_bytes(network.graph()))
+        engine = open_engine(engine_kind, path, threads=threads, batch=batch)
+        opening.callback(engine.close)
+        bins = network.spec.bins
+        return OpenedNetwork(
+            engine,
+            f"{network.spec.name} ({Path(text).name}, FP32)",
+            sha256_file(network.path),
+            network.spec.preprocessing,
+            (bins.first, bins.last),
+            None,
+            opening.pop_all(),
+        )
+
+
+def open_reference(
+    artifact: OpenedNetwork,
+    text: str | None = None,
+    *,
+    threads: int | None = None,
+    batch: int | None = None,
+) -> OpenedNetwork:
+    """Open the FP32 network that an artifact was made from.
+
+    Args:
+        artifact: what `open_artifact` gave.
+        text: the reference as for `open_network`; None takes the FP32 graph inside the artifact if
+            it has one, else the network its manifest names.
+        threads: processor threads for inference.
+        batch: the batch size to prepare for.
+
+    Raises:
+        CompatibilityError: the network found is not the one the artifact was made from.
+        UsageError: the reference was not found and must be given.
+        EnvironmentalError: no engine for it is installed.
+    """
+    found = artifact.artifact
+    if found is None:
+        raise UsageError(f"{artifact.name} is a float network: it is its own reference")
+    record = found.manifest.network
+    kind = found.engine.kind if found.engine.kind in _FLOAT_ENGINES else _float_engine()
+    if text is None and (found.path / _REFERENCE).is_file():
+        engine = open_engine(kind, found.path / _REFERENCE, threads=threads, batch=batch)
+        closing = ExitStack()
+        closing.callback(engine.close)
+        return OpenedNetwork(
+            engine,
+            f"{_REFERENCE} of the artifact (FP32)",
+            record.weights_sha256,
+            artifact.preprocessing,
+            artifact.bins,
+            None,
+            closing,
+        )
+    source = text or record.source
+    try:
+        reference = open_network(source, kind=kind, threads=threads, batch=batch)
+    except EdgehpError as e:
+        if text is not None or isinstance(e, EnvironmentalError):
+            raise
+        raise UsageError(
+            f"{found.path} was made from {source!r}, which was not found ({e}); give its FP32 "
+            "reference with --reference"
+        ) from e
+    if reference.digest != record.weights_sha256:
+        reference.__exit__(None, None, None)
+        raise CompatibilityError(
+            f"{source} is not the network that {found.path} was made from: found SHA-256 "
+            f"{str(reference.digest)[:16]}..., the manifest says {record.weights_sha256[:16]}...; "
+            "give the right one with --reference, or build the artifact again"
+        )
+    return reference
+
+
+def _float_engine() -> str:
+    reasons = []
+    for kind in _FLOAT_ENGINES:
+        reason = engine_available(kind)
+        if reason is None:
+            return kind
+        reasons.append(reason)
+    raise EnvironmentalError(
+        f"no engine for an FP32 network: {'; '.join(reasons)}; install edgehp[cpu]"
+    )
