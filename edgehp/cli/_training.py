@@ -1,0 +1,179 @@
+"""Options and reporting that ``train`` and ``distill`` share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from edgehp.errors import EnvironmentalError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from edgehp.networks.spec import NetworkSpec
+    from edgehp.training.data import TrainingItem
+    from edgehp.training.loop import Progress, TrainConfig
+    from edgehp.training.runs import RunResult
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OPTIONS = [
+    click.option("--dataset", help="A named data set in place of folders and zips."),
+    click.option(
+        "--labels",
+        multiple=True,
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        help="Label folder of 'edgehp label'; may be given several times. "
+        "Without it the data set's own labels are used.",
+    ),
+    click.option(
+        "--extra",
+        multiple=True,
+        type=click.Path(exists=True, path_type=Path),
+        help="Further photos with labels of their own, such as rendered heads.",
+    ),
+    click.option("--out", required=True, type=click.Path(path_type=Path), help="The run folder."),
+    click.option("--size", default=112, show_default=True, help="Input size in pixels."),
+    click.option("--start-size", default=0, help="Input size of the first epoch, growing."),
+    click.option("--epochs", default=10, show_default=True),
+    click.option("--batch", default=128, show_default=True, help="Crops a step, all processes."),
+    click.option("--learning-rate", default=2e-3, show_default=True),
+    click.option(
+        "--precision",
+        type=click.Choice(["bf16", "fp16", "fp32"]),
+        default="bf16",
+        show_default=True,
+    ),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto"),
+    click.option("--seed", default=0, show_default=True),
+    click.option("--workers", default=2, show_default=True, help="Threads that make crops."),
+    click.option("--held-back", default=0.04, show_default=True, help="Share for validation."),
+    click.option("--skip-bad", is_flag=True, help="Leave damaged photos out, counted and listed."),
+]
+
+
+def training_options(function: F) -> F:
+    """Add the shared options to a command."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def require_torch() -> None:
+    """Refuse with a remedy where torch is not installed.
+
+    Raises:
+        EnvironmentalError: no torch.
+    """
+    try:
+        import torch  # noqa: F401
+    except ImportError as e:
+        raise EnvironmentalError("training needs torch: pip install 'edgehp[train]'") from e
+
+
+def pick_device(name: str) -> str:
+    """``"cuda"`` or ``"cpu"``; ``"auto"`` takes a GPU where there is one.
+
+    Raises:
+        EnvironmentalError: cuda was asked for and is not there.
+    """
+    import torch
+
+    found = torch.cuda.is_available()
+    if name == "cuda" and not found:
+        raise EnvironmentalError("--device cuda: torch finds no CUDA GPU here; use --device cpu")
+    return "cuda" if found and name != "cpu" else "cpu"
+
+
+def config(options: dict[str, Any]) -> TrainConfig:
+    """The training configuration of the shared options."""
+    from edgehp.training.loop import TrainConfig
+
+    names = ("epochs", "batch", "learning_rate", "precision", "seed", "workers", "start_size")
+    if options["workers"] < 1 or not 0 < options["held_back"] < 0.5:
+        raise UsageError("--workers must be at least 1 and --held-back between 0 and 0.5")
+    return TrainConfig(**{n: options[n] for n in names})
+
+
+def items(
+    photos: tuple[Path, ...], options: dict[str, Any]
+) -> tuple[list[TrainingItem], list[TrainingItem]]:
+    """(items with labels, extra items) of the command line; skips are listed on stderr."""
+    from edgehp.cli._photos import open_photos
+    from edgehp.training.data import with_labels
+    from edgehp.training.labelling import read_labels
+
+    data = open_photos(photos, options["dataset"], options["skip_bad"])
+    for skip in data.skipped:
+        click.echo(f"skipped {skip.name}: {skip.reason}", err=True)
+    labels = read_labels(options["labels"]) if options["labels"] else None
+    found = with_labels(data.samples, labels)
+    if left := len(data.samples) - len(found):
+        click.echo(f"{left} photos have no label or one beyond 99 degrees: left out", err=True)
+    extra: list[TrainingItem] = []
+    if options["extra"]:
+        extra = with_labels(open_photos(options["extra"], None, options["skip_bad"]).samples)
+    return found, extra
+
+
+def student_spec(network: str, size: int) -> NetworkSpec:
+    """The specification of a network to train: ``kd-resnet18`` ... ``kd-resnet152`` or ``ehpnet``.
+
+    edgehp's own networks keep the face's aspect ratio (box rule ``square``), unlike the published
+    KD-ResNet, which stretches the box.
+    """
+    from dataclasses import replace
+
+    from edgehp.networks.spec import EHPNET, KD_RESNET
+
+    if network == "ehpnet":
+        return replace(EHPNET, preprocessing=replace(EHPNET.preprocessing, size=size))
+    depth = network.removeprefix("kd-resnet")
+    if not depth.isdecimal():
+        raise UsageError(f"network {network!r} is neither ehpnet nor kd-resnet18 ... 152")
+    suffix = "" if size == KD_RESNET.preprocessing.size else f"-{size}"
+    return replace(
+        KD_RESNET,
+        name=f"kd-resnet{depth}{suffix}",
+        depth=int(depth),
+        preprocessing=replace(KD_RESNET.preprocessing, size=size, box_rule="square"),
+    )
+
+
+@contextmanager
+def progress_bar(epochs: int) -> Iterator[Callable[[Progress], None]]:
+    """A progress bar on stderr that shows loss and speed; silent where stderr is no terminal."""
+
+    def show(p: Progress | None) -> str:
+        if p is None:
+            return ""
+        return f"epoch {p.epoch + 1}/{epochs} loss {p.loss:.3f} {p.images_per_second:.0f} images/s"
+
+    bar: Any
+    with click.progressbar(length=1, label="training", file=sys.stderr, item_show_func=show) as bar:
+        last = 0
+
+        def report(p: Progress) -> None:
+            nonlocal last
+            bar.length = p.steps
+            bar.update(p.step - last, p)
+            last = p.step
+
+        yield report
+
+
+def print_result(result: RunResult) -> None:
+    """The figures of every epoch, and where the weights are."""
+    for row in result.history:
+        pitch, yaw, roll = row["mae"]
+        click.echo(
+            f"epoch {row['epoch']:>3}  MAE {row['mean']:.3f}  pitch {pitch:.2f}  yaw {yaw:.2f}  "
+            f"roll {roll:.2f}  geodesic {row['geodesic']:.2f}"
+        )
+    click.echo(f"{result.trained} photos trained on, {result.held_back} held back (figures above)")
+    click.echo(f"weights: {result.weights}")

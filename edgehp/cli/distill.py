@@ -1,0 +1,67 @@
+"""``edgehp distill``: the student, from an ensemble's labels or from teachers' soft labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgehp.cli import _training
+from edgehp.errors import UsageError
+
+__all__ = ["command"]
+
+
+@click.command("distill", short_help="Distil teachers into the student network.")
+@click.argument("photos", nargs=-1, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--network", default="kd-resnet18", show_default=True, help="kd-resnet18 ... 152, or ehpnet."
+)
+@click.option(
+    "--teacher",
+    "teachers",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A teacher checkpoint of the student's bins: learn the mean of the teachers' soft labels.",
+)
+@click.option(
+    "--start",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Weights to begin with, of any input size.",
+)
+@_training.training_options
+def command(
+    photos: tuple[Path, ...],
+    network: str,
+    teachers: tuple[Path, ...],
+    start: Path | None,
+    out: Path,
+    **options: Any,
+) -> None:
+    """Distil on PHOTOS (folders or zips of faces); an interrupted run is resumed.
+
+    With --labels the student learns an ensemble of offsets ('edgehp label'); with --teacher, once
+    or more, it learns the mean of the teachers' soft labels on the same augmented crops.
+    """
+    _training.require_torch()
+    if not teachers and not options["labels"]:
+        raise UsageError("distil from what? Give --labels of 'edgehp label', or --teacher")
+    from edgehp.training.runs import train_final
+
+    settings = _training.config(options)
+    found, extra = _training.items(photos, options)
+    with _training.progress_bar(settings.epochs) as report:
+        result = train_final(
+            found,
+            _training.student_spec(network, options["size"]),
+            settings,
+            out,
+            extra=extra,
+            start=start,
+            teachers=teachers,
+            device=_training.pick_device(options["device"]),
+            held_back=options["held_back"],
+            report=report,
+        )
+    _training.print_result(result)
