@@ -142,17 +142,23 @@ def check_device(manifest: Manifest, device: DeviceProbe, where: str) -> None:
         f"build it here: edgehp build --target {target.name} --precision {manifest.precision.asked}"
     )
     if target.compute_capabilities:
-        gpus = device.gpus()
+        wanted = " or ".join(target.compute_capabilities)
+        try:
+            gpus = device.gpus()
+        except EnvironmentalError as e:
+            raise EnvironmentalError(
+                f"{where} needs a GPU of compute capability {wanted} (target {target.name}): {e}"
+            ) from e
         # The first GPU is the one a runtime takes unless told otherwise.
         found = (
             f"{gpus[0].name} (compute capability {gpus[0].compute_capability})" if gpus else None
         )
         if found is None or gpus[0].compute_capability not in target.compute_capabilities:
             raise CompatibilityError(
-                f"{where} was built for a GPU of compute capability "
-                f"{' or '.join(target.compute_capabilities)} (target {target.name}); this machine "
-                f"has {found or 'no NVIDIA GPU'}: use it on the right device, or "
-                f"build one for this one with 'edgehp build --target ...' (see 'edgehp targets')"
+                f"{where} was built for a GPU of compute capability {wanted} (target "
+                f"{target.name}); this machine has {found or 'no NVIDIA GPU'}: use it on "
+                "the right device, or build one for this one with 'edgehp build --target ...' "
+                "(see 'edgehp targets')"
             )
     if target.module is not None and (module := device.module()) != target.module:
         raise CompatibilityError(

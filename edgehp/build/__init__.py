@@ -1,0 +1,1 @@
+"""Building: from a network to a checked artifact for one target."""

@@ -1,0 +1,188 @@
+"""The crops a build needs: for calibration, and held out for the accuracy gate."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgehp._resources import resource_dir
+from edgehp.crop import Preprocessing, crop_face
+from edgehp.datasets.base import Dataset, Sample
+from edgehp.datasets.faces import read_faces
+from edgehp.errors import DataError, UsageError
+
+__all__ = [
+    "FEWEST_CALIBRATION",
+    "CropSet",
+    "appearance_warning",
+    "calibration_list",
+    "held_out_crops",
+    "load_calibration",
+    "require_disjoint",
+]
+
+# Below this the percentile and entropy thresholds are those of single crops.
+FEWEST_CALIBRATION = 64
+# 1,024 crops of 224x224 are 150 MB; thresholds no longer move with more.
+MOST_CALIBRATION = 1024
+MOST_HELD_OUT = 20_000
+SHIPPED_CALIBRATION = "rendered-heads.zip"
+SHIPPED_VALIDATION = "rendered-validation.zip"
+
+
+@dataclass(frozen=True, eq=False)
+class CropSet:
+    """Crops in a fixed order.
+
+    Attributes:
+        source: where they come from, for people: a file name, no directories.
+        names: of the crops.
+        digests: SHA-256 (hex) of each crop's pixels.
+        crops: uint8 [N, S, S, 3], RGB.
+        angles: true (pitch, yaw, roll) [N, 3] in degrees, None without labels.
+        protocol: how they were chosen.
+        duplicates: crops left out because their pixels were there already.
+        left_out: crops left out because there were more than are used.
+    """
+
+    source: str
+    names: tuple[str, ...]
+    digests: tuple[str, ...]
+    crops: npt.NDArray[np.uint8]
+    angles: npt.NDArray[np.float64] | None
+    protocol: dict[str, Any]
+    duplicates: int = 0
+    left_out: int = 0
+
+    def __len__(self) -> int:
+        """The number of crops."""
+        return len(self.names)
+
+
+def load_calibration(path: Path | None, preprocessing: Preprocessing) -> CropSet:
+    """Calibration crops: the shipped rendered heads, or the user's folder or zip.
+
+    Args:
+        path: folder or zip of faces (`edgehp.datasets.faces`), None for the shipped ones.
+        preprocessing: of the network.
+
+    Raises:
+        DataError: unreadable, or fewer than 64 different crops.
+    """
+    found = _load(path, SHIPPED_CALIBRATION, preprocessing, MOST_CALIBRATION)
+    if len(found) < FEWEST_CALIBRATION:
+        doubled = f" ({found.duplicates} duplicates not counted)" if found.duplicates else ""
+        raise DataError(
+            f"{path or found.source}: {len(found)} different calibration crops{doubled}, at least "
+            f"{FEWEST_CALIBRATION} are needed for scales that mean something; add crops from the "
+            "camera that will be used"
+        )
+    return found
+
+
+def held_out_crops(path: Path | None, preprocessing: Preprocessing) -> CropSet:
+    """Crops for the accuracy gate: the shipped rendered heads, or the user's folder or zip.
+
+    Raises:
+        DataError: unreadable, or fewer than 64 different crops.
+    """
+    found = _load(path, SHIPPED_VALIDATION, preprocessing, MOST_HELD_OUT)
+    if len(found) < FEWEST_CALIBRATION:
+        raise DataError(
+            f"{path or found.source}: {len(found)} different crops to validate on, at least "
+            f"{FEWEST_CALIBRATION} are needed for an interval that means something"
+        )
+    return found
+
+
+def require_disjoint(calibration: CropSet, held_out: CropSet) -> None:
+    """Refuse to measure accuracy on crops that the scales were chosen with.
+
+    Raises:
+        UsageError: the same pixels are in both sets.
+    """
+    common = set(calibration.digests) & set(held_out.digests)
+    if common:
+        name = held_out.names[held_out.digests.index(next(iter(sorted(common))))]
+        raise UsageError(
+            f"{len(common)} of the {len(held_out)} crops to validate on are calibration crops too "
+            f"(such as {name}); the accuracy would look better than it is: choose others with "
+            "--validate-on or --calibration"
+        )
+
+
+def calibration_list(crops: CropSet) -> bytes:
+    """The calibration list as CSV: SHA-256 of the pixels and name, in the order of use."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("sha256", "image"))
+    writer.writerows(zip(crops.digests, crops.names, strict=True))
+    return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def appearance_warning(calibration: CropSet, held_out: CropSet) -> str | None:
+    """A sentence if the calibration crops look unlike those the network is validated on.
+
+    Compares the medians of brightness and of contrast (standard deviation) over crops; grey
+    levels 0..255. The limits (40 and 25 levels) are about what separates a daylight photo from a
+    night-time infrared one, and far more than two halves of one data set differ by.
+    """
+    statistics = []
+    for crops in (calibration.crops, held_out.crops):
+        few = crops[:: max(1, len(crops) // 256), ::4, ::4].astype(np.float32)
+        flat = few.reshape(len(few), -1)
+        statistics.append((float(np.median(flat.mean(1))), float(np.median(flat.std(1)))))
+    (light_a, contrast_a), (light_b, contrast_b) = statistics
+    if abs(light_a - light_b) <= 40 and abs(contrast_a - contrast_b) <= 25:
+        return None
+    return (
+        f"calibration crops look unlike those validated on: brightness {light_a:.0f} against "
+        f"{light_b:.0f}, contrast {contrast_a:.0f} against {contrast_b:.0f} (0..255); calibrate "
+        "on crops from the camera that will be used"
+    )
+
+
+def _load(path: Path | None, shipped: str, preprocessing: Preprocessing, most: int) -> CropSet:
+    file = path if path is not None else resource_dir("calibration") / shipped
+    # The shipped and the user's crops alike take the name they have, not where they lie.
+    data = read_faces(file, name=file.resolve().stem)
+    samples, left_out = _spread(data, most)
+    size = preprocessing.size
+    crops = np.empty((len(samples), size, size, 3), np.uint8)
+    seen: dict[str, int] = {}
+    kept: list[Sample] = []
+    for sample in samples:
+        crop = crop_face(sample.load(), sample.box, preprocessing)
+        digest = hashlib.sha256(crop.tobytes()).hexdigest()
+        if digest not in seen:
+            crops[len(seen)] = crop
+            seen[digest] = len(seen)
+            kept.append(sample)
+    angles = None
+    if data.labelled:
+        angles = np.array([s.angles for s in kept], np.float64).reshape(-1, 3)
+    return CropSet(
+        source=file.resolve().name,
+        names=tuple(s.name for s in kept),
+        digests=tuple(seen),
+        crops=crops[: len(kept)],
+        angles=angles,
+        protocol={**data.protocol, "preprocessing": preprocessing.digest},
+        duplicates=len(samples) - len(kept),
+        left_out=left_out,
+    )
+
+
+def _spread(data: Dataset, most: int) -> tuple[list[Sample], int]:
+    """At most `most` samples, evenly spaced, and how many were left out."""
+    if len(data) <= most:
+        return list(data.samples), 0
+    chosen = np.linspace(0, len(data) - 1, most).astype(int)
+    return [data.samples[i] for i in chosen], len(data) - most

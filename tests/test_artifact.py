@@ -1,0 +1,447 @@
+"""Artifacts: the manifest is strict, and nothing altered or out of place is accepted."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from edgehp.artifact import golden_crops, load_artifact, newest_artifact, verify_golden
+from edgehp.artifact.device import Gpu
+from edgehp.artifact.manifest import (
+    Accuracy,
+    BuildRecord,
+    EngineRecord,
+    Golden,
+    Manifest,
+    NetworkRecord,
+    PrecisionRecord,
+    StepTime,
+    TargetRecord,
+    canonical_digest,
+    parse_manifest,
+)
+from edgehp.artifact.schema import first_fault, manifest_schema
+from edgehp.artifact.write import ArtifactWriter
+from edgehp.engines.audit import LayerPrecision
+from edgehp.engines.base import EngineInfo, Prediction
+from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
+from edgehp.networks.spec import KD_RESNET
+
+SIZE = 32
+SPEC = KD_RESNET.with_size(SIZE)
+
+
+@dataclass
+class Device:
+    """A device in a test's words."""
+
+    found: tuple[Gpu, ...] = (Gpu("Orin", "8.7"),)
+    model: str | None = "NVIDIA Jetson AGX Orin"
+    versions: tuple[tuple[str, str], ...] = (("tensorrt", "10.3.0"), ("openvino", "2026.4.1"))
+
+    def gpus(self) -> tuple[Gpu, ...]:
+        return self.found
+
+    def module(self) -> str | None:
+        return self.model
+
+    def version(self, kind: str) -> str | None:
+        return dict(self.versions).get(kind)
+
+
+def a_manifest(created: str = "2026-01-02T03:04:05Z") -> Manifest:
+    return Manifest(
+        state="complete",
+        name="kd-resnet18-orin-int8",
+        created=created,
+        edgehp_version="0.1",
+        network=NetworkRecord(SPEC.to_dict(), SPEC.digest, "a" * 64, "kd-resnet18", "research"),
+        preprocessing=SPEC.preprocessing,
+        target=TargetRecord("orin-agx-64gb", ("8.7",), "NVIDIA Jetson AGX Orin", "Orin"),
+        precision=PrecisionRecord(
+            "int8", "int8", "engine", {"int8": 1}, (LayerPrecision("c", "Convolution", "int8"),)
+        ),
+        engine=EngineRecord("tensorrt", ("e.plan",), {"tensorrt": "10.3.0"}, 1, 1, 8, "aarch64"),
+        graph="g.onnx",
+        calibration=None,
+        accuracy=Accuracy("heads", 99, "mae-drop", 4.0, 4.01, 0.01, (0.0, 0.02), 0.1, "engine"),
+        golden=Golden("golden.png", ((1.0, 2.0, 3.0),) * 2, ((1.0, 1.0, 1.0),) * 2, 0.5),
+        build=BuildRecord({"target": "orin"}, (StepTime("engine", 1.5),), ("a warning",)),
+        files=(),
+    )
+
+
+ROLES = {"e.plan": "engine", "g.onnx": "graph", "golden.png": "golden"}
+
+
+def write(destination: Path, manifest: Manifest | None = None) -> Path:
+    crops = np.arange(2 * SIZE * SIZE * 3, dtype=np.uint32) % 251
+    with ArtifactWriter(destination) as writer:
+        (writer.path / "e.plan").write_bytes(b"engine" * 100)
+        (writer.path / "g.onnx").write_bytes(b"graph")
+        picture = crops.astype(np.uint8).reshape(2 * SIZE, SIZE, 3)
+        cv2.imwrite(str(writer.path / "golden.png"), picture)
+        writer.commit(manifest or a_manifest(), ROLES)
+    return destination
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    return write(tmp_path / "dist" / "kd-resnet18-orin-int8")
+
+
+def edited(path: Path, change: Any, *, sign: bool = True) -> None:
+    """Change the manifest's JSON in place, with a digest that fits unless told otherwise."""
+    file = path / "manifest.json"
+    values = json.loads(file.read_text())
+    change(values)
+    if sign:
+        values["digest"] = canonical_digest(values)
+    file.write_text(json.dumps(values))
+
+
+def test_what_is_written_is_what_is_read(artifact: Path) -> None:
+    found = load_artifact(artifact, device=Device())
+    assert found.manifest.with_files(()) == a_manifest()
+    assert [f.path for f in found.manifest.files] == sorted(ROLES)
+    assert found.engine_path.read_bytes() == b"engine" * 100
+    assert [p.name for p in artifact.parent.iterdir()] == [artifact.name]
+
+
+@pytest.mark.parametrize(
+    ("device", "error", "words"),
+    [
+        (Device(found=(Gpu("V100", "7.0"),)), CompatibilityError, ["8.7", "V100", "7.0"]),
+        (Device(found=()), CompatibilityError, ["8.7", "no NVIDIA GPU"]),
+        (Device(model="NVIDIA Jetson Orin Nano"), CompatibilityError, ["AGX", "Nano", "build"]),
+        (Device(model=None), CompatibilityError, ["AGX", "no Jetson"]),
+        (Device(versions=(("tensorrt", "10.13.3"),)), CompatibilityError, ["10.3.0", "10.13.3"]),
+        (Device(versions=(("tensorrt", "10.3.1"),)), CompatibilityError, ["10.3.0", "10.3.1"]),
+        (Device(versions=()), EnvironmentalError, ["tensorrt", "not installed"]),
+    ],
+)
+def test_a_wrong_device_is_refused(
+    artifact: Path, device: Device, error: type[Exception], words: list[str]
+) -> None:
+    with pytest.raises(error) as e:
+        load_artifact(artifact, device=device)
+    assert all(w in str(e.value) for w in words), e.value
+
+
+@pytest.mark.parametrize(
+    ("here", "accepted"),
+    [
+        ("2026.4.1", True),
+        ("2026.5", True),
+        ("2027.0.0", True),
+        ("2026.4.0", False),
+        ("2025.9", False),
+    ],
+)
+def test_processor_engines_want_no_older_runtime(tmp_path: Path, here: str, accepted: bool) -> None:
+    record = EngineRecord(
+        "openvino", ("e.plan",), {"openvino": "2026.4.1-22982-0a1b2c-releases/2026/4"}, 1, 1, 8, "x"
+    )
+    manifest = replace(a_manifest(), engine=record, target=TargetRecord("cpu"))
+    path = write(tmp_path / "a", manifest)
+    device = Device(found=(), model=None, versions=(("openvino", here),))
+    if accepted:
+        load_artifact(path, device=device)
+    else:
+        with pytest.raises(CompatibilityError, match=f"found the older {here}"):
+            load_artifact(path, device=device)
+
+
+@pytest.mark.parametrize("name", sorted(ROLES))
+def test_a_changed_byte_a_cut_and_a_missing_file_are_refused(artifact: Path, name: str) -> None:
+    file = artifact / name
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(CompatibilityError, match="was changed"):
+        load_artifact(artifact, device=Device())
+    file.write_bytes(data[:-1])
+    with pytest.raises(CompatibilityError, match="the manifest says"):
+        load_artifact(artifact, device=Device())
+    file.unlink()
+    with pytest.raises(CompatibilityError, match="missing"):
+        load_artifact(artifact, device=Device())
+
+
+def test_links_and_unlisted_files_are_refused(artifact: Path, tmp_path: Path) -> None:
+    plan = artifact / "e.plan"
+    outside = tmp_path / "outside"
+    plan.rename(outside)
+    plan.symlink_to(outside)
+    with pytest.raises(CompatibilityError, match="symbolic link"):
+        load_artifact(artifact, device=Device())
+    plan.unlink()
+    outside.rename(plan)
+    (artifact / "reports").mkdir()
+    (artifact / "reports" / "bench.json").write_text("{}")
+    load_artifact(artifact, device=Device())
+    (artifact / "e.plan.data").write_text("x")
+    with pytest.raises(CompatibilityError, match=r"e\.plan\.data: a file that the manifest"):
+        load_artifact(artifact, device=Device())
+
+
+def test_the_device_is_checked_before_the_bytes(artifact: Path) -> None:
+    (artifact / "e.plan").unlink()
+    with pytest.raises(CompatibilityError, match="compute capability"):
+        load_artifact(artifact, device=Device(found=()))
+
+
+def test_no_artifact_at_all(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="edgehp build"):
+        load_artifact(tmp_path / "nothing")
+    with pytest.raises(CompatibilityError, match=r"manifest\.json: missing"):
+        load_artifact(tmp_path)
+
+
+def test_a_newer_schema_is_named_as_such(artifact: Path) -> None:
+    def newer(values: dict[str, Any]) -> None:
+        values["schema_version"] = 2
+        values["edgehp_version"] = "9.9"
+        values["something_new"] = 1
+
+    edited(artifact, newer)
+    with pytest.raises(CompatibilityError, match=r"schema 2, this edgehp reads up to 1.*9\.9"):
+        load_artifact(artifact, device=Device())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: v.pop("golden"),
+        lambda v: v.update(extra=1),
+        lambda v: v.update(state="broken"),
+        lambda v: v.update(schema_version=0),
+        lambda v: v.update(schema_version="1"),
+        lambda v: v.update(engine=None),
+        lambda v: v["files"].clear(),
+        lambda v: v["files"].append(dict(v["files"][0])),
+        lambda v: v["files"][0].update(size=-1),
+        lambda v: v["files"][0].update(size=2**40),
+        lambda v: v.update(graph="other.onnx"),
+        lambda v: v["engine"].update(max_batch=0),
+        lambda v: v["engine"].update(min_batch=9),
+        lambda v: v["golden"]["angles"].pop(),
+        lambda v: v["golden"].update(tolerance_degrees=-1),
+        lambda v: v["preprocessing"]["spec"].update(size=64),
+        lambda v: v["preprocessing"].update(spec={"size": 7}),
+        lambda v: v["network"]["spec"].update(depth=34),
+    ],
+)
+def test_a_malformed_manifest_is_refused(artifact: Path, change: Any) -> None:
+    edited(artifact, change)
+    with pytest.raises(CompatibilityError):
+        load_artifact(artifact, device=Device())
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../e.plan",
+        "/etc/passwd",
+        "a/../../b",
+        ".hidden",
+        "a//b",
+        "",
+        "a\\b",
+        "c:x",
+        "e.plan\n",
+        "~",
+    ],
+)
+def test_paths_cannot_leave_the_artifact(artifact: Path, path: str) -> None:
+    def change(values: dict[str, Any]) -> None:
+        record = next(f for f in values["files"] if f["path"] == "e.plan")
+        record["path"] = path
+        values["engine"]["files"] = [path]
+
+    edited(artifact, change)
+    with pytest.raises(CompatibilityError, match="expected the form"):
+        load_artifact(artifact, device=Device())
+
+
+def test_an_edited_manifest_is_noticed(artifact: Path) -> None:
+    edited(artifact, lambda v: v["golden"].update(tolerance_degrees=90), sign=False)
+    with pytest.raises(CompatibilityError, match="altered"):
+        load_artifact(artifact, device=Device())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"schema_version": NaN}',
+        b'{"schema_version": 1e999}',
+        b'{"schema_version": 1, "schema_version": 1}',
+        b" " * (5 * 2**20),
+    ],
+)
+def test_bytes_that_are_no_manifest(data: bytes) -> None:
+    with pytest.raises(CompatibilityError):
+        parse_manifest(data, "manifest.json")
+
+
+def _mutations(values: Any, rng: random.Random) -> Any:
+    """One random change somewhere in a JSON value."""
+    values = copy.deepcopy(values)
+    node, steps = values, rng.randrange(1, 5)
+    for _ in range(steps):
+        keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+        if not keys:
+            break
+        key = rng.choice(keys)
+        if isinstance(node[key], (dict, list)) and rng.random() < 0.8:
+            node = node[key]
+            continue
+        junk = [None, True, -1, 0, 1, 2.5, 1e30, "", "x", "../y", "0" * 600, [], {}, [1, 2, 3]]
+        action = rng.randrange(3)
+        if action == 0:
+            node[key] = rng.choice(junk)
+        elif action == 1:
+            node.pop(key)
+        elif isinstance(node, dict):
+            node["unknown"] = rng.choice(junk)
+        else:
+            node.append(rng.choice(junk))
+        break
+    return values
+
+
+def test_our_check_agrees_with_jsonschema(artifact: Path, seed: int) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    rng = random.Random(seed)
+    schema = manifest_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    values = json.loads((artifact / "manifest.json").read_text())
+    assert validator.is_valid(values)
+    verdicts = {True: 0, False: 0}
+    for _ in range(600):
+        mutant = _mutations(values, rng)
+        valid = validator.is_valid(mutant)
+        fault = first_fault(mutant, schema)
+        assert (fault is None) == valid, (seed, fault, list(validator.iter_errors(mutant)))
+        verdicts[valid] += 1
+    assert min(verdicts.values()) > 20, verdicts
+
+
+def test_deferred_artifacts_say_how_to_finish(tmp_path: Path) -> None:
+    manifest = replace(a_manifest(), state="deferred", engine=None, accuracy=None)
+    path = write(tmp_path / "a", manifest)
+    with pytest.raises(CompatibilityError, match="edgehp build --finish"):
+        load_artifact(path, device=Device())
+    found = load_artifact(path, device=Device(found=()), allow_deferred=True)
+    with pytest.raises(CompatibilityError, match="deferred"):
+        _ = found.engine_path
+
+
+class Fixed:
+    """An engine that answers golden crops with numbers of the test's choice."""
+
+    info = EngineInfo("openvino", "1", "CPU", 1, "int8")
+    input_size = SIZE
+
+    def __init__(self, angles: list[list[float]]) -> None:
+        self.angles = np.array(angles, np.float32)
+        self.seen: list[np.ndarray[Any, Any]] = []
+
+    def infer(self, crops: Any) -> Prediction:
+        self.seen.append(crops)
+        return Prediction(self.angles, np.ones_like(self.angles))
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Fixed:
+        return self
+
+    def __exit__(self, *rest: object) -> None: ...
+
+
+def test_golden_vectors(artifact: Path) -> None:
+    found = load_artifact(artifact, device=Device())
+    engine = Fixed([[1.0, 2.0, 3.4], [1.0, 1.8, 3.0]])
+    assert verify_golden(found, engine) == pytest.approx(0.4, abs=1e-5)
+    # The picture was written with OpenCV, BGR; the crops are RGB.
+    stored = (np.arange(2 * SIZE * SIZE * 3, dtype=np.uint32) % 251).astype(np.uint8)
+    assert (engine.seen[0][..., ::-1].ravel() == stored).all()
+    assert golden_crops(found).shape == (2, SIZE, SIZE, 3)
+    with pytest.raises(CompatibilityError, match=r"golden crop 1 gives a yaw that is 0\.60"):
+        verify_golden(found, Fixed([[1.0, 2.0, 3.0], [1.0, 1.4, 3.0]]))
+    with pytest.raises(CompatibilityError, match="golden crop"):
+        verify_golden(found, Fixed([[1.0, 2.0, 3.0], [float("nan"), 2.0, 3.0]]))
+
+
+def test_the_newest_complete_artifact(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dist = tmp_path / "dist"
+    with pytest.raises(DataError, match="edgehp build"):
+        newest_artifact(dist)
+    write(dist / "b", a_manifest("2026-01-02T00:00:00Z"))
+    write(dist / "a", a_manifest("2026-01-03T00:00:00Z"))
+    write(dist / "c", replace(a_manifest("2026-01-04T00:00:00Z"), state="deferred", engine=None))
+    write(dist / "d", a_manifest("2026-01-05T00:00:00Z"))
+    (dist / "d" / "manifest.json").write_text("{")
+    assert newest_artifact(dist) == dist / "a"
+    assert "passed over" in caplog.text
+
+
+def test_an_aborted_write_leaves_the_old_artifact(artifact: Path) -> None:
+    before = {p.name: p.read_bytes() for p in artifact.iterdir()}
+    with pytest.raises(ZeroDivisionError), ArtifactWriter(artifact) as writer:
+        (writer.path / "e.plan").write_bytes(b"new")
+        raise ZeroDivisionError
+    assert {p.name: p.read_bytes() for p in artifact.iterdir()} == before
+    assert [p.name for p in artifact.parent.iterdir()] == [artifact.name]
+
+
+def test_a_commit_needs_a_role_for_every_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"stray\.txt"), ArtifactWriter(tmp_path / "a") as writer:
+        (writer.path / "stray.txt").write_bytes(b"")
+        writer.commit(a_manifest(), {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_killed_between_the_renames_the_old_one_comes_back(artifact: Path) -> None:
+    dist = artifact.parent
+    artifact.rename(dist / f".{artifact.name}.old")
+    left = dist / f".{artifact.name}.building-0a1b2c3d"
+    (left / "artifact").mkdir(parents=True)
+    other = dist / f".{artifact.name}.building-tool.building-0a1b2c3d"
+    other.mkdir()
+    with ArtifactWriter(artifact):
+        assert load_artifact(artifact, device=Device())
+    assert sorted(p.name for p in dist.iterdir()) == sorted([other.name, artifact.name])
+
+
+def test_two_writers_of_one_artifact(tmp_path: Path) -> None:
+    with (
+        ArtifactWriter(tmp_path / "a"),
+        ArtifactWriter(tmp_path / "b"),
+        pytest.raises(EnvironmentalError, match="another process"),
+        ArtifactWriter(tmp_path / "a"),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_not_an_artifact_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match="not replaced"):
+        ArtifactWriter(tmp_path / "home")
+    with pytest.raises(UsageError, match="file or a link"):
+        ArtifactWriter(tmp_path / "home" / "thesis.tex")
