@@ -1,0 +1,62 @@
+"""What device this is: the Jetson module and its L4T release, read from the system's own files.
+
+Every function takes the root of the file system, so that a test can hand in a tree of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["JetsonModule", "find_jetson", "l4t_release", "memory_gib", "read_text"]
+
+SYSTEM_ROOT = Path("/")
+
+
+@dataclass(frozen=True)
+class JetsonModule:
+    """A Jetson as its device tree describes it.
+
+    Attributes:
+        model: the device tree's ``model``, for people.
+        compatible: its ``compatible`` strings, most specific first; the module's part number
+            (``nvidia,p3767-0000``) is among them.
+        memory_gib: memory that Linux sees, in GiB: less than the module's nominal figure.
+    """
+
+    model: str
+    compatible: tuple[str, ...]
+    memory_gib: float | None
+
+
+def read_text(path: Path, limit: int = 1 << 16) -> str | None:
+    """The first `limit` bytes of a system file as text, or None where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(limit).decode("utf-8", "replace")
+    except OSError:
+        return None
+
+
+def memory_gib(root: Path = SYSTEM_ROOT) -> float | None:
+    """Memory in GiB by ``/proc/meminfo``, or None where that is missing."""
+    found = re.search(r"^MemTotal:\s+(\d+) kB", read_text(root / "proc/meminfo") or "", re.M)
+    return int(found.group(1)) / 2**20 if found else None
+
+
+def find_jetson(root: Path = SYSTEM_ROOT) -> JetsonModule | None:
+    """The Jetson this is, or None on any other machine."""
+    tree = root / "proc/device-tree"
+    compatible = (read_text(tree / "compatible") or "").strip("\0\n").split("\0")
+    if not any(name.startswith("nvidia,tegra") for name in compatible):
+        return None
+    model = (read_text(tree / "model") or "unnamed Jetson").strip("\0\n")
+    return JetsonModule(model, tuple(compatible), memory_gib(root))
+
+
+def l4t_release(root: Path = SYSTEM_ROOT) -> str | None:
+    """The L4T release such as ``"36.4.3"`` from ``/etc/nv_tegra_release``, or None."""
+    text = read_text(root / "etc/nv_tegra_release") or ""
+    found = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", text)
+    return f"{found.group(1)}.{found.group(2)}" if found else None
