@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from edgehp.engines.base import Engine, EngineInfo, Prediction, StreamingEngine
-from edgehp.errors import EnvironmentalError, UsageError
+from edgehp.errors import CompatibilityError, EnvironmentalError, UsageError
 
 if TYPE_CHECKING:
     from edgehp.engines.build import BuildOptions, BuildReport
@@ -27,7 +27,7 @@ __all__ = [
     "open_engine",
 ]
 
-# kind -> (module, class). Each module has `check_available()` or needs its package only.
+# kind -> (module, class); each module also has `check_available()`.
 _ENGINES = {
     "openvino": ("edgehp.engines.openvino", "OpenVinoEngine"),
     "onnxruntime": ("edgehp.engines.onnxruntime", "OnnxRuntimeEngine"),
@@ -77,7 +77,7 @@ def engine_available(kind: str) -> str | None:
     module = import_module(_entry(kind)[0])
     try:
         module.check_available()
-    except EnvironmentalError as e:
+    except (CompatibilityError, EnvironmentalError) as e:
         return str(e)
     return None
 

@@ -7,7 +7,7 @@ convolutions that run in the asked precision with those that the graph quantises
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgehp.engines.base import Json
 from edgehp.errors import CompatibilityError
@@ -101,6 +101,23 @@ class PrecisionAudit:
             if self.share(precision) >= 0.5:
                 return precision
         return "mixed"
+
+    def completed_by(self, network: PrecisionAudit) -> PrecisionAudit:
+        """This audit of an engine, with the convolutions it does not show from `network`.
+
+        Builders fuse whole blocks into one opaque layer; what such a layer contains is then only
+        known from the parsed network. Rows from there say so in their detail.
+        """
+        shown = [r.layer for r in self._convolutions()]
+        hidden = [
+            replace(r, detail="inside a fused layer: type from the parsed network")
+            for r in network._convolutions()
+            if not any(r.layer in name.replace(" + ", "|").split("|") for name in shown)
+        ]
+        if not hidden:
+            return self
+        note = f"{len(hidden)} convolutions are inside fused layers"
+        return replace(self, rows=(*self.rows, *hidden), opaque=self.opaque or note)
 
     def require(self, precision: str, at_least: int, what: str) -> None:
         """Fail unless `at_least` convolutions run in `precision`, and for floats all of them.

@@ -148,7 +148,7 @@ def quantised_convolutions(onnx_path: Path) -> tuple[str, ...]:
     """
     try:
         import onnx
-        from google.protobuf.message import DecodeError
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
     except ImportError as e:
         raise EnvironmentalError(
             f"building needs the onnx package ({e}); install it with: pip install onnx"

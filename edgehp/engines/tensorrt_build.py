@@ -1,0 +1,182 @@
+"""Building TensorRT engines for the GPU here: one adapter for 8.6, 10.x and 11.x."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from edgehp.engines._trt_compat import Dialect, dialect_of, version_of
+from edgehp.engines._trt_inspect import inspect
+from edgehp.engines._trt_log import new_logger
+from edgehp.engines._trt_network import (
+    add_profile,
+    audit_network,
+    check_network,
+    keep_decoding_in_float,
+    need,
+    new_network,
+    parse,
+)
+from edgehp.engines.audit import PrecisionAudit
+from edgehp.engines.build import BuildOptions, BuildReport, check_asked, write_atomically
+from edgehp.engines.driver import probe_driver
+from edgehp.errors import CompatibilityError
+
+__all__ = ["audit_engine", "build", "build_plan", "check_support", "configure"]
+
+_log = logging.getLogger(__name__)
+# The first TensorRT without Volta (compute capability 7.0 and 7.2).
+_WITHOUT_VOLTA = (10, 5)
+# The first TensorRT whose deep learning accelerator takes explicit Q/DQ networks.
+_DLA_WITH_QDQ = (11, 4)
+
+
+def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> BuildReport:
+    """Build an engine for the first GPU here; see `edgehp.engines.build.build_engine`."""
+    del kind
+    quantised = check_asked(onnx_path, options.precision)
+    gpu = probe_driver().gpus[0]
+    from edgehp.engines.tensorrt import import_tensorrt
+
+    trt = import_tensorrt()
+    check_support(str(trt.__version__), gpu.compute_capability, options)
+    plan, audit, details = build_plan(trt, onnx_path, options, len(quantised))
+    write_atomically(out_path, plan)
+    return BuildReport(
+        files=(out_path,),
+        versions={"tensorrt": str(trt.__version__)},
+        audit=audit,
+        warnings=_warnings(options),
+        details={**details, "gpu": gpu.name, "compute_capability": gpu.compute_capability},
+    )
+
+
+def check_support(version: str, capability: str, options: BuildOptions) -> Dialect:
+    """The dialect of this TensorRT, if it can build what is asked for this GPU.
+
+    Args:
+        version: of TensorRT.
+        capability: compute capability of the GPU here, such as ``"8.7"``.
+        options: what to build.
+
+    Raises:
+        CompatibilityError: it cannot.
+    """
+    dialect, numbers = dialect_of(version), version_of(version)
+    if options.compute_capabilities and options.compute_capabilities != (capability,):
+        wanted = ", ".join(options.compute_capabilities)
+        raise CompatibilityError(
+            f"the target has compute capability {wanted}, the GPU here has {capability}: TensorRT "
+            "builds for the GPU it runs on; build on the device itself"
+        )
+    if tuple(map(int, capability.split("."))) < (7, 5) and numbers[:2] >= _WITHOUT_VOLTA:
+        raise CompatibilityError(
+            f"TensorRT {version} no longer supports compute capability {capability} (V100): "
+            "install TensorRT 10.4.0 or older"
+        )
+    if options.dla is not None and numbers[:2] < _DLA_WITH_QDQ:
+        raise CompatibilityError(
+            f"the DLA takes explicitly quantised networks from TensorRT 11.4.1 on, found "
+            f"{version}: build for the GPU, or update to JetPack 7.2.2 or later"
+        )
+    return dialect
+
+
+def build_plan(
+    trt: Any, onnx_path: Path, options: BuildOptions, quantised: int
+) -> tuple[bytes, PrecisionAudit, dict[str, object]]:
+    """The engine's bytes, its audit and the settings used.
+
+    Args:
+        trt: the module `tensorrt`.
+        onnx_path: the deployed graph.
+        options: what to build.
+        quantised: how many convolutions the graph quantises.
+    """
+    logger = new_logger(trt)
+    dialect = dialect_of(str(trt.__version__))
+    builder = need(trt.Builder(logger), "create a builder", logger)
+    network = new_network(trt, builder, dialect, logger)
+    parser = parse(trt, network, onnx_path, logger)
+    size = check_network(network, onnx_path)
+    if dialect.strongly_typed:
+        # The types are final already: fail before minutes of tactic timing, not after.
+        audit_network(network).require(options.precision, quantised, onnx_path.name)
+    config = need(builder.create_builder_config(), "create a builder configuration", logger)
+    flags = configure(trt, builder, config, dialect, options, logger)
+    if not dialect.strongly_typed and options.precision != "fp32":
+        keep_decoding_in_float(trt, network)
+    add_profile(builder, config, options.batch, size, logger)
+    cache = _timing_cache(config, options.timing_cache, logger)
+    logger.forget()
+    plan = need(builder.build_serialized_network(network, config), "build the engine", logger)
+    # The parser owns memory that the network refers to until the build is done.
+    del parser
+    content = bytes(plan)
+    if cache is not None and options.timing_cache is not None:
+        write_atomically(options.timing_cache, bytes(cache.serialize()))
+    audit = audit_engine(trt, content, logger).completed_by(audit_network(network))
+    audit.require(options.precision, quantised, f"the engine TensorRT {trt.__version__} built")
+    return content, audit, {"builder_flags": flags, "batch": list(options.batch)}
+
+
+def configure(
+    trt: Any, builder: Any, config: Any, dialect: Dialect, options: BuildOptions, logger: Any
+) -> list[str]:
+    """Set the builder's flags, memory and device; gives the names of the flags set."""
+    flags = list(dialect.builder_flags.get(options.precision, ()))
+    for name in flags:
+        config.set_flag(getattr(trt.BuilderFlag, name))
+    # On by default: FP32 convolutions would silently run with ten bits of mantissa.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    # Otherwise the inspector cannot tell what the layers run in.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if options.workspace_mib is not None:
+        limit = options.workspace_mib << 20
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, limit)
+    if options.dla is not None:
+        if options.dla >= builder.num_DLA_cores:
+            raise CompatibilityError(
+                f"DLA core {options.dla} asked for, this device has {builder.num_DLA_cores}; "
+                "build for the GPU"
+            )
+        config.default_device_type = trt.DeviceType.DLA
+        config.DLA_core = options.dla
+        # The DLA has no integer cast or softmax: those layers go to the GPU, and the audit says so.
+        config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+        flags.append("GPU_FALLBACK")
+    return flags
+
+
+def _timing_cache(config: Any, path: Path | None, logger: Any) -> Any:
+    """The timing cache the build uses, read from `path` if it fits this TensorRT and GPU."""
+    if path is None:
+        return None
+    content = path.read_bytes() if path.is_file() else b""
+    cache = config.create_timing_cache(content)
+    if cache is None or not config.set_timing_cache(cache, False):
+        if content:
+            _log.warning("%s does not fit this TensorRT or GPU: starting a new one", path)
+        cache = need(config.create_timing_cache(b""), "create a timing cache", logger)
+        need(config.set_timing_cache(cache, False), "use a timing cache", logger)
+    return cache
+
+
+def audit_engine(trt: Any, plan: bytes, logger: Any) -> PrecisionAudit:
+    """What each layer of a built engine runs in, by TensorRT's inspector.
+
+    Raises:
+        EnvironmentalError: the engine cannot be loaded or inspected here.
+    """
+    runtime = need(trt.Runtime(logger), "create a runtime", logger)
+    engine = need(runtime.deserialize_cuda_engine(plan), "load the engine it built", logger)
+    return inspect(trt, engine, None, logger)
+
+
+def _warnings(options: BuildOptions) -> tuple[str, ...]:
+    if options.dla is None:
+        return ()
+    return (
+        "layers the DLA does not have run on the GPU: look at the audit before quoting DLA figures",
+    )

@@ -1,0 +1,212 @@
+"""TensorRT for RTX: engines for RTX 20 to 50, built ahead of time on a machine without a GPU."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from edgehp.engines._trt_compat import RTX
+from edgehp.engines._trt_log import new_logger
+from edgehp.engines._trt_network import (
+    add_profile,
+    audit_network,
+    check_network,
+    need,
+    new_network,
+    parse,
+)
+from edgehp.engines.build import BuildOptions, BuildReport, check_asked, write_atomically
+from edgehp.engines.driver import probe_driver
+from edgehp.engines.graph_io import check_file
+from edgehp.engines.tensorrt import TensorRtEngine
+from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
+
+__all__ = ["TensorRtRtxEngine", "build", "check_available", "check_plan", "import_tensorrt_rtx"]
+
+# A matrix product in FP32 is what its compiler refuses for Turing.
+_TURING = "7.5"
+
+
+class TensorRtRtxEngine(TensorRtEngine):
+    """A plan of TensorRT for RTX on one GPU; the arguments are those of `TensorRtEngine`.
+
+    The first opening on a machine compiles kernels for its GPU, which takes seconds.
+    """
+
+    kind = "tensorrt-rtx"
+
+    def _import(self) -> Any:
+        return import_tensorrt_rtx()
+
+    def _load(self) -> None:
+        check_plan(self._path)
+        super()._load()
+
+
+def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> BuildReport:
+    """Build one engine for all compute capabilities asked for.
+
+    See `edgehp.engines.build.build_engine`; no GPU is used, even where there is one.
+
+    Raises:
+        UsageError: no compute capability was given, or a DLA.
+        DataError: the graph cannot be parsed, or is not in the precision asked for.
+        CompatibilityError: TensorRT for RTX does not build for one of the capabilities.
+        EnvironmentalError: the package is missing or failed.
+    """
+    del kind
+    if not options.compute_capabilities:
+        raise UsageError("TensorRT for RTX builds ahead of time: say for which GPUs, such as 8.6")
+    if options.dla is not None:
+        raise UsageError("TensorRT for RTX knows no DLA: that is the Jetsons' TensorRT")
+    quantised = check_asked(onnx_path, options.precision)
+    trt = import_tensorrt_rtx()
+    logger = new_logger(trt)
+    builder = need(trt.Builder(logger), "create a builder", logger)
+    network = new_network(trt, builder, RTX, logger)
+    parser = parse(trt, network, onnx_path, logger)
+    size = check_network(network, onnx_path)
+    audit = audit_network(network)
+    audit.require(options.precision, len(quantised), onnx_path.name)
+    _refuse_turing(network, options, onnx_path)
+    config = need(builder.create_builder_config(), "create a builder configuration", logger)
+    _set_capabilities(trt, config, options.compute_capabilities)
+    # On by default: FP32 layers would silently run with ten bits of mantissa.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if options.workspace_mib is not None:
+        limit = options.workspace_mib << 20
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, limit)
+    add_profile(builder, config, options.batch, size, logger)
+    logger.forget()
+    plan = need(builder.build_serialized_network(network, config), "build the engine", logger)
+    del parser
+    content = bytes(plan)
+    _check_bytes(trt, content, str(out_path))
+    write_atomically(out_path, content)
+    return BuildReport(
+        files=(out_path,),
+        versions={"tensorrt-rtx": str(trt.__version__)},
+        audit=audit,
+        details={
+            "compute_capabilities": list(options.compute_capabilities),
+            "batch": list(options.batch),
+            "bytes": len(content),
+        },
+    )
+
+
+def _set_capabilities(trt: Any, config: Any, capabilities: tuple[str, ...]) -> None:
+    known = trt.ComputeCapability
+    config.num_compute_capabilities = len(capabilities)
+    for index, capability in enumerate(capabilities):
+        value = getattr(known, f"SM{capability.replace('.', '')}", None)
+        # False is all it says, and the build would go on for the capability set before.
+        if value is None or not config.set_compute_capability(value, index):
+            names = [n for n in dir(known) if n.startswith("SM")]
+            raise CompatibilityError(
+                f"TensorRT for RTX {trt.__version__} does not build for compute capability "
+                f"{capability}; it builds for {', '.join(sorted(names))}: use TensorRT instead"
+            )
+        if config.get_compute_capability(index) != value:
+            raise EnvironmentalError(
+                f"TensorRT for RTX took compute capability {capability} and kept another; "
+                "install another release"
+            )
+
+
+def _refuse_turing(network: Any, options: BuildOptions, path: Path) -> None:
+    """Its compiler says this too, but late and not what to do about it."""
+    if _TURING not in options.compute_capabilities:
+        return
+    wide = [
+        layer.name
+        for layer in (network.get_layer(i) for i in range(network.num_layers))
+        if layer.type.name == "MATRIX_MULTIPLY" and layer.get_output(0).dtype.name == "FLOAT"
+    ]
+    if wide:
+        raise CompatibilityError(
+            f"{path.name}: TensorRT for RTX has no FP32 matrix product for compute capability 7.5 "
+            f"(RTX 20, T4), and {', '.join(wide)} is one: build with fp16, give the fully "
+            "connected layers in FP16, or leave 7.5 out"
+        )
+
+
+def check_plan(path: str | Path) -> str:
+    """What TensorRT for RTX says about an engine file, without running it.
+
+    Returns:
+        ``"valid"``, ``"suboptimal"`` (runs, but was not built for this GPU), or ``"unknown"``:
+        header and length are right, but without a GPU nothing more can be told.
+
+    Raises:
+        DataError: missing, truncated, or no engine of TensorRT for RTX.
+        CompatibilityError: it does not run on the GPU here.
+        EnvironmentalError: the package is missing.
+    """
+    path = check_file(path, "an engine of TensorRT for RTX")
+    return _check_bytes(import_tensorrt_rtx(), path.read_bytes(), str(path))
+
+
+def _check_bytes(trt: Any, content: bytes, name: str) -> str:
+    logger = new_logger(trt)
+    runtime = need(trt.Runtime(logger), "create a runtime", logger)
+    header = int(runtime.engine_header_size)
+    if len(content) <= header:
+        raise DataError(
+            f"{name} has {len(content)} bytes, an engine has more than {header}; copy it again"
+        )
+    validity, diagnostics = runtime.get_engine_validity(content)
+    diagnostics = int(diagnostics)
+    reasons = [
+        n
+        for n in dir(trt.EngineInvalidityDiagnostics)
+        if n.isupper() and diagnostics & int(getattr(trt.EngineInvalidityDiagnostics, n))
+    ]
+    if "MALFORMED_ENGINE" in reasons:
+        raise DataError(
+            f"{name} does not begin as an engine of TensorRT for RTX {trt.__version__} does; copy "
+            "or build it again"
+        )
+    if validity.name != "INVALID":
+        return str(validity.name).lower()
+    if reasons and reasons != ["CUDA_ERROR"]:
+        raise CompatibilityError(
+            f"{name} does not run here: {', '.join(r.lower() for r in reasons)}; build it for "
+            "this GPU and release"
+        )
+    # Without a GPU loading fails for want of a driver, but the length is compared before that.
+    logger.forget()
+    loaded = runtime.deserialize_cuda_engine(content)
+    if loaded is None and "header.size" in logger.reasons():
+        raise DataError(
+            f"{name}: its {len(content)} bytes are not the number its header gives: it is "
+            "truncated; copy it again"
+        )
+    return "unknown"
+
+
+def check_available() -> None:
+    """Return if TensorRT for RTX, a driver and a GPU are here; building needs the package only.
+
+    Raises:
+        EnvironmentalError: one of them is not.
+    """
+    probe_driver()
+    import_tensorrt_rtx()
+
+
+def import_tensorrt_rtx() -> Any:
+    """The module `tensorrt_rtx`.
+
+    Raises:
+        EnvironmentalError: it is missing or broken.
+    """
+    try:
+        return import_module("tensorrt_rtx")
+    except (ImportError, OSError) as e:
+        raise EnvironmentalError(
+            f"TensorRT for RTX cannot be used ({e}); install it with: pip install "
+            "tensorrt-rtx-cu13 (64-bit x86 only)"
+        ) from e
