@@ -44,13 +44,12 @@ class Saver(Protocol):
     ) -> None: ...
 
 
-def open_saver(target: Path, source: Source, rate: float | None = None) -> Saver:
+def open_saver(target: Path, source: Source) -> Saver:
     """Where the drawn results of `source` go.
 
     Args:
         target: a photo for a photo, a video for a video or camera, or a folder; a folder is made.
         source: what is predicted on.
-        rate: frames per second of a written video; None takes 30.
 
     Raises:
         UsageError: the kind of file does not fit the source, or it would overwrite the source.
@@ -75,7 +74,7 @@ def open_saver(target: Path, source: Source, rate: float | None = None) -> Saver
             raise UsageError(f"--save {target}: a video ends with {', '.join(_CODECS)}")
         name = Path(source.text).stem if source.camera is None else f"camera-{source.camera}"
         target = target / f"{name}-poses.mp4"
-    return _VideoSaver(target, rate or _DEFAULT_RATE)
+    return _VideoSaver(target, source.rate() or _DEFAULT_RATE)
 
 
 def _drawn(result: FrameResult) -> Image | None:

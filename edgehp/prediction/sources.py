@@ -59,6 +59,17 @@ class Source:
     photos: tuple[Path, ...] = ()
     camera: int | None = None
 
+    def rate(self) -> float | None:
+        """Frames per second of a video; None for the others, or where the file does not say."""
+        if self.kind != "video":
+            return None
+        capture = cv2.VideoCapture(self.text)
+        try:
+            rate = capture.get(cv2.CAP_PROP_FPS) if capture.isOpened() else 0.0
+        finally:
+            capture.release()
+        return rate if 0 < rate <= 1000 else None
+
     def frames(self, upright: bool = True) -> Iterator[Frame]:
         """The frames in order; a camera's never end.
 

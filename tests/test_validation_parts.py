@@ -1,0 +1,299 @@
+"""Metrics, intervals, gate and conditions on numbers whose answer is known."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from edgehp.errors import AccuracyError, DataError, UsageError
+from edgehp.pose import matrix_from_euler
+from edgehp.validation.gate import check_drop, require_drop
+from edgehp.validation.metrics import frame_errors, measure_accuracy
+from edgehp.validation.robustness import CONDITIONS
+from edgehp.validation.statistics import mean_interval
+
+
+def poses(rng: np.random.Generator, n: int, yaw: float = 80.0) -> np.ndarray:
+    return rng.uniform((-40, -yaw, -40), (40, yaw, 40), (n, 3))
+
+
+def accuracy(predicted: np.ndarray, truth: np.ndarray, spread: np.ndarray | None = None, **kw):
+    names = [f"f{i:04d}" for i in range(len(truth))]
+    spread = np.ones_like(predicted) if spread is None else spread
+    return measure_accuracy(predicted, spread, truth, matrix_from_euler(truth), names, **kw)
+
+
+# --- metrics --------------------------------------------------------------------------------------
+
+
+def test_a_known_error_per_angle_is_found_exactly(rng):
+    truth = poses(rng, 50)
+    found = accuracy(truth + np.array([1.0, -2.0, 4.5]), truth).overall
+    assert found.mae == pytest.approx((1.0, 2.0, 4.5))
+    assert found.mae_mean == pytest.approx(2.5)
+    assert found.median == pytest.approx(2.5) and found.p95 == pytest.approx(2.5)
+
+
+def test_euler_errors_wrap_at_360_and_not_at_180():
+    truth = np.array([[0.0, 0.0, 179.0], [0.0, 0.0, 90.0]])
+    found = accuracy(np.array([[0.0, 0.0, -179.0], [0.0, 0.0, -90.0]]), truth).overall
+    # 2 across the seam; 180, which a metric that also wraps at 180 would call 0.
+    assert found.mae[2] == pytest.approx((2 + 180) / 2)
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_a_pure_turn_has_its_angle_as_geodesic_and_two_thirds_of_it_or_less_as_maev(axis):
+    predicted = np.zeros((1, 3))
+    predicted[0, axis] = 30.0
+    found = accuracy(predicted, np.zeros((1, 3))).overall
+    assert found.geodesic == pytest.approx(30.0)
+    assert found.maev == pytest.approx(20.0)  # one axis stays, two turn by 30
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda a: a * [1, -1, 1],
+        lambda a: a * [-1, 1, 1],
+        lambda a: a * [1, 1, -1],
+        lambda a: a[:, [1, 0, 2]],
+        lambda a: a[:, [2, 1, 0]],
+    ],
+    ids=["yaw sign", "pitch sign", "roll sign", "pitch and yaw swapped", "pitch and roll swapped"],
+)
+def test_a_sign_or_order_mistake_shows_in_every_metric(rng, mistake):
+    truth = poses(rng, 200)
+    right, wrong = accuracy(truth, truth).overall, accuracy(mistake(truth), truth).overall
+    assert right.mae_mean == pytest.approx(0, abs=1e-9)
+    assert right.geodesic == pytest.approx(0, abs=1e-6)
+    assert min(wrong.mae_mean, wrong.geodesic, wrong.maev) > 8
+
+
+def test_bands_are_by_the_yaw_of_the_truth_and_hold_every_frame_once():
+    truth = np.zeros((7, 3))
+    truth[:, 1] = [0, -30, 30.1, 60, -60.1, 99, 120]
+    predicted = truth + np.array([0, 1, 0]) * np.arange(1, 8)[:, None]
+    bands = accuracy(predicted, truth).bands
+    assert [b.summary.frames for b in bands] == [2, 2, 2, 1]
+    assert [(b.low, b.high) for b in bands] == [(0, 30), (30, 60), (60, 99), (99, 180)]
+    assert [b.summary.mae[1] for b in bands] == pytest.approx([1.5, 3.5, 5.5, 7])
+
+
+def test_an_empty_band_is_null_and_not_zero(rng):
+    bands = accuracy(*[poses(rng, 9, yaw=20)] * 2).bands
+    assert bands[0].summary is not None and bands[1].summary is None and bands[2].summary is None
+
+
+def test_the_worst_frames_come_first_with_name_truth_and_prediction(rng):
+    truth = poses(rng, 30)
+    predicted = truth.copy()
+    predicted[17] += 9
+    predicted[4] += 6
+    worst = accuracy(predicted, truth, worst=2).worst
+    assert [w.name for w in worst] == ["f0017", "f0004"]
+    assert worst[0].error == pytest.approx(9)
+    assert worst[0].predicted == pytest.approx(predicted[17])
+
+
+def test_spread_that_knows_its_error_correlates_and_a_constant_one_says_null(rng):
+    truth = poses(rng, 3000)
+    sigma = rng.uniform(0.5, 8, (3000, 3))
+    predicted = truth + rng.normal(0, sigma)
+    found = accuracy(predicted, truth, sigma).spread
+    assert all(c > 0.4 for c in found.correlation)
+    assert all(c > 0.4 for c in found.rank_correlation)
+    assert found.within_one == pytest.approx((0.683,) * 3, abs=0.04)
+    assert found.within_two == pytest.approx((0.954,) * 3, abs=0.02)
+    assert accuracy(predicted, truth).spread.correlation == (None, None, None)
+
+
+def test_rank_correlation_handles_ties_and_monotone_curves():
+    truth = np.zeros((6, 3))
+    error = np.array([1, 1, 2, 3, 3, 50.0])
+    spread = np.array([1, 1, 2, 2.5, 2.5, 2.6])
+    found = accuracy(truth + error[:, None], truth, np.repeat(spread[:, None], 3, axis=1)).spread
+    assert found.rank_correlation[0] == pytest.approx(1)
+    assert found.correlation[0] < 0.99
+
+
+def test_an_answer_that_is_not_finite_is_an_error_that_names_the_frame(rng):
+    truth = poses(rng, 5)
+    predicted = truth.copy()
+    predicted[3, 1] = np.nan
+    with pytest.raises(DataError, match="f0003"):
+        accuracy(predicted, truth)
+
+
+def test_no_frames_is_an_error():
+    with pytest.raises(DataError, match="no frames"):
+        accuracy(np.zeros((0, 3)), np.zeros((0, 3)))
+
+
+# --- intervals ------------------------------------------------------------------------------------
+
+
+def test_interval_agrees_with_the_normal_theory_for_many_values(rng):
+    values = rng.normal(3, 2, 1000)
+    found = mean_interval(values)
+    half = 1.96 * values.std() / np.sqrt(1000)
+    assert found.method == "percentile" and found.value == pytest.approx(values.mean())
+    assert found.low == pytest.approx(values.mean() - half, abs=0.1 * half)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.1 * half)
+
+
+@pytest.mark.parametrize("method", ["percentile", "bca"])
+def test_95_percent_intervals_cover_the_truth_about_95_percent_of_the_time(rng, method):
+    # Skewed, as errors are; 60 values a time.
+    hits = 0
+    for trial in range(300):
+        values = rng.exponential(1.0, 60)
+        found = mean_interval(values, resamples=500, seed=trial, method=method)
+        hits += found.low <= 1.0 <= found.high
+    # 0.93 is usual at this size; binomial noise of 300 trials is 0.015.
+    assert 0.88 <= hits / 300 <= 0.985
+
+
+def test_small_samples_take_bca_which_leans_with_the_skew(rng):
+    values = rng.exponential(1.0, 40) ** 2
+    bca, plain = mean_interval(values), mean_interval(values, method="percentile")
+    assert bca.method == "bca"
+    assert bca.high > plain.high and bca.low > plain.low
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_seed_another(rng):
+    values = rng.normal(0, 1, 300)
+    a, b, c = mean_interval(values), mean_interval(values), mean_interval(values, seed=7)
+    assert a == b and (a.low, a.high) != (c.low, c.high)
+    assert a.seed != c.seed == 7
+
+
+def test_a_paired_interval_is_much_tighter_than_the_unpaired_difference(rng):
+    # Hard frames are hard for both networks; the artifact adds a little of its own.
+    reference = rng.exponential(3.0, 600)
+    artifact = np.abs(reference + rng.normal(0.02, 0.1, 600))
+    paired = mean_interval(artifact - reference)
+    a, b = mean_interval(artifact), mean_interval(reference)
+    unpaired = np.hypot(a.high - a.low, b.high - b.low)
+    assert (paired.high - paired.low) < unpaired / 10
+
+
+def test_frames_of_one_video_are_resampled_together(rng):
+    means = rng.normal(0, 1, 24)
+    values = np.repeat(means, 100) + rng.normal(0, 0.01, 2400)
+    groups = [f"{i:02d}" for i in range(24) for _ in range(100)]
+    single = mean_interval(values)
+    grouped = mean_interval(values, groups=groups, unit="sequence")
+    assert (grouped.units, grouped.unit) == (24, "sequence")
+    assert (grouped.high - grouped.low) > 5 * (single.high - single.low)
+
+
+def test_groups_of_unequal_size_keep_the_mean_over_frames():
+    values, groups = [0.0] * 9 + [10.0], ["a"] * 9 + ["b"]
+    found = mean_interval(values, groups=groups, method="percentile")
+    assert found.value == pytest.approx(1.0)
+    assert found.low == 0 and found.high == 10
+
+
+def test_one_unit_says_nothing_and_the_interval_says_so():
+    found = mean_interval([0.3, 0.4], groups=["01", "01"])
+    assert (found.low, found.high) == (-np.inf, np.inf)
+
+
+def test_identical_values_have_an_interval_of_no_width():
+    found = mean_interval([0.25] * 20)
+    assert (found.low, found.value, found.high) == (0.25, 0.25, 0.25)
+
+
+def test_ten_thousand_resamples_of_a_data_set_do_not_need_its_square_in_memory(rng):
+    import tracemalloc
+
+    values = rng.normal(0, 1, 20_000)
+    tracemalloc.start()
+    mean_interval(values, resamples=1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
+
+
+@pytest.mark.parametrize("values", [[], [1.0, np.nan], [[1.0]]])
+def test_what_cannot_be_resampled_is_an_error(values):
+    with pytest.raises(DataError):
+        mean_interval(values)
+
+
+# --- gate -----------------------------------------------------------------------------------------
+
+
+def interval(value: float, half: float):
+    from edgehp.validation.statistics import Interval
+
+    return Interval(value, value - half, value + half, 0.95, "percentile", 593, "frame", 100, 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "passed", "certain"),
+    [
+        (0.05, 0.01, True, True),
+        (0.09, 0.05, True, False),
+        (0.1, 0.0, True, True),
+        (0.11, 0.05, False, False),
+        (0.2, 0.01, False, True),
+        (-0.3, 0.1, True, True),
+    ],
+)
+def test_the_gate_goes_by_the_estimate_and_says_when_the_interval_crosses(
+    value, half, passed, certain
+):
+    found = check_drop(interval(value, half), 0.1)
+    assert (found.passed, found.certain) == (passed, certain)
+    assert ("crosses" in found.sentence) is not certain
+    assert "593 frames" in found.sentence
+
+
+def test_over_the_limit_raises_the_error_with_exit_code_3():
+    with pytest.raises(AccuracyError, match=r"\+0\.2000.*fails the limit of 0\.1") as caught:
+        require_drop(interval(0.2, 0.01), 0.1)
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("limit", [-0.1, float("nan"), float("inf")])
+def test_a_limit_that_makes_no_sense_is_refused(limit):
+    with pytest.raises(UsageError, match="max-drop"):
+        check_drop(interval(0, 0), limit)
+
+
+# --- conditions -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(CONDITIONS))
+def test_conditions_are_deterministic_uint8_and_leave_their_input_alone(rng, name):
+    crops = rng.integers(0, 256, (3, 48, 48, 3)).astype(np.uint8)
+    before = crops.copy()
+    a, b = CONDITIONS[name](crops), CONDITIONS[name](crops)
+    assert a.dtype == np.uint8 and a.shape == crops.shape and np.array_equal(a, b)
+    assert np.array_equal(crops, before) and not np.array_equal(a, crops)
+    # A crop's version must not depend on its neighbours in the batch.
+    assert np.array_equal(CONDITIONS[name](crops[1:2])[0], a[1])
+
+
+def test_dark_is_dark_blurred_is_smooth_and_infrared_is_grey(rng):
+    crops = rng.integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
+    assert CONDITIONS["dark"](crops).mean() == pytest.approx(0.351 * crops.mean(), rel=0.05)
+    assert CONDITIONS["blurred"](crops).std() < 0.6 * crops.std()
+    nir = CONDITIONS["near-infrared"](crops)
+    assert (nir[..., 0] == nir[..., 1]).all() and (nir[..., 1] == nir[..., 2]).all()
+    white = CONDITIONS["near-infrared"](np.full((1, 65, 65, 3), 200, np.uint8))[0, ..., 0]
+    assert white[32, 32] == pytest.approx(200, abs=1) and white[0, 0] < 0.5 * 200
+
+
+def test_frame_errors_are_the_mean_of_the_three():
+    assert frame_errors([[1, 2, 6]], [[0, 0, 0]]) == pytest.approx([3])
+
+
+def test_reports_hold_plain_json(rng):
+    from dataclasses import asdict
+
+    truth = poses(rng, 10)
+    json.dumps(asdict(accuracy(truth + 1, truth)), allow_nan=False)

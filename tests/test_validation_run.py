@@ -1,0 +1,270 @@
+"""Whole validations: networks whose error is known, on data sets in their exact layouts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from edgehp.cli.main import main
+from edgehp.crop import Box
+from edgehp.datasets.aflw2000 import read_aflw2000
+from edgehp.datasets.registry import open_dataset
+from edgehp.engines import open_engine
+from edgehp.errors import DataError, UsageError
+from edgehp.pose import matrix_from_euler
+from edgehp.validation.report import comparable
+from edgehp.validation.run import Contender, validate
+from tests.pose_graphs import SPEC, colour_photo, pose_graph
+
+# Whole degrees that a pixel can hold.
+ANGLES = [(0, 0, 0), (10, 25, -5), (-20, -45, 12), (5, 70, 3), (-8, -88, 20), (30, 15, -40)]
+
+
+def biwi_tree(root: Path, angles=ANGLES, frames: int = 4) -> Path:
+    """BIWI's layout: one sequence for each pose; the photo's colour tells the pose."""
+    boxes = {}
+    for i, pose in enumerate(angles):
+        folder = root / f"{i + 1:02d}"
+        folder.mkdir(parents=True)
+        for k in range(frames):
+            photo = colour_photo(pose)
+            name = f"frame_{k + 3:05d}"
+            cv2.imwrite(str(folder / f"{name}_rgb.png"), cv2.cvtColor(photo, cv2.COLOR_RGB2BGR))
+            rows = [" ".join(f"{v:.6f}" for v in r) for r in matrix_from_euler(pose)]
+            (folder / f"{name}_pose.txt").write_text("\n".join([*rows, "", "1 2 900", ""]))
+            entry = {"bbox": [20, 15, 70, 75], "type": "test" if i % 2 else "train"}
+            boxes[f"{i + 1:02d}/{name}_rgb.png"] = [entry]
+    (root / "BIWI.json").write_text(json.dumps(boxes))
+    return root
+
+
+@pytest.fixture(scope="module")
+def biwi(tmp_path_factory) -> Path:
+    return biwi_tree(tmp_path_factory.mktemp("data") / "biwi")
+
+
+def contender(path: Path, name: str = "net", **graph) -> Contender:
+    return Contender(open_engine("onnxruntime", pose_graph(path, **graph), threads=1), name, "d1")
+
+
+def run(root: Path, tmp_path: Path, artifact: dict | None = None, **options):
+    conditions = options.pop("conditions", ())
+    reference = options.pop("reference", {})
+    return validate(
+        contender(tmp_path / "reference.onnx", "reference", **reference),
+        None if artifact is None else contender(tmp_path / "artifact.onnx", "int8", **artifact),
+        open_dataset("biwi", root, split=options.pop("split", None)),
+        SPEC.preprocessing,
+        conditions=conditions,
+        resamples=500,
+        **options,
+    )
+
+
+def test_biwi_in_its_layout_recovers_the_known_error(biwi, tmp_path):
+    found = run(biwi, tmp_path, reference={"offset": (1.5, -2.0, 0.5)})
+    assert found.reference_accuracy.overall.mae == pytest.approx((1.5, 2.0, 0.5), abs=2e-3)
+    assert found.protocol["frames"] == 24 and found.protocol["convention"] == "biwi"
+    assert found.reference_mae.unit == "sequence" and found.reference_mae.units == 6
+
+
+def test_the_drop_is_paired_exact_and_split_by_angle_and_band(biwi, tmp_path):
+    found = run(
+        biwi, tmp_path, reference={"offset": (1, 1, 1)}, artifact={"offset": (1.5, 1, 1.25)}
+    )
+    drop = found.drop
+    assert drop.overall.value == pytest.approx(0.25, abs=1e-4)
+    assert [a.value for a in drop.angles] == pytest.approx([0.5, 0, 0.25], abs=1e-4)
+    # The same on every frame, so chance has no part in it.
+    assert drop.overall.high - drop.overall.low < 1e-3
+    assert sum(b.frames for b in drop.bands) == 24
+    assert all(b.drop.value == pytest.approx(0.25, abs=1e-4) for b in drop.bands)
+    assert drop.mean_difference_overall == pytest.approx(0.25, abs=1e-4)
+    assert drop.largest_difference == pytest.approx(0.5, abs=1e-3)
+
+
+def test_difference_is_seen_even_where_the_drop_is_zero(biwi, tmp_path):
+    found = run(biwi, tmp_path, reference={"offset": (1,) * 3}, artifact={"offset": (-1,) * 3})
+    assert found.drop.overall.value == pytest.approx(0, abs=1e-3)
+    assert found.drop.mean_difference_overall == pytest.approx(2, abs=1e-3)
+
+
+def test_spread_differences_are_reported(biwi, tmp_path):
+    found = run(biwi, tmp_path, reference={"spread": 3.0}, artifact={"spread": 3.5})
+    assert found.drop.spread_difference_overall == pytest.approx(0.5, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [{"signs": (-1, 1, 1)}, {"signs": (1, -1, 1)}, {"signs": (1, 1, -1)}, {"order": (1, 0, 2)}],
+    ids=str,
+)
+def test_a_sign_or_order_mistake_in_the_network_fails(biwi, tmp_path, mistake):
+    assert run(biwi, tmp_path, reference=mistake).reference_accuracy.overall.mae_mean > 5
+
+
+def test_both_engines_see_the_same_crops_batch_by_batch(biwi, tmp_path):
+    seen: dict[str, list[np.ndarray]] = {"a": [], "b": []}
+
+    class Watch:
+        def __init__(self, inner, name):
+            self.inner, self.name = inner, name
+            self.info, self.input_size = inner.info, inner.input_size
+
+        def infer(self, crops):
+            seen[self.name].append(crops.copy())
+            return self.inner.infer(crops)
+
+    engine = contender(tmp_path / "n.onnx").engine
+    data = open_dataset("biwi", biwi)
+    a, b = (Contender(Watch(engine, n), n) for n in "ab")
+    validate(a, b, data, SPEC.preprocessing, batch=7, conditions=("dark",), resamples=200)
+    assert [len(c) for c in seen["a"]] == [7, 7, 7, 7, 7, 7, 3, 3]
+    assert all(np.array_equal(x, y) for x, y in zip(seen["a"], seen["b"], strict=True))
+
+
+def test_the_result_does_not_depend_on_batch_or_threads(biwi, tmp_path):
+    a = run(biwi, tmp_path, {"offset": (1, 0, 0)}, batch=1, workers=1, conditions=("blurred",))
+    b = run(biwi, tmp_path, {"offset": (1, 0, 0)}, batch=24, workers=3, conditions=("blurred",))
+    assert a.drop == b.drop and a.robustness == b.robustness
+    assert a.protocol == b.protocol
+
+
+def test_conditions_give_a_drop_each(biwi, tmp_path):
+    found = run(biwi, tmp_path, {"offset": (0.3,) * 3}, conditions=("dark", "near-infrared"))
+    assert [c.name for c in found.robustness] == ["dark", "near-infrared"]
+    # A network that reads colours fails in the dark, for which the paired drop does not care.
+    assert found.robustness[0].reference_mae > 20
+    assert found.robustness[0].mean_difference == pytest.approx(0.3, abs=1e-3)
+
+
+def test_limit_takes_frames_from_everywhere_and_is_in_the_protocol(biwi, tmp_path):
+    found = run(biwi, tmp_path, limit=6, worst=24)
+    names = {w.name.split("/")[0] for w in found.reference_accuracy.worst}
+    assert names == {f"{i:02d}" for i in range(1, 7)}
+    assert found.protocol["frames"] == 6 and found.protocol["limit"] == 6
+
+
+def test_misses_of_a_detector_are_counted_and_named(biwi, tmp_path):
+    def find(photo, sample):
+        return None if sample.name.startswith("02/") else Box(10, 10, 80, 80)
+
+    found = run(biwi, tmp_path, box_source=find, box_words="a test")
+    assert found.protocol["detector_misses"] == 4 and found.protocol["frames"] == 20
+    assert found.protocol["boxes"] == "a test" and len(found.missed) == 4
+    listed = run(biwi, tmp_path)
+    assert found.protocol["sha256"] != listed.protocol["sha256"]
+    with pytest.raises(DataError, match="24 without a detected face"):
+        run(biwi, tmp_path, box_source=lambda *_: None)
+
+
+def test_a_damaged_photo_stops_or_is_listed(biwi, tmp_path):
+    root = biwi_tree(tmp_path / "biwi", frames=2)
+    bad = root / "03" / "frame_00004_rgb.png"
+    bad.write_bytes(bad.read_bytes()[:-40])
+    with pytest.raises(DataError, match=r"frame_00004_rgb\.png"):
+        run(root, tmp_path)
+    found = run(root, tmp_path, skip_bad=True)
+    assert [s["name"] for s in found.skipped] == ["03/frame_00004_rgb.png"]
+    assert found.protocol["frames"] == 11 and found.protocol["photos_skipped"] == 1
+
+
+def test_an_engine_of_another_input_size_is_refused(biwi, tmp_path):
+    small = contender(tmp_path / "small.onnx", size=32)
+    with pytest.raises(UsageError, match=r"32 pixels.*48"):
+        validate(small, None, open_dataset("biwi", biwi), SPEC.preprocessing)
+
+
+# --- comparing reports ----------------------------------------------------------------------------
+
+
+def test_reports_of_the_same_frames_compare_and_others_say_why_not(biwi, tmp_path):
+    full = run(biwi, tmp_path).to_dict()
+    assert comparable(full, run(biwi, tmp_path, {"offset": (1, 1, 1)}).to_dict()) == []
+    reasons = " ".join(comparable(full, run(biwi, tmp_path, split="test").to_dict()))
+    assert "the split" in reasons and "the list of frames" in reasons
+    half = run(biwi, tmp_path, limit=12).to_dict()
+    assert any("number of frames" in r for r in comparable(full, half))
+
+
+def test_the_same_network_with_other_preprocessing_does_not_compare(biwi, tmp_path):
+    a = run(biwi, tmp_path).to_dict()
+    b = {**a, "preprocessing_digest": "0" * 64}
+    assert comparable(a, b) == ["the network is the same, but its preprocessing differs"]
+    other = {**b, "reference": {**b["reference"], "network_digest": "d2"}}
+    assert comparable(a, other) == []
+
+
+def test_the_report_is_strict_json_also_with_unbounded_intervals(tmp_path):
+    root = biwi_tree(tmp_path / "biwi", angles=[(1, 2, 3)])
+    text = run(root, tmp_path, {"offset": (1, 1, 1)}).to_json()
+    values = json.loads(text)
+    assert values["drop"]["overall"]["low"] is None and values["drop"]["overall"]["units"] == 1
+    assert "Infinity" not in text and "NaN" not in text
+
+
+# --- command line ---------------------------------------------------------------------------------
+
+
+def cli(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(["validate", *map(str, arguments)])
+    return int(caught.value.code or 0)
+
+
+def test_a_float_network_on_biwi_by_the_command_line(biwi, tmp_path, capsys):
+    graph = pose_graph(tmp_path / "net.onnx", offset=(1.5, -2.0, 0.5))
+    report = tmp_path / "report.json"
+    code = cli(
+        "--network", graph, "--dataset", "biwi", "--data-root", biwi, "--no-robustness",
+        "--threads", 1, "--report", report,
+    )  # fmt: skip
+    out = capsys.readouterr()
+    assert code == 0, out.err
+    assert "24 frames" in out.out and "1.500" in out.out and "2.000" in out.out
+    values = json.loads(report.read_text())
+    assert values["reference_accuracy"]["overall"]["mae"] == pytest.approx([1.5, 2, 0.5], abs=2e-3)
+    assert values["artifact"] is None and values["protocol"]["sha256"]
+
+
+def test_json_on_stdout_is_only_json_and_an_earlier_report_is_compared(biwi, tmp_path, capsys):
+    graph = pose_graph(tmp_path / "net.onnx")
+    common = ("--network", graph, "--dataset", "biwi", "--data-root", biwi, "--no-robustness")
+    assert cli(*common, "--report", tmp_path / "a.json", "--limit", 12) == 0
+    capsys.readouterr()
+    assert cli(*common, "--json", "--compare", tmp_path / "a.json") == 0
+    out = capsys.readouterr()
+    assert json.loads(out.out)["kind"] == "validation"
+    assert "Not comparable" in out.err and "number of frames" in out.err
+
+
+def test_a_data_set_that_is_not_there_is_one_sentence(tmp_path, capsys):
+    graph = pose_graph(tmp_path / "net.onnx")
+    assert cli("--network", graph, "--dataset", "biwi", "--data-root", tmp_path / "no") == 1
+    assert "not found at" in capsys.readouterr().err
+
+
+def test_artifact_and_network_together_are_a_usage_error(tmp_path, capsys):
+    assert cli(tmp_path, "--network", "x.onnx") == 2
+
+
+def test_without_an_artifact_the_command_says_how_to_make_one(
+    biwi, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli("--dataset", "biwi", "--data-root", biwi) == 1
+    assert "edgehp build" in capsys.readouterr().err
+
+
+@pytest.mark.shared
+def test_aflw2000_in_its_layout_with_the_published_boxes(shared_data, tmp_path):
+    data = read_aflw2000(shared_data / "AFLW2000")
+    still = contender(tmp_path / "n.onnx", constant=(0.0, 0.0, 0.0))
+    found = validate(still, None, data, SPEC.preprocessing, limit=60, conditions=(), resamples=200)
+    truth = np.stack([s.angles for s in data.samples])[[i * 593 // 60 for i in range(60)]]
+    assert found.reference_accuracy.overall.mae == pytest.approx(np.abs(truth).mean(axis=0))
+    assert len(data) == 593
