@@ -294,9 +294,7 @@ def test_tensor_names_do_not_change(small_graph: onnx.ModelProto) -> None:
                 w,
                 replace(
                     s,
-                    preprocessing=replace(
-                        s.preprocessing, colour="GREY", mean=(1.0,), std=(1.0,)
-                    ),
+                    preprocessing=replace(s.preprocessing, colour="GREY", mean=(1.0,), std=(1.0,)),
                 ),
                 17,
             ),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,7 +130,7 @@ def save_weights(
             stored[name] = value
             continue
         largest = float(np.abs(value).max())
-        if largest > np.finfo(kind).max:
+        if largest > float(np.finfo(kind).max):
             raise CheckpointError(f"{name} reaches {largest:.3g}, which {kind.name} cannot hold")
         stored[name] = np.ascontiguousarray(value.astype(kind))
     try:
@@ -258,7 +259,10 @@ def _read_torch(path: Path, head: bytes) -> tuple[dict[str, Any], NetworkSpec | 
     if not head.startswith((b"PK\x03\x04", b"\x80")):
         raise CheckpointError(f"{path} is not a file that torch.save wrote; {_ADVICE}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # About old pickle protocols: either the file loads, or the error below says enough.
+            warnings.simplefilter("ignore", UserWarning)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         raise CheckpointError(
             f"{path} holds more than tensors and is refused, because loading it could run code "
