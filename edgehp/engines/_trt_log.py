@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from functools import cache
 from typing import Any
 
-__all__ = ["new_logger"]
+__all__ = ["logger_of"]
 
 _log = logging.getLogger(__name__)
 _KEPT = 8
 
 
-def new_logger(trt: Any) -> Any:
-    """An `ILogger` of the module `trt` with a method `reasons()` and one `forget()`.
+@cache
+def logger_of(trt: Any) -> Any:
+    """The `ILogger` of the module `trt`, with the methods `reasons()` and `forget()`.
 
-    It must outlive every TensorRT object made with it.
+    One for the life of the process, because TensorRT registers one for all its builders and
+    runtimes, ignores every later one, and must not outlive it.
     """
     levels = {
         "INTERNAL_ERROR": logging.ERROR,

@@ -138,10 +138,14 @@ class PrecisionAudit:
         counts = ", ".join(f"{n} in {p}" for p, n in self.convolutions.items()) or "none found"
         slow = [r.layer for r in self._convolutions() if r.precision != precision]
         names = f" (first: {', '.join(slow[:3])})" if slow else ""
+        remedy = (
+            "give a graph whose own types are that: they decide"
+            if self.source == "parsed network"
+            else "choose a precision this hardware has, or look at the lint of the quantised graph"
+        )
         raise CompatibilityError(
             f"{what}: {precision} was asked for and {wanted or 'some'} convolutions should run in "
-            f"it, but the {self.source} shows {counts}{names}; choose a precision this hardware "
-            "has, or look at the lint of the quantised graph"
+            f"it, but the {self.source} shows {counts}{names}; {remedy}"
         )
 
     def to_dict(self) -> dict[str, Json]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgehp.engines._trt_compat import dialect_of
 from edgehp.engines._trt_inspect import inspect
-from edgehp.engines._trt_log import new_logger
+from edgehp.engines._trt_log import logger_of
 from edgehp.engines._trt_network import need
 from edgehp.engines.audit import PrecisionAudit
 from edgehp.engines.base import (
@@ -80,7 +80,7 @@ class TensorRtEngine:
         self._runtime: Any = None
         try:
             self._trt = self._import()
-            self._logger = new_logger(self._trt)
+            self._logger = logger_of(self._trt)
             self._load()
             self._prepare(batch)
         except BaseException:
@@ -98,6 +98,7 @@ class TensorRtEngine:
 
     def _load(self) -> None:
         self._runtime = need(self._trt.Runtime(self._logger), "create a runtime", self._logger)
+        self._logger.forget()
         self._engine = self._runtime.deserialize_cuda_engine(self._path.read_bytes())
         if self._engine is None:
             raise CompatibilityError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgehp.engines._trt_compat import Dialect, dialect_of, version_of
 from edgehp.engines._trt_inspect import inspect
-from edgehp.engines._trt_log import new_logger
+from edgehp.engines._trt_log import logger_of
 from edgehp.engines._trt_network import (
     add_profile,
     audit_network,
@@ -94,7 +94,7 @@ def build_plan(
         options: what to build.
         quantised: how many convolutions the graph quantises.
     """
-    logger = new_logger(trt)
+    logger = logger_of(trt)
     dialect = dialect_of(str(trt.__version__))
     builder = need(trt.Builder(logger), "create a builder", logger)
     network = new_network(trt, builder, dialect, logger)

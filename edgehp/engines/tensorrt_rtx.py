@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgehp.engines._trt_compat import RTX
-from edgehp.engines._trt_log import new_logger
+from edgehp.engines._trt_log import logger_of
 from edgehp.engines._trt_network import (
     add_profile,
     audit_network,
@@ -62,7 +62,7 @@ def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> 
         raise UsageError("TensorRT for RTX knows no DLA: that is the Jetsons' TensorRT")
     quantised = check_asked(onnx_path, options.precision)
     trt = import_tensorrt_rtx()
-    logger = new_logger(trt)
+    logger = logger_of(trt)
     builder = need(trt.Builder(logger), "create a builder", logger)
     network = new_network(trt, builder, RTX, logger)
     parser = parse(trt, network, onnx_path, logger)
@@ -150,7 +150,7 @@ def check_plan(path: str | Path) -> str:
 
 
 def _check_bytes(trt: Any, content: bytes, name: str) -> str:
-    logger = new_logger(trt)
+    logger = logger_of(trt)
     runtime = need(trt.Runtime(logger), "create a runtime", logger)
     header = int(runtime.engine_header_size)
     if len(content) <= header:
@@ -182,7 +182,7 @@ def _check_bytes(trt: Any, content: bytes, name: str) -> str:
     if loaded is None and "header.size" in logger.reasons():
         raise DataError(
             f"{name}: its {len(content)} bytes are not the number its header gives: it is "
-            "truncated; copy it again"
+            "truncated or was added to; copy it again"
         )
     return "unknown"
 
