@@ -90,6 +90,8 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         """Refuse a specification that no photo can satisfy."""
+        if isinstance(self.size, bool) or not isinstance(self.size, int):
+            raise UsageError(f"input size {self.size!r} is not a whole number of pixels")
         if not 16 <= self.size <= 1024:
             raise UsageError(f"input size {self.size} is outside 16..1024 pixels")
         if self.colour not in ("RGB", "BGR", "GREY"):
