@@ -20,14 +20,21 @@ class JetsonModule:
 
     Attributes:
         model: the device tree's ``model``, for people.
-        compatible: its ``compatible`` strings, most specific first; the module's part number
-            (``nvidia,p3767-0000``) is among them.
+        compatible: its ``compatible`` strings, most specific first, such as
+            ``nvidia,p3768-0000+p3767-0000``.
         memory_gib: memory that Linux sees, in GiB: less than the module's nominal figure.
     """
 
     model: str
     compatible: tuple[str, ...]
     memory_gib: float | None
+
+    @property
+    def part_numbers(self) -> frozenset[str]:
+        """The part numbers in `compatible`: of the carrier board and of the module."""
+        return frozenset(
+            part for name in self.compatible for part in name.partition(",")[2].split("+")
+        )
 
 
 def read_text(path: Path, limit: int = 1 << 16) -> str | None:

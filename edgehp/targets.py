@@ -78,7 +78,7 @@ class TensorRTRange:
 
 @dataclass(frozen=True)
 class JetPackRow:
-    """One line of the JetPack table; versions are strings, ``verified`` says if it was checked."""
+    """One line of the JetPack table; not ``verified``: the source itself is in doubt."""
 
     name: str
     jetpack: str
@@ -110,7 +110,8 @@ class Peaks:
         name: of the power mode or the board; modes have module-specific ids, hence names.
         int8_tops: dense INT8 operations, 10^12 a second.
         fp16_tflops: dense FP16 operations, 10^12 a second.
-        bandwidth_gb_s: memory bandwidth, 10^9 bytes a second; None if unknown for this mode.
+        bandwidth_gb_s: memory bandwidth, 10^9 bytes a second; the module's own peak where that of
+            the power mode is not known, None where neither is.
         gpu_mhz: GPU clock; None if unknown.
         sms: active streaming multiprocessors; None if unknown.
         power_w: power limit in watts; None where there is none or it is unknown.
@@ -259,7 +260,7 @@ def resolve_target(
         if each.startswith(f"{ORIN}-")
     ]
     for target in orins:
-        if any(f"nvidia,{part}" in module.compatible for part in target.module_ids):
+        if module.part_numbers & set(target.module_ids):
             return Resolution(target, f"'{ORIN}' is {target.name}: this is a {module.model}")
     # The part number is unknown: the family, and the smallest memory that holds what Linux sees.
     sized = [

@@ -1,0 +1,81 @@
+"""``edgehp doctor``."""
+
+from __future__ import annotations
+
+import click
+
+from edgehp.cli._output import Steps, print_json, print_table, styled
+from edgehp.doctor import Diagnosis, diagnose
+from edgehp.errors import EnvironmentalError
+
+
+def _machine(found: Diagnosis) -> list[tuple[str, str]]:
+    cpu, nvidia, jetson = found.cpu, found.nvidia, found.jetson
+    memory = "unknown memory" if cpu.memory_gib is None else f"{cpu.memory_gib:.1f} GiB"
+    rows = [
+        ("edgehp", found.edgehp),
+        ("Python", found.python),
+        ("system", found.platform),
+        ("CPU", f"{cpu.name}, {cpu.cores} cores, {memory}"),
+        ("CPU INT8 features", " ".join(cpu.int8_features) or "none known"),
+        ("disk", f"{found.disk.free_gb:g} GB free at {found.disk.directory}"),
+    ]
+    if found.disk.warning:
+        rows.append(("", found.disk.warning))
+    if nvidia.problem is None:
+        rows.append(("NVIDIA driver", f"{nvidia.driver or 'unknown'}, CUDA {nvidia.cuda}"))
+    else:
+        rows.append(("NVIDIA driver", nvidia.problem))
+    rows += [("GPU", f"{gpu.name} ({gpu.compute_capability})") for gpu in nvidia.gpus]
+    if jetson is not None:
+        rows += [
+            ("Jetson", f"{jetson.model}, target {jetson.target or 'unknown'}"),
+            ("JetPack", f"{jetson.jetpack or 'unknown'}, L4T {jetson.l4t or 'unknown'}"),
+            ("power mode", jetson.power_mode or "unknown (nvpmodel gave none)"),
+        ]
+        if jetson.problem:
+            rows.append(("", jetson.problem))
+    return rows
+
+
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def command(as_json: bool) -> None:
+    """Say what this machine can run and what to install for the rest."""
+    with Steps()("look at this machine"):
+        found = diagnose()
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print_table(["machine", ""], _machine(found))
+        click.echo()
+        print_table(
+            ["package", "version", "needed by", "state"],
+            [
+                (
+                    state.module,
+                    state.version,
+                    " ".join(state.commands) or "optional",
+                    styled("ok", "green")
+                    if state.works
+                    else styled(state.problem or "not installed", "yellow"),
+                )
+                for state in found.packages
+            ],
+        )
+        click.echo()
+        print_table(
+            ["command", "state", "what to do"],
+            [
+                (
+                    state.name,
+                    styled("ok", "green") if state.ok else styled("cannot run", "red"),
+                    "; ".join(state.remedies) or None,
+                )
+                for state in found.commands
+            ],
+        )
+    if not found.ok:
+        raise EnvironmentalError(
+            "a package that every command needs does not work; see the list above"
+        )

@@ -1,0 +1,129 @@
+"""``edgehp targets``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+
+from edgehp.cli._output import print_json, print_table
+from edgehp.targets import (
+    Target,
+    list_targets,
+    load_target,
+    resolve_target,
+)
+
+
+def _precisions(target: Target) -> str:
+    marks = {"yes": "", "warn": "(!)"}
+    return " ".join(
+        precision + marks[verdict.supported]
+        for precision, verdict in target.precisions.items()
+        if verdict.supported in marks
+    )
+
+
+def _facts(target: Target) -> Iterator[tuple[str, str]]:
+    yield "engine", target.engine
+    yield "Q/DQ flavour", target.flavour
+    if target.compute_capabilities:
+        yield "compute capability", ", ".join(target.compute_capabilities)
+    if target.tensorrt:
+        yield (
+            "TensorRT",
+            f"{target.tensorrt.minimum} to {target.tensorrt.maximum or 'any newer'}"
+            + (f"; {target.tensorrt.note}" if target.tensorrt.note else ""),
+        )
+    for precision, verdict in target.precisions.items():
+        yield precision, verdict.supported + (f": {verdict.reason}" if verdict.reason else "")
+    if target.engine == "tensorrt":
+        yield "DLA cores", str(target.dla_cores)
+        yield "DLA", f"{target.dla.supported}: {target.dla.reason}"
+    yield "run for real", f"{target.verified}: {target.verified_note}"
+    for note in target.notes:
+        yield "note", note
+
+
+@click.group("targets", invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@click.pass_context
+def command(ctx: click.Context, as_json: bool) -> None:
+    """List the targets an artifact can be built for, or explain one."""
+    if ctx.invoked_subcommand is not None:
+        return
+    targets = [load_target(name) for name in list_targets()]
+    if as_json:
+        print_json([target.to_dict() for target in targets])
+        return
+    print_table(
+        ["target", "what it is", "engine", "compute", "precisions", "run for real"],
+        [
+            (
+                target.name,
+                target.title,
+                target.engine,
+                " ".join(target.compute_capabilities) or None,
+                _precisions(target),
+                target.verified,
+            )
+            for target in targets
+        ],
+    )
+    orin = resolve_target("orin").note
+    click.echo(f"\n(!) with a warning. {orin}. `edgehp targets show NAME` explains one.")
+
+
+@command.command("show")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@click.pass_context
+def show(ctx: click.Context, name: str, as_json: bool) -> None:
+    """Explain the target NAME."""
+    resolution = resolve_target(name)
+    target = resolution.target
+    if resolution.note:
+        click.echo(f"edgehp: {resolution.note}", err=True)
+    if as_json or (ctx.parent is not None and ctx.parent.params["as_json"]):
+        print_json(target.to_dict())
+        return
+    click.echo(f"{target.name}: {target.title}\n")
+    print_table(["", ""], list(_facts(target)))
+    for title, rows in (("power mode", target.power_modes), ("board", target.boards)):
+        if rows:
+            click.echo()
+            print_table(
+                [title, "INT8 TOPS", "FP16 TFLOPS", "GB/s", "MHz", "SMs", "W", "default", "source"],
+                [
+                    (
+                        row.name,
+                        row.int8_tops,
+                        row.fp16_tflops,
+                        row.bandwidth_gb_s,
+                        row.gpu_mhz,
+                        row.sms,
+                        row.power_w,
+                        "default" if row.default else None,
+                        row.source,
+                    )
+                    for row in rows
+                ],
+                right=range(1, 7),
+            )
+    if target.jetpack:
+        click.echo()
+        print_table(
+            ["JetPack", "L4T", "TensorRT", "CUDA", "Ubuntu", "Python", "usable"],
+            [
+                (
+                    row.jetpack,
+                    f"{row.l4t_first} to {row.l4t_last}" if row.l4t_last else f">= {row.l4t_first}",
+                    row.tensorrt if row.verified else f"{row.tensorrt} (not verified)",
+                    row.cuda,
+                    row.ubuntu,
+                    row.python,
+                    "yes" if row.usable else "no: Python too old",
+                )
+                for row in target.jetpack
+            ],
+        )

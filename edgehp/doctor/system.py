@@ -1,0 +1,186 @@
+"""What the machine is made of: processor, disk, NVIDIA driver, Jetson."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgehp.device import find_jetson, l4t_release, memory_gib, read_text
+from edgehp.doctor.probe import Probe
+from edgehp.errors import EdgehpError
+from edgehp.targets import resolve_target
+
+__all__ = [
+    "Cpu",
+    "Disk",
+    "Gpu",
+    "Jetson",
+    "Nvidia",
+    "find_cpu",
+    "find_disk",
+    "find_jetson_state",
+    "find_nvidia",
+]
+
+# What decides how fast INT8 is: dot-product instructions of x86-64, then of aarch64.
+INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8", "avx512f", "avx2", "asimddp", "i8mm")
+# An artifact with reports is under 100 MB; labelling and training want far more.
+DISK_WARNING_GB = 2.0
+
+# Runs in a subprocess: a broken driver may crash here. Plain ctypes, because the question is
+# whether the driver works, not whether a Python binding is installed.
+DRIVER_CODE = """
+import ctypes, json, sys
+try:
+    cuda = ctypes.CDLL("libcuda.so.1")
+except OSError as e:
+    print(json.dumps({"missing": str(e)})); sys.exit(0)
+code = cuda.cuInit(0)
+if code:
+    print(json.dumps({"cuInit": code})); sys.exit(0)
+number = ctypes.c_int()
+cuda.cuDriverGetVersion(ctypes.byref(number))
+out = {"cuda": "%d.%d" % (number.value // 1000, number.value % 1000 // 10), "gpus": []}
+cuda.cuDeviceGetCount(ctypes.byref(number))
+for i in range(number.value):
+    device, name, value = ctypes.c_int(), ctypes.create_string_buffer(256), ctypes.c_int()
+    cuda.cuDeviceGet(ctypes.byref(device), i)
+    cuda.cuDeviceGetName(name, 256, device)
+    pair = []
+    for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+        cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        pair.append(str(value.value))
+    out["gpus"].append({"name": name.value.decode("utf-8", "replace"), "cc": ".".join(pair)})
+print(json.dumps(out))
+"""
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """Processor: name, architecture, logical cores, memory in GiB, INT8 features it has."""
+
+    name: str
+    architecture: str
+    cores: int
+    memory_gib: float | None
+    int8_features: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Free space in GB (10^9 bytes) at a directory, and a warning if it is little."""
+
+    directory: str
+    free_gb: float
+    warning: str | None
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU: name and compute capability."""
+
+    name: str
+    compute_capability: str
+
+
+@dataclass(frozen=True)
+class Nvidia:
+    """The NVIDIA driver.
+
+    Attributes:
+        driver: kernel module version, or None.
+        cuda: newest CUDA version the driver runs, or None.
+        gpus: what it drives.
+        problem: why it cannot be used, or None.
+    """
+
+    driver: str | None
+    cuda: str | None
+    gpus: tuple[Gpu, ...]
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class Jetson:
+    """A Jetson: model, target, L4T and JetPack release, and power mode, None where unknown."""
+
+    model: str
+    target: str | None
+    l4t: str | None
+    jetpack: str | None
+    power_mode: str | None
+    problem: str | None
+
+
+def find_cpu(probe: Probe) -> Cpu:
+    """The processor by ``/proc/cpuinfo``."""
+    text = read_text(probe.root / "proc/cpuinfo", limit=1 << 20) or ""
+    name = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.M)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.M)
+    present = set(flags.group(1).split()) if flags else set()
+    return Cpu(
+        name=name.group(1).strip() if name else "unknown",
+        architecture=platform.machine(),
+        cores=len(re.findall(r"^processor\s*:", text, re.M)),
+        memory_gib=memory_gib(probe.root),
+        int8_features=tuple(flag for flag in INT8_FLAGS if flag in present),
+    )
+
+
+def find_disk(directory: Path) -> Disk:
+    """Free space where artifacts would be written."""
+    free = shutil.disk_usage(directory).free / 1e9
+    warning = f"less than {DISK_WARNING_GB:g} GB free" if free < DISK_WARNING_GB else None
+    return Disk(str(directory), round(free, 1), warning)
+
+
+def find_nvidia(probe: Probe) -> Nvidia:
+    """The driver and its GPUs, asked in a subprocess."""
+    text = read_text(probe.root / "proc/driver/nvidia/version") or ""
+    found = re.search(r"Kernel Module(?: for \S+)?\s+(?:for \S+\s+)?(\d+(?:\.\d+)+)", text)
+    driver = found.group(1) if found else None
+    result = probe.python_code(DRIVER_CODE)
+    if result.problem is not None:
+        return Nvidia(driver, None, (), f"the CUDA driver probe {result.problem}")
+    try:
+        answer = json.loads(result.stdout)
+        if "missing" in answer:
+            return Nvidia(driver, None, (), "no NVIDIA driver: libcuda.so.1 was not found")
+        if "cuInit" in answer:
+            return Nvidia(driver, None, (), f"cuInit failed with CUDA error {answer['cuInit']}")
+        gpus = tuple(Gpu(str(gpu["name"]), str(gpu["cc"])) for gpu in answer["gpus"])
+        cuda = str(answer["cuda"])
+    except (ValueError, KeyError, TypeError):
+        return Nvidia(driver, None, (), "the CUDA driver probe gave no readable answer")
+    return Nvidia(driver, cuda, gpus, None if gpus else "the driver finds no GPU")
+
+
+def find_jetson_state(probe: Probe) -> Jetson | None:
+    """The Jetson this is, or None."""
+    module = find_jetson(probe.root)
+    if module is None:
+        return None
+    l4t = l4t_release(probe.root)
+    target, jetpack, problem = None, None, None
+    try:
+        found = resolve_target("orin", root=probe.root).target
+        target = found.name
+        row = found.jetpack_for(l4t) if l4t else None
+        jetpack = row.jetpack if row else None
+        if row is None:
+            problem = f"L4T {l4t or 'unknown'} belongs to no JetPack release known for it"
+        elif not row.usable:
+            problem = f"JetPack {row.jetpack} has Python {row.python}; edgehp needs 3.10 or newer"
+    except EdgehpError as e:
+        problem = str(e)
+    mode = None
+    program = probe.which("nvpmodel")
+    if program:
+        answer = probe.runner([program, "-q"], 10.0)
+        named = re.search(r"NV Power Mode:\s*(\S+)", answer.stdout)
+        mode = named.group(1).removeprefix("MODE_") if named else None
+    return Jetson(module.model, target, l4t, jetpack, mode, problem)
