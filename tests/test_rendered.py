@@ -1,0 +1,190 @@
+"""Rendered heads: the shipped lists, the layouts written from them, and the renderer itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from edgehp.datasets.aflw2000 import read_aflw2000
+from edgehp.datasets.biwi import read_biwi
+from edgehp.datasets.rendered import read_origins, read_rendered
+from edgehp.errors import DataError
+from edgehp.pose import geodesic_degrees, matrix_from_euler, require_rotation
+from tests.dataset_trees import encoded, photo, write, zip_of
+
+REPO = Path(__file__).resolve().parent.parent
+CALIBRATION = REPO / "calibration" / "rendered-heads.zip"
+VALIDATION = REPO / "calibration" / "rendered-validation.zip"
+# Seeds of the training heads, which are not shipped: see calibration/README.md.
+TRAINING_SEEDS = range(1_000_000, 2_000_000)
+
+
+def _tool(name: str) -> ModuleType:
+    folder = str(REPO / "tools")
+    sys.path.insert(0, folder)
+    try:
+        return importlib.import_module(f"rendering.{name}")
+    finally:
+        sys.path.remove(folder)
+
+
+@pytest.mark.parametrize(
+    ("path", "count", "limits", "megabytes"),
+    [(CALIBRATION, 1024, (50, 90, 40), 12), (VALIDATION, 500, (40, 60, 30), 6)],
+    ids=["calibration", "validation"],
+)
+def test_shipped_list(path, count, limits, megabytes):
+    data = read_rendered(path)
+    assert len(data) == count
+    assert path.stat().st_size <= megabytes * 1e6
+    angles = np.array([s.angles for s in data.samples])
+    matrices = np.array([s.matrix for s in data.samples])
+    assert geodesic_degrees(matrices, matrix_from_euler(angles)).max() < 1e-4
+    assert (np.abs(angles) <= limits).all()
+    assert np.abs(angles[:, 1]).mean() > 0.4 * limits[1], "yaw covers its range"
+    assert (np.abs(angles.mean(0)) < 8).all(), "no side is preferred"
+    for s in data.samples:
+        width, height = s.size
+        assert 0.3 * width < s.box.width < 1.05 * width
+        assert -0.1 * width < s.box.x_min and s.box.x_max < 1.1 * width
+        assert -0.1 * height < s.box.y_min and s.box.y_max < 1.1 * height
+    for s in data.samples[::50]:
+        require_rotation(s.matrix, s.name, 1e-6)
+        assert s.load().std() > 5
+
+
+def test_shipped_seeds_are_disjoint_and_include_near_infrared():
+    seen: set[int] = set()
+    for path in (CALIBRATION, VALIDATION):
+        origins = read_origins(path)
+        seeds = {o.seed for o in origins.values()}
+        assert len(seeds) == len(origins)
+        assert not seeds & seen and not any(s in TRAINING_SEEDS for s in seeds)
+        seen |= seeds
+        assert 0.12 < np.mean([o.nir for o in origins.values()]) < 0.28
+
+
+def test_near_infrared_is_grey():
+    data, origins = read_rendered(VALIDATION), read_origins(VALIDATION)
+    colourful = {True: [], False: []}
+    for s in data.samples[:60]:
+        p = s.load().astype(float)
+        colourful[origins[s.name].nir].append(np.abs(p[..., 0] - p[..., 2]).mean())
+    assert max(colourful[True]) < 1 < np.median(colourful[False])
+
+
+def test_skin_is_redder_than_blue():
+    """Fails where the colour channels are swapped on the way."""
+    data, origins = read_rendered(VALIDATION), read_origins(VALIDATION)
+    warm = []
+    for s in data.samples[:80]:
+        if not origins[s.name].nir and np.abs(s.angles[1]) < 40:
+            x, y = (s.box.x_min + s.box.x_max) / 2, s.box.y_min + 0.62 * s.box.height
+            r = s.box.width * 0.12
+            face = s.load()[int(y - r) : int(y + r), int(x - r) : int(x + r)].astype(float)
+            warm.append(face[..., 0].mean() - face[..., 2].mean())
+    assert np.mean(np.array(warm) > 0) > 0.9
+
+
+def test_biwi_layout_round_trip(tmp_path):
+    layouts = _tool("layouts")
+    source = read_rendered(VALIDATION).samples[:12]
+    layouts.write_biwi(source, tmp_path)
+    data = read_biwi(tmp_path)
+    assert len(data) == len(source)
+    by_name = {s.name: s for s in data.samples}
+    for i, s in enumerate(source):
+        back = by_name[f"{layouts.BIWI_SEQUENCES[i % 4]}/frame_{3 + i // 4:05d}_rgb.png"]
+        assert geodesic_degrees(back.matrix, s.matrix) < 1e-3
+        assert back.load().shape == (480, 640, 3)
+        assert np.isclose(back.box.width, s.box.width)
+    turned = read_biwi(tmp_path, rgb_cal=True)
+    moved = geodesic_degrees([s.matrix for s in turned.samples], [s.matrix for s in data.samples])
+    assert np.all((moved > 0.5) & (moved < 2.0))
+
+
+def test_aflw2000_layout_round_trip(tmp_path):
+    pytest.importorskip("scipy", reason="scipy writes the .mat files")
+    source = read_rendered(VALIDATION).samples[:6]
+    _tool("layouts").write_aflw2000(source, tmp_path)
+    data = read_aflw2000(tmp_path)
+    assert len(data) == len(source)
+    for back, s in zip(data.samples, source, strict=True):
+        assert np.allclose(back.angles, s.angles, atol=1e-3)
+        shown, original = back.load(), s.load()
+        assert shown.shape == (450, 450, 3)
+        dx, dy = back.box.x_min - s.box.x_min, back.box.y_min - s.box.y_min
+        inner = shown[round(dy) :, round(dx) :][: original.shape[0], : original.shape[1]]
+        # JPEG once more, at another place of its 8x8 grid.
+        assert np.abs(inner.astype(float) - original).mean() < 6
+
+
+def test_a_list_without_its_photo_is_refused(tmp_path):
+    row = "a.jpg,64,48,10,5,50,45,1,0,0,0,0,1,0,1,7"
+    m = ",".join(str(v) for v in matrix_from_euler([10.0, 20.0, 5.0]).ravel())
+    head = "image,width,height,x_min,y_min,x_max,y_max,pitch,yaw,roll," + ",".join(
+        f"r{i}{j}" for i in range(3) for j in range(3)
+    )
+    row = f"a.jpg,64,48,10,5,50,45,10,20,5,{m},1,7"
+    table = f"{head},nir,seed\n{row}\n"
+    with pytest.raises(DataError, match=r"photo a\.jpg is not there"):
+        read_rendered(zip_of(tmp_path / "x.zip", {"x/labels.csv": table}))
+    with pytest.raises(DataError, match=r"no labels\.csv"):
+        read_rendered(zip_of(tmp_path / "y.zip", {"x/a.jpg": encoded(photo())}))
+    write(tmp_path / "z" / "labels.csv", table)
+    write(tmp_path / "z" / "a.jpg", encoded(photo()))
+    data = read_rendered(tmp_path / "z")
+    assert np.allclose(data.samples[0].angles, [10, 20, 5])
+    assert read_origins(tmp_path / "z")["a.jpg"].seed == 7
+
+
+@pytest.fixture(scope="module")
+def studio():
+    for module in ("anny", "moderngl"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"the renderer needs {module}, which is not installed")
+    heads, scene = _tool("heads"), _tool("scene")
+    try:
+        return scene.Studio(heads.HeadModel(), 128, 0.62)
+    except Exception as e:  # moderngl raises Exception itself where there is no EGL
+        pytest.skip(f"the renderer cannot start here: {e}")
+
+
+# anny and torch warn about what they did not find or will change.
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_the_same_seed_gives_the_same_pixels(studio):
+    ranges = _tool("scene").Ranges()
+    first, other, again = (studio.shoot(s, ranges) for s in (11, 12, 11))
+    assert np.array_equal(first.image, again.image)
+    assert np.array_equal(first.matrix, again.matrix) and first.box == again.box
+    assert not np.array_equal(first.image, other.image)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("seed", [21, 22])
+def test_signs_in_the_picture(studio, seed):
+    ranges = _tool("scene").Ranges(nir=0.0)
+
+    def shot(pitch: float = 0, yaw: float = 0, roll: float = 0):
+        r = studio.shoot(seed, ranges, np.array([pitch, yaw, roll]))
+        return {k: np.array(v) for k, v in r.points.items()}
+
+    def nose_from_line(p):
+        """The nose's place relative to the middle of brow and chin."""
+        return p["nose"] - (p["brow"] + p["chin"]) / 2
+
+    calm = nose_from_line(shot())
+    assert nose_from_line(shot(yaw=40))[0] < calm[0] - 5, "+yaw: to the image's left"
+    assert nose_from_line(shot(yaw=-40))[0] > calm[0] + 5
+    assert nose_from_line(shot(pitch=30))[1] < calm[1] - 3, "+pitch: up"
+    assert nose_from_line(shot(pitch=-30))[1] > calm[1] + 3
+    rolled = shot(roll=30)
+    up = rolled["brow"] - rolled["chin"]
+    assert np.degrees(np.arctan2(up[0], -up[1])) == pytest.approx(30, abs=4), "+roll: clockwise"

@@ -1,0 +1,105 @@
+#!/usr/bin/env python3
+"""Render heads with exactly known rotation, for training, calibration, validation and tests.
+
+    python tools/render_heads.py out.zip --count 4000 --first-seed 1000000 --processes 2
+    python tools/render_heads.py tree/ --layout biwi --from calibration/rendered-heads.zip
+
+The first form needs the packages `anny` and `moderngl` (and an EGL, Mesa's software renderer will
+do); the second only turns samples that exist into the layout of a published data set.
+See docs/rendered-heads.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+
+from rendering.samples import RenderedSample  # noqa: E402
+from rendering.writers import encode, write_folder, write_zip  # noqa: E402
+
+_studio = None
+
+
+def _start(side: int, box_share: float) -> None:
+    """Load the model in a worker, once."""
+    global _studio
+    from rendering.heads import HeadModel
+    from rendering.scene import Studio
+
+    _studio = Studio(HeadModel(), side, box_share)
+
+
+def _render(
+    job: tuple[int, int, tuple[float, float, float, float], int],
+) -> tuple[RenderedSample, bytes]:
+    from rendering.scene import Ranges
+
+    index, seed, ranges, quality = job
+    r = _studio.shoot(seed, Ranges(*ranges))
+    size = (r.image.shape[1], r.image.shape[0])
+    sample = RenderedSample(f"{index:05d}.jpg", size, r.box, r.angles, r.matrix, r.nir, seed)
+    return sample, encode(r.image, quality)
+
+
+def render(args: argparse.Namespace) -> Iterator[tuple[RenderedSample, bytes]]:
+    """Samples in the order of their seeds, whatever the number of processes."""
+    ranges = (args.pitch, args.yaw, args.roll, args.nir)
+    jobs = [(i, args.first_seed + i, ranges, args.quality) for i in range(args.count)]
+    context = multiprocessing.get_context("spawn")
+    begin = time.monotonic()
+    with context.Pool(args.processes, _start, (args.side, args.box_share)) as pool:
+        for k, result in enumerate(pool.imap(_render, jobs, chunksize=4), 1):
+            yield result
+            if k % 100 == 0 or k == args.count:
+                rate = k / (time.monotonic() - begin)
+                print(f"{k}/{args.count} heads, {rate:.1f} a second", file=sys.stderr, flush=True)
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("output", type=Path, help="a .zip, or a folder")
+    p.add_argument("--count", type=int, default=1000)
+    p.add_argument("--first-seed", type=int, default=0, help="picture i has seed FIRST_SEED + i")
+    p.add_argument("--side", type=int, default=160, help="pixels")
+    p.add_argument("--box-share", type=float, default=0.62, help="face box over the side")
+    p.add_argument("--pitch", type=float, default=50.0, help="largest |pitch|, degrees")
+    p.add_argument("--yaw", type=float, default=90.0, help="largest |yaw|, degrees")
+    p.add_argument("--roll", type=float, default=40.0, help="largest |roll|, degrees")
+    p.add_argument("--nir", type=float, default=0.2, help="share of pseudo near-infrared pictures")
+    p.add_argument("--quality", type=int, default=92, help="of the JPEG files")
+    p.add_argument("--processes", type=int, default=2)
+    p.add_argument("--layout", choices=["list", "biwi", "aflw2000"], default="list")
+    p.add_argument("--from", dest="source", type=Path, help="zip or folder of rendered samples")
+    args = p.parse_args(argv)
+    if args.layout != "list" and args.source is None:
+        p.error(f"--layout {args.layout} needs --from with samples that are already rendered")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    if args.layout != "list":
+        from rendering.layouts import write_layout
+
+        count = write_layout(args.layout, args.source, args.output)
+    else:
+        # One thread each: Mesa and torch would otherwise fight over the cores.
+        os.environ.setdefault("LP_NUM_THREADS", "1")
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        write = write_zip if args.output.suffix == ".zip" else write_folder
+        count = write(args.output, render(args))
+    print(f"{args.output}: {count} samples", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
