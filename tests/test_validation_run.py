@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from edgehp.artifact.manifest import EngineRecord, NetworkRecord, TargetRecord
+from edgehp.artifact.write import ArtifactWriter
 from edgehp.cli.main import main
 from edgehp.crop import Box
 from edgehp.datasets.aflw2000 import read_aflw2000
@@ -19,6 +22,7 @@ from edgehp.pose import matrix_from_euler
 from edgehp.validation.report import comparable
 from edgehp.validation.run import Contender, validate
 from tests.pose_graphs import SPEC, colour_photo, pose_graph
+from tests.test_artifact import a_manifest
 
 # Whole degrees that a pixel can hold.
 ANGLES = [(0, 0, 0), (10, 25, -5), (-20, -45, 12), (5, 70, 3), (-8, -88, 20), (30, 15, -40)]
@@ -268,3 +272,62 @@ def test_aflw2000_in_its_layout_with_the_published_boxes(shared_data, tmp_path):
     truth = np.stack([s.angles for s in data.samples])[[i * 593 // 60 for i in range(60)]]
     assert found.reference_accuracy.overall.mae == pytest.approx(np.abs(truth).mean(axis=0))
     assert len(data) == 593
+
+
+def artifact_of(folder: Path, engine: dict, reference: dict) -> Path:
+    """A complete artifact on onnxruntime whose engine and reference read colours."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    manifest = replace(
+        a_manifest(),
+        name="colour-reader-cpu-int8",
+        network=NetworkRecord(SPEC.to_dict(), SPEC.digest, "b" * 64, "colour-reader", ""),
+        preprocessing=SPEC.preprocessing,
+        target=TargetRecord("cpu"),
+        engine=EngineRecord(
+            "onnxruntime", ("engine.onnx",), {"onnxruntime": "1.0"}, 1, 1, 32, "x86_64"
+        ),
+        graph="engine.onnx",
+    )
+    with ArtifactWriter(folder) as writer:
+        pose_graph(writer.path / "engine.onnx", **engine)
+        pose_graph(writer.path / "reference.onnx", **reference)
+        cv2.imwrite(str(writer.path / "golden.png"), np.zeros((96, 48, 3), np.uint8))
+        writer.commit(
+            manifest, {"engine.onnx": "engine", "reference.onnx": "graph", "golden.png": "golden"}
+        )
+    return folder
+
+
+def test_an_artifact_within_the_gate_passes_and_says_so(biwi, tmp_path, capsys):
+    folder = artifact_of(tmp_path / "dist" / "a", {"offset": (1.05, 1, 1)}, {"offset": (1,) * 3})
+    assert cli(folder, "--dataset", "biwi", "--data-root", biwi) == 0
+    out = capsys.readouterr().out
+    assert "PASS" in out and "+0.0167" in out and "near-infrared" in out and "6 sequences" in out
+
+
+def test_a_drop_over_the_gate_ends_with_exit_code_3_after_the_report(
+    biwi, tmp_path, capsys, monkeypatch
+):
+    artifact_of(tmp_path / "dist" / "a", {"offset": (1.6, 1, 1)}, {"offset": (1,) * 3})
+    monkeypatch.chdir(tmp_path)  # the newest under dist/
+    common = ("--dataset", "biwi", "--data-root", biwi, "--no-robustness")
+    assert cli(*common, "--report", "r.json") == 3
+    out = capsys.readouterr()
+    assert "FAIL" in out.out and "+0.2000" in out.err and "limit of 0.1" in out.err
+    values = json.loads(Path("r.json").read_text())
+    assert values["gate"]["passed"] is False and values["gate"]["certain"] is True
+    assert cli(*common, "--max-drop", 0.3) == 0
+
+
+def test_a_reference_that_is_another_network_is_refused(biwi, tmp_path, capsys):
+    folder = artifact_of(tmp_path / "dist" / "a", {}, {})
+    other = pose_graph(tmp_path / "other.onnx")
+    common = ("--dataset", "biwi", "--data-root", biwi)
+    assert cli(folder, *common, "--reference", other) == 4
+    assert "not the network" in capsys.readouterr().err
+
+
+def test_an_altered_artifact_is_refused_before_it_runs(biwi, tmp_path, capsys):
+    folder = artifact_of(tmp_path / "dist" / "a", {}, {})
+    pose_graph(folder / "engine.onnx", offset=(5, 5, 5))
+    assert cli(folder, "--dataset", "biwi", "--data-root", biwi) == 4

@@ -58,7 +58,8 @@ def draw_pose(
     a = np.asarray(angles, np.float64)
     thick = max(1, round(max(height, width) / 400))
     centre = np.array([(box.x_min + box.x_max) / 2, (box.y_min + box.y_max) / 2])
-    length = max(box.width, box.height) / 2
+    # OpenCV 5 crashes on letters far larger than the picture.
+    length = min(max(box.width, box.height) / 2, 2.0 * max(height, width))
     colour = _BOX.get(state, _BOX["ok"])
     corner = _point((box.x_min, box.y_min))
     cv2.rectangle(photo, corner, _point((box.x_max, box.y_max)), colour, thick, cv2.LINE_AA)
@@ -68,7 +69,7 @@ def draw_pose(
         cv2.line(photo, _point(centre), _point(end), axis, 2 * thick, cv2.LINE_AA)
     cv2.circle(photo, _point(ends[2]), 3 * thick, _BLUE, -1, cv2.LINE_AA)
     text = label or f"p {a[0]:+.0f} y {a[1]:+.0f} r {a[2]:+.0f}"
-    scale = max(0.35, length / 200)
+    scale = float(np.clip(length / 200, 0.35, 5))
     (text_width, text_height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thick)
     at = (
         int(np.clip(corner[0], 0, max(0, width - text_width))),
