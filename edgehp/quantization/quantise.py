@@ -1,0 +1,205 @@
+"""The one entry that a build calls: float graph and crops in, checked Q/DQ graph out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from edgehp.errors import CompatibilityError, DataError, UsageError
+from edgehp.quantization.calibrate import calibrate, preprocessing_digest
+from edgehp.quantization.emit_cpu import emit_cpu
+from edgehp.quantization.emit_tensorrt import emit_tensorrt
+from edgehp.quantization.graphview import network_digest
+from edgehp.quantization.lint import Finding, lint
+from edgehp.quantization.placement import FLAVOURS
+from edgehp.quantization.qdq import Recipe
+from edgehp.quantization.select import Difference, Judge, select, split_crops
+from edgehp.quantization.table import CalibrationTable, crops_digest
+from edgehp.quantization.thresholds import METHODS
+
+if TYPE_CHECKING:
+    import onnx
+
+    from edgehp.networks.spec import NetworkSpec
+
+__all__ = ["AUTO", "QuantisedModel", "emit", "quantise"]
+
+_log = logging.getLogger(__name__)
+AUTO = "auto"
+_CORRECTED = "+bias"
+
+Crop = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class QuantisedModel:
+    """A Q/DQ graph and how it came about.
+
+    Attributes:
+        model: the Q/DQ graph.
+        table: the calibration table it was emitted from.
+        recipe: the choices made.
+        scores: candidate (method, ``"+bias"`` with bias correction) -> difference to FP32 on the
+            held-back crops.
+        chosen: key of `scores` that `model` is.
+        held_back: how many crops the scores were measured on.
+        findings: of the lint; empty for a clean graph.
+        flavour: ``"tensorrt"`` or ``"cpu"``.
+    """
+
+    model: onnx.ModelProto
+    table: CalibrationTable
+    recipe: Recipe
+    scores: Mapping[str, Difference]
+    chosen: str
+    held_back: int
+    findings: tuple[Finding, ...]
+    flavour: str = field(default="cpu")
+
+    @property
+    def difference(self) -> Difference:
+        """The chosen graph's difference to FP32 on the held-back crops."""
+        return self.scores[self.chosen]
+
+
+def emit(
+    model: onnx.ModelProto,
+    table: CalibrationTable,
+    recipe: Recipe,
+    *,
+    flavour: str,
+    body: str = "fp32",
+    head: bool = False,
+    quantise_sum: bool = True,
+) -> onnx.ModelProto:
+    """Emit either flavour; see `emit_tensorrt` and `emit_cpu`.
+
+    Raises:
+        UsageError: unknown flavour, or an FP16 body in the ``cpu`` flavour.
+    """
+    if flavour == "tensorrt":
+        return emit_tensorrt(model, table, recipe, body=body, head=head)
+    if flavour != "cpu":
+        raise UsageError(f"unknown Q/DQ flavour {flavour!r}; known: {', '.join(FLAVOURS)}")
+    if body != "fp32":
+        raise UsageError("the cpu flavour has an FP32 body: processors compute what is not INT8 so")
+    return emit_cpu(model, table, recipe, quantise_sum=quantise_sum)
+
+
+def quantise(
+    model: onnx.ModelProto,
+    crops: Sequence[Crop],
+    spec: NetworkSpec | None = None,
+    *,
+    flavour: str,
+    method: str = AUTO,
+    keep_float: Collection[str] = (),
+    body: str = "fp32",
+    head: bool = False,
+    quantise_sum: bool = True,
+    bias_correction: bool | None = None,
+    table: CalibrationTable | None = None,
+    judge: Judge | None = None,
+    threads: int | None = None,
+) -> QuantisedModel:
+    """Calibrate, choose, emit and lint.
+
+    Args:
+        model: the deployed float graph (after simplification).
+        crops: uint8 [S, S, 3] RGB. One in five is held back and judges the candidates; the rest
+            calibrates.
+        spec: of the network; its preprocessing must be the one that the graph carries.
+        flavour: ``"tensorrt"`` or ``"cpu"``.
+        method: a calibration method, or ``"auto"``: the nearest to FP32 on the held-back crops.
+        keep_float: names of nodes that stay in floating point.
+        body: ``"fp32"`` or, ``tensorrt`` only, ``"fp16"``.
+        head: ``tensorrt`` only: Gemm nodes in integers too.
+        quantise_sum: ``cpu`` only, see `emit_cpu`.
+        bias_correction: True or False; None tries both and keeps the better.
+        table: a table to reuse; it must belong to this graph and to these crops.
+        judge: reuse an earlier one (of the same held-back crops).
+        threads: of the engine; None takes all cores.
+
+    Raises:
+        UsageError: an option that cannot be right.
+        DataError: crops of the wrong kind, or a graph that cannot be quantised.
+        CompatibilityError: `table` is stale, or `spec` is not the graph's.
+        EnvironmentalError: onnx or onnxruntime is missing.
+    """
+    if method != AUTO and method not in METHODS:
+        raise UsageError(
+            f"unknown calibration method {method!r}; known: {AUTO}, {', '.join(METHODS)}"
+        )
+    if len(crops) == 0:
+        raise DataError("no calibration crops: expected at least one")
+    _same_preprocessing(model, spec)
+    chosen, held = split_crops(crops)
+    methods = tuple(METHODS) if method == AUTO else (method,)
+    own = [crops[i] for i in chosen]
+    table = _table(model, own, methods, table, threads)
+    judge = judge or Judge(model, [crops[i] for i in held], threads=threads)
+
+    options = (False, True) if bias_correction is None else (bias_correction,)
+    recipes = {
+        m + (_CORRECTED if b else ""): Recipe(m, {}, frozenset(keep_float), b)
+        for m in methods
+        for b in options
+    }
+    emitter = partial(
+        emit, model, table, flavour=flavour, body=body, head=head, quantise_sum=quantise_sum
+    )
+    candidates: dict[str, Callable[[], onnx.ModelProto]] = {
+        name: partial(emitter, recipe) for name, recipe in recipes.items()
+    }
+    selection = select(candidates, judge)
+    for name, d in selection.scores.items():
+        _log.info("%s: mean |angle difference| to FP32 %.4f degrees", name, d.angles)
+    recipe = recipes[selection.best]
+    quantised = emitter(recipe)
+    findings = lint(quantised, flavour, keep_float=keep_float, head=head or flavour == "cpu")
+    return QuantisedModel(
+        model=quantised,
+        table=table,
+        recipe=replace(recipe),
+        scores=MappingProxyType(dict(selection.scores)),
+        chosen=selection.best,
+        held_back=len(held),
+        findings=findings,
+        flavour=flavour,
+    )
+
+
+def _same_preprocessing(model: onnx.ModelProto, spec: NetworkSpec | None) -> None:
+    if spec is None:
+        return
+    carried = preprocessing_digest(model)
+    if carried and carried != spec.preprocessing.digest:
+        raise CompatibilityError(
+            f"the graph was built with preprocessing {carried[:12]}, the specification says "
+            f"{spec.preprocessing.digest[:12]}; build the graph again from this specification"
+        )
+
+
+def _table(
+    model: onnx.ModelProto,
+    crops: Sequence[Crop],
+    methods: Sequence[str],
+    given: CalibrationTable | None,
+    threads: int | None,
+) -> CalibrationTable:
+    if given is None:
+        return calibrate(model, crops, threads=threads)
+    given.require(
+        network=network_digest(model),
+        crops=crops_digest(crops),
+        preprocessing=preprocessing_digest(model),
+        methods=methods,
+    )
+    return given

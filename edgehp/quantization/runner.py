@@ -1,0 +1,195 @@
+"""Run a float or Q/DQ graph on the processor while quantising: a small session in pure FP32.
+
+Not the deployed engine (`edgehp.engines`, a higher room): this one gives the same numbers on every
+machine, with the arithmetic that the Q/DQ operators define.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgehp.errors import DataError, EnvironmentalError, UsageError
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Runner", "batches", "crops_of", "input_of"]
+
+Crop = npt.NDArray[np.uint8]
+_BATCH = 4
+
+
+def crops_of(crops: Iterable[Crop]) -> Iterable[Crop]:
+    """`crops` if they can be read more than once.
+
+    Raises:
+        UsageError: a generator, which is empty the second time.
+    """
+    if iter(crops) is crops:
+        raise UsageError(
+            "the crops are a one-shot iterator; expected a list, an array or another object that "
+            "can be read several times"
+        )
+    return crops
+
+
+def batches(crops: Iterable[Crop], size: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """Stack crops [S, S, 3] into batches [<= size, S, S, 3].
+
+    Raises:
+        DataError: a crop is not uint8 [S, S, 3], or the shapes differ.
+    """
+    pending: list[Crop] = []
+    shape: tuple[int, ...] | None = None
+    for i, crop in enumerate(crops):
+        shape = shape or crop.shape
+        if crop.dtype != np.uint8 or crop.ndim != 3 or crop.shape != shape:
+            raise DataError(
+                f"crop {i} is {crop.dtype} {list(crop.shape)}, expected uint8 {list(shape)} "
+                "(height, width, 3)"
+            )
+        pending.append(crop)
+        if len(pending) == size:
+            yield np.stack(pending)
+            pending = []
+    if pending:
+        yield np.stack(pending)
+
+
+def input_of(model: onnx.ModelProto) -> tuple[str, int, int]:
+    """Name of the only input, and height and width that it asks for (uint8 NHWC).
+
+    Raises:
+        DataError: the graph has another kind of input.
+    """
+    weights = {t.name for t in model.graph.initializer}
+    inputs = [i for i in model.graph.input if i.name not in weights]
+    tensor = inputs[0].type.tensor_type if inputs else None
+    dims = [d.dim_value for d in tensor.shape.dim] if tensor is not None else []
+    uint8 = tensor is not None and tensor.elem_type == 2  # TensorProto.UINT8
+    if len(inputs) != 1 or not uint8 or len(dims) != 4 or dims[3] != 3 or min(dims[1:3]) < 1:
+        raise DataError(
+            f"the graph's input is {[i.name for i in inputs]} of shape {dims}; expected one uint8 "
+            "input [batch, S, S, 3] of fixed size, as edgehp builds it"
+        )
+    return inputs[0].name, dims[1], dims[2]
+
+
+class Runner:
+    """Computes outputs of a graph for crops.
+
+    Args:
+        model: float or Q/DQ graph with one uint8 input [batch, S, S, 3].
+        outputs: names of graph outputs; None takes all.
+        engine: ``"onnxruntime"``, ``"openvino"`` or ``"auto"`` (OpenVINO if installed: the same
+            numbers within rounding, several times faster for Q/DQ graphs).
+        threads: of the engine; None takes all cores.
+        batch: crops per run.
+
+    Raises:
+        EnvironmentalError: the engine is not installed.
+        DataError: the engine refuses the graph.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        outputs: Sequence[str] | None = None,
+        *,
+        engine: str = "auto",
+        threads: int | None = None,
+        batch: int = _BATCH,
+    ) -> None:
+        self.input, self.height, self.width = input_of(model)
+        self.outputs = tuple(outputs or [o.name for o in model.graph.output])
+        self._batch = batch
+        if engine == "auto":
+            engine = "openvino" if importlib.util.find_spec("openvino") else "onnxruntime"
+        build = {"openvino": _openvino, "onnxruntime": _onnxruntime}.get(engine)
+        if build is None:
+            raise UsageError(f"engine {engine!r} is none of auto, openvino, onnxruntime")
+        self.engine = engine
+        self._run = build(model, self.outputs, self.input, threads)
+
+    def stream(self, crops: Iterable[Crop]) -> Iterator[tuple[npt.NDArray[np.float32], ...]]:
+        """Outputs batch by batch, in the order of `outputs`."""
+        expected = (self.height, self.width, 3)
+        for batch in batches(crops, self._batch):
+            if batch.shape[1:] != expected:
+                raise DataError(
+                    f"the crops are {list(batch.shape[1:])}, the network takes {list(expected)}; "
+                    "crop them with the network's preprocessing"
+                )
+            yield self._run(batch)
+
+    def __call__(self, crops: Iterable[Crop]) -> tuple[npt.NDArray[np.float32], ...]:
+        """Outputs for all crops, concatenated along the batch.
+
+        Raises:
+            DataError: no crops, or crops of the wrong size.
+        """
+        parts = list(self.stream(crops))
+        if not parts:
+            raise DataError("no crops: expected at least one")
+        return tuple(np.concatenate(p) for p in zip(*parts, strict=True))
+
+
+def _onnxruntime(
+    model: onnx.ModelProto, outputs: Sequence[str], name: str, threads: int | None
+) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as e:
+        raise EnvironmentalError(
+            f"calibration needs onnxruntime ({e}); install it with: pip install onnxruntime"
+        ) from e
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 3
+    # The arena keeps the largest activation of every shape it ever saw.
+    options.enable_cpu_mem_arena = False
+    # Q/DQ as written: fused integer kernels saturate on processors without VNNI, and the fusion
+    # of weights and biases computes FP16 graphs wrongly (onnxruntime <= 1.31).
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    try:
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException as e:
+        raise DataError(f"onnxruntime refuses the graph: {e}") from e
+
+    def run(batch: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], ...]:
+        return tuple(session.run(list(outputs), {name: batch}))
+
+    return run
+
+
+def _openvino(
+    model: onnx.ModelProto, outputs: Sequence[str], name: str, threads: int | None
+) -> Any:
+    try:
+        import openvino
+    except ImportError as e:
+        raise EnvironmentalError(
+            f"OpenVINO is not installed ({e}); install it with: pip install openvino"
+        ) from e
+    config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if threads:
+        config["INFERENCE_NUM_THREADS"] = threads
+    try:
+        core = openvino.Core()
+        graph = core.read_model(model.SerializeToString())
+        request = core.compile_model(graph, "CPU", config).create_infer_request()
+    except RuntimeError as e:
+        raise DataError(f"OpenVINO refuses the graph: {e}") from e
+
+    def run(batch: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], ...]:
+        result = request.infer({name: batch})
+        return tuple(np.array(result[o], np.float32) for o in outputs)
+
+    return run
