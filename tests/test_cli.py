@@ -1,0 +1,194 @@
+"""The root of the command line: laziness, exit codes, errors in a sentence, tables and JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from edgehp import __version__, errors
+from edgehp.cli import main as root
+from edgehp.cli._output import Steps, format_table, print_json
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edgehp", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
+    """The exit code of a command that raises `error`."""
+
+    @click.command("doctor")
+    def command() -> None:
+        raise error
+
+    monkeypatch.setattr(root.LazyGroup, "get_command", lambda *_: command)
+    with pytest.raises(SystemExit) as stopped:
+        root.main(["doctor"])
+    code = stopped.value.code
+    assert isinstance(code, int)
+    return code
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom edgehp.cli.main import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as e:\n    assert e.code == 0\n"
+        "print(sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(eval(done.stderr.strip().splitlines()[-1]))
+    heavy = {"numpy", "cv2", "torch", "onnx", "onnxruntime", "openvino", "scipy", "rich"}
+    assert not loaded & heavy
+    assert "click" in loaded  # the list is a real one
+
+
+def test_help_lists_commands_that_exist_in_order() -> None:
+    listed = [
+        line.split()[0]
+        for line in run("--help").stdout.partition("Commands:")[2].splitlines()
+        if line.strip()
+    ]
+    assert {"targets", "doctor"} <= set(listed)
+    assert listed == [name for name in root.COMMANDS if name in listed]
+
+
+def test_command_without_module_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(root.COMMANDS, "nonesuch", "Not there.")
+    assert "nonesuch" not in root.cli.list_commands(click.Context(root.cli))
+
+
+def test_version() -> None:
+    assert __version__ in run("--version").stdout
+
+
+@pytest.mark.parametrize("arguments", [["targtes"], ["--nonsense"], ["targets", "show"]])
+def test_usage_errors_end_with_2(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+def test_unknown_command_suggests_the_near_one() -> None:
+    assert "did you mean 'targets'?" in run("targtes").stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (errors.EdgehpError, 1),
+        (errors.UsageError, 2),
+        (errors.DataError, 1),
+        (errors.CheckpointError, 1),
+        (errors.AccuracyError, 3),
+        (errors.CompatibilityError, 4),
+        (errors.EnvironmentalError, 5),
+        (errors.MeasurementError, 6),
+    ],
+)
+def test_errors_are_a_sentence_and_their_code(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: type[errors.EdgehpError],
+    code: int,
+) -> None:
+    assert raising(monkeypatch, kind("found this, expected that")) == code
+    captured = capsys.readouterr()
+    assert captured.err == "edgehp: error: found this, expected that\n"
+    assert captured.out == ""
+
+
+def test_interruption_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert raising(monkeypatch, KeyboardInterrupt()) == 130
+
+
+def test_missing_package_names_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert raising(monkeypatch, ModuleNotFoundError("no", name="onnx.helper")) == 5
+    assert "edgehp[build]" in capsys.readouterr().err
+
+
+def test_operating_system_errors_are_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert raising(monkeypatch, PermissionError(13, "Permission denied", "/x/y")) == 1
+    assert capsys.readouterr().err == "edgehp: error: /x/y: Permission denied\n"
+
+
+def test_reader_that_goes_away_is_no_traceback() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "edgehp", "targets", "--json"],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == ""
+
+
+def test_table_aligns_what_is_seen() -> None:
+    styled = click.style("ok", fg="green")
+    lines = format_table(["a", "n"], [(styled, 1.5), ("long", None)], right=(1,)).splitlines()
+    assert [click.unstyle(line) for line in lines] == [
+        "a       n",
+        "----  ---",
+        "ok    1.5",
+        "long    -",
+    ]
+
+
+def test_table_refuses_a_ragged_row() -> None:
+    with pytest.raises(ValueError, match="expected 2"):
+        format_table(["a", "b"], [("one",)])
+
+
+def test_json_has_paths_but_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"p": Path("a/b")})
+    assert json.loads(capsys.readouterr().out) == {"p": "a/b"}
+    with pytest.raises(ValueError):
+        print_json({"x": float("nan")})
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_steps_draw_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    terminal, pipe = Terminal(), io.StringIO()
+    for stream in (terminal, pipe):
+        steps = Steps(stream)
+        with steps("calibrate", total=2) as step:
+            step.advance(2)
+        assert list(steps.seconds) == ["calibrate"]
+    assert "+ calibrate" in terminal.getvalue()
+    assert "\x1b[3" not in terminal.getvalue()  # no colour
+    assert pipe.getvalue() == ""
+
+
+def test_failed_step_says_where_it_stopped() -> None:
+    terminal = Terminal()
+    steps = Steps(terminal)
+    with pytest.raises(errors.DataError), steps("read"):
+        raise errors.DataError("no")
+    assert "read stopped after" in terminal.getvalue()
+    assert steps.seconds == {}

@@ -1,0 +1,284 @@
+"""Targets: the shipped files, strict reading, what they say about precisions, and the alias."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgehp._resources import resource_dir
+from edgehp.errors import DataError, UsageError
+from edgehp.targets import (
+    Target,
+    check_dla,
+    check_precision,
+    list_targets,
+    load_target,
+    parse_version,
+    resolve_target,
+)
+
+EXPECTED = {
+    "orin-agx-64gb", "orin-agx-32gb", "orin-nx-16gb", "orin-nx-8gb", "orin-nano-8gb",
+    "orin-nano-4gb", "v100", "rtx-20", "rtx-30", "rtx-40", "rtx-50", "rtx", "t4", "l4", "h100",
+    "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A copy of the shipped files that a test may spoil."""
+    return Path(shutil.copytree(resource_dir("targets"), tmp_path / "targets"))
+
+
+def every() -> list[Target]:
+    return [load_target(name) for name in list_targets()]
+
+
+def jetson(root: Path, compatible: str, model: str, kib: int) -> Path:
+    tree = root / "proc/device-tree"
+    tree.mkdir(parents=True)
+    (tree / "compatible").write_bytes(compatible.encode())
+    (tree / "model").write_bytes(model.encode() + b"\0")
+    (root / "proc/meminfo").write_text(f"MemTotal:       {kib} kB\n")
+    return root
+
+
+def test_all_of_the_mission_are_there() -> None:
+    assert set(list_targets()) == EXPECTED
+    assert {target.name for target in every()} == EXPECTED
+
+
+def test_orin_peaks_follow_the_formula() -> None:
+    # Dense INT8 = SMs x 4096 x clock, stated in whole TOPS.
+    modes = [m for t in every() for m in t.power_modes if m.sms and m.gpu_mhz]
+    assert len(modes) > 15
+    for mode in modes:
+        assert mode.sms is not None and mode.gpu_mhz is not None
+        tops = mode.sms * 4096 * mode.gpu_mhz * 1e6 / 1e12
+        assert abs(tops - mode.int8_tops) <= 0.7, (mode, tops)
+        assert mode.fp16_tflops == mode.int8_tops / 2
+
+
+def test_no_figure_claims_to_be_measured() -> None:
+    for target in every():
+        for row in (*target.power_modes, *target.boards):
+            assert not row.measured
+            assert row.source
+        if target.boards:
+            assert all("not verified" in board.source for board in target.boards)
+
+
+def test_only_cpu_and_rtx_have_been_touched() -> None:
+    verified = {target.name: target.verified for target in every()}
+    assert {name for name, how in verified.items() if how == "run"} == {"cpu"}
+    assert {name for name, how in verified.items() if how == "built"} == {
+        "rtx", "rtx-20", "rtx-30", "rtx-40", "rtx-50",
+    }  # fmt: skip
+
+
+def test_alias_rtx_is_all_four_in_one() -> None:
+    four = [load_target(f"rtx-{n}").compute_capabilities[0] for n in (20, 30, 40, 50)]
+    assert list(load_target("rtx").compute_capabilities) == four
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "answer"),
+    [
+        ("v100", "int8", "warn"),
+        ("v100", "fp16", "yes"),
+        ("orin-nx-8gb", "int8", "yes"),
+        ("orin-nx-8gb", "fp8", "no"),
+        ("rtx-30", "fp8", "no"),
+        ("rtx-40", "fp8", "yes"),
+        ("rtx-20", "fp32", "no"),
+        ("rtx", "fp32", "no"),
+        ("cpu", "int8", "yes"),
+    ],
+)
+def test_precisions(name: str, precision: str, answer: str) -> None:
+    verdict = check_precision(load_target(name), precision)
+    assert verdict.supported == answer
+    assert verdict.reason or answer == "yes"
+
+
+def test_unknown_precision() -> None:
+    with pytest.raises(UsageError, match="int4"):
+        check_precision(load_target("cpu"), "int4")
+
+
+def test_fp8_is_offered_exactly_from_sm89_on() -> None:
+    for target in every():
+        capable = bool(target.compute_capabilities) and all(
+            parse_version(cc) >= (8, 9) for cc in target.compute_capabilities
+        )
+        assert (check_precision(target, "fp8").supported == "yes") == capable, target.name
+
+
+def test_dla() -> None:
+    assert check_dla(load_target("orin-nano-8gb")).supported == "no"
+    assert check_dla(load_target("v100")).supported == "no"
+    assert load_target("orin-nx-8gb").dla_cores == 1
+    assert check_dla(load_target("orin-agx-64gb")).supported == "warn"
+
+
+def test_tensorrt_range_of_v100_ends_with_10_4() -> None:
+    versions = load_target("v100").tensorrt
+    assert versions is not None
+    assert versions.contains("8.6.1") and versions.contains("10.4.0.26")
+    assert not versions.contains("10.5.0") and not versions.contains("8.5.2")
+    with pytest.raises(DataError, match="dots"):
+        versions.contains("ten")
+
+
+def test_jetpack_by_l4t() -> None:
+    agx, nx = load_target("orin-agx-64gb"), load_target("orin-nx-16gb")
+    row = nx.jetpack_for("36.4.3")
+    assert row is not None and row.tensorrt == "10.3.0.30" and row.usable
+    newest = agx.jetpack_for("39.2.2")
+    assert newest is not None and newest.tensorrt == "11.4.1"
+    assert nx.jetpack_for("39.2.2") is None  # not for this module
+    old = nx.jetpack_for("35.4.1")
+    assert old is not None and not old.usable
+    assert nx.jetpack_for("38.2") is None
+
+
+def test_typo_suggests_the_near_name() -> None:
+    with pytest.raises(UsageError, match="did you mean 'orin-nx-16gb'"):
+        load_target("orin-nx-16g")
+    with pytest.raises(UsageError, match="known: cpu"):
+        load_target("zzzz")
+
+
+@pytest.mark.parametrize("name", ["../pyproject", "_jetpack", "", "cpu\0"])
+def test_hostile_names_are_unknown(name: str) -> None:
+    with pytest.raises(UsageError):
+        load_target(name)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ('engine = "tensorrt"', 'engine = "tensorflow"', "engine"),
+        ('title = "', 'tilte = "', "title"),
+        ("int8_tops = 63.0", "int8_tops = -1", "board[0].int8_tops"),
+        ("int8_tops = 63.0", "int8_tops = nan", "board[0].int8_tops"),
+        ("measured = false", 'measured = "no"', "board[0].measured"),
+        ('minimum = "8.6"', 'minimum = "8.x"', "tensorrt.minimum"),
+        ("[verified]", "[verified]\ncolour = 1", "verified.colour"),
+        (
+            'supported = "warn", reason = ',
+            'supported = "warn", raeson = ',
+            "precisions.int8.reason",
+        ),
+        ('compute_capabilities = ["7.0"]', "compute_capabilities = []", "compute_capabilities"),
+        ('compute_capabilities = ["7.0"]', "compute_capabilities = [7]", "compute_capabilities"),
+    ],
+)
+def test_malformed_file_names_file_and_key(directory: Path, old: str, new: str, key: str) -> None:
+    path = directory / "v100.toml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(DataError) as caught:
+        load_target("v100", directory)
+    assert str(path) in str(caught.value)
+    assert f"'{key}'" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"title = ", b"\xff\xfe", b"x = 1\n" * 400_000])
+def test_file_that_is_no_toml(directory: Path, content: bytes) -> None:
+    (directory / "v100.toml").write_bytes(content)
+    with pytest.raises(DataError, match=r"v100\.toml"):
+        load_target("v100", directory)
+
+
+def test_unknown_jetpack_row(directory: Path) -> None:
+    path = directory / "orin-nx-8gb.toml"
+    path.write_text(path.read_text().replace('"7.2"', '"9.9"'))
+    with pytest.raises(DataError, match=r"jetpack.*9\.9"):
+        load_target("orin-nx-8gb", directory)
+
+
+def test_new_board_is_a_new_file(directory: Path) -> None:
+    shutil.copy(directory / "t4.toml", directory / "a2.toml")
+    assert "a2" in list_targets(directory)
+    assert load_target("a2", directory).name == "a2"
+
+
+def test_orin_off_jetson_is_said_aloud(tmp_path: Path) -> None:
+    found = resolve_target("orin", root=tmp_path)
+    assert found.target.name == "orin-agx-64gb"
+    assert found.note is not None and "not a Jetson" in found.note
+    assert resolve_target("cpu", root=tmp_path).note is None
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("p3701-0005", "orin-agx-64gb"),
+        ("p3701-0000", "orin-agx-64gb"),
+        ("p3701-0004", "orin-agx-32gb"),
+        ("p3767-0000", "orin-nx-16gb"),
+        ("p3767-0001", "orin-nx-8gb"),
+        ("p3767-0003", "orin-nano-8gb"),
+        ("p3767-0005", "orin-nano-8gb"),
+        ("p3767-0004", "orin-nano-4gb"),
+    ],
+)
+@pytest.mark.parametrize("style", ["nvidia,p3768-0000+{}\0nvidia,{}\0", "nvidia,p3768-0000+{}\0"])
+def test_orin_on_jetson_is_the_module(tmp_path: Path, part: str, name: str, style: str) -> None:
+    compatible = style.format(part, part) + "nvidia,tegra234\0"
+    root = jetson(tmp_path, compatible, "some carrier", 8_000_000)
+    assert resolve_target("orin", root=root).target.name == name
+
+
+@pytest.mark.parametrize(
+    ("model", "kib", "name"),
+    [
+        ("NVIDIA Jetson Orin NX Engineering Reference Developer Kit", 15_800_000, "orin-nx-16gb"),
+        ("NVIDIA Jetson Orin NX Engineering Reference Developer Kit", 7_600_000, "orin-nx-8gb"),
+        ("NVIDIA Jetson Orin Nano Developer Kit", 7_600_000, "orin-nano-8gb"),
+        ("NVIDIA Jetson AGX Orin Developer Kit", 64_000_000, "orin-agx-64gb"),
+    ],
+)
+def test_unknown_part_is_found_by_memory(tmp_path: Path, model: str, kib: int, name: str) -> None:
+    root = jetson(tmp_path, "acme,board\0nvidia,tegra234\0", model, kib)
+    found = resolve_target("orin", root=root)
+    assert found.target.name == name
+    assert found.note is not None and "memory" in found.note
+
+
+def test_jetson_that_is_no_orin_is_refused(tmp_path: Path) -> None:
+    root = jetson(tmp_path, "nvidia,p2972-0000\0nvidia,tegra194\0", "Jetson-AGX", 32_000_000)
+    with pytest.raises(UsageError, match="Jetson-AGX"):
+        resolve_target("orin", root=root)
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edgehp", "targets", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_commands_list_and_show() -> None:
+    listed = command("--json")
+    assert {row["name"] for row in json.loads(listed.stdout)} == EXPECTED
+    shown = json.loads(command("show", "v100", "--json").stdout)
+    assert shown["precisions"]["int8"]["supported"] == "warn"
+    text = command("show", "orin-nx-8gb").stdout
+    assert "MAXN_SUPER" in text and "10.3.0.30" in text
+
+
+def test_show_of_a_typo_ends_with_2() -> None:
+    done = command("show", "rtx-4")
+    assert done.returncode == 2
+    assert "did you mean 'rtx" in done.stderr
+    assert done.stdout == ""
