@@ -67,7 +67,8 @@ class GraphView:
     @property
     def opset(self) -> int:
         """Version of the default operator set."""
-        return max(o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx"))
+        versions = [o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")]
+        return int(max(versions))
 
     @cached_property
     def outputs(self) -> frozenset[str]:
@@ -108,7 +109,8 @@ class GraphView:
 
     def attribute(self, node: onnx.NodeProto, name: str, default: int) -> int:
         """An integer attribute of `node`."""
-        return int(next((a.i for a in node.attribute if a.name == name), default))
+        found: int = next((a.i for a in node.attribute if a.name == name), default)
+        return found
 
     def has_weight(self, node: onnx.NodeProto) -> bool:
         """Whether `node` is a Conv or Gemm with a constant floating-point weight [Cout, ...]."""
