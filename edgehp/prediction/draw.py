@@ -75,8 +75,10 @@ def draw_pose(
         int(np.clip(corner[0], 0, max(0, width - text_width))),
         int(np.clip(corner[1] - 2 * thick, text_height, max(text_height, height - 2))),
     )
-    for ink, weight in (((0, 0, 0), thick + 2), (colour, thick)):
-        cv2.putText(photo, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, ink, weight, cv2.LINE_AA)
+    # A shadow, not an outline: a thicker letter is also a wider one in OpenCV 5.
+    for ink, shift in (((0, 0, 0), thick), (colour, 0)):
+        place = at[0] + shift, at[1] + shift
+        cv2.putText(photo, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, ink, thick, cv2.LINE_AA)
 
 
 def _point(values: npt.ArrayLike) -> tuple[int, int]:

