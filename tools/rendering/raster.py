@@ -245,7 +245,9 @@ class Renderer:
         self.shadow_target.clear(depth=1.0)
         _set(self.depth_program, {"light_view": light})
         for name in names:
-            self.arrays[name][1].render()
+            # The proxy's fringe is cut away in the picture, so it must not throw a shadow either.
+            if name != "longhair":
+                self.arrays[name][1].render()
         self.target.use()
         self.target.clear(0.0, 0.0, 0.0, 0.0, depth=1.0)
         for unit, texture in enumerate((self.masks, self.noise, self.shadow)):

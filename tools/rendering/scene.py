@@ -133,7 +133,9 @@ class Studio:
         local = {}
         for name in model.local:
             if name.startswith(keep) and "trans-out" not in name and "angle-out" not in name:
-                value = float(np.clip(rng.normal(0, 0.28), -0.8, 0.8))
+                # Skulls add up from many shapes: much of each makes towers of them.
+                spread = 0.1 if name.startswith(("head-", "forehead-", "neck-")) else 0.28
+                value = float(np.clip(rng.normal(0, spread), -0.8, 0.8))
                 local[name] = value
                 if name.startswith("l-"):
                     twin = float(np.clip(value + rng.normal(0, 0.06), -1, 1))
