@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-from pathlib import Path
 from typing import Protocol
 
+from edgehp.device import find_jetson
 from edgehp.engines.driver import Gpu, probe_driver
 
 __all__ = ["DeviceProbe", "Gpu", "HostProbe"]
@@ -17,7 +17,6 @@ _DISTRIBUTIONS = {
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11"),
     "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx", "tensorrt-rtx-cu12"),
 }
-_DEVICE_TREE_MODEL = Path("/proc/device-tree/model")
 
 
 class DeviceProbe(Protocol):
@@ -27,7 +26,7 @@ class DeviceProbe(Protocol):
         """GPUs in the driver's order; empty where there is none."""
 
     def module(self) -> str | None:
-        """The Jetson module's model text, None elsewhere."""
+        """The Jetson module's model and part number, None elsewhere."""
 
     def version(self, kind: str) -> str | None:
         """Version of the runtime of engine `kind`, None where it is not installed."""
@@ -45,13 +44,12 @@ class HostProbe:
         return probe_driver().gpus
 
     def module(self) -> str | None:
-        """See `DeviceProbe.module`."""
-        try:
-            text = _DEVICE_TREE_MODEL.read_text(encoding="utf-8", errors="replace")
-        except OSError:
+        """See `DeviceProbe.module`; with the part number, which tells memory sizes apart."""
+        found = find_jetson()
+        if found is None:
             return None
-        model = text.strip("\0 \n")
-        return model if "Jetson" in model or "Orin" in model else None
+        parts = [c.removeprefix("nvidia,") for c in found.compatible if c.startswith("nvidia,p3")]
+        return f"{found.model} ({parts[0]})" if parts else found.model
 
     def version(self, kind: str) -> str | None:
         """See `DeviceProbe.version`; read from package metadata, nothing is imported."""

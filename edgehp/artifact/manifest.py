@@ -186,11 +186,16 @@ class StepTime:
 
 @dataclass(frozen=True)
 class BuildRecord:
-    """How the artifact was made: options (enough to repeat or finish it), times, warnings."""
+    """How the artifact was made: options (enough to repeat or finish it), times, warnings.
+
+    `int8_against_fp16`: median milliseconds of both on hardware without INT8 tensor cores, where
+    INT8 may be the slower one; None where it was not measured.
+    """
 
     recipe: Mapping[str, Any]
     steps: tuple[StepTime, ...]
     warnings: tuple[str, ...]
+    int8_against_fp16: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -416,6 +421,7 @@ def _manifest(values: dict[str, Any], where: str) -> Manifest:
             build["recipe"],
             tuple(StepTime(**s) for s in build["steps"]),
             tuple(build["warnings"]),
+            build["int8_against_fp16"],
         ),
         files=tuple(FileRecord(**f) for f in values["files"]),
     )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -12,24 +11,16 @@ from edgehp.build.crops import CropSet
 from edgehp.engines.base import Engine, Prediction
 from edgehp.errors import AccuracyError, DataError
 from edgehp.pose import angle_errors
+from edgehp.validation.gate import require_drop
 from edgehp.validation.metrics import frame_errors
 from edgehp.validation.statistics import mean_interval
 
-__all__ = ["Measured", "enforce", "golden_vectors", "measure", "predict"]
+__all__ = ["golden_picture", "golden_vectors", "measure", "predict", "tolerance"]
 
 GOLDEN_COUNT = 8
 # Another device rounds differently: kernels of one graph agree within hundredths of a degree.
 _TOLERANCE_FLOOR = 0.25
 _TOLERANCE_FACTOR = 1.5
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """Predictions of the FP32 reference and of the artifact on the same crops."""
-
-    reference: Prediction
-    artifact: Prediction
-    accuracy: Accuracy
 
 
 def predict(engine: Engine, crops: npt.NDArray[np.uint8], batch: int) -> Prediction:
@@ -56,53 +47,45 @@ def measure(
     held_out: CropSet,
     max_drop: float,
     measured_with: str,
-) -> Measured:
-    """Compare the artifact's predictions with those of FP32.
+) -> tuple[Accuracy, str | None]:
+    """Compare the artifact's predictions with those of FP32 and hold the drop against the gate.
 
     With labels the drop is the difference of the mean absolute errors; without, the mean absolute
     difference from FP32, which bounds it from above. The interval is a paired bootstrap.
+
+    Returns:
+        The record, and a warning where the interval crosses the gate.
+
+    Raises:
+        AccuracyError: the drop is above the gate.
     """
+    means: tuple[float | None, float | None] = (None, None)
     if held_out.angles is not None:
         before = frame_errors(reference.angles, held_out.angles)
         after = frame_errors(artifact.angles, held_out.angles)
-        differences, metric = after - before, "mae-drop"
-        means: tuple[float | None, float | None] = (float(before.mean()), float(after.mean()))
+        differences, metric, words = after - before, "mae-drop", ""
+        means = (float(before.mean()), float(after.mean()))
     else:
         differences = frame_errors(artifact.angles, reference.angles)
-        metric, means = "deviation", (None, None)
-    interval = mean_interval(differences)
+        metric, words = "deviation", "without labels the deviation from FP32 counts as drop; "
+    drop = mean_interval(differences)
+    try:
+        result = require_drop(drop, max_drop)
+    except AccuracyError as e:
+        raise AccuracyError(f"no artifact was made: on {held_out.source}, {words}{e}") from e
     accuracy = Accuracy(
         dataset=held_out.source,
         count=len(held_out),
         metric=metric,
         reference=means[0],
         artifact=means[1],
-        drop=interval.value,
-        interval=(interval.low, interval.high),
+        drop=drop.value,
+        interval=(drop.low, drop.high),
         max_drop=max_drop,
         measured_with=measured_with,
         protocol=held_out.protocol,
     )
-    return Measured(reference, artifact, accuracy)
-
-
-def enforce(accuracy: Accuracy) -> None:
-    """Stop the build where the drop is above the gate.
-
-    Raises:
-        AccuracyError: it is.
-    """
-    # Written so that NaN fails too.
-    if accuracy.drop <= accuracy.max_drop:
-        return
-    low, high = accuracy.interval
-    what = "mean absolute error" if accuracy.metric == "mae-drop" else "deviation from FP32"
-    raise AccuracyError(
-        f"the {what} on {accuracy.dataset} ({accuracy.count} crops) is {accuracy.drop:.3f} degrees "
-        f"worse than FP32 (95 % interval {low:.3f} to {high:.3f}), at most {accuracy.max_drop:g} "
-        "allowed; no artifact was made: calibrate on more or other crops, try another "
-        "--calibration-method or precision, or raise --max-drop if you accept the loss"
-    )
+    return accuracy, None if result.certain else f"{words}{result.sentence}"
 
 
 def golden_vectors(
@@ -116,16 +99,41 @@ def golden_vectors(
     order = np.argsort(reference.angles[:, 1], kind="stable")
     count = min(GOLDEN_COUNT, len(order))
     chosen = order[np.linspace(0, len(order) - 1, count).astype(int)]
-    angles, spread = reference.angles[chosen], reference.spread[chosen]
-    worst = float(angle_errors(artifact.angles[chosen], angles).max())
+    angles = reference.angles[chosen]
     golden = Golden(
         file,
         _triples(angles),
-        _triples(spread),
-        tolerance_degrees=round(min(360.0, _TOLERANCE_FLOOR + _TOLERANCE_FACTOR * worst), 3),
+        _triples(reference.spread[chosen]),
+        tolerance_degrees=tolerance(artifact.angles[chosen], angles),
     )
     size = held_out.crops.shape[1]
     return golden, held_out.crops[chosen].reshape(count * size, size, 3)
+
+
+def tolerance(found: npt.ArrayLike, golden: npt.ArrayLike) -> float:
+    """How far golden angles may be off, degrees: half as much again as when it was built.
+
+    Args:
+        found: angles of the artifact [n, 3] on the golden crops.
+        golden: FP32 angles [n, 3].
+    """
+    worst = float(angle_errors(found, golden).max())
+    return round(min(360.0, _TOLERANCE_FLOOR + _TOLERANCE_FACTOR * worst), 3)
+
+
+def golden_picture(picture: npt.NDArray[np.uint8]) -> bytes:
+    """The golden crops as a PNG file.
+
+    Args:
+        picture: uint8 [n S, S, 3], RGB.
+
+    Raises:
+        DataError: OpenCV cannot encode it.
+    """
+    done, data = cv2.imencode(".png", picture[..., ::-1])
+    if not done:
+        raise DataError("the golden crops cannot be encoded as PNG; install opencv again")
+    return data.tobytes()
 
 
 def _triples(values: npt.NDArray[np.float32]) -> tuple[tuple[float, float, float], ...]:

@@ -1,0 +1,139 @@
+"""The engine step: build, audit, and describe for the manifest."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgehp.artifact.hashing import sha256_file
+from edgehp.artifact.manifest import EngineRecord, PrecisionRecord, TargetRecord
+from edgehp.build.plan import Place, Plan
+from edgehp.engines import build_engine, open_engine
+from edgehp.engines.build import BuildOptions, BuildReport
+from edgehp.errors import CompatibilityError
+
+__all__ = ["BuiltEngine", "build_here", "compare_with_half", "planned_precision"]
+
+_SUFFIX = {
+    "openvino": ".onnx",
+    "onnxruntime": ".onnx",
+    "tensorrt": ".plan",
+    "tensorrt-rtx": ".plan",
+}
+_WARM_UP = 20
+_ROUNDS = 100
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """A built engine, as the manifest describes it."""
+
+    path: Path
+    engine: EngineRecord
+    precision: PrecisionRecord
+    target: TargetRecord
+    warnings: tuple[str, ...]
+    same_as_graph: bool
+
+
+def build_here(
+    plan: Plan,
+    place: Place,
+    graph: Path,
+    folder: Path,
+    batch: tuple[int, int, int],
+    threads: int | None = None,
+) -> BuiltEngine:
+    """Build the engine of `graph` into `folder`.
+
+    Raises:
+        CompatibilityError: less precision was reached than asked for.
+        DataError, EnvironmentalError, UsageError: as `edgehp.engines.build.build_engine`.
+    """
+    out = folder / f"engine{_SUFFIX[plan.kind]}"
+    report = build_engine(plan.kind, graph, out, options(plan, place, batch, threads))
+    if report.audit.reached != plan.precision:
+        raise CompatibilityError(
+            f"{plan.precision} was asked for, the {report.audit.source} shows "
+            f"{report.audit.reached}: {report.audit.convolutions}; choose a precision that "
+            f"{plan.target.name} has"
+        )
+    here = (place.gpu.compute_capability,) if place.gpu else plan.target.compute_capabilities
+    return BuiltEngine(
+        path=out,
+        engine=EngineRecord(
+            kind=plan.kind,
+            files=tuple(p.name for p in report.files),
+            versions=dict(report.versions),
+            min_batch=batch[0],
+            best_batch=batch[1],
+            max_batch=batch[2],
+            machine=platform.machine(),
+        ),
+        precision=_precision(plan, report),
+        target=TargetRecord(
+            plan.target.name, here, place.module, place.gpu.name if place.gpu else None
+        ),
+        warnings=report.warnings,
+        same_as_graph=sha256_file(out) == sha256_file(graph),
+    )
+
+
+def options(
+    plan: Plan, place: Place, batch: tuple[int, int, int], threads: int | None
+) -> BuildOptions:
+    """The build options of a plan."""
+    capabilities = plan.target.compute_capabilities
+    if place.gpu is not None:
+        capabilities = (place.gpu.compute_capability,)
+    return BuildOptions(
+        precision=plan.precision,
+        compute_capabilities=capabilities,
+        batch=batch,
+        dla_cores=plan.target.dla_cores,
+        threads=threads,
+    )
+
+
+def planned_precision(plan: Plan) -> PrecisionRecord:
+    """The record of an engine that is not built yet."""
+    return PrecisionRecord(plan.precision, None, "nothing yet: the build is deferred", {}, ())
+
+
+def _precision(plan: Plan, report: BuildReport) -> PrecisionRecord:
+    audit = report.audit
+    source = f"{audit.source} ({audit.opaque})" if audit.opaque else audit.source
+    return PrecisionRecord(
+        asked=plan.precision,
+        reached=audit.reached,
+        audited=source[:500],
+        counts=dict(audit.convolutions),
+        audit=audit.rows,
+    )
+
+
+def compare_with_half(
+    kind: str, int8: Path, fp16: Path, crops: npt.NDArray[np.uint8]
+) -> tuple[float, float]:
+    """Median milliseconds of the INT8 and the FP16 engine on `crops` [N, S, S, 3].
+
+    Both run alternately, so that a change of the clocks hits both.
+    """
+    with (
+        open_engine(kind, int8, batch=len(crops)) as first,
+        open_engine(kind, fp16, batch=len(crops)) as second,
+    ):
+        times: tuple[list[float], list[float]] = ([], [])
+        for i in range(_WARM_UP + _ROUNDS):
+            for engine, seconds in zip((first, second), times, strict=True):
+                started = time.perf_counter()
+                engine.infer(crops)
+                if i >= _WARM_UP:
+                    seconds.append(time.perf_counter() - started)
+    return statistics.median(times[0]) * 1e3, statistics.median(times[1]) * 1e3

@@ -1,0 +1,159 @@
+"""Finish a deferred artifact on the device it is for."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+import edgehp
+from edgehp.artifact.check import Artifact, golden_crops, load_artifact
+from edgehp.artifact.device import DeviceProbe, HostProbe
+from edgehp.artifact.manifest import Manifest, StepTime
+from edgehp.artifact.write import ArtifactWriter
+from edgehp.build.accuracy import measure, predict, tolerance
+from edgehp.build.crops import CropSet, held_out_crops
+from edgehp.build.engine import BuiltEngine, build_here
+from edgehp.build.pipeline import REFERENCE_ANGLES, BuildResult, now
+from edgehp.build.plan import Place, Plan, find_place, make_plan
+from edgehp.build.progress import StepClock, Watcher
+from edgehp.build.request import BuildRequest
+from edgehp.build.run import load_reference, run_graph
+from edgehp.engines import open_engine
+from edgehp.errors import CompatibilityError, UsageError
+
+__all__ = ["finish"]
+
+logger = logging.getLogger(__name__)
+
+
+def finish(
+    path: Path,
+    watcher: Watcher | None = None,
+    device: DeviceProbe | None = None,
+    *,
+    validate_on: Path | None = None,
+    threads: int | None = None,
+) -> BuildResult:
+    """Build the engine of a deferred artifact here and complete the artifact in place.
+
+    Args:
+        path: the deferred artifact.
+        watcher: told about every step.
+        device: facts about this machine; probed when omitted.
+        validate_on: the held-out faces the artifact was made with, where those were not the
+            shipped ones.
+        threads: processor threads.
+
+    Raises:
+        UsageError: the artifact is complete already, or its held-out faces are needed.
+        CompatibilityError: it was altered, this is another device, or less precision was reached.
+        AccuracyError: the engine drops more than the gate allows; the artifact stays deferred.
+        EnvironmentalError: TensorRT or the driver is missing.
+    """
+    steps, device = StepClock(watcher), device or HostProbe()
+    with steps("check"):
+        artifact = load_artifact(path, allow_deferred=True, device=device)
+        manifest = artifact.manifest
+        if manifest.state != "deferred":
+            raise UsageError(f"{path} is complete already; nothing is left to do")
+        request = _request(manifest, path, validate_on)
+        plan = make_plan(request)
+        place = find_place(plan, device)
+        if not place.knows_half_scales:
+            raise CompatibilityError(
+                f"{path} holds a graph with FP16 scales, which TensorRT {place.tensorrt} does not "
+                f"know: build here from the network with 'edgehp build --target {plan.target.name}'"
+            )
+    with ArtifactWriter(path) as writer:
+        roles = _copy(artifact, writer)
+        with steps("engine"):
+            graph = writer.path / manifest.graph
+            built = build_here(plan, place, graph, writer.path, request.batch, threads)
+            roles |= dict.fromkeys(built.engine.files, "engine")
+        with steps("accuracy"):
+            held_out = held_out_crops(request.validate_on, manifest.preprocessing)
+            completed = _measured(artifact, built, held_out, request.max_drop, plan, place)
+        for warning in built.warnings:
+            logger.warning("%s", warning)
+        completed = replace(
+            completed,
+            build=replace(
+                manifest.build,
+                steps=(*manifest.build.steps, *_marked(steps.times)),
+                warnings=(*manifest.build.warnings, *built.warnings),
+            ),
+        )
+        return BuildResult(writer.destination, writer.commit(completed, roles))
+
+
+def _request(manifest: Manifest, path: Path, validate_on: Path | None) -> BuildRequest:
+    recipe = manifest.build.recipe
+    try:
+        batch = recipe["batch"]
+        request = BuildRequest(
+            target=manifest.target.name,
+            precision=manifest.precision.asked,
+            max_drop=float(recipe["max_drop"]),
+            validate_on=validate_on,
+            output=path.parent,
+            batch=(int(batch[0]), int(batch[1]), int(batch[2])),
+        )
+        named = recipe["validate_on"]
+    except (KeyError, IndexError, TypeError, ValueError) as e:
+        raise CompatibilityError(f"{path}: its recipe cannot be read ({e}); build it again") from e
+    if named is not None and validate_on is None:
+        raise UsageError(f"{path} was validated on {named}: give it with --validate-on")
+    return request
+
+
+def _copy(artifact: Artifact, writer: ArtifactWriter) -> dict[str, str]:
+    """Copy what stays; the stored FP32 answers are of no use afterwards."""
+    roles = {f.path: f.role for f in artifact.manifest.files if f.path != REFERENCE_ANGLES}
+    for name in roles:
+        target = writer.path / name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(artifact.path / name, target)
+    return roles
+
+
+def _measured(
+    artifact: Artifact,
+    built: BuiltEngine,
+    held_out: CropSet,
+    max_drop: float,
+    plan: Plan,
+    place: Place,
+) -> Manifest:
+    """The manifest with the engine's own accuracy and golden tolerance."""
+    manifest = artifact.manifest
+    before = load_reference(artifact.path / REFERENCE_ANGLES, held_out)
+    most = built.engine.max_batch
+    after, runner = run_graph(plan.kind, built.path, held_out, most=most)
+    accuracy, doubt = measure(before, after, held_out, max_drop, f"{runner}, the engine itself")
+    if doubt:
+        logger.warning("%s", doubt)
+    with open_engine(plan.kind, built.path) as engine:
+        golden = predict(engine, golden_crops(artifact), min(8, most))
+    logger.info("built on %s", place.gpu.name if place.gpu else "this processor")
+    return replace(
+        manifest,
+        state="complete",
+        created=now(),
+        edgehp_version=edgehp.__version__,
+        target=built.target,
+        precision=built.precision,
+        engine=built.engine,
+        accuracy=accuracy,
+        golden=replace(
+            manifest.golden,
+            tolerance_degrees=tolerance(golden.angles, np.asarray(manifest.golden.angles)),
+        ),
+    )
+
+
+def _marked(times: tuple[StepTime, ...]) -> tuple[StepTime, ...]:
+    return tuple(replace(t, name=f"{t.name}, on the device") for t in times)

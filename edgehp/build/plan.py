@@ -1,0 +1,156 @@
+"""What a target's data and this machine make of a request: which engine, which graph, where."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+from edgehp.artifact.device import DeviceProbe
+from edgehp.build.request import BuildRequest
+from edgehp.engines import engine_available
+from edgehp.engines.driver import Gpu
+from edgehp.errors import CompatibilityError, EnvironmentalError, UsageError
+from edgehp.targets import Target, check_precision, resolve_target
+
+__all__ = ["Place", "Plan", "find_place", "how_to_finish", "make_plan"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be built.
+
+    Attributes:
+        target: from the target's data.
+        kind: of the engine.
+        precision: ``"int8"``, ``"fp16"`` or ``"fp32"``.
+        flavour: of the Q/DQ graph, ``"cpu"`` or ``"tensorrt"``.
+        half: whether the graph's body is FP16.
+        compare: whether INT8 is compared with FP16, because the hardware may be slower in it.
+        warnings: what the user must be told.
+    """
+
+    target: Target
+    kind: str
+    precision: str
+    flavour: str
+    half: bool
+    compare: bool
+    warnings: tuple[str, ...]
+
+    def in_half(self) -> Plan:
+        """The same in FP16, to compare with."""
+        return replace(self, precision="fp16", compare=False)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an engine is built; None for what does not matter there."""
+
+    gpu: Gpu | None = None
+    module: str | None = None
+    tensorrt: str | None = None
+
+    @property
+    def knows_half_scales(self) -> bool:
+        """Whether Q/DQ with FP16 scales (opset 19) can be parsed: from TensorRT 10 on."""
+        return self.tensorrt is None or not self.tensorrt.startswith("8.")
+
+
+def make_plan(request: BuildRequest) -> Plan:
+    """Read the target's data and refuse what it says no to.
+
+    Raises:
+        UsageError: no such target, or a precision it does not have.
+        DataError: a malformed target file.
+    """
+    resolution = resolve_target(request.target)
+    target = resolution.target
+    warnings = [resolution.note] if resolution.note else []
+    verdict = check_precision(target, request.precision)
+    if verdict.supported == "no":
+        raise UsageError(f"{target.name} in {request.precision}: {verdict.reason}")
+    if verdict.supported == "warn":
+        warnings.append(f"{target.name} in {request.precision}: {verdict.reason}")
+    on_gpu = target.engine != "openvino"
+    plan = Plan(
+        target=target,
+        kind=target.engine,
+        precision=request.precision,
+        flavour=target.flavour,
+        # A strongly typed engine computes what lies outside Q/DQ in the graph's own type.
+        half=on_gpu and request.precision in ("int8", "fp16"),
+        compare=on_gpu and request.precision == "int8" and verdict.supported == "warn",
+        warnings=tuple(warnings),
+    )
+    return plan if on_gpu else _processor(plan)
+
+
+def _processor(plan: Plan) -> Plan:
+    missing = engine_available("openvino")
+    if missing is None:
+        return plan
+    if (other := engine_available("onnxruntime")) is not None:
+        raise EnvironmentalError(f"no engine for the processor: {missing}; {other}")
+    note = f"built for onnxruntime, which is slower here than OpenVINO: {missing}"
+    return replace(plan, kind="onnxruntime", warnings=(*plan.warnings, note))
+
+
+def find_place(plan: Plan, device: DeviceProbe) -> Place:
+    """Where the engine can be built: here, or an error that says what is missing.
+
+    Raises:
+        EnvironmentalError: the runtime, the driver or the right device is not here.
+        CompatibilityError: TensorRT is here in a version the target does not work with.
+    """
+    missing = engine_available(plan.kind)
+    if plan.kind != "tensorrt":
+        if missing is not None:
+            raise EnvironmentalError(missing)
+        return Place()
+    capabilities = " or ".join(plan.target.compute_capabilities)
+    # The device first: TensorRT may be installable here, but it would build for another GPU.
+    gpus = device.gpus()
+    if not gpus or gpus[0].compute_capability not in plan.target.compute_capabilities:
+        found = f"{gpus[0].name} with {gpus[0].compute_capability}" if gpus else "no NVIDIA GPU"
+        raise EnvironmentalError(
+            f"{plan.target.name} needs a GPU of compute capability {capabilities}; this machine "
+            f"has {found}"
+        )
+    if missing is not None:
+        raise EnvironmentalError(missing)
+    version, known = device.version("tensorrt"), plan.target.tensorrt
+    if version is not None and known is not None and not known.contains(version):
+        upper = f" to {known.maximum}" if known.maximum else " or newer"
+        raise CompatibilityError(
+            f"TensorRT {version} found; {plan.target.name} needs {known.minimum}{upper}"
+            f"{f' ({known.note})' if known.note else ''}: install such a version"
+        )
+    module = device.module()
+    if plan.target.module_ids and module is None:
+        raise EnvironmentalError(f"{plan.target.name} is a Jetson module; this machine is none")
+    if module is not None and plan.target.module_ids:
+        here = resolve_target("orin").target.name
+        if here != plan.target.name:
+            raise EnvironmentalError(
+                f"{plan.target.name} was asked for, but this module is {here}: its engines are "
+                f"tuned to other clocks and SMs; ask for --target {here}"
+            )
+    return Place(gpus[0], module, version)
+
+
+def how_to_finish(plan: Plan, request: BuildRequest, reason: Exception) -> EnvironmentalError:
+    """The error of a build that needs another machine: what is missing, and what to run there."""
+    same = f"edgehp build --target {plan.target.name} --precision {plan.precision}"
+    network = "" if request.network == "kd-resnet18" else f" --network {request.network}"
+    version = plan.target.tensorrt
+    needs = ""
+    if version is not None:
+        upper = f" to {version.maximum}" if version.maximum else " or newer"
+        needs = f" (with TensorRT {version.minimum}{upper})"
+    return EnvironmentalError(
+        f"{reason}. Run on the device{needs}: {same}{network}  - or make everything but the "
+        f"engine here with: {same}{network} --defer  , copy the artifact to the device and run "
+        "there: edgehp build --finish ARTIFACT"
+    )

@@ -1,0 +1,198 @@
+"""``edgehp build``: from a network to a checked artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgehp.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgehp.build.pipeline import BuildResult
+
+__all__ = ["command"]
+
+
+@click.command("build", short_help="Turn a checkpoint into a checked INT8 artifact for a target.")
+@click.argument("artifact", required=False, type=click.Path(path_type=Path))
+@click.option("--target", help="What to build for; 'edgehp targets' lists them.")
+@click.option(
+    "--precision",
+    type=click.Choice(("int8", "fp16", "fp32")),
+    default="int8",
+    show_default=True,
+    help="What the convolutions must run in; less is an error.",
+)
+@click.option(
+    "--network",
+    default="kd-resnet18",
+    show_default=True,
+    help="A bundled network, a checkpoint, or a deployed ONNX graph.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Folder or zip of faces to calibrate on, 64 at least. Default: the shipped crops.",
+)
+@click.option(
+    "--calibration-method",
+    type=click.Choice(("auto", "minmax", "percentile", "entropy", "mse")),
+    default="auto",
+    show_default=True,
+)
+@click.option(
+    "--validate-on",
+    type=click.Path(path_type=Path),
+    help="Folder or zip of held-out faces for the accuracy gate. Default: the shipped ones.",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0),
+    default=0.1,
+    show_default=True,
+    help="Largest drop against FP32 in degrees; more ends with exit code 3 and no artifact.",
+)
+@click.option(
+    "--defer",
+    is_flag=True,
+    help="Where the engine cannot be built here: make everything else, to be finished there.",
+)
+@click.option(
+    "--finish",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Build the engine of a deferred artifact on this device.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("dist"),
+    show_default=True,
+    help="Directory that artifacts are made in.",
+)
+@click.option("--input-size", type=click.IntRange(16, 1024), help="Other input side in pixels.")
+@click.option(
+    "--batch",
+    default="1,1,8",
+    show_default=True,
+    metavar="MIN,BEST,MAX",
+    help="Batch sizes of the engine; one number means just that.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Processor threads.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def command(
+    artifact: Path | None,
+    target: str | None,
+    precision: str,
+    network: str,
+    calibration: Path | None,
+    calibration_method: str,
+    validate_on: Path | None,
+    max_drop: float,
+    defer: bool,
+    finish: Path | None,
+    output: Path,
+    input_size: int | None,
+    batch: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Build dist/NETWORK-TARGET-PRECISION, or finish the deferred ARTIFACT on its device.
+
+    Network, deployed graph, Q/DQ from calibration crops, lint, engine, precision audit, accuracy
+    against FP32, artifact. Nothing is written unless every step succeeds.
+    """
+    # Imported here: `edgehp --help` must not pay for numpy and onnx.
+    from edgehp.build.finish import finish as finish_artifact
+    from edgehp.build.pipeline import build
+    from edgehp.build.request import BuildRequest
+    from edgehp.cli._output import Steps, print_json
+
+    unfinished = _one(artifact, finish, target)
+    steps = Steps()
+    if unfinished is not None:
+        result = finish_artifact(unfinished, steps, validate_on=validate_on, threads=threads)
+    else:
+        if target is None:
+            raise UsageError("--target is missing; 'edgehp targets' lists what can be built for")
+        request = BuildRequest(
+            target=target,
+            precision=precision,
+            network=network,
+            calibration=calibration,
+            method=calibration_method,
+            validate_on=validate_on,
+            max_drop=max_drop,
+            defer=defer,
+            output=output,
+            input_size=input_size,
+            batch=_batch(batch),
+            threads=threads,
+        )
+        result = build(request, steps)
+    if as_json:
+        print_json({"path": str(result.path), "manifest": result.manifest.to_dict()})
+    else:
+        _print(result)
+
+
+def _one(artifact: Path | None, finish: Path | None, target: str | None) -> Path | None:
+    """The deferred artifact to finish, however it was named."""
+    if artifact is not None and finish is not None:
+        raise UsageError("give the artifact once: edgehp build --finish DIR")
+    found = artifact if artifact is not None else finish
+    if found is not None and target is not None:
+        raise UsageError(
+            f"{found} knows its target: give --finish DIR alone, or --target to build a new one"
+        )
+    return found
+
+
+def _batch(text: str) -> tuple[int, int, int]:
+    parts = text.split(",")
+    if len(parts) not in (1, 3) or not all(p.strip().isdecimal() for p in parts):
+        raise UsageError(f"--batch {text!r}: expected one number or MIN,BEST,MAX, such as 1,1,8")
+    numbers = [int(p) for p in parts] * (3 if len(parts) == 1 else 1)
+    return numbers[0], numbers[1], numbers[2]
+
+
+def _print(result: BuildResult) -> None:
+    from edgehp.cli._output import print_table
+
+    manifest = result.manifest
+    precision, engine, accuracy = manifest.precision, manifest.engine, manifest.accuracy
+    counts = ", ".join(f"{n} {p}" for p, n in precision.counts.items())
+    rows: list[tuple[str, object]] = [
+        ("network", f"{manifest.network.source}, {manifest.preprocessing.size} pixels"),
+        ("target", manifest.target.name),
+        ("precision", f"{precision.asked} asked, {precision.reached or 'none yet'} reached"),
+        ("convolutions", f"{counts or '-'} ({precision.audited})"),
+    ]
+    if engine is not None:
+        versions = ", ".join(f"{k} {v}" for k, v in engine.versions.items())
+        size = sum(manifest.file(name).size for name in engine.files)
+        rows.append(("engine", f"{versions}; {size / 1e6:.1f} MB"))
+    if (calibration := manifest.calibration) is not None:
+        rows.append(
+            (
+                "calibration",
+                f"{calibration.count} crops of {calibration.source}, {calibration.method}",
+            )
+        )
+    if accuracy is not None:
+        low, high = accuracy.interval
+        if accuracy.reference is not None and accuracy.artifact is not None:
+            rows.append(("MAE, degrees", f"{accuracy.reference:.3f} FP32, {accuracy.artifact:.3f}"))
+        drop = f"{accuracy.drop:+.4f} [{low:+.4f}, {high:+.4f}], {accuracy.max_drop:g} allowed"
+        rows.append(("drop, degrees", drop))
+        rows.append(("measured on", f"{accuracy.count} crops of {accuracy.dataset}"))
+        rows.append(("measured with", accuracy.measured_with))
+    rows.append(("seconds", f"{sum(s.seconds for s in manifest.build.steps):.1f}"))
+    rows.append(("artifact", result.path))
+    print_table(("what", "result"), rows)
+    if manifest.state == "deferred":
+        click.echo(
+            f"\nDeferred. Finish on the device with: edgehp build --finish {result.path.name}"
+        )
