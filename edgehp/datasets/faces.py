@@ -26,6 +26,8 @@ from edgehp.errors import DataError
 __all__ = ["read_faces"]
 
 _LIST = "boxes.csv"
+# Rendered heads call the same table, with labels in it, by its content.
+_LISTS = (_LIST, "labels.csv")
 
 
 class _Store(Protocol):
@@ -123,7 +125,7 @@ def _read(store: _Store, skip_bad: bool, labels: Path | str | None, name: str) -
         )
     skips = Skips(skip_bad)
     rows: dict[str, Row] = {}
-    for member in sorted(m for m in members if PurePosixPath(m).name == _LIST):
+    for member in sorted(m for m in members if PurePosixPath(m).name in _LISTS):
         where = f"{store.where}/{member}"
         folder = str(PurePosixPath(member).parent)
         _collect(parse_table(store.read(member), where), photos, folder, where, rows, skips)
