@@ -1,0 +1,1 @@
+"""Benchmarks: latency, throughput and energy of an artifact, and whether they may be believed."""

@@ -1,0 +1,289 @@
+"""From a finished run to the report, in values that JSON takes."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edgehp import __version__
+from edgehp.benchmark.compare import speedup
+from edgehp.benchmark.frames import Frames
+from edgehp.benchmark.host import peak_memory_mib
+from edgehp.benchmark.lanes import ARTIFACT, REFERENCE, Turn
+from edgehp.benchmark.plan import Plan
+from edgehp.benchmark.power import Energy, PowerRecorder, energy_over
+from edgehp.benchmark.run import Measured
+from edgehp.benchmark.scenarios import END_TO_END, INFERENCE
+from edgehp.benchmark.stats import Latency, summarise
+from edgehp.benchmark.validity import judge
+from edgehp.benchmark.watch import HostState
+
+__all__ = ["SCHEMA_VERSION", "STAGES", "Context", "assemble"]
+
+SCHEMA_VERSION = 1
+STAGES = ("preprocessing", "upload", "inference", "download", "decode", "end_to_end")
+# Points of a timeline; more are thinned out evenly, since a plot shows no more.
+_MOST_POINTS = 2000
+
+_ON_CPU = "the engine reads and writes the host's memory where it is: nothing is transferred"
+_IN_CALL = "the engine does it inside one call; its time is within inference"
+_IN_GRAPH = "decoding is part of the deployed graph; its time is within inference"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What was measured and with what; everything that is not a figure.
+
+    Attributes:
+        plan: what was asked for.
+        subjects: role -> what is running.
+        reference_reason: why there is no reference, or None.
+        frames: what was looked at.
+        preprocessing: `edgehp.crop.Preprocessing` as a dictionary.
+        preprocessing_digest: its SHA-256.
+        host: `describe_host`.
+        states: of the machine during the run.
+        power: the recorder, None where there is no meter.
+        power_reason: why there is none.
+        batches: role -> throughput by batch size, where it was looked for.
+        roofline: role -> roofline, or ``{"reason": ...}``.
+    """
+
+    plan: Plan
+    subjects: Mapping[str, Mapping[str, Any]]
+    reference_reason: str | None
+    frames: Frames
+    preprocessing: Mapping[str, Any]
+    preprocessing_digest: str
+    host: Mapping[str, Any]
+    states: Sequence[HostState] = ()
+    power: PowerRecorder | None = None
+    power_reason: str | None = None
+    batches: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
+    roofline: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def assemble(measured: Measured, context: Context) -> dict[str, Any]:
+    """The report as a dictionary; its form is ``benchmark-report.schema.json``."""
+    plan = context.plan
+    roles = [r for r in (ARTIFACT, REFERENCE) if r in context.subjects]
+    latencies = {
+        role: {s: _latency(measured.of(role), s) for s in STAGES} for role in roles
+    }
+    idle = _idle(measured, context.power)
+    results = {
+        role: _result(role, measured, latencies[role], context, idle) for role in roles
+    }
+    headline = None
+    if plan.headline is not None:
+        headline = (plan.headline, {r: latencies[r]["end_to_end"] for r in roles})
+    validity = judge(
+        context.states,
+        measured.window,
+        os.cpu_count() or 1,
+        measured.warm_ups,
+        headline,
+    )
+    report = {
+        "kind": "benchmark",
+        "schema": SCHEMA_VERSION,
+        "edgehp_version": __version__,
+        "created": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "state": "partial" if measured.interrupted else "complete",
+        "scenario": {**plan.to_dict(), "slice_s": measured.slice_s, "order": "A B B A"},
+        "subjects": {r: dict(context.subjects[r]) for r in roles},
+        "reference_reason": context.reference_reason,
+        "input": context.frames.source,
+        "preprocessing": {
+            "spec": dict(context.preprocessing),
+            "digest": context.preprocessing_digest,
+        },
+        "host": dict(context.host),
+        "peak_memory_mib": peak_memory_mib(),
+        "warm_up": [w.to_dict() for w in measured.warm_ups],
+        "results": results,
+        "comparison": _comparison(measured, plan),
+        "power": _power(context, idle),
+        "validity": validity.to_dict(),
+        "roofline": {r: dict(v) for r, v in context.roofline.items()},
+        "timeline": _timeline(measured, context),
+    }
+    return _finite(report)
+
+
+def _latency(turns: Sequence[Turn], stage: str) -> Latency | None:
+    found = [t.stages[stage] for t in turns if stage in t.stages]
+    return summarise(np.concatenate(found)) if found else None
+
+
+def _result(
+    role: str,
+    measured: Measured,
+    latencies: Mapping[str, Latency | None],
+    context: Context,
+    idle: Energy | None,
+) -> dict[str, Any]:
+    turns = measured.of(role)
+    seconds = sum(t.seconds for t in turns)
+    images = sum(t.images for t in turns)
+    engine = context.subjects[role].get("engine", {})
+    absent = {}
+    for stage in STAGES:
+        if latencies[stage] is None:
+            absent[stage] = _why_absent(stage, context.plan.scenario, str(engine.get("kind")))
+    counts: dict[str, int] = {}
+    for turn in turns:
+        for name, count in turn.counts.items():
+            counts[name] = counts.get(name, 0) + count
+    return {
+        "turns": len(turns),
+        "seconds": seconds,
+        "calls": sum(t.calls for t in turns),
+        "images": images,
+        "images_per_s": images / seconds if seconds > 0 else None,
+        "stages": {s: None if v is None else v.to_dict() for s, v in latencies.items()},
+        "absent": absent,
+        "arrived": counts.get("arrived"),
+        "late": counts.get("late"),
+        "dropped": counts.get("dropped"),
+        "offline": _offline(role, measured, context),
+        "energy": _energy(turns, images, context, idle),
+    }
+
+
+def _why_absent(stage: str, scenario: str, kind: str) -> str:
+    if scenario == "offline":
+        return "offline measures throughput; batches overlap, so that a call has no time of its own"
+    if stage == "decode":
+        return _IN_GRAPH
+    if stage in ("upload", "download"):
+        return _ON_CPU if kind in ("openvino", "onnxruntime") else _IN_CALL
+    return "no turn was finished"
+
+
+def _offline(role: str, measured: Measured, context: Context) -> dict[str, Any] | None:
+    if context.plan.scenario != "offline":
+        return None
+
+    def rate(mode: str) -> float | None:
+        turns = measured.of(role, mode)
+        seconds = sum(t.seconds for t in turns)
+        return sum(t.images for t in turns) / seconds if seconds > 0 else None
+
+    whole, pure = rate(END_TO_END), rate(INFERENCE)
+    return {
+        "batch": context.subjects[role]["batch"],
+        "tried": [dict(t) for t in context.batches.get(role, ())],
+        "end_to_end_images_per_s": whole,
+        "inference_images_per_s": pure,
+        "overlap": whole / pure if whole and pure else None,
+    }
+
+
+def _comparison(measured: Measured, plan: Plan) -> list[dict[str, Any]]:
+    pairs: list[tuple[str, str]]
+    if plan.scenario == "offline":
+        pairs = [(END_TO_END, "images_per_s"), (INFERENCE, "images_per_s")]
+    else:
+        pairs = [(END_TO_END, "inference"), (END_TO_END, "end_to_end")]
+    found = []
+    for mode, stage in pairs:
+        result = speedup(measured.of(ARTIFACT, mode), measured.of(REFERENCE, mode), stage)
+        if result is not None:
+            found.append({"mode": mode, "stage": stage, **result.to_dict()})
+    return found
+
+
+def _idle(measured: Measured, power: PowerRecorder | None) -> Energy | None:
+    if power is None or measured.idle is None:
+        return None
+    return energy_over(power.info, power.samples, [measured.idle])
+
+
+def _energy(
+    turns: Sequence[Turn], images: int, context: Context, idle: Energy | None
+) -> dict[str, Any] | None:
+    """Gross energy of the lane's turns, and net of what the idle machine takes."""
+    if context.power is None or not turns:
+        return None
+    gross = energy_over(
+        context.power.info, context.power.samples, [(t.start, t.end) for t in turns]
+    )
+    net: dict[str, float | None] = {}
+    idle_watts = idle.watts() if idle is not None else {}
+    for rail, joules in gross.joules.items():
+        resting = idle_watts.get(rail)
+        net[rail] = None if joules is None or resting is None else joules - resting * gross.seconds
+    return {
+        **gross.to_dict(),
+        "net_joules": net,
+        "joules_per_image": {k: _per(v, images) for k, v in gross.joules.items()},
+        "net_joules_per_image": {k: _per(v, images) for k, v in net.items()},
+    }
+
+
+def _per(joules: float | None, images: int) -> float | None:
+    return joules / images if joules is not None and images else None
+
+
+def _power(context: Context, idle: Energy | None) -> dict[str, Any]:
+    power = context.power
+    reason = context.power_reason
+    if power is not None and power.failure is not None:
+        reason = power.failure
+    return {
+        "meter": None if power is None else power.info.to_dict(),
+        "reason": reason,
+        "idle": None if idle is None else idle.to_dict(),
+    }
+
+
+def _timeline(measured: Measured, context: Context) -> dict[str, Any]:
+    """Times in seconds from the start of the measured window."""
+    zero = measured.window[0]
+    turns = []
+    for turn in measured.turns:
+        row: dict[str, Any] = {
+            "role": turn.role,
+            "mode": turn.mode,
+            "start": turn.start - zero,
+            "end": turn.end - zero,
+            "images": turn.images,
+        }
+        values = turn.stages.get("end_to_end")
+        if values is not None and values.size:
+            p50, p99 = np.percentile(values, (50, 99))
+            row.update(
+                p50_ms=float(p50) * 1e3, p99_ms=float(p99) * 1e3, max_ms=float(values.max()) * 1e3
+            )
+        turns.append(row)
+    samples = [] if context.power is None else context.power.samples
+    return {
+        "started": measured.wall + zero,
+        "idle": None if measured.idle is None else [t - zero for t in measured.idle],
+        "turns": turns,
+        "power": [{"time": s.time - zero, "values": dict(s.values)} for s in _thin(samples)],
+        "host": [{**s.to_dict(), "time": s.time - zero} for s in _thin(context.states)],
+    }
+
+
+def _thin(items: Sequence[Any]) -> Sequence[Any]:
+    if len(items) <= _MOST_POINTS:
+        return items
+    return [items[int(i)] for i in np.linspace(0, len(items) - 1, _MOST_POINTS)]
+
+
+def _finite(value: Any) -> Any:
+    """The value with NaN and infinities, which JSON does not have, as null."""
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

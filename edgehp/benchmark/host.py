@@ -1,0 +1,98 @@
+"""What the machine is and how it is set: without this, a latency is a number about nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import resource
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from edgehp.device import SYSTEM_ROOT, find_jetson, l4t_release, memory_gib, read_text
+
+__all__ = ["describe_host", "peak_memory_mib", "power_mode"]
+
+_PACKAGES = ("numpy", "opencv-python-headless", "openvino", "onnxruntime", "tensorrt",
+             "tensorrt-rtx-cu13", "cuda-bindings", "pycuda", "jetson-stats", "nvidia-ml-py")  # fmt: skip
+# What changes how threads are placed, or how long they wait for work.
+_VARIABLES = re.compile(r"^(OMP|MKL|KMP|GOMP|OV|ORT|CUDA|TBB|OPENBLAS)_[A-Z_]+$")
+
+
+def describe_host(root: Path = SYSTEM_ROOT) -> dict[str, Any]:
+    """Processor, memory, governor, clocks, power mode, versions and environment, for JSON.
+
+    Host names and paths are left out: a report is shown to others.
+    """
+    jetson = find_jetson(root)
+    return {
+        "system": platform.system(),
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "processor": processor_name(root),
+        "processors": os.cpu_count(),
+        "processors_usable": len(os.sched_getaffinity(0)),
+        "memory_gib": memory_gib(root),
+        "jetson": None if jetson is None else jetson.model,
+        "l4t": l4t_release(root),
+        "power_mode": power_mode() if jetson is not None else None,
+        "governors": sorted(_each(root, "scaling_governor")),
+        "cpu_mhz_limits": _limits(root),
+        "virtual_machine": "hypervisor" in (read_text(root / "proc/cpuinfo") or ""),
+        "python": platform.python_version(),
+        "python_gc": "off while measuring",
+        "opencv_threads": cv2.getNumThreads(),
+        "packages": _versions(),
+        "environment": {k: v for k, v in sorted(os.environ.items()) if _VARIABLES.match(k)},
+    }
+
+
+def processor_name(root: Path = SYSTEM_ROOT) -> str:
+    """The processor as it names itself."""
+    text = read_text(root / "proc/cpuinfo") or ""
+    found = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", text, re.M)
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
+def power_mode() -> str | None:
+    """The name of a Jetson's active power mode by ``nvpmodel -q``, None where it cannot be had."""
+    try:
+        done = subprocess.run(
+            ["nvpmodel", "-q"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r"NV Power Mode:\s*(\S+)", done.stdout)
+    return found.group(1).removeprefix("MODE_") if found else None
+
+
+def peak_memory_mib() -> float:
+    """The most memory this process has held, MiB."""
+    # Linux counts in KiB.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _each(root: Path, name: str) -> set[str]:
+    found = (root / "sys/devices/system/cpu").glob(f"cpu[0-9]*/cpufreq/{name}")
+    return {text.strip() for p in found if (text := read_text(p)) is not None}
+
+
+def _limits(root: Path) -> list[float] | None:
+    low, high = _each(root, "scaling_min_freq"), _each(root, "scaling_max_freq")
+    if not low or not high:
+        return None
+    return [min(float(v) for v in low) / 1e3, max(float(v) for v in high) / 1e3]
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

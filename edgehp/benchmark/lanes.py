@@ -1,0 +1,158 @@
+"""The networks of one benchmark, each opened, warmed up and ready to take its turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgehp.benchmark.frames import Frame, Frames
+from edgehp.crop import Preprocessing, crop_face
+from edgehp.engines.base import Engine, Prediction, StreamingEngine
+
+__all__ = ["ARTIFACT", "REFERENCE", "Lane", "Turn", "WarmUp", "warm_up"]
+
+ARTIFACT, REFERENCE = "artifact", "reference"
+# Stable: the medians of this many blocks in a row differ by no more than this.
+_BLOCKS, _STABLE = 3, 0.03
+_BLOCK_S, _BLOCK_CALLS = 0.3, 10
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Lane:
+    """One network of a benchmark.
+
+    Attributes:
+        role: `ARTIFACT` or `REFERENCE`.
+        engine: opened.
+        spec: from frame to crop.
+        frames: what it looks at.
+        crops: the frames cropped, uint8 [N, S, S, 3].
+        batch: crops a call.
+    """
+
+    role: str
+    engine: Engine
+    spec: Preprocessing
+    frames: Frames
+    crops: npt.NDArray[np.uint8]
+    batch: int
+
+    @classmethod
+    def of(
+        cls, role: str, engine: Engine, spec: Preprocessing, frames: Frames, batch: int
+    ) -> Lane:
+        """A lane with its crops cut."""
+        return cls(role, engine, spec, frames, frames.crops(spec), batch)
+
+    def crop(self, frames: Iterable[Frame]) -> npt.NDArray[np.uint8]:
+        """The crops of `frames`, uint8 [N, S, S, 3]."""
+        return np.stack([crop_face(f.photo, f.box, self.spec) for f in frames])
+
+    def groups(self, batch: int) -> Iterator[tuple[Frame, ...]]:
+        """Groups of `batch` frames, round and round without end."""
+        items, i = self.frames.items, 0
+        while True:
+            yield tuple(items[(i + j) % len(items)] for j in range(batch))
+            i = (i + batch) % len(items)
+
+    def batches(self, batch: int) -> Iterator[npt.NDArray[np.uint8]]:
+        """Ready crops in batches, round and round without end; each memory of its own."""
+        n = len(self.crops)
+        ready = [
+            np.ascontiguousarray(self.crops[np.arange(i, i + batch) % n])
+            for i in range(0, n, min(batch, n))
+        ]
+        while True:
+            yield from ready
+
+    def stream(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Prediction]:
+        """Predictions of batches, several in flight where the engine can."""
+        if isinstance(self.engine, StreamingEngine):
+            yield from self.engine.stream(batches)
+            return
+        for crops in batches:
+            yield self.engine.infer(crops)
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """What a lane did in one turn.
+
+    Attributes:
+        role: of the lane.
+        mode: ``"end-to-end"``, or ``"inference"`` where crops were ready beforehand.
+        start: seconds of the monotonic clock.
+        end: the same.
+        images: crops that were answered.
+        calls: of the engine.
+        stages: durations in seconds by stage, one a call (``"frame"``: one a frame).
+        counts: further counts (``arrived``, ``late``, ``dropped``).
+    """
+
+    role: str
+    mode: str
+    start: float
+    end: float
+    images: int
+    calls: int
+    stages: dict[str, Array]
+    counts: dict[str, int]
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """How a lane warmed up: `settled` says whether its last block medians agreed within 3 %."""
+
+    role: str
+    seconds: float
+    calls: int
+    settled: bool
+    spread: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "role": self.role,
+            "seconds": self.seconds,
+            "calls": self.calls,
+            "settled": self.settled,
+            "spread": self.spread,
+        }
+
+
+def warm_up(lane: Lane, limit_s: float, clock: Callable[[], float] = perf_counter) -> WarmUp:
+    """Run the lane until the median latency of three blocks in a row agrees, or time is up."""
+    batches = lane.batches(lane.batch)
+    start = clock()
+    medians: list[float] = []
+    calls = 0
+    spread: float | None = None
+    while True:
+        block: list[float] = []
+        began = clock()
+        while not block or (
+            clock() - start < limit_s
+            and (len(block) < _BLOCK_CALLS or clock() - began < _BLOCK_S)
+        ):
+            t = clock()
+            lane.engine.infer(next(batches))
+            block.append(clock() - t)
+        calls += len(block)
+        medians.append(float(np.median(block)))
+        last = medians[-_BLOCKS:]
+        spread = max(last) / min(last) - 1 if len(last) == _BLOCKS else None
+        settled = spread is not None and spread <= _STABLE
+        if settled or clock() - start >= limit_s:
+            return WarmUp(lane.role, clock() - start, calls, settled, spread)

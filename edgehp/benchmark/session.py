@@ -1,0 +1,241 @@
+"""Open what is to be measured, measure it, and let go of it again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgehp.artifact import verify_golden
+from edgehp.benchmark.assemble import Context, assemble
+from edgehp.benchmark.frames import Frames, camera_frames, photo_frames
+from edgehp.benchmark.host import describe_host
+from edgehp.benchmark.lanes import ARTIFACT, REFERENCE, Lane
+from edgehp.benchmark.plan import Plan, slice_seconds
+from edgehp.benchmark.power import PowerRecorder
+from edgehp.benchmark.power.choose import open_meter
+from edgehp.benchmark.roofline import roofline_of
+from edgehp.benchmark.run import Progress, Recorder, measure
+from edgehp.benchmark.scenarios import largest_useful_batch
+from edgehp.benchmark.watch import HostWatch, StateSource
+from edgehp.errors import EdgehpError, MeasurementError, UsageError
+from edgehp.validation.subjects import OpenedNetwork, open_artifact, open_reference
+
+__all__ = ["AGAINST_FP32", "AGAINST_NONE", "Request", "benchmark"]
+
+logger = logging.getLogger(__name__)
+
+AGAINST_FP32, AGAINST_NONE = "fp32", "none"
+_ON_PROCESSOR = ("openvino", "onnxruntime")
+# Batches of processors gain nothing beyond; GPUs are limited by the engine itself.
+_LARGEST_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure.
+
+    Attributes:
+        plan: how.
+        artifact: directory, None for the newest under ``dist``.
+        against: another artifact, `AGAINST_FP32` for the artifact's own FP32 network,
+            `AGAINST_NONE`, or None: FP32 where it can be had.
+        frames: folder or zip of faces, None for frames around the artifact's golden crops.
+        meter: ``"auto"``, ``"none"``, a meter's name, ``"csv:FILE"`` or ``"command:COMMAND"``.
+        require_power: fail where no energy can be stated.
+    """
+
+    plan: Plan
+    artifact: Path | None = None
+    against: str | None = None
+    frames: Path | None = None
+    meter: str = "auto"
+    require_power: bool = False
+
+
+def benchmark(
+    request: Request,
+    progress: Callable[[Progress, PowerRecorder | None, HostWatch], None] | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Run one benchmark.
+
+    Args:
+        request: what to measure.
+        progress: told after every turn, with what the recorders know.
+
+    Returns:
+        The report as a dictionary, and the directory of the artifact.
+
+    Raises:
+        DataError, CompatibilityError, EnvironmentalError: the artifact cannot be opened here.
+        MeasurementError: power was required and cannot be had.
+        UsageError: the request makes no sense.
+    """
+    plan = request.plan
+    with ExitStack() as stack:
+        # Before any engine is compiled: this may end the command.
+        meter, reason = open_meter(request.meter)
+        if meter is None and request.require_power:
+            raise MeasurementError(
+                f"power was required and cannot be measured: {reason}; leave out --require-power "
+                "or name a meter with --power"
+            )
+        if meter is not None:
+            stack.callback(meter.close)
+        batch = plan.batch or 1
+        opened = stack.enter_context(
+            open_artifact(request.artifact, threads=plan.threads, batch=batch)
+        )
+        found = opened.artifact
+        if found is None:
+            raise UsageError("only an artifact can be measured")
+        verify_golden(found, opened.engine)
+        other, other_reason = _other(request, opened, stack, batch)
+        frames = photo_frames(request.frames) if request.frames else camera_frames(found)
+        networks = {ARTIFACT: opened} | ({REFERENCE: other} if other else {})
+        lanes, tried = _lanes(plan, networks, frames)
+        period = None if meter is None else meter.info.period_s
+        plan = replace(plan, slice_s=slice_seconds(plan.duration_s, plan.scenario, period))
+        recorder = None if meter is None else PowerRecorder(meter)
+        sources = _sources(found.engine.kind)
+        watch = HostWatch(sources)
+        recorders: list[Recorder] = [watch] if recorder is None else [watch, recorder]
+        measured = measure(
+            plan,
+            lanes,
+            recorders,
+            measure_idle=recorder is not None,
+            progress=None if progress is None else lambda p: progress(p, recorder, watch),
+        )
+        host = describe_host()
+        subjects = {lane.role: _subject(networks[lane.role], lane) for lane in lanes}
+        report = assemble(
+            measured,
+            Context(
+                plan=plan,
+                subjects=subjects,
+                reference_reason=other_reason,
+                frames=frames,
+                preprocessing=opened.preprocessing.to_dict(),
+                preprocessing_digest=opened.preprocessing.digest,
+                host=host,
+                states=watch.states,
+                power=recorder,
+                power_reason=reason,
+                batches=tried,
+            ),
+        )
+        report["roofline"] = {
+            role: roofline_of(network, report["results"][role], host)
+            for role, network in networks.items()
+        }
+        if request.require_power:
+            _require_energy(report)
+        return report, found.path
+
+
+def _other(
+    request: Request, opened: OpenedNetwork, stack: ExitStack, batch: int
+) -> tuple[OpenedNetwork | None, str | None]:
+    """What the artifact is measured against, or why it is measured alone."""
+    threads = request.plan.threads
+    if request.against == AGAINST_NONE:
+        return None, "measured alone, as asked for"
+    if request.against not in (None, AGAINST_FP32):
+        other = open_artifact(Path(str(request.against)), threads=threads, batch=batch)
+        stack.enter_context(other)
+        if other.engine.input_size != opened.engine.input_size:
+            logger.warning(
+                "the networks have inputs of %d and %d pixels: the ratio is between networks, "
+                "not between precisions",
+                opened.engine.input_size,
+                other.engine.input_size,
+            )
+        return other, None
+    kind = opened.engine.info.kind
+    if kind not in _ON_PROCESSOR:
+        reason = (
+            f"FP32 on {kind} needs an engine of its own: build it with --precision fp32 and give "
+            "it with --against"
+        )
+        if request.against == AGAINST_FP32:
+            raise UsageError(reason)
+        return None, reason
+    try:
+        reference = open_reference(opened, threads=threads, batch=batch)
+    except EdgehpError as e:
+        if request.against == AGAINST_FP32:
+            raise
+        # Not asked for, so not an error; but never left unsaid.
+        logger.warning("measured without an FP32 reference: %s", e)
+        return None, str(e)
+    except ModuleNotFoundError as e:
+        if request.against == AGAINST_FP32:
+            raise
+        reason = f"the FP32 graph cannot be made without the package {e.name!r}"
+        logger.warning("measured without an FP32 reference: %s", reason)
+        return None, reason
+    return stack.enter_context(reference), None
+
+
+def _lanes(
+    plan: Plan, networks: dict[str, OpenedNetwork], frames: Frames
+) -> tuple[list[Lane], dict[str, list[dict[str, float]]]]:
+    lanes: list[Lane] = []
+    tried: dict[str, list[dict[str, float]]] = {}
+    for role, network in networks.items():
+        lane = Lane.of(role, network.engine, network.preprocessing, frames, plan.batch or 1)
+        most = _LARGEST_BATCH
+        if network.artifact is not None and network.engine.info.kind not in _ON_PROCESSOR:
+            most = network.artifact.engine.max_batch
+        if lane.batch > most:
+            raise UsageError(f"batch {lane.batch}: the engine takes at most {most}")
+        if plan.scenario == "offline" and plan.batch is None:
+            seconds = min(1.0, max(0.2, plan.duration_s / 20))
+            batch, tried[role] = largest_useful_batch(lane, most, seconds)
+            lane = replace(lane, batch=batch)
+        elif plan.scenario == "multi-camera" and plan.batch is None:
+            lane = replace(lane, batch=min(plan.cameras, most))
+        lanes.append(lane)
+    return lanes, tried
+
+
+def _subject(network: OpenedNetwork, lane: Lane) -> dict[str, Any]:
+    artifact = network.artifact
+    return {
+        "name": network.name,
+        "network_digest": network.digest,
+        "engine": network.engine.info.to_dict(),
+        "input_size": network.engine.input_size,
+        "batch": lane.batch,
+        "precision": artifact.manifest.precision.reached if artifact else "fp32",
+        "target": artifact.manifest.target.name if artifact else None,
+        "engine_sha256": artifact.manifest.file(artifact.engine.files[0]).sha256
+        if artifact
+        else None,
+        "manifest_digest": artifact.manifest.to_dict()["digest"] if artifact else None,
+    }
+
+
+def _sources(kind: str) -> tuple[StateSource, ...]:
+    if kind in _ON_PROCESSOR:
+        return ()
+    from edgehp.benchmark.power.nvml import open_gpu_state
+
+    source = open_gpu_state()
+    return () if source is None else (source,)
+
+
+def _require_energy(report: dict[str, Any]) -> None:
+    for role, result in report["results"].items():
+        energy = result["energy"] or {"joules": {}, "reasons": {}}
+        if not any(v is not None for v in energy["joules"].values()):
+            why = report["power"]["reason"] or "; ".join(
+                f"{k}: {v}" for k, v in energy["reasons"].items()
+            )
+            raise MeasurementError(
+                f"power was required, but the energy of the {role} is not known: {why}"
+            )

@@ -1,0 +1,206 @@
+"""Latencies as a whole distribution: percentiles, their bounds, and a histogram that is kept.
+
+Nothing is ever clipped or thrown away: the slowest inference is the one a review asks about.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgehp.errors import DataError, UsageError
+
+__all__ = [
+    "CONFIDENCE",
+    "PERCENTILES",
+    "Histogram",
+    "Latency",
+    "Percentile",
+    "needed_for",
+    "percentile",
+    "summarise",
+    "upper_bound",
+]
+
+Array = npt.NDArray[np.float64]
+
+PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
+# Of the upper bound of a percentile, as MLPerf Inference asks in its early-stopping rule.
+CONFIDENCE = 0.99
+# Buckets a factor of two: the width of one is at most 1/64 (1.6 %) of its value.
+SUB_BUCKETS = 64
+# Nothing that is timed here is shorter; shorter values share the first bucket.
+_UNIT_S = 1e-7
+
+
+@dataclass(frozen=True)
+class Percentile:
+    """One percentile of a sample.
+
+    Attributes:
+        p: 0..100.
+        seconds: nearest-rank value, one that was really measured.
+        bound: the percentile of the process is below this with confidence `CONFIDENCE`; None
+            where the sample is too small to say.
+        needed: how large a sample must be for a bound.
+    """
+
+    p: float
+    seconds: float
+    bound: float | None
+    needed: int
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts in buckets of a constant relative width, after HdrHistogram.
+
+    Bucket ``i`` holds values from ``unit * 2**(i / sub)`` up to, but not including, the lower end
+    of the next one; values below `unit` are in bucket 0.
+    """
+
+    counts: Mapping[int, int]
+    unit: float = _UNIT_S
+    sub: int = SUB_BUCKETS
+
+    @classmethod
+    def of(cls, seconds: npt.ArrayLike) -> Histogram:
+        """The histogram of durations in seconds."""
+        values = np.asarray(seconds, np.float64)
+        index = np.floor(np.log2(np.maximum(values, _UNIT_S) / _UNIT_S) * SUB_BUCKETS)
+        found, counts = np.unique(index.astype(np.int64), return_counts=True)
+        return cls({int(i): int(c) for i, c in zip(found, counts, strict=True)})
+
+    def edges(self, index: int) -> tuple[float, float]:
+        """Lower and upper end of a bucket, seconds."""
+        return self.unit * 2 ** (index / self.sub), self.unit * 2 ** ((index + 1) / self.sub)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: what `from_dict` reads."""
+        return {
+            "unit_s": self.unit,
+            "buckets_per_octave": self.sub,
+            "counts": {str(i): c for i, c in sorted(self.counts.items())},
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Histogram:
+        """The inverse of `to_dict`."""
+        counts = {int(i): int(c) for i, c in values["counts"].items()}
+        return cls(counts, float(values["unit_s"]), int(values["buckets_per_octave"]))
+
+
+@dataclass(frozen=True)
+class Latency:
+    """A sample of durations.
+
+    Attributes:
+        count: how many.
+        mean: seconds.
+        minimum: seconds.
+        maximum: seconds; the slowest of all, never clipped.
+        percentiles: see `PERCENTILES`.
+        histogram: of all of them.
+    """
+
+    count: int
+    mean: float
+    minimum: float
+    maximum: float
+    percentiles: tuple[Percentile, ...]
+    histogram: Histogram
+
+    def at(self, p: float) -> Percentile:
+        """The percentile `p` (KeyError if it was not taken)."""
+        for found in self.percentiles:
+            if found.p == p:
+                return found
+        raise KeyError(p)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, in milliseconds, the unit people compare in."""
+        return {
+            "count": self.count,
+            "mean_ms": self.mean * 1e3,
+            "min_ms": self.minimum * 1e3,
+            "max_ms": self.maximum * 1e3,
+            "percentiles": [
+                {
+                    "p": q.p,
+                    "ms": q.seconds * 1e3,
+                    "bound_ms": None if q.bound is None else q.bound * 1e3,
+                    "needed": q.needed,
+                    "enough": q.bound is not None,
+                }
+                for q in self.percentiles
+            ],
+            "histogram": self.histogram.to_dict(),
+        }
+
+
+def percentile(ordered: Array, p: float) -> float:
+    """Nearest-rank percentile of values in ascending order: a value that was measured.
+
+    Raises:
+        DataError: there are no values.
+        UsageError: `p` is outside 0..100.
+    """
+    if ordered.size == 0:
+        raise DataError("no values to take a percentile of")
+    if not 0 <= p <= 100:
+        raise UsageError(f"percentile {p} is outside 0..100")
+    # The tiny step back undoes what 99.9 / 100 * 1000 rounds up.
+    rank = math.ceil(p / 100 * ordered.size - 1e-9)
+    return float(ordered[max(rank, 1) - 1])
+
+
+def needed_for(p: float, confidence: float = CONFIDENCE) -> int:
+    """Fewest values of which the largest bounds percentile `p` with this confidence.
+
+    From P(all n values lie below the percentile) = (p/100)^n <= 1 - confidence.
+    """
+    return math.ceil(math.log(1 - confidence) / math.log(p / 100))
+
+
+def upper_bound(ordered: Array, p: float, confidence: float = CONFIDENCE) -> float | None:
+    """An upper confidence bound of a percentile, free of any assumption on the distribution.
+
+    The smallest order statistic x(k) with P(Binomial(n, p) < k) >= confidence: the binomial bound
+    that MLPerf Inference's early-stopping rule rests on (mlcommons/inference, "Early Stopping
+    Criterion"). None where even the largest value is none: the sample is too small.
+    """
+    n = ordered.size
+    if n < needed_for(p, confidence):
+        return None
+    # j values lie above the percentile: Binomial(n, 1 - p). x(n - j) is a bound as long as
+    # P(at most j above) <= 1 - confidence; log space, because 0.999^600000 has no float.
+    above = 1 - p / 100
+    j = np.arange(n, dtype=np.float64)
+    steps = np.log((n - j) / (j + 1)) + (math.log(above) - math.log1p(-above))
+    log_pmf = n * math.log1p(-above) + np.concatenate(([0.0], np.cumsum(steps)))
+    cdf = np.cumsum(np.exp(log_pmf))
+    allowed = int(np.searchsorted(cdf, 1 - confidence, side="right")) - 1
+    return float(ordered[n - 1 - max(allowed, 0)])
+
+
+def summarise(seconds: npt.ArrayLike) -> Latency | None:
+    """Everything about a sample of durations in seconds; None for an empty one."""
+    ordered = np.sort(np.asarray(seconds, np.float64))
+    if ordered.size == 0:
+        return None
+    return Latency(
+        count=int(ordered.size),
+        mean=float(ordered.mean()),
+        minimum=float(ordered[0]),
+        maximum=float(ordered[-1]),
+        percentiles=tuple(
+            Percentile(p, percentile(ordered, p), upper_bound(ordered, p), needed_for(p))
+            for p in PERCENTILES
+        ),
+        histogram=Histogram.of(ordered),
+    )

@@ -1,0 +1,162 @@
+"""``edgehp bench``: latency, throughput and energy of an artifact on this device."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgehp.errors import MeasurementError, UsageError
+
+if TYPE_CHECKING:
+    from edgehp.benchmark.power import PowerRecorder
+    from edgehp.benchmark.run import Progress
+    from edgehp.benchmark.watch import HostWatch
+
+__all__ = ["command"]
+
+SCENARIOS = ("single-stream", "offline", "multi-camera")
+INTERRUPTED = 130
+
+
+@click.command("bench", short_help="Measure latency, throughput and power on this device.")
+@click.argument("artifact", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--scenario",
+    "scenarios",
+    type=click.Choice((*SCENARIOS, "all")),
+    multiple=True,
+    default=("single-stream",),
+    show_default=True,
+    help="What is measured; may be given several times.",
+)
+@click.option("--duration", type=float, help="Measured seconds of each network; 60 by default.")
+@click.option("--official", is_flag=True, help="The long run: 600 s of each network.")
+@click.option("--batch", type=click.IntRange(1), help="Crops a call; offline looks for the best.")
+@click.option("--threads", type=click.IntRange(1), help="Processor threads for inference.")
+@click.option("--cameras", type=click.IntRange(1), default=4, show_default=True)
+@click.option("--fps", type=float, default=30.0, show_default=True, help="Of each camera.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True,
+              help="Threads that crop in offline.")  # fmt: skip
+@click.option(
+    "--against",
+    help="Take turns with another artifact, fp32 or none. By default fp32 where it can be had.",
+)
+@click.option(
+    "--frames",
+    type=click.Path(path_type=Path),
+    help="Folder or zip of faces; by default 1920x1080 frames around the golden crops.",
+)
+@click.option(
+    "--power",
+    "meter",
+    default="auto",
+    show_default=True,
+    help="auto, none, jtop, ina3221, nvml, rapl, csv:FILE or command:COMMAND.",
+)
+@click.option("--require-power", is_flag=True, help="Exit 6 where no energy can be stated.")
+@click.option("--idle", "idle_s", type=float, default=10.0, show_default=True,
+              help="Seconds of idle power measured first.")  # fmt: skip
+@click.option("--warm-up", "warm_up_s", type=float, default=30.0, show_default=True,
+              help="Seconds a network may take to become stable.")  # fmt: skip
+@click.option("--allow-invalid", is_flag=True, help="Exit 0 although the run is invalid.")
+@click.option("--output", type=click.Path(path_type=Path),
+              help="Directory of the reports; by default reports/ in the artifact.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="The reports as JSON on stdout.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    artifact: Path | None,
+    scenarios: tuple[str, ...],
+    duration: float | None,
+    official: bool,
+    meter: str,
+    require_power: bool,
+    against: str | None,
+    frames: Path | None,
+    allow_invalid: bool,
+    output: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Measure ARTIFACT, else the newest one under dist/, on this device.
+
+    The artifact and its FP32 network (or the one given with --against) take turns in one run, so
+    that heat and neighbours treat them alike. Every latency counts: percentiles are never clipped.
+    A run that must not be believed (throttled, disturbed, too short) is called invalid and ends
+    with exit code 6. Ctrl-C ends the run, writes what was measured and marks it partial.
+    """
+    from edgehp.benchmark.plan import DEFAULT_DURATION_S, OFFICIAL_DURATION_S, Plan
+    from edgehp.benchmark.session import Request, benchmark
+    from edgehp.benchmark.table import summary_rows
+    from edgehp.cli._output import format_table, print_json
+    from edgehp.report.files import write_report
+
+    if duration is None:
+        duration = OFFICIAL_DURATION_S if official else DEFAULT_DURATION_S
+    names = SCENARIOS if "all" in scenarios else tuple(dict.fromkeys(scenarios))
+    if as_json and len(names) > 1 and output is None:
+        raise UsageError("--json prints one report: ask for one scenario")
+    plans = [Plan(n, duration, official, **options) for n in names]
+    reports = []
+    invalid: list[str] = []
+    partial = False
+    for plan in plans:
+        request = Request(plan, artifact, against, frames, meter, require_power)
+        live = _Live(plan.scenario)
+        report, directory = benchmark(request, live if live.on else None)
+        live.clear()
+        path = write_report(report, output or directory / "reports", f"bench-{plan.scenario}")
+        reports.append(report)
+        if not as_json:
+            table = summary_rows(report)
+            click.echo(f"{plan.scenario}: {table.title}")
+            click.echo(format_table(table.headers, table.rows, right=range(1, len(table.headers))))
+            for line in table.notes:
+                click.echo(line)
+            click.echo(f"report: {path}\n")
+        invalid += [f"{plan.scenario}: {r}" for r in report["validity"]["reasons"]]
+        partial = report["state"] == "partial"
+        if partial:
+            break
+    if as_json:
+        print_json(reports[0] if len(reports) == 1 else reports)
+    if partial:
+        click.echo("edgehp: interrupted; the report is marked partial", err=True)
+        ctx.exit(INTERRUPTED)
+    if invalid and not allow_invalid:
+        raise MeasurementError(
+            f"the measurement is invalid: {'; '.join(invalid)}. Repeat it on a quiet machine, or "
+            "accept it with --allow-invalid"
+        )
+
+
+class _Live:
+    """The current figures in one line of the terminal; nothing where there is none."""
+
+    def __init__(self, scenario: str) -> None:
+        self.on = sys.stderr.isatty()
+        self._scenario = scenario
+
+    def __call__(self, p: Progress, power: PowerRecorder | None, watch: HostWatch) -> None:
+        parts = [f"{self._scenario}: {p.phase}", p.role]
+        if p.phase == "measure":
+            parts.append(f"{p.fraction:4.0%}")
+            if p.p50 is not None and p.p99 is not None:
+                parts.append(f"p50 {p.p50 * 1e3:.2f} ms  p99 {p.p99 * 1e3:.2f} ms")
+            if p.images_per_s is not None:
+                parts.append(f"{p.images_per_s:.0f} images/s")
+        if (watts := None if power is None else power.watts()) is not None:
+            parts.append(f"{watts:.1f} W")
+        if watch.states and watch.states[-1].temperatures:
+            parts.append(f"{max(watch.states[-1].temperatures.values()):.0f} °C")
+        sys.stderr.write("\r\x1b[K" + "  ".join(part for part in parts if part))
+        sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self.on:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

@@ -1,0 +1,81 @@
+"""Reading and writing report files."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgehp.errors import DataError, EnvironmentalError
+
+__all__ = ["KINDS", "read_report", "write_report", "write_text"]
+
+KINDS = {"benchmark": 1, "validation": 1}
+# A benchmark of ten minutes has about 2 MB.
+_LARGEST = 256 << 20
+
+
+def write_report(report: Mapping[str, Any], directory: Path, name: str) -> Path:
+    """Write ``name.json`` into `directory`, which is made where it is missing.
+
+    Raises:
+        EnvironmentalError: it cannot be written.
+    """
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return write_text(directory / f"{name}.json", text)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Replace `path` by `text`, whole or not at all.
+
+    Raises:
+        EnvironmentalError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as e:
+        raise EnvironmentalError(
+            f"{path} cannot be written ({e.strerror or e}); free space or choose another --output"
+        ) from e
+    return path
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Read a report of edgehp.
+
+    Raises:
+        DataError: it is missing, no JSON, no report, or of a newer schema.
+    """
+    expected = "expected a report of 'edgehp bench' or 'edgehp validate'"
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise DataError(f"{path} has {path.stat().st_size} bytes; {expected}")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise DataError(f"{path} cannot be read ({e.strerror or e}); {expected}") from e
+    except (ValueError, RecursionError) as e:
+        raise DataError(f"{path} is not JSON ({e}); {expected}") from e
+    kind = values.get("kind") if isinstance(values, dict) else None
+    if kind not in KINDS:
+        raise DataError(f"{path} holds the kind {kind!r}; {expected}")
+    schema = values.get("schema")
+    if not isinstance(schema, int) or schema > KINDS[kind]:
+        raise DataError(
+            f"{path}: found schema {schema!r} of a {kind} report, this edgehp reads up to "
+            f"{KINDS[kind]}: use a newer edgehp, or measure again"
+        )
+    return values

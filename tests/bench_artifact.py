@@ -1,0 +1,69 @@
+"""A small real artifact on the processor, for tests of the benchmark and its reports."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from edgehp.artifact.manifest import (
+    BuildRecord,
+    EngineRecord,
+    Golden,
+    Manifest,
+    NetworkRecord,
+    PrecisionRecord,
+    TargetRecord,
+)
+from edgehp.artifact.write import ArtifactWriter
+from edgehp.engines.openvino import OpenVinoEngine
+from edgehp.networks.graph import build_graph, graph_bytes
+from tests.helpers import random_crops, random_network
+
+GOLDEN = 4
+
+
+def make_artifact(directory: Path, size: int = 32, name: str = "random-cpu-fp32") -> Path:
+    """An FP32 artifact of an untrained network with its reference graph, under `directory`."""
+    weights, spec = random_network(size=size)
+    graph = graph_bytes(build_graph(weights, spec))
+    crops = random_crops(GOLDEN, size)
+    with ArtifactWriter(directory / name) as writer:
+        (writer.path / "engine.onnx").write_bytes(graph)
+        (writer.path / "reference.onnx").write_bytes(graph)
+        with OpenVinoEngine(writer.path / "engine.onnx", threads=1) as engine:
+            answer, version = engine.infer(crops), engine.info.version
+        # PNG is lossless; OpenCV writes BGR.
+        picture = np.ascontiguousarray(crops.reshape(GOLDEN * size, size, 3)[..., ::-1])
+        cv2.imwrite(str(writer.path / "golden.png"), picture)
+        manifest = Manifest(
+            state="complete",
+            name=name,
+            created="2026-01-02T03:04:05Z",
+            edgehp_version="0",
+            network=NetworkRecord(
+                spec.to_dict(), spec.digest, hashlib.sha256(graph).hexdigest(), "random", "none"
+            ),
+            preprocessing=spec.preprocessing,
+            target=TargetRecord("cpu"),
+            precision=PrecisionRecord("fp32", "fp32", "compiled model", {"fp32": 1}, ()),
+            engine=EngineRecord(
+                "openvino", ("engine.onnx",), {"openvino": version}, 1, 1, 8, "x86_64"
+            ),
+            graph="engine.onnx",
+            calibration=None,
+            accuracy=None,
+            golden=Golden(
+                "golden.png",
+                tuple(tuple(map(float, a)) for a in answer.angles),  # type: ignore[misc]
+                tuple(tuple(map(float, s)) for s in answer.spread),  # type: ignore[misc]
+                0.5,
+            ),
+            build=BuildRecord({}, (), ()),
+            files=(),
+        )
+        roles = {"engine.onnx": "engine", "reference.onnx": "graph", "golden.png": "golden"}
+        writer.commit(manifest, roles)
+    return directory / name
