@@ -21,6 +21,7 @@ from edgehp.errors import DataError, UsageError
 from edgehp.pose import matrix_from_euler
 from edgehp.validation.report import comparable
 from edgehp.validation.run import Contender, validate
+from tests.dataset_trees import encoded, zip_of
 from tests.pose_graphs import SPEC, colour_photo, pose_graph
 from tests.test_artifact import a_manifest
 
@@ -331,3 +332,33 @@ def test_an_altered_artifact_is_refused_before_it_runs(biwi, tmp_path, capsys):
     folder = artifact_of(tmp_path / "dist" / "a", {}, {})
     pose_graph(folder / "engine.onnx", offset=(5, 5, 5))
     assert cli(folder, "--dataset", "biwi", "--data-root", biwi) == 4
+
+
+def rendered_zip(folder: Path) -> Path:
+    """The shipped file's layout: photos and labels.csv in one folder of a zip."""
+    header = ["image", "width", "height", "x_min", "y_min", "x_max", "y_max"]
+    header += ["pitch", "yaw", "roll", *(f"r{i}{j}" for i in range(3) for j in range(3))]
+    lines = [",".join([*header, "nir", "seed"])]
+    members: dict[str, bytes | str] = {}
+    for k, pose in enumerate(ANGLES):
+        members[f"heads/{k:05d}.png"] = encoded(colour_photo(pose), ".png")
+        matrix = [f"{v:.8f}" for v in matrix_from_euler(pose).ravel()]
+        box = (90, 80, 10, 10, 80, 70)
+        lines.append(",".join(map(str, [f"{k:05d}.png", *box, *pose, *matrix, 0, k])))
+    members["heads/labels.csv"] = "\n".join(lines) + "\n"
+    return zip_of(folder / "rendered-validation.zip", members)
+
+
+def test_without_a_data_set_the_shipped_rendered_heads_are_used_and_named(
+    tmp_path, capsys, monkeypatch
+):
+    rendered_zip(tmp_path)
+    monkeypatch.setattr("edgehp._resources.resource_dir", lambda name: tmp_path)
+    graph = pose_graph(tmp_path / "net.onnx", offset=(0, 3, 0))
+    assert cli("--network", graph, "--no-robustness") == 0
+    out = capsys.readouterr()
+    assert "rendered heads" in out.err and "not of people" in out.err
+    assert "rendered: 6 frames" in out.out and "3.000" in out.out
+    assert cli("--network", graph, "--split", "test") == 2
+    (tmp_path / "rendered-validation.zip").unlink()
+    assert cli("--network", graph) == 5

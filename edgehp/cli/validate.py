@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgehp.errors import AccuracyError, DataError, UsageError
+from edgehp.errors import AccuracyError, DataError, EnvironmentalError, UsageError
 
 if TYPE_CHECKING:
     from edgehp.crop import Box
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 DATASETS = ("aflw2000", "biwi", "aflw", "300w-lp", "rendered")
 DETECT = "detect"
+SHIPPED = "rendered-validation.zip"
 
 
 @click.command("validate", short_help="Measure an artifact's accuracy against its FP32 reference.")
@@ -31,7 +32,7 @@ DETECT = "detect"
 @click.option(
     "--dataset",
     type=click.Choice(DATASETS),
-    help="Default: the rendered heads that edgehp ships.",
+    help="Default: the rendered heads that edgehp ships, as 'rendered' without --data-root.",
 )
 @click.option("--data-root", type=click.Path(path_type=Path), help="Where the data set is.")
 @click.option(
@@ -187,7 +188,13 @@ def _open_data(
                 "not of people.",
                 err=True,
             )
-        return open_dataset("rendered", resource_dir("calibration"), skip_bad=skip_bad)
+        shipped = resource_dir("calibration") / SHIPPED
+        if not shipped.is_file():
+            raise EnvironmentalError(
+                f"the rendered heads that edgehp ships were not found ({shipped}); install edgehp "
+                "again, or name a data set with --dataset and --data-root"
+            )
+        return open_dataset("rendered", shipped, skip_bad=skip_bad)
     return open_dataset(str(name), root, skip_bad=skip_bad, **options)
 
 

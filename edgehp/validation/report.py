@@ -167,7 +167,7 @@ def comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     pa, pb = a["protocol"], b["protocol"]
     for key, what in _SAME.items():
         if pa.get(key) != pb.get(key):
-            reasons.append(f"{what} differs: {_short(pa.get(key))} and {_short(pb.get(key))}")
+            reasons.append(f"{what}: {_short(pa.get(key))} against {_short(pb.get(key))}")
     same_network = (
         a["reference"]["network_digest"] is not None
         and a["reference"]["network_digest"] == b["reference"]["network_digest"]
