@@ -79,6 +79,20 @@ def test_the_runtime_uses_what_every_version_has(result: dict[str, Any]) -> None
     } <= calls
 
 
+def test_the_adapter_fits_the_published_types(tool: ModuleType, tmp_path: Path) -> None:
+    try:
+        assert tool.check_types(tool.default_cache()) == ""
+    except tool.Unavailable as e:
+        pytest.skip(str(e))
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(
+        "from tensorrt import IExecutionContext\n\n\n"
+        "def run(context: IExecutionContext) -> None:\n"
+        "    context.execute_async_v2([1], 2)\n"
+    )
+    assert "execute_async_v2" in tool.check_types(tool.default_cache(), (wrong,))
+
+
 def test_the_stand_ins_refuse_what_the_bindings_lack(tool: ModuleType) -> None:
     """Or all the tests above would pass whatever the adapter does."""
     cache = tool.default_cache()

@@ -2,6 +2,7 @@
 
 The bindings install without TensorRT's libraries; empty libraries with the missing names let them
 be imported, and the adapter runs against stand-ins that allow only what those bindings declare.
+Then mypy checks the adapter against the types of `tensorrt-stubs`.
 
     python tools/check_tensorrt_bindings.py [--cache DIRECTORY] [VERSION ...]
 
@@ -11,6 +12,7 @@ Exit code 0: all versions pass; 1: one does not; 5: bindings or compiler are mis
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -29,6 +31,16 @@ PACKAGES = {
     "10.13.3.9": "tensorrt-cu12-bindings",
     "11.4.0.106": "tensorrt-cu12-bindings",
 }
+
+
+STUBS = "tensorrt-stubs==10.13.0.35.1"
+ENGINES = REPO / "edgehp" / "engines"
+MYPY = """[mypy]
+strict = True
+ignore_missing_imports = True
+[mypy-tensorrt_bindings.*,tensorrt.*]
+ignore_errors = True
+"""
 
 
 class Unavailable(Exception):  # noqa: N818 - a state of this machine, not a mistake
@@ -53,23 +65,55 @@ def check(version: str, cache: Path) -> dict[str, Any]:
     return result
 
 
+def check_types(cache: Path, sources: tuple[Path, ...] = (ENGINES,)) -> str:
+    """What mypy says about the adapter with the types of `tensorrt-stubs`; empty if nothing."""
+    if importlib.util.find_spec("mypy") is None:
+        raise Unavailable("mypy is not installed")
+    directory = cache / "stubs-10.13"
+    if not (directory / "complete").is_file():
+        _download(STUBS, directory)
+        _mend(directory / "tensorrt_bindings" / "tensorrt.pyi")
+        (directory / "complete").touch()
+    config = directory / "mypy.ini"
+    config.write_text(MYPY, encoding="utf-8")
+    environment = {**os.environ, "MYPYPATH": f"{directory}{os.pathsep}{REPO}"}
+    command = [sys.executable, "-m", "mypy", "--config-file", str(config)]
+    command += ["--cache-dir", str(directory / "cache"), *map(str, sources)]
+    done = _run(command, env=environment, cwd=directory)
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"mypy failed: {(done.stdout + done.stderr)[-2000:]}")
+    return done.stdout.strip() if done.returncode else ""
+
+
+def _mend(path: Path) -> None:
+    """Make the published stubs valid Python: they were generated and never parsed."""
+    text = path.read_text(encoding="utf-8")
+    text = re.sub(r"\bin: ", "in_: ", text)
+    text = text.replace("power: Weights = None, channel_axis: int)", "power: Weights = None)")
+    path.write_text(text, encoding="utf-8")
+
+
 def _bindings(version: str, cache: Path) -> Path:
     """The unpacked bindings of a version for this Python, downloaded once."""
     tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
     directory = cache / f"{version}-{tag}"
     if (directory / "complete").is_file():
         return directory
+    _download(f"{PACKAGES[version]}=={version}", directory)
+    (directory / "complete").touch()
+    return directory
+
+
+def _download(package: str, directory: Path) -> None:
+    """Unpack the wheel of a package for this Python into a directory."""
     directory.mkdir(parents=True, exist_ok=True)
-    package = f"{PACKAGES[version]}=={version}"
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(directory)]
     done = _run([*command, "--only-binary", ":all:", package])
     wheels = sorted(directory.glob("*.whl"))
     if done.returncode or not wheels:
-        raise Unavailable(f"{package} for {tag} could not be downloaded: {done.stderr[-300:]}")
+        raise Unavailable(f"{package} could not be downloaded: {done.stderr[-300:]}")
     with zipfile.ZipFile(wheels[0]) as wheel:
         wheel.extractall(directory)
-    (directory / "complete").touch()
-    return directory
 
 
 def _stub_libraries(directory: Path) -> Path:
@@ -101,9 +145,11 @@ def _tool(command: list[str]) -> str:
     return done.stdout
 
 
-def _run(command: list[str], env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def _run(
+    command: list[str], env: dict[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, env=env
+        command, capture_output=True, text=True, timeout=300, check=False, env=env, cwd=cwd
     )
 
 
@@ -132,7 +178,13 @@ def main() -> int:
                 f"{version:12} ok: {len(calls)} attributes and methods; network "
                 f"{','.join(int8['network'])}; int8 flags {','.join(int8['set'])}"
             )
-    return code
+    try:
+        complaints = check_types(arguments.cache)
+    except Unavailable as e:
+        print(f"types        not checked: {e}")
+        return max(code, 5)
+    print(f"types        {complaints or f'ok: {STUBS}'}")
+    return 1 if complaints else code
 
 
 if __name__ == "__main__":

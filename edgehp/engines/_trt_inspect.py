@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgehp.engines._trt_network import need
 from edgehp.engines.audit import LayerPrecision, PrecisionAudit
 from edgehp.errors import EnvironmentalError
+
+if TYPE_CHECKING:
+    from tensorrt import ICudaEngine, IExecutionContext
 
 __all__ = ["inspect", "read_inspection"]
 
 _TYPES = ("int8", "fp8", "bf16", "half", "fp16", "float", "fp32")
 
 
-def inspect(trt: Any, engine: Any, context: Any, logger: Any) -> PrecisionAudit:
+def inspect(
+    trt: Any, engine: ICudaEngine, context: IExecutionContext | None, logger: Any
+) -> PrecisionAudit:
     """What each layer of an engine runs in.
 
     Args:

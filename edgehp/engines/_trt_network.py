@@ -6,7 +6,7 @@ Shared by TensorRT and TensorRT for RTX, whose Python modules have the same clas
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgehp.engines._trt_compat import Dialect, bit
 from edgehp.engines.audit import LayerPrecision, PrecisionAudit
@@ -14,10 +14,23 @@ from edgehp.engines.base import INPUT_NAME
 from edgehp.engines.graph_io import input_size_of
 from edgehp.errors import DataError, EnvironmentalError
 
+if TYPE_CHECKING:
+    # TensorRT for RTX has the same classes. Checked where the package tensorrt-stubs is installed.
+    from tensorrt import (
+        Builder,
+        Dims,
+        IBuilderConfig,
+        ILayer,
+        INetworkDefinition,
+        ITensor,
+        OnnxParser,
+    )
+
 __all__ = [
     "add_profile",
     "audit_network",
     "check_network",
+    "dimensions",
     "keep_decoding_in_float",
     "need",
     "new_network",
@@ -29,7 +42,10 @@ _IDLE = frozenset({"CONSTANT", "SHUFFLE", "SHAPE", "SQUEEZE", "UNSQUEEZE", "IDEN
 _MATRIX = ("MATRIX_MULTIPLY", "FULLY_CONNECTED", "CONVOLUTION")
 
 
-def need(value: Any, what: str, logger: Any) -> Any:
+T = TypeVar("T")
+
+
+def need(value: T | None, what: str, logger: Any) -> T:
     """`value`, unless it is None or False: so TensorRT reports failures.
 
     Raises:
@@ -40,7 +56,7 @@ def need(value: Any, what: str, logger: Any) -> Any:
     return value
 
 
-def new_network(trt: Any, builder: Any, dialect: Dialect, logger: Any) -> Any:
+def new_network(trt: Any, builder: Builder, dialect: Dialect, logger: Any) -> INetworkDefinition:
     """An empty network with the flags of the dialect."""
     flags = 0
     for name in dialect.network_flags:
@@ -48,13 +64,13 @@ def new_network(trt: Any, builder: Any, dialect: Dialect, logger: Any) -> Any:
     return need(builder.create_network(flags), "create a network", logger)
 
 
-def parse(trt: Any, network: Any, path: Path, logger: Any) -> Any:
+def parse(trt: Any, network: INetworkDefinition, path: Path, logger: Any) -> OnnxParser:
     """Read an ONNX file into `network`; the parser returned must outlive the build.
 
     Raises:
         DataError: TensorRT's parser refuses it; all its reasons are in the one sentence.
     """
-    parser = need(trt.OnnxParser(network, logger), "create an ONNX parser", logger)
+    parser: OnnxParser = need(trt.OnnxParser(network, logger), "create an ONNX parser", logger)
     # The path lets the parser find weights stored beside the file.
     if not parser.parse(path.read_bytes(), str(path)):
         reasons = []
@@ -71,32 +87,42 @@ def parse(trt: Any, network: Any, path: Path, logger: Any) -> Any:
     return parser
 
 
-def check_network(network: Any, path: Path) -> int:
+def check_network(network: INetworkDefinition, path: Path) -> int:
     """The input size S of a parsed network.
 
     Raises:
         DataError: its inputs and outputs are not those of a deployed graph.
     """
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
-    inputs = {t.name: (t.dtype.name, [int(d) for d in t.shape]) for t in tensors}
+    inputs = {t.name: (t.dtype.name, dimensions(t.shape)) for t in tensors}
     outputs = [network.get_output(i).name for i in range(network.num_outputs)]
     return input_size_of(inputs, outputs, path)
 
 
+def dimensions(shape: Dims) -> list[int]:
+    """The sizes in a TensorRT shape; -1 is a free one."""
+    return [int(shape[i]) for i in range(len(shape))]
+
+
 def add_profile(
-    builder: Any, config: Any, batch: tuple[int, int, int], size: int, logger: Any
+    trt: Any,
+    builder: Builder,
+    config: IBuilderConfig,
+    batch: tuple[int, int, int],
+    size: int,
+    logger: Any,
 ) -> None:
     """Tell the builder the smallest, best and largest batch size."""
     profile = need(builder.create_optimization_profile(), "create a profile", logger)
     # Returns None in every version; a wrong shape is only found when the profile is added.
-    profile.set_shape(INPUT_NAME, *((n, size, size, 3) for n in batch))
+    profile.set_shape(INPUT_NAME, *(trt.Dims((n, size, size, 3)) for n in batch))
     if config.add_optimization_profile(profile) < 0:
         raise EnvironmentalError(
             f"TensorRT refused the batch sizes {batch} for {size}x{size} crops: {logger.reasons()}"
         )
 
 
-def audit_network(network: Any) -> PrecisionAudit:
+def audit_network(network: INetworkDefinition) -> PrecisionAudit:
     """What each layer of a parsed network will compute in, as its types and Q/DQ nodes say.
 
     A convolution whose input and weights come from DEQUANTIZE layers is INT8: the builder fuses
@@ -128,12 +154,12 @@ def audit_network(network: Any) -> PrecisionAudit:
     return PrecisionAudit("parsed network", tuple(rows))
 
 
-def _inputs(layer: Any) -> list[Any]:
+def _inputs(layer: ILayer) -> list[ITensor]:
     tensors = [layer.get_input(j) for j in range(layer.num_inputs)]
     return [t for t in tensors if t is not None]
 
 
-def keep_decoding_in_float(trt: Any, network: Any) -> int:
+def keep_decoding_in_float(trt: Any, network: INetworkDefinition) -> int:
     """On a weakly typed network, fix the layers after the last matrix product to FP32.
 
     The expectation over the bins loses tenths of a degree in FP16. Returns how many were fixed.

@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgehp.engines._trt_compat import dialect_of
 from edgehp.engines._trt_inspect import inspect
 from edgehp.engines._trt_log import logger_of
-from edgehp.engines._trt_network import need
+from edgehp.engines._trt_network import dimensions, need
 from edgehp.engines.audit import PrecisionAudit
 from edgehp.engines.base import (
     INPUT_NAME,
@@ -33,6 +33,10 @@ from edgehp.engines.cuda import Cuda, open_cuda
 from edgehp.engines.driver import probe_driver
 from edgehp.engines.graph_io import check_file, input_size_of
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
+
+if TYPE_CHECKING:
+    # Checked where the package tensorrt-stubs is installed.
+    from tensorrt import ICudaEngine, IExecutionContext, Runtime
 
 __all__ = ["TensorRtEngine", "check_available", "import_tensorrt"]
 
@@ -75,9 +79,9 @@ class TensorRtEngine:
         self._stream: int | None = None
         self._addresses: dict[str, int] = {}
         self._host: dict[str, Any] = {}
-        self._context: Any = None
-        self._engine: Any = None
-        self._runtime: Any = None
+        self._context: IExecutionContext | None = None
+        self._engine: ICudaEngine | None = None
+        self._runtime: Runtime | None = None
         try:
             self._trt = self._import()
             self._logger = logger_of(self._trt)
@@ -93,23 +97,20 @@ class TensorRtEngine:
     def _import(self) -> Any:
         return import_tensorrt()
 
-    def _new_context(self) -> Any:
-        return self._engine.create_execution_context()
-
     def _load(self) -> None:
-        self._runtime = need(self._trt.Runtime(self._logger), "create a runtime", self._logger)
+        runtime: Runtime = need(self._trt.Runtime(self._logger), "create a runtime", self._logger)
         self._logger.forget()
-        self._engine = self._runtime.deserialize_cuda_engine(self._path.read_bytes())
-        if self._engine is None:
+        self._runtime, engine = runtime, runtime.deserialize_cuda_engine(self._path.read_bytes())
+        if engine is None:
             raise CompatibilityError(
                 f"{self._path}: TensorRT {self._trt.__version__} on {self._cuda.name} refuses the "
                 f"engine: {self._logger.reasons()}; build it again on this device"
             )
-        engine, inputs, outputs = self._engine, {}, []
+        self._engine, inputs, outputs = engine, {}, []
         for i in range(engine.num_io_tensors):
             name = engine.get_tensor_name(i)
             if engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT:
-                shape = [int(d) for d in engine.get_tensor_shape(name)]
+                shape = dimensions(engine.get_tensor_shape(name))
                 inputs[name] = (engine.get_tensor_dtype(name).name, shape)
             else:
                 outputs.append(name)
@@ -131,18 +132,20 @@ class TensorRtEngine:
                 f"{self._path}: batch size {batch} asked for, the engine was built for {low} to "
                 f"{high}; choose one of those or build it again"
             )
-        self._context = need(self._new_context(), "create a context", self._logger)
+        engine = need(self._engine, "load the engine", self._logger)
+        context = need(engine.create_execution_context(), "create a context", self._logger)
+        self._context = context
         sizes = {INPUT_NAME: high * self._size * self._size * 3}
         sizes.update(dict.fromkeys(OUTPUT_NAMES, high * 3 * _FLOAT_BYTES))
         for name, size in sizes.items():
             self._addresses[name] = self._cuda.allocate(size)
             self._host[name] = self._cuda.pinned(size)
-            given = self._context.set_tensor_address(name, self._addresses[name])
+            given = context.set_tensor_address(name, self._addresses[name])
             need(given, f"use the memory for {name!r}", self._logger)
         self._stream = self._cuda.new_stream()
         self._shape = 0
         self._set_batch(batch or high)
-        self._audit = inspect(self._trt, self._engine, self._context, self._logger)
+        self._audit = inspect(self._trt, engine, context, self._logger)
         self._graph_batch = batch
         if batch is not None:
             self._capture(batch)
@@ -228,7 +231,7 @@ class TensorRtEngine:
     def _set_batch(self, batch: int) -> None:
         if batch != self._shape:
             shape = (batch, self._size, self._size, 3)
-            given = self._context.set_input_shape(INPUT_NAME, shape)
+            given = self._live_context().set_input_shape(INPUT_NAME, shape)
             need(given, f"take a batch of {batch}", self._logger)
             self._shape = batch
 
@@ -237,10 +240,15 @@ class TensorRtEngine:
         size = batch * self._size * self._size * 3
         self._cuda.upload(self._addresses[INPUT_NAME], self._host[INPUT_NAME][:size], stream)
         self._logger.forget()
-        need(self._context.execute_async_v3(stream), "run the engine", self._logger)
+        need(self._live_context().execute_async_v3(stream), "run the engine", self._logger)
         size = batch * 3 * _FLOAT_BYTES
         for name in OUTPUT_NAMES:
             self._cuda.download(self._host[name][:size], self._addresses[name], stream)
+
+    def _live_context(self) -> IExecutionContext:
+        if self._context is None:
+            raise EnvironmentalError(f"{self._path}: the engine is closed; open it again")
+        return self._context
 
     def _stream_handle(self) -> int:
         if self._stream is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgehp.engines._trt_compat import Dialect, dialect_of, version_of
 from edgehp.engines._trt_inspect import inspect
@@ -22,6 +22,10 @@ from edgehp.engines.audit import PrecisionAudit
 from edgehp.engines.build import BuildOptions, BuildReport, check_asked, write_atomically
 from edgehp.engines.driver import probe_driver
 from edgehp.errors import CompatibilityError
+
+if TYPE_CHECKING:
+    # Checked where the package tensorrt-stubs is installed.
+    from tensorrt import Builder, IBuilderConfig, ICudaEngine, ITimingCache, Runtime
 
 __all__ = ["audit_engine", "build", "build_plan", "check_support", "configure"]
 
@@ -96,7 +100,7 @@ def build_plan(
     """
     logger = logger_of(trt)
     dialect = dialect_of(str(trt.__version__))
-    builder = need(trt.Builder(logger), "create a builder", logger)
+    builder: Builder = need(trt.Builder(logger), "create a builder", logger)
     network = new_network(trt, builder, dialect, logger)
     parser = parse(trt, network, onnx_path, logger)
     size = check_network(network, onnx_path)
@@ -107,7 +111,7 @@ def build_plan(
     flags = configure(trt, builder, config, dialect, options, logger)
     if not dialect.strongly_typed and options.precision != "fp32":
         keep_decoding_in_float(trt, network)
-    add_profile(builder, config, options.batch, size, logger)
+    add_profile(trt, builder, config, options.batch, size, logger)
     cache = _timing_cache(config, options.timing_cache, logger)
     logger.forget()
     plan = need(builder.build_serialized_network(network, config), "build the engine", logger)
@@ -122,7 +126,12 @@ def build_plan(
 
 
 def configure(
-    trt: Any, builder: Any, config: Any, dialect: Dialect, options: BuildOptions, logger: Any
+    trt: Any,
+    builder: Builder,
+    config: IBuilderConfig,
+    dialect: Dialect,
+    options: BuildOptions,
+    logger: Any,
 ) -> list[str]:
     """Set the builder's flags, memory and device; gives the names of the flags set."""
     flags = list(dialect.builder_flags.get(options.precision, ()))
@@ -149,7 +158,7 @@ def configure(
     return flags
 
 
-def _timing_cache(config: Any, path: Path | None, logger: Any) -> Any:
+def _timing_cache(config: IBuilderConfig, path: Path | None, logger: Any) -> ITimingCache | None:
     """The timing cache the build uses, read from `path` if it fits this TensorRT and GPU."""
     if path is None:
         return None
@@ -169,8 +178,10 @@ def audit_engine(trt: Any, plan: bytes, logger: Any) -> PrecisionAudit:
     Raises:
         EnvironmentalError: the engine cannot be loaded or inspected here.
     """
-    runtime = need(trt.Runtime(logger), "create a runtime", logger)
-    engine = need(runtime.deserialize_cuda_engine(plan), "load the engine it built", logger)
+    runtime: Runtime = need(trt.Runtime(logger), "create a runtime", logger)
+    engine: ICudaEngine = need(
+        runtime.deserialize_cuda_engine(plan), "load the engine it built", logger
+    )
     return inspect(trt, engine, None, logger)
 
 

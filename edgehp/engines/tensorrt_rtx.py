@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgehp.engines._trt_compat import RTX
 from edgehp.engines._trt_log import logger_of
@@ -21,6 +21,9 @@ from edgehp.engines.driver import probe_driver
 from edgehp.engines.graph_io import check_file
 from edgehp.engines.tensorrt import TensorRtEngine
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
+
+if TYPE_CHECKING:
+    from tensorrt import Builder, INetworkDefinition
 
 __all__ = ["TensorRtRtxEngine", "build", "check_available", "check_plan", "import_tensorrt_rtx"]
 
@@ -63,7 +66,7 @@ def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> 
     quantised = check_asked(onnx_path, options.precision)
     trt = import_tensorrt_rtx()
     logger = logger_of(trt)
-    builder = need(trt.Builder(logger), "create a builder", logger)
+    builder: Builder = need(trt.Builder(logger), "create a builder", logger)
     network = new_network(trt, builder, RTX, logger)
     parser = parse(trt, network, onnx_path, logger)
     size = check_network(network, onnx_path)
@@ -78,7 +81,7 @@ def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> 
     if options.workspace_mib is not None:
         limit = options.workspace_mib << 20
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, limit)
-    add_profile(builder, config, options.batch, size, logger)
+    add_profile(trt, builder, config, options.batch, size, logger)
     logger.forget()
     plan = need(builder.build_serialized_network(network, config), "build the engine", logger)
     del parser
@@ -116,7 +119,7 @@ def _set_capabilities(trt: Any, config: Any, capabilities: tuple[str, ...]) -> N
             )
 
 
-def _refuse_turing(network: Any, options: BuildOptions, path: Path) -> None:
+def _refuse_turing(network: INetworkDefinition, options: BuildOptions, path: Path) -> None:
     """Its compiler says this too, but late and not what to do about it."""
     if _TURING not in options.compute_capabilities:
         return
