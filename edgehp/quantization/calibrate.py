@@ -104,5 +104,10 @@ def calibrate(
 
 def _ranges(seen: Statistics, methods: Sequence[str]) -> TensorRanges:
     ranges = {m: MappingProxyType({g: find_range(seen, m, g) for g in GRIDS}) for m in methods}
-    means = tuple(float(v) for v in seen.channel_mean)
-    return TensorRanges(seen.minimum, seen.maximum, MappingProxyType(ranges), means)
+    return TensorRanges(
+        seen.minimum,
+        seen.maximum,
+        MappingProxyType(ranges),
+        tuple(seen.channel_mean.tolist()),
+        tuple(seen.channel_peak.tolist()),
+    )

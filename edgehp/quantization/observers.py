@@ -37,6 +37,7 @@ class Statistics:
             ``BINS / 2``.
         limit: end of the histogram, a power of two.
         channel_mean: float64 [C], mean per channel (axis 1).
+        channel_peak: float64 [C], largest magnitude per channel in a crop, mean over crops.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Statistics:
     counts: npt.NDArray[np.int64]
     limit: float
     channel_mean: Array
+    channel_peak: Array
 
     @property
     def width(self) -> float:
@@ -63,7 +65,7 @@ class Statistics:
 
 
 class TensorObserver:
-    """Minimum, maximum, histogram and channel means of one tensor."""
+    """Minimum, maximum, histogram, channel means and channel peaks of one tensor."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -72,7 +74,9 @@ class TensorObserver:
         self._limit = _SMALLEST
         self._counts = np.zeros(BINS, np.int64)
         self._sums: Array | None = None
+        self._peaks: Array | None = None
         self._seen = 0  # values per channel
+        self._crops = 0
 
     def update(self, values: npt.NDArray[np.float32]) -> None:
         """Take in a batch [N, C, ...].
@@ -120,14 +124,17 @@ class TensorObserver:
             values = values.reshape(1, -1)
         pixels = values.reshape(values.shape[0], values.shape[1], -1)
         sums = pixels.sum(2).astype(np.float64).sum(0)
-        if self._sums is None:
-            self._sums = np.zeros_like(sums)
+        peaks = np.maximum(pixels.max(2), -pixels.min(2)).astype(np.float64).sum(0)
+        if self._sums is None or self._peaks is None:
+            self._sums, self._peaks = np.zeros_like(sums), np.zeros_like(peaks)
         if sums.shape != self._sums.shape:
             raise DataError(
                 f"{self._name}: {sums.size} channels after {self._sums.size}; "
                 "one network has one number"
             )
         self._sums += sums
+        self._peaks += peaks
+        self._crops += pixels.shape[0]
         self._seen += pixels.shape[0] * pixels.shape[2]
 
     def statistics(self) -> Statistics:
@@ -136,7 +143,7 @@ class TensorObserver:
         Raises:
             DataError: nothing was seen.
         """
-        if self._sums is None:
+        if self._sums is None or self._peaks is None:
             raise DataError(f"{self._name}: no crops were observed; calibration needs some")
         return Statistics(
             self._name,
@@ -145,6 +152,7 @@ class TensorObserver:
             self._counts.copy(),
             self._limit,
             self._sums / self._seen,
+            self._peaks / self._crops,
         )
 
 

@@ -42,12 +42,14 @@ class TensorRanges:
         maximum: largest value seen.
         ranges: method -> grid (``"int8"``, ``"uint8"``) -> (low, high), low <= 0 <= high.
         channel_mean: mean per channel; used for bias correction.
+        channel_peak: largest magnitude per channel, mean over crops; used for equalisation.
     """
 
     minimum: float
     maximum: float
     ranges: Mapping[str, Mapping[str, Range]]
     channel_mean: tuple[float, ...]
+    channel_peak: tuple[float, ...]
 
 
 class CropsDigest:
@@ -155,6 +157,7 @@ class CalibrationTable:
                     for m, grids in t.ranges.items()
                 },
                 "channel_mean": [float(f"{v:.5g}") for v in t.channel_mean],
+                "channel_peak": [float(f"{v:.4g}") for v in t.channel_peak],
             }
             for name, t in self.tensors.items()
         }
@@ -292,15 +295,19 @@ class _Reader:
                 raise self.fail(f"{name}.ranges", method, f"one of {', '.join(METHODS)}")
             found = self.mapping(grids, f"{name}.{method}")
             ranges[method] = {g: self.range(found.get(g), f"{name}.{method}.{g}") for g in GRIDS}
-        means = t.get("channel_mean")
-        if not isinstance(means, list) or not means:
-            raise self.fail(f"{name}.channel_mean", means, "a list of numbers")
         return TensorRanges(
             self.number(t.get("minimum"), f"{name}.minimum"),
             self.number(t.get("maximum"), f"{name}.maximum"),
             MappingProxyType(ranges),
-            tuple(self.number(v, f"{name}.channel_mean") for v in means),
+            self.numbers(t, "channel_mean", name),
+            self.numbers(t, "channel_peak", name),
         )
+
+    def numbers(self, tensor: dict[str, Any], key: str, name: str) -> tuple[float, ...]:
+        values = tensor.get(key)
+        if not isinstance(values, list) or not values:
+            raise self.fail(f"{name}.{key}", values, "a list of numbers")
+        return tuple(self.number(v, f"{name}.{key}") for v in values)
 
     def range(self, value: object, what: str) -> Range:
         if not isinstance(value, list) or len(value) != 2:

@@ -72,12 +72,11 @@ def _entropy(seen: Statistics, levels: int, largest: float) -> float:
     count, as NVIDIA's own tools do.
     """
     used = int(np.ceil(largest / seen.width - 1e-9))
-    fine = seen.magnitudes[:used].astype(np.float64)
-    bins = min(_KL_BINS, used)
-    counts = np.histogram(
-        (np.arange(used) + 0.5) / used, bins=bins, range=(0.0, 1.0), weights=fine
-    )[0]
-    counts[0] = counts[1] if bins > 1 else counts[0]
+    # Whole numbers of fine bins per bin: a fraction would comb the counts.
+    factor = -(-used // _KL_BINS)
+    bins = -(-used // factor)
+    counts = seen.magnitudes[: bins * factor].reshape(bins, factor).sum(1).astype(np.float64)
+    counts[0] = counts[min(1, bins - 1)]
     quantised = levels + 1
     if bins <= quantised:
         return largest
@@ -85,7 +84,7 @@ def _entropy(seen: Statistics, levels: int, largest: float) -> float:
     for end in range(bins, quantised - 1, -_KL_STEP):
         divergence = _divergence(counts, end, quantised)
         if divergence < best:
-            best, threshold = divergence, largest * end / bins
+            best, threshold = divergence, min(end * factor * seen.width, largest)
     return threshold
 
 
