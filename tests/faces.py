@@ -26,7 +26,9 @@ def draw_face(angles: np.ndarray) -> np.ndarray:
     return np.clip(np.round(photo), 0, 255).astype(np.uint8)
 
 
-def write_faces(folder: Path, count: int, rng: np.random.Generator, labelled: bool = True) -> Dataset:
+def write_faces(
+    folder: Path, count: int, rng: np.random.Generator, labelled: bool = True
+) -> Dataset:
     """`count` lossless faces of random pose within +-60 degrees, as a folder data set."""
     folder.mkdir(parents=True, exist_ok=True)
     header = "image,width,height,x_min,y_min,x_max,y_max"

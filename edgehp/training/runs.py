@@ -147,14 +147,20 @@ def export_base_teacher(network: BaseNetwork, folder: Path) -> Path:
     spec = network.spec
 
     class Answer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network.requires_grad_(False)
+
         def forward(self, images: Tensor) -> Tensor:
-            return base_angles(network, images, network.head_bins)
+            return base_angles(self.network, images, network.head_bins)
 
     size = spec.preprocessing.size
     with warnings.catch_warnings():
         # The exporter that writes one self-contained file is the one torch calls legacy.
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", UserWarning)
+        # The bin values become constants of the graph: that is what is wanted.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
         torch.onnx.export(
             Answer().eval(),
             (torch.zeros(1, 3, size, size),),

@@ -1,0 +1,302 @@
+"""Training on small faces whose pose is their colour: it learns, resumes, and splits exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from edgehp import pose
+from edgehp.crop import Preprocessing
+from edgehp.datasets.base import Dataset
+from edgehp.errors import DataError, UsageError
+from edgehp.networks.spec import KD_RESNET, Bins
+from edgehp.training.augment import Augmentation, augmented_crop, photometric
+from edgehp.training.data import BatchPlan, batches, split, with_labels
+from edgehp.training.labelling import ensemble_label
+from tests.faces import write_faces
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+
+from edgehp.cli.distill import command as distill_command  # noqa: E402
+from edgehp.cli.train import command as train_command  # noqa: E402
+from edgehp.networks.checkpoint import load_module, load_weights, save_weights  # noqa: E402
+from edgehp.networks.kd_resnet import KDResNet, expectation  # noqa: E402
+from edgehp.training.loop import TrainConfig, Trainer, normalise  # noqa: E402
+from edgehp.training.objectives import OnlineDistillation, RvcObjective  # noqa: E402
+from edgehp.training.runs import train_base, train_final  # noqa: E402
+from edgehp.training.soft_labels import distillation_kl, gaussian_labels, rvc_loss  # noqa: E402
+
+SPEC = replace(KD_RESNET, name="tiny", preprocessing=Preprocessing(size=32, box_rule="square"))
+# Colours carry the pose here, so nothing may change them.
+STILL = Augmentation(
+    rotate=0, flip=0, light=0, grey=0, dark=0, blur=0, sharpen=0, coarse=0, noise=0, occlude=0
+)
+CONFIG = TrainConfig(
+    epochs=2, batch=8, precision="fp32", average=0.5, augmentation=STILL, workers=1, warm_up=0.2
+)
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Dataset:
+    return write_faces(tmp_path / "faces", 40, np.random.default_rng(7))
+
+
+def items_of(data: Dataset):
+    return with_labels(data.samples)
+
+
+def states_equal(a: dict, b: dict, tolerance: float) -> None:
+    assert a.keys() == b.keys()
+    for key in a:
+        np.testing.assert_allclose(a[key], b[key], atol=tolerance, err_msg=key)
+
+
+def trainer(data: Dataset, folder: Path, config: TrainConfig = CONFIG) -> Trainer:
+    torch.manual_seed(0)
+    network = KDResNet(SPEC)
+    return Trainer(network, SPEC, RvcObjective(SPEC.bins), items_of(data), config, folder)
+
+
+def test_a_killed_run_ends_where_an_undisturbed_one_does(tmp_path: Path, faces: Dataset) -> None:
+    always = replace(CONFIG, epochs=1, checkpoint_seconds=0)
+    whole = trainer(faces, tmp_path / "whole", replace(CONFIG, epochs=1))
+    for _ in whole.run():
+        pass
+    first = trainer(faces, tmp_path / "cut", always)
+    run = first.run()
+    for _ in range(3):
+        next(run)  # killed after the third step's checkpoint was due
+    run.close()
+    second = trainer(faces, tmp_path / "cut", always)
+    assert (second.epoch, second.batch_number, second.step) == (0, 2, 2)
+    for _ in second.run():
+        pass
+    states_equal(second.averaged_state(), whole.averaged_state(), 1e-6)
+
+
+def test_a_checkpoint_of_other_settings_or_bytes_is_refused(tmp_path: Path, faces: Dataset) -> None:
+    first = trainer(faces, tmp_path / "run")
+    next(first.run())
+    first.save()
+    with pytest.raises(DataError, match="other settings"):
+        trainer(faces, tmp_path / "run", replace(CONFIG, learning_rate=1e-4))
+    path = tmp_path / "run" / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DataError, match="damaged checkpoint"):
+        trainer(faces, tmp_path / "run")
+
+
+DISTRIBUTED = """
+import sys
+from pathlib import Path
+import numpy as np, torch
+torch.set_num_threads(1)
+from edgehp.datasets.faces import read_faces
+from edgehp.networks.kd_resnet import KDResNet
+from edgehp.training.distributed import distributed
+from edgehp.training.loop import Trainer
+from edgehp.training.objectives import RvcObjective
+from tests.test_training import CONFIG, SPEC, items_of
+folder = Path(sys.argv[1])
+items = items_of(read_faces(folder / "faces"))
+with distributed("cpu") as place:
+    torch.manual_seed(0)
+    t = Trainer(
+        KDResNet(SPEC), SPEC, RvcObjective(SPEC.bins), items, CONFIG,
+        folder / f"run{place.world}", rank=place.rank, world=place.world,
+    )
+    run = t.run()
+    next(run)
+    gradients = {k: p.grad.numpy().copy() for k, p in t.network.named_parameters()}
+    statistics = {k: b.numpy().copy() for k, b in t.network.named_buffers()}
+    next(run)
+    run.close()
+    np.savez(
+        folder / f"state{place.world}-{place.rank}.npz",
+        **gradients, **statistics, weights=t.network.head_net.yaw.weight.detach().numpy(),
+    )
+"""
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path: Path, faces: Dataset, repo: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(DISTRIBUTED)
+    environment = {**os.environ, "PYTHONPATH": str(repo), "OMP_NUM_THREADS": "1"}
+    for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        environment.pop(variable, None)
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for command in ([sys.executable], two):
+        done = subprocess.run(
+            [*command, str(script), str(tmp_path)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    one = dict(np.load(tmp_path / "state1-0.npz"))
+    first, second = (dict(np.load(tmp_path / f"state2-{r}.npz")) for r in (0, 1))
+    states_equal(first, second, 0)
+    # The first step's gradients and batch statistics; later steps differ by what AdamW, which
+    # takes the sign of a gradient near zero, makes of the last bits.
+    for key in one.keys() - {"weights"}:
+        size = max(float(np.linalg.norm(one[key])), 1e-3)
+        assert np.linalg.norm(one[key] - first[key]) < 2e-3 * size, key
+
+
+def test_the_network_learns_signs_and_order(tmp_path: Path, faces: Dataset) -> None:
+    config = replace(CONFIG, epochs=14, learning_rate=3e-3, average=0.8)
+    result = train_final(items_of(faces), SPEC, config, tmp_path / "run", held_back=0.15)
+    assert result.history[-1]["mean"] < 15  # a constant answer has 30 degrees
+    module, spec = load_module(result.weights)
+    sample = faces.samples[0]
+    crop = torch.from_numpy(sample.load()[8:40, 8:40].copy())[None]
+    angles, _ = expectation(module(normalise(crop, spec)), spec.bins)
+    found = pose.to_aflw2000(angles.detach().numpy()[0], spec.convention)
+    np.testing.assert_allclose(found, sample.angles, atol=25)
+    assert json.loads((tmp_path / "run" / "history.json").read_text())[-1]["epoch"] == 14
+
+
+def test_a_base_network_becomes_a_teacher_over_offsets(tmp_path: Path, faces: Dataset) -> None:
+    from edgehp.training.teachers import Grid, Teacher, load_teacher_spec
+
+    items = items_of(faces)
+    result = train_base(items, SPEC, replace(CONFIG, epochs=1), tmp_path / "base", held_back=0.15)
+    assert result.weights.name == "base.toml"
+    spec = load_teacher_spec(result.weights)
+    label = ensemble_label(faces.samples[0], [Teacher(spec.with_grid(Grid(3, 0.05)))])
+    assert np.all(np.isfinite(label.angles))
+    # What the exported teacher says of all photos is what the trainer's validation measured.
+    teacher = Teacher(spec)
+    _, held = split(items, 0.15)
+    errors = [
+        pose.angle_errors(ensemble_label(i.sample, [teacher]).angles, i.sample.angles) for i in held
+    ]
+    assert np.mean(errors) == pytest.approx(result.history[-1]["mean"], abs=0.2)
+
+
+def test_a_student_of_soft_labels_goes_to_the_mean_of_its_teachers(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    teachers = [KDResNet(SPEC).eval(), KDResNet(SPEC).eval()]
+    paths = []
+    for i, t in enumerate(teachers):
+        paths.append(tmp_path / f"t{i}.safetensors")
+        save_weights(paths[-1], t.state_dict(), SPEC)
+    faces = write_faces(tmp_path / "faces", 40, np.random.default_rng(3))
+    config = replace(CONFIG, epochs=3)
+    result = train_final(
+        items_of(faces), SPEC, config, tmp_path / "run", teachers=paths, held_back=0.15
+    )
+    assert load_weights(result.weights)[1] == SPEC
+    other = replace(SPEC, bins=Bins(62, -93, 90))
+    with pytest.raises(DataError, match="student's bins"):
+        train_final(items_of(faces), other, config, tmp_path / "x", teachers=paths[:1])
+
+
+def test_kl_is_zero_at_the_mean_of_the_teachers_and_positive_elsewhere() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(4, 3, 10), torch.randn(4, 3, 10)
+    mean = (a.softmax(-1) + b.softmax(-1)) / 2
+    torch.testing.assert_close(
+        distillation_kl(mean.log(), [a, b]), torch.zeros(4), atol=1e-6, rtol=0
+    )
+    assert torch.all(distillation_kl(a, [a, b]) > 0.01)
+    network = torch.nn.Identity()
+    objective = OnlineDistillation([torch.nn.Identity()], Bins(10, -45, 45))
+    assert torch.allclose(objective.loss(network, a, a[..., 0]), torch.zeros(4), atol=1e-5)
+
+
+def test_soft_labels_have_their_mean_at_the_angle() -> None:
+    angles = torch.tensor([[-30.3, 0.0, 41.7]])
+    labels = gaussian_labels(angles, SPEC.bins, 2.0)
+    mean, spread = expectation(labels.clamp_min(1e-30).log(), SPEC.bins)
+    torch.testing.assert_close(mean, angles, atol=1e-2, rtol=0)
+    torch.testing.assert_close(spread, torch.full((1, 3), 2.0), atol=1e-2, rtol=0)
+    right = labels.clamp_min(1e-30).log()
+    wrong = gaussian_labels(angles.flip(1), SPEC.bins, 2.0).clamp_min(1e-30).log()
+    assert rvc_loss(right, angles, SPEC.bins, 2.0, 0.3) < rvc_loss(
+        wrong, angles, SPEC.bins, 2.0, 0.3
+    )
+
+
+def test_a_turned_photo_turns_its_label(rng: np.random.Generator) -> None:
+    # A bright line from the centre up marks the crown of a head with roll 0.
+    photo = np.zeros((101, 101, 3), np.uint8)
+    photo[5:50, 49:52] = 255
+    turning = replace(STILL, rotate=40, rotate_probability=1.0, scale=(1, 1), shift=0)
+    spec = Preprocessing(size=101)
+    for _ in range(10):
+        crop, matrix = augmented_crop(photo, None, np.eye(3), spec, turning, rng)
+        y, x = np.nonzero(crop[..., 0] > 128)
+        clockwise = np.degrees(np.arctan2(x.mean() - 50, 50 - y.mean()))
+        assert pose.euler_from_matrix(matrix) == pytest.approx([0, 0, clockwise], abs=1.5)
+
+
+def test_a_mirrored_photo_mirrors_its_label(rng: np.random.Generator) -> None:
+    photo = np.zeros((32, 32, 3), np.uint8)
+    photo[:, :16] = 200
+    matrix = pose.matrix_from_euler([10, 20, 30])
+    flipping = replace(STILL, flip=1.0, scale=(1, 1), shift=0)
+    crop, mirrored = augmented_crop(photo, None, matrix, Preprocessing(size=32), flipping, rng)
+    assert crop[0, -1, 0] == 200
+    assert pose.euler_from_matrix(mirrored) == pytest.approx([10, -20, -30])
+
+
+def test_every_effect_gives_a_picture_and_grey_ones_are_grey(rng: np.random.Generator) -> None:
+    crop = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    names = ("light", "grey", "dark", "blur", "sharpen", "coarse", "noise", "occlude")
+    for name in names:
+        changed = photometric(crop, replace(STILL, **{name: 1.0}), rng)
+        assert changed.shape == crop.shape
+        assert changed.dtype == np.uint8
+        assert not np.array_equal(changed, crop), name
+    grey = photometric(crop, replace(STILL, grey=1.0), rng)
+    assert np.array_equal(grey[..., 0], grey[..., 2])
+
+
+def test_batches_repeat_from_their_seed_and_share_out_over_processes(faces: Dataset) -> None:
+    items = items_of(faces)
+    plan = BatchPlan(SPEC.preprocessing, Augmentation(), seed=1, epoch=2, batch=8)
+    whole = list(batches(items, plan))
+    again = list(batches(items, plan, start=3))
+    assert len(whole) == 5
+    assert np.array_equal(whole[3].crops, again[0].crops)
+    halves = [next(iter(batches(items, replace(plan, rank=r, world=2)))) for r in (0, 1)]
+    assert np.array_equal(np.concatenate([h.crops for h in halves]), whole[0].crops)
+    assert {h.total_weight for h in halves} == {whole[0].total_weight}
+    other = next(iter(batches(items, replace(plan, epoch=3))))
+    assert not np.array_equal(other.crops, whole[0].crops)
+
+
+def test_the_split_depends_on_names_alone(faces: Dataset) -> None:
+    items = items_of(faces)
+    held = {i.sample.name for i in split(items, 0.3)[1]}
+    assert 0 < len(held) < 40
+    assert {i.sample.name for i in split(items[::-1][:30], 0.3)[1]} <= held
+
+
+def test_commands_train_distil_and_refuse(tmp_path: Path, faces: Dataset) -> None:
+    folder = str(tmp_path / "faces")
+    small = ["--size", "32", "--epochs", "1", "--batch", "8", "--held-back", "0.15"]
+    run = ["--out", str(tmp_path / "run"), "--precision", "fp32", "--device", "cpu"]
+    result = CliRunner().invoke(train_command, [folder, "--network", "kd-resnet18", *small, *run])
+    assert result.exit_code == 0, result.output
+    weights = tmp_path / "run" / "kd-resnet18-32.safetensors"
+    assert weights.is_file()
+    assert "epoch   1  MAE" in result.stdout
+    nothing = CliRunner().invoke(distill_command, [folder, *small, *run])
+    assert isinstance(nothing.exception, UsageError)
+    start = ["--teacher", str(weights), "--start", str(weights)]
+    out = ["--out", str(tmp_path / "student"), "--precision", "bf16", "--device", "cpu"]
+    distilled = CliRunner().invoke(distill_command, [folder, *start, *small, *out])
+    assert distilled.exit_code == 0, distilled.output
+    assert (tmp_path / "student" / "kd-resnet18-32.safetensors").is_file()
