@@ -160,7 +160,7 @@ def export_base_teacher(network: BaseNetwork, folder: Path) -> Path:
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", UserWarning)
         # The bin values become constants of the graph: that is what is wanted.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         torch.onnx.export(
             Answer().eval(),
             (torch.zeros(1, 3, size, size),),

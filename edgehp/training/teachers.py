@@ -16,6 +16,7 @@ becomes a rotation::
     resize = "area"
     box_rule = "square"
     box_scale = 1.05
+    deployed = false                  # true: a graph of edgehp's own, which takes uint8 crops
 
     [input.dark]                      # optional: brighten dark crops
     percentile = 90
@@ -135,6 +136,7 @@ class TeacherSpec:
     weight: float = 1.0
     grid: Grid = field(default_factory=Grid)
     dark: DarkRule | None = None
+    deployed: bool = False
 
     def with_grid(self, grid: Grid) -> TeacherSpec:
         """The same teacher over another grid of box offsets."""
@@ -171,6 +173,7 @@ def _teacher(values: Mapping[str, Any], root: Path) -> TeacherSpec:
     _only(values, {"name", "files", "weight", "input", "output", "grid"}, "")
     inputs = dict(values["input"])
     dark = inputs.pop("dark", None)
+    deployed = bool(inputs.pop("deployed", False))
     input_name = str(inputs.pop("name", ""))
     output = dict(values["output"])
     names = output.pop("names", None) or ([output["name"]] if "name" in output else [])
@@ -193,6 +196,7 @@ def _teacher(values: Mapping[str, Any], root: Path) -> TeacherSpec:
         weight=weight,
         grid=Grid(**values.get("grid", {})),
         dark=None if dark is None else DarkRule(**dark),
+        deployed=deployed,
     )
 
 
@@ -274,7 +278,9 @@ class Teacher:
             out.append(matrices)
         return np.concatenate(out)
 
-    def _tensor(self, crop: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def _tensor(self, crop: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+        if self.spec.deployed:
+            return crop
         p = self.spec.preprocessing
         if p.colour == "GREY":
             x = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY).astype(np.float32)[..., None]
@@ -290,7 +296,7 @@ class Teacher:
                 gain = np.full_like(gain, self.spec.dark.gain / max(self.spec.dark.floor, level))
         return np.ascontiguousarray((x * gain - offset).transpose(2, 0, 1), np.float32)
 
-    def _run(self, session: Any, batch: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
+    def _run(self, session: Any, batch: npt.NDArray[Any]) -> list[npt.NDArray[np.float32]]:
         name = self.spec.input_name or session.get_inputs()[0].name
         names = list(self.spec.output.names) or [session.get_outputs()[0].name]
         if isinstance(session.get_inputs()[0].shape[0], int):  # a network of fixed batch
