@@ -8,10 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgehp.engines import Engine, StreamingEngine, engine_available, open_engine
-from edgehp.errors import DataError, EnvironmentalError, UsageError
+from edgehp.engines import (
+    Engine,
+    StreamingEngine,
+    build_engine,
+    engine_available,
+    open_engine,
+)
+from edgehp.engines.build import BuildOptions
+from edgehp.engines.graph_io import holds_half
+from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
 from edgehp.networks.graph import build_graph, graph_bytes
 from tests.helpers import random_crops, random_network
+from tests.tensorrt_bindings.graphs import tiny_graph
 
 SIZE = 64
 KINDS = ("openvino", "onnxruntime")
@@ -162,3 +171,62 @@ def test_unknown_engines_are_named() -> None:
     with pytest.raises(UsageError, match="known: openvino, onnxruntime"):
         open_engine("torch", "x")
     assert engine_available("openvino") is None
+
+
+@pytest.fixture(scope="module")
+def quantised(graph: Path) -> Path:
+    """The graph with Q/DQ nodes in the processor's flavour."""
+    import onnx
+
+    from edgehp.quantization.calibrate import calibrate
+    from edgehp.quantization.emit_cpu import emit_cpu
+    from edgehp.quantization.qdq import Recipe
+
+    model = onnx.load(str(graph))
+    table = calibrate(model, list(random_crops(8, SIZE, 1)), methods=("minmax",), threads=1)
+    path = graph.with_name("quantised.onnx")
+    path.write_bytes(graph_bytes(emit_cpu(model, table, Recipe("minmax"))))
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_quantised_graph_really_runs_in_int8(kind: str, quantised: Path, tmp_path: Path) -> None:
+    out = tmp_path / "engine.onnx"
+    report = build_engine(kind, quantised, out, BuildOptions(precision="int8", threads=1))
+    assert report.audit.convolutions.get("int8") == report.details["quantised_convolutions"]
+    assert report.audit.reached == "int8"
+    # The engine is the graph, so its hash does not depend on the machine that built it.
+    assert out.read_bytes() == quantised.read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["engine.onnx"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_precision_and_graph_must_fit(
+    kind: str, graph: Path, quantised: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "engine.onnx"
+    with pytest.raises(DataError, match="no convolution of the graph has Q/DQ"):
+        build_engine(kind, graph, out, BuildOptions(precision="int8"))
+    with pytest.raises(DataError, match="convolutions of the graph have Q/DQ nodes"):
+        build_engine(kind, quantised, out, BuildOptions(precision="fp32"))
+    with pytest.raises(UsageError, match="no fp16"):
+        build_engine(kind, graph, out, BuildOptions(precision="fp16"))
+    assert not out.exists()
+
+
+def test_less_than_int8_is_an_error(tmp_path: Path) -> None:
+    # Signed activations in an FP16 graph: onnxruntime would run its convolutions in FP32.
+    path = tmp_path / "signed.onnx"
+    path.write_bytes(tiny_graph("int8"))
+    with pytest.raises(CompatibilityError, match="int8 was asked for and 2 convolutions"):
+        build_engine("onnxruntime", path, tmp_path / "engine", BuildOptions(precision="int8"))
+
+
+def test_fp16_constants_are_found_without_onnx(graph: Path, tmp_path: Path) -> None:
+    path = tmp_path / "half.onnx"
+    path.write_bytes(tiny_graph("int8"))
+    assert holds_half(path)
+    assert not holds_half(graph)
+    for content in (b"", b"not a graph" * 50, path.read_bytes()[:40]):
+        path.write_bytes(content)
+        assert not holds_half(path)

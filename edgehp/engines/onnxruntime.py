@@ -17,16 +17,23 @@ from edgehp.engines.base import (
     check_threads,
     prediction_from,
 )
-from edgehp.engines.graph_io import check_file, input_size_of
+from edgehp.engines.graph_io import check_file, holds_half, input_size_of
 from edgehp.errors import DataError, EnvironmentalError, UsageError
 
-__all__ = ["DISABLED_OPTIMIZERS", "OnnxRuntimeEngine", "check_available", "new_session"]
+__all__ = [
+    "FP16_DISABLED_OPTIMIZERS",
+    "OnnxRuntimeEngine",
+    "check_available",
+    "disabled_optimizers",
+    "new_session",
+]
 
 KIND = "onnxruntime"
 PROVIDER = "CPUExecutionProvider"
 # Up to 1.31.1 this optimizer computes FP16 graphs with Q/DQ wrongly (cosine 0.976 instead of
-# 0.99999); our graphs arrive with their weights quantised, so it has nothing else to do here.
-DISABLED_OPTIMIZERS = ("WeightBiasQuantization",)
+# 0.99999). In the others it must stay: it quantises the float biases without which no
+# convolution becomes a QLinearConv, and all would silently run in FP32.
+FP16_DISABLED_OPTIMIZERS = ("WeightBiasQuantization",)
 _ERRORS_ONLY = 3
 
 
@@ -72,7 +79,7 @@ class OnnxRuntimeEngine:
             device=f"CPU ({platform.processor() or platform.machine()})",
             threads=self._threads,
             precision="unknown",
-            details={"provider": PROVIDER, "disabled_optimizers": list(DISABLED_OPTIMIZERS)},
+            details={"provider": PROVIDER, "disabled_optimizers": disabled_optimizers(self._path)},
         )
 
     @property
@@ -112,6 +119,11 @@ class OnnxRuntimeEngine:
         self.close()
 
 
+def disabled_optimizers(path: Path) -> list[str]:
+    """The optimizers of onnxruntime that compute this graph wrongly."""
+    return list(FP16_DISABLED_OPTIMIZERS) if holds_half(path) else []
+
+
 def new_session(path: Path, threads: int | None, optimised: Path | None = None) -> Any:
     """An `onnxruntime.InferenceSession` with the settings every run of edgehp uses.
 
@@ -138,7 +150,7 @@ def new_session(path: Path, threads: int | None, optimised: Path | None = None) 
             str(path),
             options,
             providers=[PROVIDER],
-            disabled_optimizers=list(DISABLED_OPTIMIZERS),
+            disabled_optimizers=disabled_optimizers(path),
         )
     except _failures() as e:
         raise DataError(
