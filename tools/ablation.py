@@ -1,4 +1,4 @@
-"""The gain of paper 1 (arXiv 2108.09183), step by step, on the same photos and split.
+r"""The gain of paper 1 (arXiv 2108.09183), step by step, on the same photos and split.
 
 Trains the base network, averages it over a grid of box offsets, distils that ensemble into the
 final network, and distils the teachers' ensemble into another; prints each one's error on the
@@ -23,7 +23,7 @@ from edgehp.cli._training import student_spec
 from edgehp.datasets import open_dataset
 from edgehp.datasets.base import Sample, join_datasets
 from edgehp.datasets.faces import read_faces
-from edgehp.training.data import TrainingItem, split, with_labels
+from edgehp.training.data import split, with_labels
 from edgehp.training.labelling import label_samples, read_labels
 from edgehp.training.loop import TrainConfig
 from edgehp.training.runs import train_base, train_final
