@@ -9,6 +9,7 @@ from edgehp.artifact.device import DeviceProbe
 from edgehp.build.request import BuildRequest
 from edgehp.engines import engine_available
 from edgehp.engines.driver import Gpu
+from edgehp.engines.tensorrt_rtx import import_tensorrt_rtx
 from edgehp.errors import CompatibilityError, EnvironmentalError, UsageError
 from edgehp.targets import Target, check_precision, resolve_target
 
@@ -104,6 +105,10 @@ def find_place(plan: Plan, device: DeviceProbe) -> Place:
         EnvironmentalError: the runtime, the driver or the right device is not here.
         CompatibilityError: TensorRT is here in a version the target does not work with.
     """
+    if plan.kind == "tensorrt-rtx":
+        # Its package is all it takes: engines are built ahead of time, without a driver.
+        import_tensorrt_rtx()
+        return Place()
     missing = engine_available(plan.kind)
     if plan.kind != "tensorrt":
         if missing is not None:

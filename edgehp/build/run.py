@@ -74,7 +74,8 @@ def run_graph(
     batch = min(_BATCH, most)
     with open_engine(kind, path, threads=threads, batch=batch) as engine:
         found = predict(engine, crops.crops, batch)
-        return found, f"{kind} {engine.info.version}"
+        # OpenVINO adds a build number and a branch.
+        return found, f"{kind} {engine.info.version.split('-')[0]}"
 
 
 def reference_bytes(reference: Prediction, crops: CropSet) -> bytes:

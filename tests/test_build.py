@@ -1,0 +1,418 @@
+"""Building: what comes out is checked, what cannot be built is refused, nothing is half made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from edgehp.artifact import golden_crops, load_artifact, newest_artifact, verify_golden
+from edgehp.artifact.device import Gpu, HostProbe
+from edgehp.artifact.hashing import sha256_bytes, sha256_file
+from edgehp.build.crops import appearance_warning, load_calibration, require_disjoint
+from edgehp.build.pipeline import BuildResult, artifact_name, build
+from edgehp.build.plan import find_place, make_plan
+from edgehp.build.request import BuildRequest
+from edgehp.cli.build import command
+from edgehp.crop import Preprocessing
+from edgehp.engines import engine_available, open_engine
+from edgehp.errors import (
+    AccuracyError,
+    CompatibilityError,
+    DataError,
+    EnvironmentalError,
+    UsageError,
+)
+from tests import build_parts
+
+# An untrained network makes no accuracy; what is tested is that it is measured and recorded.
+ANYTHING = 90.0
+PREPROCESSING = Preprocessing(size=build_parts.SIZE)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parts")
+    build_parts.checkpoint(folder / "net.safetensors")
+    build_parts.faces(folder / "cal.zip", 66, 1)
+    build_parts.faces(folder / "val.zip", 64, 2, labels=True)
+    build_parts.faces(folder / "bare.zip", 64, 2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def request_(parts: Path) -> BuildRequest:
+    return BuildRequest(
+        target="cpu",
+        network=str(parts / "net.safetensors"),
+        calibration=parts / "cal.zip",
+        method="minmax",
+        validate_on=parts / "val.zip",
+        max_drop=ANYTHING,
+        output=parts / "dist",
+        threads=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def built(request_: BuildRequest) -> BuildResult:
+    return build(request_)
+
+
+def test_an_int8_artifact_for_the_cpu(built: BuildResult, parts: Path) -> None:
+    assert built.path == parts / "dist" / "kd-resnet18-cpu-int8"
+    manifest = load_artifact(built.path).manifest
+    assert manifest == built.manifest
+    assert manifest.precision.asked == manifest.precision.reached == "int8"
+    assert manifest.precision.counts == {"int8": 20}
+    assert sum(row.kind == "Convolution" for row in manifest.precision.audit) == 20
+    assert manifest.engine is not None
+    assert manifest.engine.kind in manifest.engine.versions
+    assert manifest.network.weights_sha256 == sha256_file(parts / "net.safetensors")
+    assert {f.path for f in manifest.files} == {
+        "engine.onnx",
+        "golden.png",
+        "calibration.csv",
+        "calibration-table.json",
+        "reference.onnx",
+    }
+    steps = [s.name for s in manifest.build.steps]
+    assert steps[:4] == ["target", "network", "graph", "crops"]
+    assert [p.name for p in (parts / "dist").iterdir()] == [built.path.name]
+    assert newest_artifact(parts / "dist") == built.path
+
+
+def test_the_calibration_list_names_every_crop(built: BuildResult, parts: Path) -> None:
+    record = built.manifest.calibration
+    assert record is not None
+    assert (record.count, record.duplicates, record.source) == (66, 0, "cal.zip")
+    data = (built.path / record.list).read_bytes()
+    assert sha256_bytes(data) == record.list_sha256
+    lines = data.decode().splitlines()
+    crops = load_calibration(parts / "cal.zip", PREPROCESSING)
+    assert lines[0] == "sha256,image"
+    assert lines[1:] == [
+        f"{sha256_bytes(c.tobytes())},cal/{i:05d}.png" for i, c in enumerate(crops.crops)
+    ]
+
+
+def test_the_accuracy_is_that_of_both_graphs(built: BuildResult, parts: Path) -> None:
+    accuracy = built.manifest.accuracy
+    assert accuracy is not None
+    assert accuracy.reference is not None
+    assert accuracy.artifact is not None
+    held_out = load_calibration(parts / "val.zip", PREPROCESSING)
+    errors = []
+    for file in ("reference.onnx", "engine.onnx"):
+        with open_engine("openvino", built.path / file, threads=1) as engine:
+            angles = np.concatenate([engine.infer(c[None]).angles for c in held_out.crops])
+        errors.append(np.abs(angles - held_out.angles).mean())
+    assert accuracy.reference == pytest.approx(errors[0], abs=1e-3)
+    assert accuracy.artifact == pytest.approx(errors[1], abs=1e-3)
+    assert accuracy.drop == pytest.approx(errors[1] - errors[0], abs=2e-3)
+    assert accuracy.interval[0] <= accuracy.drop <= accuracy.interval[1]
+    assert accuracy.protocol["frames"] == accuracy.count == 64
+    assert accuracy.measured_with.endswith("the engine itself")
+
+
+def test_golden_vectors_hold_and_notice_swapped_colours(built: BuildResult) -> None:
+    artifact = load_artifact(built.path)
+    crops = golden_crops(artifact)
+    assert crops.shape == (8, build_parts.SIZE, build_parts.SIZE, 3)
+    with open_engine("openvino", artifact.engine_path, threads=1) as engine:
+        assert verify_golden(artifact, engine) < artifact.manifest.golden.tolerance_degrees
+    with open_engine("openvino", built.path / "reference.onnx", threads=1) as engine:
+        angles = engine.infer(crops).angles
+        assert np.abs(angles - np.array(artifact.manifest.golden.angles)).max() < 0.01
+        swapped = engine.infer(np.ascontiguousarray(crops[..., ::-1])).angles
+    assert np.abs(swapped - np.array(artifact.manifest.golden.angles)).max() > 1
+
+
+def test_a_drop_above_the_gate_makes_no_artifact(
+    request_: BuildRequest, parts: Path, tmp_path: Path
+) -> None:
+    # Without labels the deviation counts, which quantisation cannot avoid.
+    strict = replace(request_, max_drop=0.0, validate_on=parts / "bare.zip", output=tmp_path / "d")
+    with pytest.raises(AccuracyError, match="no artifact was made"):
+        build(strict)
+    assert list((tmp_path / "d").iterdir()) == []
+
+
+def test_without_quantisation(request_: BuildRequest, tmp_path: Path) -> None:
+    result = build(replace(request_, precision="fp32", calibration=None, output=tmp_path))
+    manifest = load_artifact(result.path).manifest
+    assert manifest.precision.reached == "fp32"
+    assert manifest.calibration is None
+    assert manifest.accuracy is not None
+    assert manifest.accuracy.drop == pytest.approx(0, abs=1e-4)
+
+
+class Somewhere(HostProbe):
+    """A machine without TensorRT and the GPU a test gives it."""
+
+    def __init__(self, *gpus: Gpu) -> None:
+        self._gpus = gpus
+
+    def gpus(self) -> tuple[Gpu, ...]:
+        if not self._gpus:
+            raise EnvironmentalError("no NVIDIA driver found")
+        return self._gpus
+
+
+def test_another_device_is_named_with_what_to_run_there(
+    request_: BuildRequest, tmp_path: Path
+) -> None:
+    request = replace(request_, target="v100", output=tmp_path / "d")
+    with pytest.raises(EnvironmentalError) as e:
+        build(request, device=Somewhere())
+    for words in ("no NVIDIA driver", "8.6 to 10.4", "--target v100 --precision int8", "--defer"):
+        assert words in str(e.value)
+    with pytest.raises(EnvironmentalError, match=r"RTX 3090 with 8\.6"):
+        build(request, device=Somewhere(Gpu("RTX 3090", "8.6")))
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.fixture(scope="module")
+def deferred(request_: BuildRequest, parts: Path) -> BuildResult:
+    request = replace(request_, target="orin-nano-8gb", defer=True, output=parts / "deferred")
+    return build(request, device=Somewhere())
+
+
+def test_a_deferred_artifact_has_all_but_the_engine(deferred: BuildResult) -> None:
+    manifest = load_artifact(deferred.path, allow_deferred=True).manifest
+    assert manifest.state == "deferred"
+    assert manifest.engine is None
+    assert manifest.precision.reached is None
+    assert {"graph.onnx", "reference.npz", "golden.png"} <= {f.path for f in manifest.files}
+    assert manifest.target.compute_capabilities == ("8.7",)
+    assert manifest.accuracy is not None
+    assert "emulation" in manifest.accuracy.measured_with
+    with pytest.raises(CompatibilityError, match="edgehp build --finish"):
+        load_artifact(deferred.path)
+
+
+def test_a_deferred_artifact_is_not_finished_elsewhere(deferred: BuildResult, parts: Path) -> None:
+    from edgehp.build.finish import finish
+
+    before = sorted((p.name, sha256_file(p)) for p in deferred.path.iterdir())
+    with pytest.raises(UsageError, match=r"val\.zip: give it with --validate-on"):
+        finish(deferred.path, device=Somewhere())
+    with pytest.raises(EnvironmentalError, match="no NVIDIA driver"):
+        finish(deferred.path, device=Somewhere(), validate_on=parts / "val.zip")
+    assert sorted((p.name, sha256_file(p)) for p in deferred.path.iterdir()) == before
+
+
+def test_a_complete_artifact_is_not_finished_again(built: BuildResult) -> None:
+    from edgehp.build.finish import finish
+
+    with pytest.raises(UsageError, match="complete already"):
+        finish(built.path)
+
+
+def test_a_deferred_artifact_is_finished_where_the_engine_is(
+    deferred: BuildResult, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device's TensorRT is played by onnxruntime: everything around it is real."""
+    from edgehp.build import finish as module
+    from edgehp.build.plan import Place, Plan
+
+    def here(plan: Plan, device: object) -> Place:
+        del device
+        return Place(Gpu("Orin", "8.7"), "Jetson Orin Nano (p3767-0003)", "10.3.0")
+
+    def plan_here(request: BuildRequest) -> Plan:
+        return replace(make_plan(request), kind="onnxruntime")
+
+    monkeypatch.setattr(module, "find_place", here)
+    monkeypatch.setattr(module, "make_plan", plan_here)
+    monkeypatch.setattr(
+        "edgehp.build.engine.options", lambda plan, place, batch, threads: _plain_options(batch)
+    )
+    path = shutil.copytree(deferred.path, tmp_path / deferred.path.name)
+    try:
+        result = module.finish(path, validate_on=parts / "val.zip", threads=1)
+    except CompatibilityError as e:  # onnxruntime keeps this flavour in floating point
+        assert "int8 was asked for" in str(e)
+        assert load_artifact(path, allow_deferred=True).manifest.state == "deferred"
+        return
+    assert result.manifest.state == "complete"
+    assert not (path / "reference.npz").exists()
+    assert result.manifest.target.module == "Jetson Orin Nano (p3767-0003)"
+
+
+def _plain_options(batch: tuple[int, int, int]) -> object:
+    from edgehp.engines.build import BuildOptions
+
+    return BuildOptions(precision="int8", batch=batch, threads=1)
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_rtx_engines_are_really_built(
+    request_: BuildRequest, tmp_path: Path, precision: str
+) -> None:
+    if (missing := _no_rtx()) is not None:
+        pytest.skip(missing)
+    calibration = request_.calibration if precision == "int8" else None
+    request = replace(
+        request_, target="rtx", precision=precision, calibration=calibration, output=tmp_path
+    )
+    result = build(request, device=Somewhere())
+    manifest = result.manifest
+    assert manifest.state == "complete"
+    assert manifest.precision.reached == precision
+    assert manifest.target.compute_capabilities == ("7.5", "8.6", "8.9", "12.0")
+    assert (result.path / "engine.plan").stat().st_size > 1_000_000
+    here = Somewhere(Gpu("RTX 4090", "8.9"))
+    assert load_artifact(result.path, device=here).engine.kind == "tensorrt-rtx"
+    with pytest.raises(CompatibilityError, match="V100"):
+        load_artifact(result.path, device=Somewhere(Gpu("V100", "7.0")))
+    with pytest.raises(EnvironmentalError, match="no NVIDIA driver"):
+        load_artifact(result.path, device=Somewhere())
+
+
+def _no_rtx() -> str | None:
+    try:
+        import tensorrt_rtx  # noqa: F401
+    except ImportError as e:
+        return f"TensorRT-RTX is not installed: {e}"
+    return None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"target": "cpu", "precision": "fp16", "calibration": None}, "fp16"),
+        ({"target": "rtx", "precision": "fp32", "calibration": None}, "7.5"),
+        ({"target": "orni"}, "did you mean"),
+        ({"network": "kd-resnet"}, "did you mean 'kd-resnet18"),
+    ],
+)
+def test_what_a_target_does_not_have(
+    request_: BuildRequest, tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        build(replace(request_, output=tmp_path / "d", **change))
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"precision": "int4"},
+        {"method": "guess"},
+        {"max_drop": float("nan")},
+        {"max_drop": -1.0},
+        {"precision": "fp32"},
+        {"batch": (2, 1, 4)},
+        {"batch": (0, 1, 1)},
+    ],
+)
+def test_requests_that_cannot_be_right(request_: BuildRequest, change: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        replace(request_, **change)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "version", "error", "words"),
+    [
+        (Gpu("V100", "7.0"), "10.13.3", CompatibilityError, "10.4"),
+        (Gpu("V100", "7.0"), "8.5.2", CompatibilityError, "8.6"),
+        (Gpu("T4", "7.5"), "10.3.0", EnvironmentalError, "T4 with 7.5"),
+    ],
+)
+def test_where_an_engine_can_be_built(
+    monkeypatch: pytest.MonkeyPatch, gpu: Gpu, version: str, error: type[Exception], words: str
+) -> None:
+    monkeypatch.setattr("edgehp.build.plan.engine_available", lambda kind: None)
+    device = Somewhere(gpu)
+    monkeypatch.setattr(device, "version", lambda kind: version)
+    with pytest.raises(error, match=words):
+        find_place(make_plan(BuildRequest("v100")), device)
+
+
+def test_v100_warns_and_compares(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgehp.build.plan.engine_available", lambda kind: None)
+    plan = make_plan(BuildRequest("v100"))
+    assert plan.compare
+    assert "slower" in plan.warnings[0]
+    assert not make_plan(BuildRequest("v100", precision="fp16")).compare
+    device = Somewhere(Gpu("V100", "7.0"))
+    monkeypatch.setattr(device, "version", lambda kind: "10.4.0")
+    assert find_place(plan, device).tensorrt == "10.4.0"
+
+
+def test_orin_is_said_aloud() -> None:
+    plan = make_plan(BuildRequest("orin"))
+    assert plan.target.name == "orin-agx-64gb"
+    assert "orin-agx-64gb" in plan.warnings[0]
+
+
+def test_too_few_crops_and_duplicates(parts: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="63 different calibration crops"):
+        load_calibration(build_parts.faces(tmp_path / "few.zip", 63, 5), PREPROCESSING)
+    folder = tmp_path / "twice"
+    folder.mkdir()
+    build_parts.faces(folder / "a.zip", 40, 5)
+    shutil.copy(folder / "a.zip", folder / "b.zip")
+    import zipfile
+
+    with zipfile.ZipFile(folder / "a.zip") as a, zipfile.ZipFile(folder / "b.zip", "w") as b:
+        for name in a.namelist():
+            b.writestr(name.replace("a/", "b/"), a.read(name))
+    with pytest.raises(DataError, match=r"40 different calibration crops \(40 duplicates"):
+        load_calibration(folder, PREPROCESSING)
+
+
+def test_calibration_crops_are_not_validated_on(parts: Path) -> None:
+    crops = load_calibration(parts / "cal.zip", PREPROCESSING)
+    other = load_calibration(parts / "val.zip", PREPROCESSING)
+    require_disjoint(crops, other)
+    with pytest.raises(UsageError, match="66 of the 66"):
+        require_disjoint(crops, crops)
+    assert appearance_warning(crops, other) is None
+    dark = replace(crops, crops=crops.crops // 4)
+    assert "look unlike" in str(appearance_warning(dark, other))
+
+
+def test_names_of_artifacts() -> None:
+    assert artifact_name("kd-resnet18", "cpu", "int8") == "kd-resnet18-cpu-int8"
+    assert artifact_name("../a b\n", "cpu", "int8") == "_a_b_-cpu-int8"
+    assert artifact_name("...", "cpu", "int8") == "network-cpu-int8"
+
+
+@pytest.fixture
+def cli() -> Iterator[CliRunner]:
+    yield CliRunner()
+
+
+def test_the_command_line(cli: CliRunner, request_: BuildRequest, tmp_path: Path) -> None:
+    arguments = ["--target", "cpu", "--precision", "fp32", "--network", request_.network]
+    arguments += ["--validate-on", str(request_.validate_on), "--output", str(tmp_path)]
+    done = cli.invoke(command, [*arguments, "--threads", "1", "--json"], catch_exceptions=False)
+    values = json.loads(done.stdout)
+    assert values["manifest"]["state"] == "complete"
+    assert load_artifact(values["path"]).manifest.precision.reached == "fp32"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--target", "cpu", "--batch", "1,2"],
+        ["--target", "cpu", "--batch", "x"],
+        ["--finish", "a", "--target", "cpu"],
+        ["a", "--finish", "a"],
+    ],
+)
+def test_arguments_that_cannot_be_right(cli: CliRunner, arguments: list[str]) -> None:
+    assert isinstance(cli.invoke(command, arguments).exception, UsageError)
+
+
+def test_engine_is_there() -> None:
+    assert engine_available("openvino") is None
