@@ -54,6 +54,7 @@ _OPTIONS = [
     click.option("--workers", default=2, show_default=True, help="Threads that make crops."),
     click.option("--held-back", default=0.04, show_default=True, help="Share for validation."),
     click.option("--skip-bad", is_flag=True, help="Leave damaged photos out, counted and listed."),
+    click.option("--licence", default="", help="Of the weights: kept in the file, said by build."),
 ]
 
 
@@ -121,7 +122,7 @@ def items(
     return found, extra
 
 
-def student_spec(network: str, size: int) -> NetworkSpec:
+def student_spec(network: str, size: int, licence: str = "") -> NetworkSpec:
     """The specification of a network to train: ``kd-resnet18`` ... ``kd-resnet152`` or ``ehpnet``.
 
     edgehp's own networks keep the face's aspect ratio (box rule ``square``), unlike the published
@@ -132,7 +133,8 @@ def student_spec(network: str, size: int) -> NetworkSpec:
     from edgehp.networks.spec import EHPNET, KD_RESNET
 
     if network == "ehpnet":
-        return replace(EHPNET, preprocessing=replace(EHPNET.preprocessing, size=size))
+        preprocessing = replace(EHPNET.preprocessing, size=size)
+        return replace(EHPNET, preprocessing=preprocessing, licence=licence)
     depth = network.removeprefix("kd-resnet")
     if not depth.isdecimal():
         raise UsageError(f"network {network!r} is neither ehpnet nor kd-resnet18 ... 152")
@@ -142,6 +144,7 @@ def student_spec(network: str, size: int) -> NetworkSpec:
         name=f"kd-resnet{depth}{suffix}",
         depth=int(depth),
         preprocessing=replace(KD_RESNET.preprocessing, size=size, box_rule="square"),
+        licence=licence,
     )
 
 

@@ -65,9 +65,7 @@ INTERRUPTED = 130
 @click.option("--output", type=click.Path(path_type=Path),
               help="Directory of the reports; by default reports/ in the artifact.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The reports as JSON on stdout.")
-@click.pass_context
 def command(
-    ctx: click.Context,
     artifact: Path | None,
     scenarios: tuple[str, ...],
     duration: float | None,
@@ -125,7 +123,7 @@ def command(
         print_json(reports[0] if len(reports) == 1 else reports)
     if partial:
         click.echo("edgehp: interrupted; the report is marked partial", err=True)
-        ctx.exit(INTERRUPTED)
+        click.get_current_context().exit(INTERRUPTED)
     if invalid and not allow_invalid:
         raise MeasurementError(
             f"the measurement is invalid: {'; '.join(invalid)}. Repeat it on a quiet machine, or "

@@ -54,7 +54,7 @@ def command(
     with _training.progress_bar(settings.epochs) as report:
         result = train_final(
             found,
-            _training.student_spec(network, options["size"]),
+            _training.student_spec(network, options["size"], options["licence"]),
             settings,
             out,
             extra=extra,

@@ -35,7 +35,8 @@ def command(photos: tuple[Path, ...], network: str, depth: int, out: Path, **opt
     found, extra = _training.items(photos, options)
     device = _training.pick_device(options["device"])
     base = network == "base"
-    spec = _training.student_spec(f"kd-resnet{depth}" if base else network, options["size"])
+    name = f"kd-resnet{depth}" if base else network
+    spec = _training.student_spec(name, options["size"], options["licence"])
     run = train_base if base else train_final
     with _training.progress_bar(settings.epochs) as report:
         result = run(
