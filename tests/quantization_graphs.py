@@ -28,8 +28,9 @@ def small_network(seed: int = 0, opset: int = 17) -> onnx.ModelProto:
     def conv(name: str, x: str, cin: int, cout: int, k: int, stride: int = 1) -> str:
         w = rng.normal(0, np.sqrt(2 / (cin * k * k)), (cout, cin, k, k))
         inputs = [constant(f"{name}.weight", w), constant(f"{name}.bias", rng.normal(0, 0.2, cout))]
-        return node("Conv", name, x, *inputs, kernel_shape=[k, k], strides=[stride] * 2,
-                    pads=[k // 2] * 4)  # fmt: skip
+        return node(
+            "Conv", name, x, *inputs, kernel_shape=[k, k], strides=[stride] * 2, pads=[k // 2] * 4
+        )
 
     x = node("Cast", "to_float", "crops", to=TensorProto.FLOAT)
     x = node("Transpose", "to_nchw", x, perm=[0, 3, 1, 2])
@@ -63,7 +64,7 @@ def small_network(seed: int = 0, opset: int = 17) -> onnx.ModelProto:
         [
             helper.make_tensor_value_info(o, TensorProto.FLOAT, ["batch", 3])
             for o in ("angles", "spread")
-        ],  # fmt: skip
+        ],
         constants,
     )
     return helper.make_model(

@@ -266,6 +266,9 @@ def test_quantise_chooses_by_measurement(network: onnx.ModelProto) -> None:
     assert result.difference.angles == min(d.angles for d in result.scores.values())
     judge = Judge(network, crops[held], threads=1)
     assert judge(result.model).angles == pytest.approx(result.difference.angles, abs=1e-6)
+    assert {"minmax", "mse+bias", "mse+equal0.9"} <= set(result.scores)
+    redone = emit(result.source, result.source_table, result.recipe, flavour="cpu")
+    assert redone.SerializeToString() == result.model.SerializeToString()
     # The table is reused for the same crops and refused for others.
     again = quantise(network, crops, flavour="tensorrt", table=result.table, threads=1)
     assert again.table is result.table

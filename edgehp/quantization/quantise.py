@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -16,11 +16,12 @@ from edgehp.errors import CompatibilityError, DataError, UsageError
 from edgehp.quantization.calibrate import calibrate, preprocessing_digest
 from edgehp.quantization.emit_cpu import emit_cpu
 from edgehp.quantization.emit_tensorrt import emit_tensorrt
+from edgehp.quantization.equalise import equalise
 from edgehp.quantization.graphview import network_digest
 from edgehp.quantization.lint import Finding, lint
 from edgehp.quantization.placement import FLAVOURS
 from edgehp.quantization.qdq import Recipe
-from edgehp.quantization.select import Difference, Judge, select, split_crops
+from edgehp.quantization.select import Difference, Judge, Subset, select, split_crops
 from edgehp.quantization.table import CalibrationTable, crops_digest
 from edgehp.quantization.thresholds import METHODS
 
@@ -34,6 +35,9 @@ __all__ = ["AUTO", "QuantisedModel", "emit", "quantise"]
 _log = logging.getLogger(__name__)
 AUTO = "auto"
 _CORRECTED = "+bias"
+# Each costs another pass over the crops. Measured: more helps symmetric activations, which have
+# one bit less; the best differs from network to network.
+_STRENGTHS = (0.5, 0.9)
 
 Crop = npt.NDArray[np.uint8]
 
@@ -44,14 +48,17 @@ class QuantisedModel:
 
     Attributes:
         model: the Q/DQ graph.
-        table: the calibration table it was emitted from.
+        table: the calibration table of the float graph; reuse this one.
         recipe: the choices made.
-        scores: candidate (method, ``"+bias"`` with bias correction) -> difference to FP32 on the
-            held-back crops.
+        scores: candidate -> difference to FP32 on the held-back crops; a name is the method,
+            ``"+bias"`` with bias correction, ``"+equalS"`` with equalisation of strength S.
         chosen: key of `scores` that `model` is.
         held_back: how many crops the scores were measured on.
         findings: of the lint; empty for a clean graph.
         flavour: ``"tensorrt"`` or ``"cpu"``.
+        source: the float graph that was quantised: the one given, or its equalised equal.
+        source_table: the calibration table of `source`.
+        equalisation: strength, 0 for none.
     """
 
     model: onnx.ModelProto
@@ -61,12 +68,29 @@ class QuantisedModel:
     chosen: str
     held_back: int
     findings: tuple[Finding, ...]
-    flavour: str = field(default="cpu")
+    flavour: str
+    source: onnx.ModelProto
+    source_table: CalibrationTable
+    equalisation: float = 0.0
 
     @property
     def difference(self) -> Difference:
         """The chosen graph's difference to FP32 on the held-back crops."""
         return self.scores[self.chosen]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A way to quantise, ready to be emitted."""
+
+    source: onnx.ModelProto
+    table: CalibrationTable
+    recipe: Recipe
+    equalisation: float
+    emitter: Callable[..., onnx.ModelProto]
+
+    def __call__(self) -> onnx.ModelProto:
+        return self.emitter(self.source, self.table, self.recipe)
 
 
 def emit(
@@ -105,6 +129,7 @@ def quantise(
     head: bool = False,
     quantise_sum: bool = True,
     bias_correction: bool | None = None,
+    equalisation: float | None = None,
     table: CalibrationTable | None = None,
     judge: Judge | None = None,
     threads: int | None = None,
@@ -123,6 +148,8 @@ def quantise(
         head: ``tensorrt`` only: Gemm nodes in integers too.
         quantise_sum: ``cpu`` only, see `emit_cpu`.
         bias_correction: True or False; None tries both and keeps the better.
+        equalisation: strength 0..1 of the cross-layer equalisation, 0 for none; None tries some
+            (with ``"auto"`` only) and keeps the best. Each costs a pass over the crops.
         table: a table to reuse; it must belong to this graph and to these crops.
         judge: reuse an earlier one (of the same held-back crops).
         threads: of the engine; None takes all cores.
@@ -142,37 +169,52 @@ def quantise(
     _same_preprocessing(model, spec)
     chosen, held = split_crops(crops)
     methods = tuple(METHODS) if method == AUTO else (method,)
-    own = [crops[i] for i in chosen]
+    own = Subset(crops, chosen)
     table = _table(model, own, methods, table, threads)
-    judge = judge or Judge(model, [crops[i] for i in held], threads=threads)
+    judge = judge or Judge(model, Subset(crops, held), threads=threads)
+    emitter = partial(emit, flavour=flavour, body=body, head=head, quantise_sum=quantise_sum)
 
-    options = (False, True) if bias_correction is None else (bias_correction,)
-    recipes = {
-        m + (_CORRECTED if b else ""): Recipe(m, {}, frozenset(keep_float), b)
-        for m in methods
-        for b in options
-    }
-    emitter = partial(
-        emit, model, table, flavour=flavour, body=body, head=head, quantise_sum=quantise_sum
-    )
-    candidates: dict[str, Callable[[], onnx.ModelProto]] = {
-        name: partial(emitter, recipe) for name, recipe in recipes.items()
-    }
-    selection = select(candidates, judge)
-    for name, d in selection.scores.items():
+    def candidates(strength: float, methods: Sequence[str]) -> dict[str, _Candidate]:
+        source, ranges = model, table
+        if strength > 0:
+            source = equalise(model, table, strength)
+            ranges = calibrate(source, own, methods=methods, threads=threads)
+        options = (False, True) if bias_correction is None else (bias_correction,)
+        suffix = f"+equal{strength:g}" if strength > 0 else ""
+        return {
+            m + (_CORRECTED if b else "") + suffix: _Candidate(
+                source, ranges, Recipe(m, {}, frozenset(keep_float), b), strength, emitter
+            )
+            for m in methods
+            for b in options
+        }
+
+    tried = candidates(equalisation or 0.0, methods)
+    selection = select(tried, judge)
+    scores = dict(selection.scores)
+    best, winner = selection.best, tried[selection.best]
+    if equalisation is None and method == AUTO:
+        for strength in _STRENGTHS:
+            more = candidates(strength, tuple({winner.recipe.method, "mse"}))
+            found = select(more, judge)
+            scores.update(found.scores)
+            if scores[found.best].angles < scores[best].angles:
+                best, winner = found.best, more[found.best]
+    for name, d in scores.items():
         _log.info("%s: mean |angle difference| to FP32 %.4f degrees", name, d.angles)
-    recipe = recipes[selection.best]
-    quantised = emitter(recipe)
-    findings = lint(quantised, flavour, keep_float=keep_float, head=head or flavour == "cpu")
+    quantised = winner()
     return QuantisedModel(
         model=quantised,
         table=table,
-        recipe=replace(recipe),
-        scores=MappingProxyType(dict(selection.scores)),
-        chosen=selection.best,
+        recipe=winner.recipe,
+        scores=MappingProxyType(scores),
+        chosen=best,
         held_back=len(held),
-        findings=findings,
+        findings=lint(quantised, flavour, keep_float=keep_float, head=head or flavour == "cpu"),
         flavour=flavour,
+        source=winner.source,
+        source_table=winner.table,
+        equalisation=winner.equalisation,
     )
 
 

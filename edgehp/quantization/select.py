@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from edgehp.quantization.runner import Runner
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Difference", "Judge", "Selection", "select", "split_crops"]
+__all__ = ["Difference", "Judge", "Selection", "Subset", "select", "split_crops"]
 
 Crop = npt.NDArray[np.uint8]
 _HELD_BACK = 128
@@ -70,6 +70,26 @@ def split_crops(crops: Sequence[Crop]) -> tuple[list[int], list[int]]:
         return list(range(len(crops))), list(range(len(crops)))
     judged = [i for i, d in enumerate(digests) if d in held]
     return [i for i, d in enumerate(digests) if d not in held], judged
+
+
+class Subset(Sequence[Crop]):
+    """Some of the crops, read when they are asked for: loading thousands at once takes memory."""
+
+    def __init__(self, crops: Sequence[Crop], indices: Sequence[int]) -> None:
+        self._crops = crops
+        self._indices = indices
+
+    @overload
+    def __getitem__(self, index: int) -> Crop: ...
+    @overload
+    def __getitem__(self, index: slice) -> Subset: ...
+    def __getitem__(self, index: int | slice) -> Crop | Subset:
+        if isinstance(index, slice):
+            return Subset(self._crops, self._indices[index])
+        return self._crops[self._indices[index]]
+
+    def __len__(self) -> int:
+        return len(self._indices)
 
 
 class Judge:
