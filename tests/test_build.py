@@ -218,7 +218,7 @@ def test_a_complete_artifact_is_not_finished_again(built: BuildResult) -> None:
 def test_a_deferred_artifact_is_finished_where_the_engine_is(
     deferred: BuildResult, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The device's TensorRT is played by onnxruntime: everything around it is real."""
+    """The device's TensorRT is played by OpenVINO: everything around it is real."""
     from edgehp.build import finish as module
     from edgehp.build.plan import Place, Plan
 
@@ -227,7 +227,7 @@ def test_a_deferred_artifact_is_finished_where_the_engine_is(
         return Place(Gpu("Orin", "8.7"), "Jetson Orin Nano (p3767-0003)", "10.3.0")
 
     def plan_here(request: BuildRequest) -> Plan:
-        return replace(make_plan(request), kind="onnxruntime")
+        return replace(make_plan(request), kind="openvino")
 
     monkeypatch.setattr(module, "find_place", here)
     monkeypatch.setattr(module, "make_plan", plan_here)
@@ -235,15 +235,16 @@ def test_a_deferred_artifact_is_finished_where_the_engine_is(
         "edgehp.build.engine.options", lambda plan, place, batch, threads: _plain_options(batch)
     )
     path = shutil.copytree(deferred.path, tmp_path / deferred.path.name)
-    try:
-        result = module.finish(path, validate_on=parts / "val.zip", threads=1)
-    except CompatibilityError as e:  # onnxruntime keeps this flavour in floating point
-        assert "int8 was asked for" in str(e)
-        assert load_artifact(path, allow_deferred=True).manifest.state == "deferred"
-        return
+    result = module.finish(path, validate_on=parts / "val.zip", threads=1)
     assert result.manifest.state == "complete"
     assert not (path / "reference.npz").exists()
-    assert result.manifest.target.module == "Jetson Orin Nano (p3767-0003)"
+    manifest = result.manifest
+    assert manifest.target.module == "Jetson Orin Nano (p3767-0003)"
+    assert manifest.precision.reached == "int8"
+    assert manifest.accuracy is not None
+    assert manifest.accuracy.measured_with.endswith("the engine itself")
+    assert manifest.build.steps[-1].name == "accuracy, on the device"
+    assert {f.path for f in manifest.files} >= {"engine.onnx", "golden.png", "calibration.csv"}
 
 
 def _plain_options(batch: tuple[int, int, int]) -> object:
