@@ -72,13 +72,9 @@ def assemble(measured: Measured, context: Context) -> dict[str, Any]:
     """The report as a dictionary; its form is ``benchmark-report.schema.json``."""
     plan = context.plan
     roles = [r for r in (ARTIFACT, REFERENCE) if r in context.subjects]
-    latencies = {
-        role: {s: _latency(measured.of(role), s) for s in STAGES} for role in roles
-    }
+    latencies = {role: {s: _latency(measured.of(role), s) for s in STAGES} for role in roles}
     idle = _idle(measured, context.power)
-    results = {
-        role: _result(role, measured, latencies[role], context, idle) for role in roles
-    }
+    results = {role: _result(role, measured, latencies[role], context, idle) for role in roles}
     headline = None
     if plan.headline is not None:
         headline = (plan.headline, {r: latencies[r]["end_to_end"] for r in roles})
@@ -113,7 +109,8 @@ def assemble(measured: Measured, context: Context) -> dict[str, Any]:
         "roofline": {r: dict(v) for r, v in context.roofline.items()},
         "timeline": _timeline(measured, context),
     }
-    return _finite(report)
+    finite: dict[str, Any] = _finite(report)
+    return finite
 
 
 def _latency(turns: Sequence[Turn], stage: str) -> Latency | None:

@@ -17,8 +17,10 @@ from edgehp.device import SYSTEM_ROOT, find_jetson, l4t_release, memory_gib, rea
 
 __all__ = ["describe_host", "peak_memory_mib", "power_mode"]
 
-_PACKAGES = ("numpy", "opencv-python-headless", "openvino", "onnxruntime", "tensorrt",
-             "tensorrt-rtx-cu13", "cuda-bindings", "pycuda", "jetson-stats", "nvidia-ml-py")  # fmt: skip
+_PACKAGES = (
+    *("numpy", "opencv-python-headless", "openvino", "onnxruntime", "tensorrt"),
+    *("tensorrt-rtx-cu13", "cuda-bindings", "pycuda", "jetson-stats", "nvidia-ml-py"),
+)
 # What changes how threads are placed, or how long they wait for work.
 _VARIABLES = re.compile(r"^(OMP|MKL|KMP|GOMP|OV|ORT|CUDA|TBB|OPENBLAS)_[A-Z_]+$")
 

@@ -45,9 +45,7 @@ class Lane:
     batch: int
 
     @classmethod
-    def of(
-        cls, role: str, engine: Engine, spec: Preprocessing, frames: Frames, batch: int
-    ) -> Lane:
+    def of(cls, role: str, engine: Engine, spec: Preprocessing, frames: Frames, batch: int) -> Lane:
         """A lane with its crops cut."""
         return cls(role, engine, spec, frames, frames.crops(spec), batch)
 
@@ -143,8 +141,7 @@ def warm_up(lane: Lane, limit_s: float, clock: Callable[[], float] = perf_counte
         block: list[float] = []
         began = clock()
         while not block or (
-            clock() - start < limit_s
-            and (len(block) < _BLOCK_CALLS or clock() - began < _BLOCK_S)
+            clock() - start < limit_s and (len(block) < _BLOCK_CALLS or clock() - began < _BLOCK_S)
         ):
             t = clock()
             lane.engine.infer(next(batches))

@@ -50,9 +50,7 @@ class Plan:
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
         if self.scenario not in SCENARIOS:
-            raise UsageError(
-                f"scenario {self.scenario!r} is none of {', '.join(SCENARIOS)}"
-            )
+            raise UsageError(f"scenario {self.scenario!r} is none of {', '.join(SCENARIOS)}")
         for name, low, high in (
             ("duration_s", 0.1, 86_400.0),
             ("fps", 0.1, 1000.0),

@@ -1,6 +1,261 @@
-"""stub"""
+"""The roofline: how much of what the hardware could do a network really does.
+
+Williams, Waterman & Patterson, "Roofline: an insightful visual performance model", CACM 2009. The
+operations and bytes are counted from the deployed graph, the peaks come from the target's data for
+the active power mode. Bytes have two ends: *least*, where activations never leave the chip
+(weights, input and output once), and *layer by layer*, where every convolution reads its input and
+writes its output in memory. The truth lies between; where the two name different binding sides,
+the report says so.
+"""
+
 from __future__ import annotations
-from typing import Any
-def roofline_of(network: Any, result: Any, host: Any) -> dict[str, Any]:
-    """Stub."""
-    return {"reason": "not yet"}
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgehp.errors import DataError, UsageError
+from edgehp.targets import Peaks, Target, load_target
+
+if TYPE_CHECKING:
+    from edgehp.validation.subjects import OpenedNetwork
+
+__all__ = ["Work", "count_work", "peaks_for", "roofline", "roofline_of"]
+
+# Operators that multiply; all others together are below 1 % of a ResNet.
+_MULTIPLY = ("Conv", "Gemm", "MatMul")
+_INT8_BYTES, _FP16_BYTES, _FP32_BYTES = 1, 2, 4
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one image costs.
+
+    Attributes:
+        operations: multiplications and additions, two for each multiply-accumulate.
+        weight_bytes: weights at the precision they are stored in.
+        input_output_bytes: the crop and the answer.
+        activation_bytes: inputs and outputs of every multiplying layer.
+        layers: multiplying layers counted.
+    """
+
+    operations: int
+    weight_bytes: int
+    input_output_bytes: int
+    activation_bytes: int
+    layers: int
+
+    def least_bytes(self, batch: int) -> float:
+        """Bytes an image if activations stay on the chip; weights are shared by the batch."""
+        return self.weight_bytes / batch + self.input_output_bytes
+
+    def layer_bytes(self, batch: int) -> float:
+        """Bytes an image if every layer goes through memory."""
+        return self.least_bytes(batch) + self.activation_bytes
+
+
+def count_work(graph: Path, precision: str) -> Work:
+    """Count the work of a deployed ONNX graph for one image.
+
+    Args:
+        graph: with the batch dimension free or fixed.
+        precision: ``"int8"``, ``"fp16"`` or ``"fp32"``: of the layers that Q/DQ nodes do not say
+            otherwise of; a layer whose weights come through a DequantizeLinear is counted in INT8.
+
+    Raises:
+        DataError: the file is not such a graph, or its shapes cannot be inferred.
+        ModuleNotFoundError: the package onnx is not installed.
+    """
+    import onnx
+    from onnx import numpy_helper, shape_inference
+
+    try:
+        model = onnx.load(str(graph))
+        for value in model.graph.input:
+            value.type.tensor_type.shape.dim[0].dim_value = 1
+        inferred = shape_inference.infer_shapes(model)
+    except (OSError, ValueError, RuntimeError) as e:
+        raise DataError(f"{graph} cannot be read as an ONNX graph: {e}") from e
+    shapes = {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
+    }
+    constants = {i.name: list(i.dims) for i in inferred.graph.initializer}
+    for node in inferred.graph.node:
+        if node.op_type == "Constant":
+            value = next((a.t for a in node.attribute if a.name == "value"), None)
+            if value is not None:
+                constants[node.output[0]] = list(numpy_helper.to_array(value).shape)
+    made_by = {o: n for n in inferred.graph.node for o in n.output}
+    size = {"int8": _INT8_BYTES, "fp16": _FP16_BYTES}.get(precision, _FP32_BYTES)
+    quantised = any(n.op_type == "DequantizeLinear" for n in inferred.graph.node)
+    operations = weights = activations = layers = 0
+    for node in inferred.graph.node:
+        if node.op_type not in _MULTIPLY:
+            continue
+        weight, int8 = _weight(node.input[1], made_by, constants)
+        out = shapes.get(node.output[0], [])
+        into = shapes.get(node.input[0], [])
+        if weight is None or not out or 0 in out[1:] or 0 in into[1:]:
+            raise DataError(f"{graph}: the shapes of {node.name or node.output[0]} are not known")
+        # Where the graph has Q/DQ at all, a layer without runs in the graph's own type.
+        width = _INT8_BYTES if int8 else (_FP32_BYTES if quantised and size == 1 else size)
+        kernel = math.prod(weight)
+        if node.op_type == "Conv":
+            # [out, in / groups, h, w]: one multiply-accumulate an element and output pixel.
+            operations += 2 * kernel * math.prod(out[2:])
+        else:
+            operations += 2 * kernel
+        weights += kernel * width
+        activations += (math.prod(into[1:]) + math.prod(out[1:])) * width
+        layers += 1
+    if layers == 0:
+        raise DataError(f"{graph}: no multiplying layer found")
+    io = math.prod(shapes[inferred.graph.input[0].name]) + sum(
+        _FP32_BYTES * math.prod(shapes[o.name][1:]) for o in inferred.graph.output
+    )
+    return Work(operations, weights, io, activations, layers)
+
+
+def _weight(
+    name: str, made_by: Mapping[str, Any], constants: Mapping[str, list[int]]
+) -> tuple[list[int] | None, bool]:
+    """The shape of a weight, followed up through Q/DQ and casts, and whether it is quantised."""
+    int8 = False
+    for _ in range(8):
+        if name in constants:
+            return constants[name], int8
+        node = made_by.get(name)
+        if node is None or node.op_type not in (
+            *("DequantizeLinear", "QuantizeLinear", "Cast", "Identity", "Transpose"),
+        ):
+            return None, int8
+        int8 = int8 or node.op_type == "DequantizeLinear"
+        name = node.input[0]
+    return None, int8
+
+
+def peaks_for(target: Target, mode: str | None) -> tuple[Peaks | None, str]:
+    """The peaks of the active power mode or board, or None, and what was chosen or missing.
+
+    Args:
+        target: of the artifact.
+        mode: name of the active power mode (Jetson) or of the GPU; None if unknown.
+    """
+    candidates = target.power_modes or target.boards
+    if not candidates:
+        return None, f"the target {target.name} states no peak figures"
+    if mode is not None:
+        wanted = _plain(mode)
+        for peaks in candidates:
+            if _plain(peaks.name) == wanted or (
+                not target.power_modes and _plain(peaks.name) in wanted
+            ):
+                return peaks, f"{peaks.name}, found active"
+        return None, (
+            f"{mode!r} is not among the peaks of {target.name}: "
+            f"{', '.join(p.name for p in candidates)}"
+        )
+    if len(candidates) == 1:
+        return candidates[0], f"{candidates[0].name}, the only one of {target.name}"
+    return None, f"it is not known which of {', '.join(p.name for p in candidates)} is active"
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.upper() if c.isalnum())
+
+
+def roofline(
+    work: Work, peaks: Peaks, precision: str, images_per_s: float, batch: int
+) -> dict[str, Any]:
+    """Place a measured throughput under the roof.
+
+    Args:
+        work: of one image.
+        peaks: of the hardware.
+        precision: ``"int8"`` or ``"fp16"``, whose peak counts.
+        images_per_s: measured, of inference alone.
+        batch: images a call.
+    """
+    compute = (peaks.int8_tops if precision == "int8" else peaks.fp16_tflops) * 1e12
+    reached = work.operations * images_per_s
+    ends = {}
+    for name, count in (
+        ("least", work.least_bytes(batch)),
+        ("layer by layer", work.layer_bytes(batch)),
+    ):
+        intensity = work.operations / count
+        roof, side = compute, "compute"
+        if peaks.bandwidth_gb_s is not None:
+            memory = intensity * peaks.bandwidth_gb_s * 1e9
+            if memory < compute:
+                roof, side = memory, "memory"
+        ends[name] = {
+            "bytes_per_image": count,
+            "intensity": intensity,
+            "roof_ops_per_s": roof,
+            "bound": side if peaks.bandwidth_gb_s is not None else None,
+            "fraction": reached / roof,
+        }
+    sides = {e["bound"] for e in ends.values()}
+    return {
+        "reached_ops_per_s": reached,
+        "peak_ops_per_s": compute,
+        "bandwidth_gb_s": peaks.bandwidth_gb_s,
+        "fraction_of_compute": reached / compute,
+        "bound": sides.pop() if len(sides) == 1 else "between compute and memory",
+        "ends": ends,
+        "peaks": {"name": peaks.name, "measured": peaks.measured, "source": peaks.source},
+    }
+
+
+def roofline_of(
+    network: OpenedNetwork, result: Mapping[str, Any], mode: str | None
+) -> dict[str, Any]:
+    """The roofline of one measured network; what is missing is null with a reason.
+
+    Args:
+        network: opened.
+        result: its part of the report.
+        mode: the active power mode.
+    """
+    found: dict[str, Any] = {"work": None, "roofline": None, "reason": None}
+    artifact = network.artifact
+    if artifact is None:
+        return {**found, "reason": "the roofline is of the artifact only"}
+    manifest = artifact.manifest
+    precision = manifest.precision.reached or manifest.precision.asked
+    try:
+        work = count_work(artifact.graph_path, precision)
+    except ModuleNotFoundError as e:
+        return {**found, "reason": f"counting needs the package {e.name!r}"}
+    except DataError as e:
+        return {**found, "reason": str(e)}
+    found["work"] = asdict(work)
+    try:
+        target = load_target(manifest.target.name)
+    except (UsageError, DataError) as e:
+        return {**found, "reason": str(e)}
+    peaks, chosen = peaks_for(target, mode if target.power_modes else manifest.target.gpu or mode)
+    if peaks is None:
+        return {**found, "reason": chosen}
+    if precision not in ("int8", "fp16"):
+        return {**found, "reason": f"the target states no peak for {precision}"}
+    rate, batch = _inference_rate(result)
+    if rate is None:
+        return {**found, "reason": "no inference was finished"}
+    return {**found, "chosen": chosen, "roofline": roofline(work, peaks, precision, rate, batch)}
+
+
+def _inference_rate(result: Mapping[str, Any]) -> tuple[float | None, int]:
+    """Images a second of inference alone, and the images of a call."""
+    offline = result["offline"]
+    if offline is not None:
+        return offline["inference_images_per_s"], int(offline["batch"])
+    latency = result["stages"]["inference"]
+    if latency is None or not result["calls"]:
+        return None, 1
+    batch = max(1, round(result["images"] / result["calls"]))
+    return 1e3 / latency["mean_ms"] * batch, batch

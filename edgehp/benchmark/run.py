@@ -117,6 +117,8 @@ def measure(
     try:
         if measure_idle and plan.idle_s > 0:
             tell(Progress("idle"))
+            # A sample before the idle time begins, as its edge.
+            _settle(recorders)
             at = perf_counter()
             time.sleep(plan.idle_s)
             idle = (at, perf_counter())

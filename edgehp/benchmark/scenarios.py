@@ -72,9 +72,7 @@ def single_stream(lane: Lane, seconds: float, clock: Clock = perf_counter) -> Tu
         done.append(end - ready)
         total.append(end - began)
     stages = {"preprocessing": _of(prepared), "inference": _of(done), "end_to_end": _of(total)}
-    return Turn(
-        lane.role, END_TO_END, start, end, len(total) * batch, len(total), stages, {}
-    )
+    return Turn(lane.role, END_TO_END, start, end, len(total) * batch, len(total), stages, {})
 
 
 def offline(

@@ -76,15 +76,6 @@ def benchmark(
     """
     plan = request.plan
     with ExitStack() as stack:
-        # Before any engine is compiled: this may end the command.
-        meter, reason = open_meter(request.meter)
-        if meter is None and request.require_power:
-            raise MeasurementError(
-                f"power was required and cannot be measured: {reason}; leave out --require-power "
-                "or name a meter with --power"
-            )
-        if meter is not None:
-            stack.callback(meter.close)
         batch = plan.batch or 1
         opened = stack.enter_context(
             open_artifact(request.artifact, threads=plan.threads, batch=batch)
@@ -93,6 +84,14 @@ def benchmark(
         if found is None:
             raise UsageError("only an artifact can be measured")
         verify_golden(found, opened.engine)
+        meter, reason = open_meter(request.meter, found.engine.kind)
+        if meter is not None:
+            stack.callback(meter.close)
+        elif request.require_power:
+            raise MeasurementError(
+                f"power was required and cannot be measured: {reason}; leave out --require-power "
+                "or name a meter with --power"
+            )
         other, other_reason = _other(request, opened, stack, batch)
         frames = photo_frames(request.frames) if request.frames else camera_frames(found)
         networks = {ARTIFACT: opened} | ({REFERENCE: other} if other else {})
@@ -129,7 +128,7 @@ def benchmark(
             ),
         )
         report["roofline"] = {
-            role: roofline_of(network, report["results"][role], host)
+            role: roofline_of(network, report["results"][role], host["power_mode"])
             for role, network in networks.items()
         }
         if request.require_power:

@@ -143,7 +143,7 @@ def _throttling(seen: Sequence[HostState], reasons: list[str], unknown: list[str
         more = count - seen[0].throttles.get(name, count)
         if more > 0:
             reasons.append(f"throttling: {name} counted {more} more")
-    hot = {}
+    hot: dict[str, float] = {}
     for state in seen:
         for zone, trip in state.trips.items():
             if state.temperatures.get(zone, -273.0) >= trip:

@@ -78,4 +78,5 @@ def read_report(path: Path) -> dict[str, Any]:
             f"{path}: found schema {schema!r} of a {kind} report, this edgehp reads up to "
             f"{KINDS[kind]}: use a newer edgehp, or measure again"
         )
-    return values
+    found: dict[str, Any] = values
+    return found

@@ -33,6 +33,7 @@ class MeterInfo:
         total: rails whose sum is the total; they are disjoint. Empty where there is no total.
         includes: what is inside the total, for people, or why there is none.
         period_s: seconds between samples.
+        buffered: several readings may be waiting; it is read until there is none.
     """
 
     name: str
@@ -41,6 +42,7 @@ class MeterInfo:
     total: tuple[str, ...]
     includes: str
     period_s: float
+    buffered: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -77,17 +77,21 @@ class PowerRecorder:
         if self._thread is not None:
             self._thread.join(_JOIN_S)
 
+    def _read(self) -> None:
+        while (sample := self._meter.read()) is not None:
+            self._samples.append(sample)
+            if not self.info.buffered:
+                return
+
     def _run(self) -> None:
         due = self._clock()
         while not self._end.is_set():
             try:
-                sample = self._meter.read()
+                self._read()
             except (EdgehpError, OSError) as e:
                 self.failure = str(e)
                 logger.warning("power meter %s: %s", self._meter.info.name, e)
                 return
-            if sample is not None:
-                self._samples.append(sample)
             # On a grid, so that a slow read does not shift all that follow.
             due = max(due + self.period_s, self._clock())
             self._end.wait(max(0.0, due - self._clock()))

@@ -1,0 +1,157 @@
+"""NVML: energy, power, clocks and throttling of NVIDIA GPUs, through ``nvidia-ml-py``.
+
+The energy counter counts millijoules since the driver was loaded, on Volta and newer; the power
+reading is a fallback for older boards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from time import perf_counter
+from typing import Any
+
+from edgehp.benchmark.power.base import ENERGY, POWER, MeterInfo, Rail, Sample
+from edgehp.benchmark.watch import HostState
+from edgehp.errors import EnvironmentalError, MeasurementError
+
+__all__ = ["THROTTLE_REASONS", "GpuState", "NvmlMeter", "open_gpu_state"]
+
+# The counter moves about every 100 ms; reading faster only repeats values.
+_PERIOD_S = 0.1
+# nvmlClocksEventReason* of nvml.h that mean the board went below what was asked of it.
+THROTTLE_REASONS = {
+    0x04: "power cap",
+    0x08: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+}
+
+
+class NvmlMeter:
+    """The energy counter of one GPU, or its power where there is no counter."""
+
+    def __init__(
+        self, index: int = 0, module: Any = None, clock: Callable[[], float] = perf_counter
+    ) -> None:
+        """Open the driver's library.
+
+        Args:
+            index: of the GPU.
+            module: stands for the package ``pynvml``; imported when omitted.
+            clock: monotonic seconds.
+
+        Raises:
+            EnvironmentalError: the package, the driver or the GPU is missing.
+        """
+        self._clock = clock
+        self._nvml, self._handle = _open(index, module)
+        self._joules_at_open = self._counter()
+        kind = POWER if self._joules_at_open is None else ENERGY
+        if kind == POWER:
+            self._watts()
+        name = "gpu"
+        self._info = MeterInfo(
+            "nvml",
+            kind,
+            (Rail(name, "the whole GPU board with its memory"),),
+            (name,),
+            "the GPU board with its memory; not the processor or the rest of the machine",
+            _PERIOD_S,
+        )
+
+    @property
+    def info(self) -> MeterInfo:
+        """What it is."""
+        return self._info
+
+    def read(self) -> Sample:
+        """Joules since it was opened, or watts.
+
+        Raises:
+            MeasurementError: the driver no longer answers, or was loaded anew.
+        """
+        before = self._clock()
+        if self._joules_at_open is None:
+            value = self._watts()
+        else:
+            counted = self._counter()
+            if counted is None or counted < self._joules_at_open:
+                raise MeasurementError("the GPU's energy counter stopped or was set back")
+            value = counted - self._joules_at_open
+        return Sample((before + self._clock()) / 2, {"gpu": value})
+
+    def close(self) -> None:
+        """Let go of the library."""
+        _quietly(self._nvml, self._nvml.nvmlShutdown)
+
+    def _counter(self) -> float | None:
+        try:
+            return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1e3
+        except self._nvml.NVMLError:
+            return None
+
+    def _watts(self) -> float:
+        try:
+            return float(self._nvml.nvmlDeviceGetPowerUsage(self._handle)) / 1e3
+        except self._nvml.NVMLError as e:
+            raise MeasurementError(f"the GPU does not tell its power ({e})") from e
+
+
+class GpuState:
+    """Adds a GPU's temperature, clock and throttling to the state of the machine."""
+
+    def __init__(self, index: int = 0, module: Any = None) -> None:
+        """Open the driver's library; arguments and errors as of `NvmlMeter`."""
+        self._nvml, self._handle = _open(index, module)
+
+    def fill(self, state: HostState) -> HostState:
+        """The state with what the GPU tells; what it does not tell stays as it was."""
+        nvml, handle = self._nvml, self._handle
+        reasons = _quietly(nvml, lambda: int(_throttle_call(nvml)(handle)))
+        mhz = _quietly(nvml, lambda: float(nvml.nvmlDeviceGetClockInfo(handle, 1)))
+        degrees = _quietly(nvml, lambda: float(nvml.nvmlDeviceGetTemperature(handle, 0)))
+        return replace(
+            state,
+            reasons=tuple(text for bit, text in THROTTLE_REASONS.items() if (reasons or 0) & bit),
+            gpu_mhz=mhz,
+            temperatures=state.temperatures | ({} if degrees is None else {"GPU": degrees}),
+        )
+
+
+def open_gpu_state() -> GpuState | None:
+    """The first GPU's state, None where NVML cannot be used."""
+    try:
+        return GpuState()
+    except EnvironmentalError:
+        return None
+
+
+def _open(index: int, module: Any) -> tuple[Any, Any]:
+    try:
+        nvml = import_module("pynvml") if module is None else module
+    except ImportError as e:
+        raise EnvironmentalError(
+            f"NVML cannot be used ({e}); install it with: pip install nvidia-ml-py"
+        ) from e
+    try:
+        nvml.nvmlInit()
+        return nvml, nvml.nvmlDeviceGetHandleByIndex(index)
+    except nvml.NVMLError as e:
+        raise EnvironmentalError(f"NVML finds no GPU {index} ({e})") from e
+
+
+def _throttle_call(nvml: Any) -> Any:
+    """The call under its new name or, before driver 535, its old one."""
+    new = "nvmlDeviceGetCurrentClocksEventReasons"
+    old = "nvmlDeviceGetCurrentClocksThrottleReasons"
+    return getattr(nvml, new, None) or getattr(nvml, old)
+
+
+def _quietly(nvml: Any, call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except nvml.NVMLError:
+        return None

@@ -1,0 +1,118 @@
+"""RAPL: energy counters of x86 processors, read from sysfs.
+
+``/sys/class/powercap/intel-rapl:*/energy_uj`` counts microjoules and starts again at
+``max_energy_range_uj`` (Linux kernel, Documentation/power/powercap/powercap.rst). AMD processors
+appear under the same name. Readable by root only, since CVE-2020-8694.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+from edgehp.benchmark.power.base import ENERGY, MeterInfo, Rail, Sample, Unwrapper
+from edgehp.device import SYSTEM_ROOT, read_text
+from edgehp.errors import EnvironmentalError, MeasurementError
+
+__all__ = ["RaplMeter"]
+
+# Hardware updates every millisecond; the shortest wrap of a big server takes about a minute.
+_PERIOD_S = 0.1
+_MEANING = {
+    "package": "the processor package",
+    "dram": "the memory of a package",
+    "core": "the cores, part of the package",
+    "uncore": "the graphics unit, part of the package",
+    "psys": "the platform as its maker wired it; contains the package",
+}
+
+
+@dataclass
+class _Domain:
+    name: str
+    path: Path
+    unwrap: Unwrapper
+
+
+class RaplMeter:
+    """Every readable domain."""
+
+    def __init__(self, root: Path = SYSTEM_ROOT, clock: Callable[[], float] = perf_counter) -> None:
+        """Find the domains.
+
+        Raises:
+            EnvironmentalError: there are none, or they may not be read.
+        """
+        self._clock = clock
+        found = _domains(root)
+        if not found:
+            raise EnvironmentalError(
+                "no RAPL energy counter: not an x86 processor, or a virtual machine"
+            )
+        self._domains = [d for d in found if _count(d.path) is not None]
+        if not self._domains:
+            raise EnvironmentalError(
+                "the RAPL energy counters can be read by root only: run as root, or allow it with "
+                "chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj"
+            )
+        # Cores are inside the package, psys around it: adding either would count twice.
+        total = tuple(d.name for d in self._domains if d.name.startswith(("package", "dram")))
+        self._info = MeterInfo(
+            "rapl",
+            ENERGY,
+            tuple(Rail(d.name, _meaning(d.name)) for d in self._domains),
+            total,
+            f"{', '.join(total)}: not the board, disks or the power supply"
+            if total
+            else "no total: no package counter can be read",
+            _PERIOD_S,
+        )
+
+    @property
+    def info(self) -> MeterInfo:
+        """What it is."""
+        return self._info
+
+    def read(self) -> Sample:
+        """Joules of every domain since the first reading.
+
+        Raises:
+            MeasurementError: a counter no longer answers.
+        """
+        before = self._clock()
+        joules = {}
+        for domain in self._domains:
+            count = _count(domain.path)
+            if count is None:
+                raise MeasurementError(f"the RAPL counter {domain.name} no longer answers")
+            joules[domain.name] = domain.unwrap.add(count) * 1e-6
+        return Sample((before + self._clock()) / 2, joules)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _domains(root: Path) -> list[_Domain]:
+    found = []
+    base = root / "sys/class/powercap"
+    for path in sorted(base.glob("intel-rapl:*")):
+        name = (read_text(path / "name", 64) or "").strip()
+        largest = _count(path / "max_energy_range_uj")
+        if not name or largest is None:
+            continue
+        # intel-rapl:0:2 is the part "dram" of intel-rapl:0, "package-0".
+        if path.name.count(":") == 2:
+            name = f"{name}-{path.name.split(':')[1]}"
+        found.append(_Domain(name, path / "energy_uj", Unwrapper(largest)))
+    return found
+
+
+def _meaning(name: str) -> str:
+    return _MEANING.get(name.rsplit("-", 1)[0], "not documented here")
+
+
+def _count(path: Path) -> float | None:
+    text = (read_text(path, 64) or "").strip()
+    return float(text) if text.isdigit() else None

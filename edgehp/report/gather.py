@@ -1,0 +1,161 @@
+"""Collect what belongs into one report: benchmarks, validations, the manifest, worst photos."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from edgehp.artifact.check import read_manifest
+from edgehp.artifact.manifest import MANIFEST_NAME
+from edgehp.benchmark.plan import SCENARIOS
+from edgehp.crop import Image, Preprocessing, crop_face
+from edgehp.datasets.faces import read_faces
+from edgehp.errors import CompatibilityError, DataError
+from edgehp.report.files import KINDS, read_report
+
+__all__ = ["Material", "Photo", "gather", "worst_photos"]
+
+logger = logging.getLogger(__name__)
+
+_SHOWN_PX = 160
+_MOST_PHOTOS = 12
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A worst case: its name, error and angles in degrees, and the crop as a data URL or None."""
+
+    name: str
+    error: float
+    truth: tuple[float, ...]
+    predicted: tuple[float, ...]
+    data: str | None
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a report is made of.
+
+    Attributes:
+        benchmarks: reports of kind ``benchmark``, by scenario.
+        validations: reports of kind ``validation``.
+        manifest: of the artifact, as a dictionary; None where no directory was given.
+        sensitivity: name and cost in degrees of each layer; empty if not measured.
+    """
+
+    benchmarks: tuple[Mapping[str, Any], ...]
+    validations: tuple[Mapping[str, Any], ...]
+    manifest: Mapping[str, Any] | None
+    sensitivity: tuple[tuple[str, float], ...] = ()
+
+
+def gather(sources: Sequence[Path]) -> Material:
+    """Read reports from files and from artifact directories.
+
+    Args:
+        sources: report files, and directories that hold them (an artifact with ``reports/``).
+
+    Raises:
+        DataError: nothing to report on, or a file that was named is no report.
+        CompatibilityError: a manifest that cannot be accepted.
+    """
+    reports: list[dict[str, Any]] = []
+    manifest = None
+    sensitivity: tuple[tuple[str, float], ...] = ()
+    for source in sources:
+        if not source.is_dir():
+            reports.append(read_report(source))
+            continue
+        if (source / MANIFEST_NAME).is_file():
+            manifest = read_manifest(source).to_dict()
+        for path in sorted([*source.glob("*.json"), *source.glob("reports/*.json")]):
+            if path.name == MANIFEST_NAME:
+                continue
+            found = _kind(path)
+            if found in KINDS:
+                reports.append(read_report(path))
+            elif found == "sensitivity":
+                sensitivity = _sensitivity(path)
+            else:
+                logger.info("passed over %s: not a report", path)
+    order = {name: i for i, name in enumerate(SCENARIOS)}
+    benchmarks = tuple(
+        sorted(
+            (r for r in reports if r["kind"] == "benchmark"),
+            key=lambda r: order.get(r["scenario"]["scenario"], len(order)),
+        )
+    )
+    validations = tuple(r for r in reports if r["kind"] == "validation")
+    if not benchmarks and not validations and manifest is None:
+        raise DataError(
+            f"no report in {', '.join(map(str, sources))}; make some with 'edgehp bench' or "
+            "'edgehp validate --report FILE'"
+        )
+    return Material(benchmarks, validations, manifest, sensitivity)
+
+
+def worst_photos(validation: Mapping[str, Any], faces: Path | None) -> list[Photo]:
+    """The worst cases of a validation, with their crops where `faces` has them.
+
+    Args:
+        validation: the report.
+        faces: folder or zip the names come from (`edgehp.datasets.faces`), or None.
+
+    Raises:
+        DataError: `faces` cannot be read.
+    """
+    accuracy = validation.get("artifact_accuracy") or validation["reference_accuracy"]
+    samples = {} if faces is None else {s.name: s for s in read_faces(faces).samples}
+    spec = Preprocessing.from_dict(dict(validation["preprocessing"]))
+    found = []
+    for worst in accuracy["worst"][:_MOST_PHOTOS]:
+        sample = samples.get(worst["name"])
+        data = None
+        if sample is not None:
+            try:
+                data = _data_url(crop_face(sample.load(), sample.box, spec))
+            except DataError as e:
+                logger.warning("%s is not shown: %s", worst["name"], e)
+        found.append(
+            Photo(
+                worst["name"],
+                float(worst["error"]),
+                tuple(worst["truth"]),
+                tuple(worst["predicted"]),
+                data,
+            )
+        )
+    return found
+
+
+def _data_url(crop: Image) -> str:
+    small = cv2.resize(crop, (_SHOWN_PX, _SHOWN_PX), interpolation=cv2.INTER_AREA)
+    done, data = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
+    if not done:
+        raise DataError("the crop cannot be written as JPEG")
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+
+
+def _kind(path: Path) -> str | None:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    kind = values.get("kind") if isinstance(values, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+def _sensitivity(path: Path) -> tuple[tuple[str, float], ...]:
+    """Layers of ``{"kind": "sensitivity", "layers": [{"name", "degrees"}]}``."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["layers"]
+        return tuple((str(r["name"]), float(r["degrees"])) for r in rows)
+    except (KeyError, TypeError, ValueError) as e:
+        raise CompatibilityError(f"{path} is not a sensitivity report: {e}") from e

@@ -1,0 +1,228 @@
+"""One report as a self-contained HTML page, and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgehp.benchmark.table import number, summary_rows
+from edgehp.report import plots
+from edgehp.report.gather import Material, worst_photos
+
+__all__ = ["accuracy_rows", "html_page", "markdown"]
+
+_TEMPLATE = "page.html.jinja"
+_ANGLES = ("pitch", "yaw", "roll")
+Rows = list[tuple[str, ...]]
+
+
+def html_page(material: Material, faces: Path | None = None) -> str:
+    """The page: no script, no link, no network; pictures are inside.
+
+    Args:
+        material: what to show.
+        faces: where the photos of the worst cases are, or None.
+
+    Raises:
+        DataError: `faces` cannot be read.
+        ModuleNotFoundError: matplotlib or jinja2 is not installed (extra ``report``).
+    """
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    def svg(text: str | None) -> Markup | None:
+        # Drawn here, not by a user: the only text that is not escaped.
+        return None if text is None else Markup(text)
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    template = Path(__file__).with_name(_TEMPLATE).read_text(encoding="utf-8")
+    benchmarks = [
+        {
+            "report": r,
+            "table": summary_rows(r),
+            "histogram": svg(plots.latency_histogram(r)),
+            "timeline": svg(plots.timeline(r)),
+            "roofline": svg(plots.roofline_plot(r)),
+            "roofline_text": roofline_text(r),
+            "settings": settings_rows(r),
+        }
+        for r in material.benchmarks
+    ]
+    validations = [
+        {
+            "report": r,
+            "rows": accuracy_rows(r),
+            "by_yaw": svg(plots.error_by_yaw(r)),
+            "worst": worst_photos(r, faces),
+        }
+        for r in material.validations
+    ]
+    sensitivity = (
+        svg(plots.sensitivity_plot(material.sensitivity)) if material.sensitivity else None
+    )
+    return environment.from_string(template).render(
+        title=_title(material),
+        benchmarks=benchmarks,
+        validations=validations,
+        sensitivity=sensitivity,
+        manifest=None if material.manifest is None else manifest_rows(material.manifest),
+    )
+
+
+def markdown(material: Material) -> str:
+    """The figures as Markdown."""
+    parts = [f"# {_title(material)}"]
+    for report in material.benchmarks:
+        table = summary_rows(report)
+        parts += [
+            f"## {report['scenario']['scenario']}",
+            table.title,
+            _markdown_table(table.headers, table.rows),
+            "\n".join(f"- {note}" for note in table.notes),
+            roofline_text(report),
+        ]
+    for report in material.validations:
+        parts += [
+            f"## Accuracy on {report['protocol'].get('dataset')}",
+            _markdown_table(("degrees", "reference", "artifact", "drop"), accuracy_rows(report)),
+        ]
+        worst = worst_photos(report, None)
+        if worst:
+            parts.append("Worst: " + ", ".join(f"{w.name} ({w.error:.1f}°)" for w in worst))
+    if material.manifest is not None:
+        parts += [
+            "## Manifest",
+            _markdown_table(("key", "value"), manifest_rows(material.manifest)),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def accuracy_rows(report: Mapping[str, Any]) -> Rows:
+    """Errors of the reference and the artifact and the drop, in degrees, a row a figure."""
+    reference, artifact = report["reference_accuracy"], report.get("artifact_accuracy")
+    drop = report.get("drop")
+    rows: Rows = []
+
+    def add(name: str, before: float, after: float | None, change: Any) -> None:
+        rows.append((name, f"{before:.3f}", "-" if after is None else f"{after:.3f}", change))
+
+    one = reference["overall"]
+    two = artifact["overall"] if artifact else None
+    add(
+        "MAE",
+        one["mae_mean"],
+        two and two["mae_mean"],
+        _interval(drop["overall"]) if drop else "-",
+    )
+    for i, angle in enumerate(_ANGLES):
+        change = _interval(drop["angles"][i]) if drop else "-"
+        add(f"MAE {angle}", one["mae"][i], two and two["mae"][i], change)
+    add(
+        "geodesic",
+        one["geodesic"],
+        two and two["geodesic"],
+        _interval(drop["geodesic"]) if drop else "-",
+    )
+    add("MAEV", one["maev"], two and two["maev"], "-")
+    for i, band in enumerate(reference["bands"]):
+        if band["summary"] is None:
+            continue
+        after = artifact["bands"][i]["summary"]["mae_mean"] if artifact else None
+        banded = drop["bands"][i]["drop"] if drop else None
+        add(
+            f"MAE, |yaw| {band['low']:g} to {band['high']:g}° ({band['summary']['frames']} frames)",
+            band["summary"]["mae_mean"],
+            after,
+            _interval(banded) if banded else "-",
+        )
+    return rows
+
+
+def roofline_text(report: Mapping[str, Any]) -> str:
+    """The roofline of the artifact in a sentence, or why there is none."""
+    found = report["roofline"].get("artifact") or {"reason": "not counted", "work": None}
+    work, roof = found.get("work"), found.get("roofline")
+    counted = ""
+    if work is not None:
+        counted = (
+            f"One image takes {work['operations'] / 1e9:.2f} G operations and "
+            f"{work['weight_bytes'] / 1e6:.1f} MB of weights. "
+        )
+    if roof is None:
+        return f"{counted}Roofline: null, {found['reason']}."
+    return (
+        f"{counted}Reached {roof['reached_ops_per_s'] / 1e12:.2f} of "
+        f"{roof['peak_ops_per_s'] / 1e12:.1f} T operations a second "
+        f"({roof['fraction_of_compute']:.1%}); bound by {roof['bound']} "
+        f"(peaks of {roof['peaks']['name']}: {roof['peaks']['source']})."
+    )
+
+
+def settings_rows(report: Mapping[str, Any]) -> Rows:
+    """The settings of a benchmark, a row each."""
+    rows: Rows = []
+    for role, subject in report["subjects"].items():
+        engine = subject["engine"]
+        rows.append((f"{role}: engine", f"{engine['kind']} {engine['version']}"))
+        rows.append((f"{role}: device", str(engine["device"])))
+        rows.append((f"{role}: threads, batch", f"{engine['threads']}, {subject['batch']}"))
+        rows += [(f"{role}: {k}", _short(v)) for k, v in engine["details"].items()]
+    rows += [(f"scenario: {k}", _short(v)) for k, v in report["scenario"].items()]
+    rows += [(k, _short(v)) for k, v in report["host"].items()]
+    rows += [(f"validity: {k}", _short(v)) for k, v in report["validity"]["figures"].items()]
+    rows += [("could not be checked", text) for text in report["validity"]["unknown"]]
+    return rows
+
+
+def manifest_rows(manifest: Mapping[str, Any]) -> Rows:
+    """The manifest without its long lists, a row a figure."""
+    rows: Rows = []
+    for key, value in manifest.items():
+        if not isinstance(value, Mapping):
+            if key != "files":
+                rows.append((key, _short(value)))
+            continue
+        rows += [
+            (f"{key}.{name}", _short(inner))
+            for name, inner in value.items()
+            if name not in ("audit", "angles", "spread", "protocol")
+        ]
+    rows += [(f["path"], f"{f['size']} bytes, SHA-256 {f['sha256']}") for f in manifest["files"]]
+    return rows
+
+
+def _interval(value: Mapping[str, Any]) -> str:
+    if value["low"] is None or value["high"] is None:
+        return f"{value['value']:+.3f}"
+    return f"{value['value']:+.3f} ({value['low']:+.3f} to {value['high']:+.3f})"
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, float):
+        return number(value, 4)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_short(v)}" for k, v in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_short, value)) or "none"
+    return str(value)
+
+
+def _title(material: Material) -> str:
+    if material.manifest is not None:
+        return str(material.manifest["name"])
+    for report in material.benchmarks:
+        return str(report["subjects"]["artifact"]["name"])
+    for report in material.validations:
+        return str((report.get("artifact") or report["reference"])["name"])
+    return "edgehp"
+
+
+def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
+
+    rule = "|" + "|".join([" --- "] + [" ---: "] * (len(headers) - 1)) + "|"
+    return "\n".join([line(headers), rule, *map(line, rows)])

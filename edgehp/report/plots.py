@@ -1,0 +1,243 @@
+"""The plots of a report as SVG text, drawn by matplotlib without a display."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+from edgehp.benchmark.stats import Histogram
+
+__all__ = ["error_by_yaw", "latency_histogram", "roofline_plot", "sensitivity_plot", "timeline"]
+
+# Okabe & Ito's colours, told apart by colour-blind readers too.
+COLOURS = {"artifact": "#0072B2", "reference": "#D55E00"}
+_OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_WIDTH = 8.6
+_STYLE: Any = {
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "axes.axisbelow": True,
+    # Text as outlines: the page looks the same whatever fonts a reader has.
+    "svg.fonttype": "path",
+    # The same figures give the same bytes.
+    "svg.hashsalt": "edgehp",
+}
+
+
+@contextmanager
+def _figure(height: float, rows: int = 1, **options: Any) -> Iterator[tuple[Any, Any, list[str]]]:
+    """A figure, its axes and a list that holds the SVG text afterwards."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    out: list[str] = []
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        axes = figure.subplots(rows, 1, squeeze=False, **options)[:, 0]
+        yield figure, axes, out
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    # Without the XML declaration, which has no place inside a page.
+    text = buffer.getvalue()
+    out.append(text[text.index("<svg") :])
+
+
+def latency_histogram(report: Mapping[str, Any]) -> str | None:
+    """How long calls took, all of them, by network; None where the scenario has no latencies."""
+    found = {}
+    for role, result in report["results"].items():
+        latency = result["stages"]["end_to_end"]
+        if latency is not None:
+            found[role] = latency
+    if not found:
+        return None
+    with _figure(2.9) as (_, axes, out):
+        ax = axes[0]
+        for role, latency in found.items():
+            histogram = Histogram.from_dict(latency["histogram"])
+            merged: dict[int, int] = {}
+            # Two buckets in one: 2.2 % wide, still finer than the eye.
+            for index, count in histogram.counts.items():
+                merged[index // 2] = merged.get(index // 2, 0) + count
+            first, last = min(merged), max(merged)
+            edges = [histogram.edges(2 * i)[0] * 1e3 for i in range(first, last + 2)]
+            counts = [merged.get(i, 0) for i in range(first, last + 1)]
+            colour = _colour(role)
+            ax.stairs(counts, edges, fill=True, color=colour, alpha=0.45, label=role)
+            at = {q["p"]: q["ms"] for q in latency["percentiles"]}
+            for p, line in ((50.0, "-"), (99.0, ":")):
+                ax.axvline(at[p], color=colour, linestyle=line, linewidth=1.2)
+            ax.plot([latency["max_ms"]], [0.6], marker="v", color=colour, clip_on=False)
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_ylim(bottom=0.6)
+        _plain_ticks(ax)
+        ax.set_xlabel("end to end, ms (log); line p50, dots p99, triangle the slowest of all")
+        ax.set_ylabel("calls (log)")
+        ax.legend(frameon=False)
+    return out[0]
+
+
+def timeline(report: Mapping[str, Any]) -> str | None:
+    """Latency or throughput turn by turn, with power and temperature under it."""
+    data = report["timeline"]
+    turns = [t for t in data["turns"] if t["mode"] == "end-to-end"]
+    if not turns:
+        return None
+    power = data["power"]
+    zones = sorted({z for s in data["host"] for z in s["temperatures"]})
+    rows = 1 + bool(power) + bool(zones)
+    latencies = any("p50_ms" in t for t in turns)
+    with _figure(1.4 + 1.5 * rows, rows, sharex=True) as (_, axes, out):
+        panels = iter(axes)
+        ax = next(panels)
+        for role in dict.fromkeys(t["role"] for t in turns):
+            own = [t for t in turns if t["role"] == role]
+            middle = [(t["start"] + t["end"]) / 2 for t in own]
+            colour = _colour(role)
+            if latencies:
+                ax.plot(middle, [t["p50_ms"] for t in own], "o-", ms=3, color=colour, label=role)
+                ax.plot(middle, [t["p99_ms"] for t in own], ":", color=colour)
+                ax.plot(middle, [t["max_ms"] for t in own], "v", ms=3, color=colour, alpha=0.5)
+            else:
+                rates = [t["images"] / (t["end"] - t["start"]) for t in own]
+                ax.plot(middle, rates, "o-", ms=3, color=colour, label=role)
+        ax.set_ylabel("ms (p50, p99, max)" if latencies else "images/s")
+        ax.legend(frameon=False, ncols=2)
+        if power:
+            _lines(
+                next(panels),
+                {
+                    r: [(a, b) for a, b in _watts(report, r)]
+                    for r in report["power"]["meter"]["rails"]
+                },
+                "W",
+            )
+        if zones:
+            _lines(
+                next(panels),
+                {
+                    z: [
+                        (s["time"], s["temperatures"][z])
+                        for s in data["host"]
+                        if z in s["temperatures"]
+                    ]
+                    for z in zones
+                },
+                "°C",
+            )
+        axes[-1].set_xlabel("seconds since the measurement began")
+    return out[0]
+
+
+def roofline_plot(report: Mapping[str, Any]) -> str | None:
+    """Operations a second over operations a byte; None where a peak is missing."""
+    found = (report["roofline"].get("artifact") or {}).get("roofline")
+    if found is None or found["bandwidth_gb_s"] is None:
+        return None
+    with _figure(3.2) as (_, axes, out):
+        ax = axes[0]
+        peak, bandwidth = found["peak_ops_per_s"], found["bandwidth_gb_s"] * 1e9
+        ridge = peak / bandwidth
+        points = {n: e["intensity"] for n, e in found["ends"].items()}
+        low = min(ridge, *points.values()) / 4
+        high = max(ridge, *points.values()) * 4
+        ax.plot([low, ridge, high], [low * bandwidth / 1e12, peak / 1e12, peak / 1e12], "k-")
+        for (name, x), marker in zip(points.items(), ("o", "s"), strict=False):
+            y = found["reached_ops_per_s"] / 1e12
+            label = f"{name}: {found['ends'][name]['fraction']:.1%} of the roof"
+            ax.plot([x], [y], marker, color=COLOURS["artifact"], label=label)
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_xlabel("operations a byte (log)")
+        ax.set_ylabel("10¹² operations a second (log)")
+        ax.set_title(f"peaks of {found['peaks']['name']}", fontsize=9, loc="left")
+        ax.legend(frameon=False)
+    return out[0]
+
+
+def error_by_yaw(report: Mapping[str, Any]) -> str | None:
+    """Mean absolute error by band of |yaw|, reference and artifact, of a validation report."""
+    subjects = {
+        role: report[f"{role}_accuracy"]
+        for role in ("reference", "artifact")
+        if report.get(f"{role}_accuracy")
+    }
+    if not subjects:
+        return None
+    with _figure(2.7) as (_, axes, out):
+        ax = axes[0]
+        width = 0.8 / len(subjects)
+        labels: list[str] = []
+        for i, (role, accuracy) in enumerate(subjects.items()):
+            bands = [b for b in accuracy["bands"] if b["summary"] is not None]
+            labels = [
+                f"{b['low']:g} to {b['high']:g}°\n{b['summary']['frames']} frames" for b in bands
+            ]
+            x = [k + (i - (len(subjects) - 1) / 2) * width for k in range(len(bands))]
+            heights = [b["summary"]["mae_mean"] for b in bands]
+            drawn = ax.bar(x, heights, width * 0.92, color=_colour(role), label=role)
+            ax.bar_label(drawn, fmt="%.2f", fontsize=8)
+        ax.set_xticks(range(len(labels)), labels)
+        ax.grid(visible=False, axis="x")
+        ax.set_ylabel("mean absolute error, degrees")
+        ax.set_xlabel("|yaw| of the truth")
+        ax.legend(frameon=False)
+    return out[0]
+
+
+def sensitivity_plot(layers: Sequence[tuple[str, float]]) -> str:
+    """What quantising each layer alone costs, the dearest first.
+
+    Args:
+        layers: name and cost in degrees.
+    """
+    shown = sorted(layers, key=lambda pair: -pair[1])[:24]
+    with _figure(0.8 + 0.2 * len(shown)) as (_, axes, out):
+        ax = axes[0]
+        names = [name for name, _ in reversed(shown)]
+        ax.barh(names, [cost for _, cost in reversed(shown)], color=COLOURS["artifact"])
+        ax.grid(visible=False, axis="y")
+        ax.set_xlabel("degrees, this layer alone in INT8")
+    return out[0]
+
+
+def _watts(report: Mapping[str, Any], rail: str) -> Iterator[tuple[float, float]]:
+    """Points of power over time; differences of a counter where the meter counts energy."""
+    samples = [s for s in report["timeline"]["power"] if rail in s["values"]]
+    if report["power"]["meter"]["kind"] == "power":
+        yield from ((s["time"], s["values"][rail]) for s in samples)
+        return
+    for before, after in pairwise(samples):
+        seconds = after["time"] - before["time"]
+        if seconds > 0:
+            watts = (after["values"][rail] - before["values"][rail]) / seconds
+            yield (before["time"] + after["time"]) / 2, watts
+
+
+def _lines(ax: Any, series: Mapping[str, Sequence[tuple[float, float]]], unit: str) -> None:
+    for i, (name, points) in enumerate(series.items()):
+        if points:
+            x, y = zip(*points, strict=True)
+            ax.plot(x, y, color=_OTHERS[i % len(_OTHERS)], linewidth=1.1, label=name)
+    ax.set_ylabel(unit)
+    ax.legend(frameon=False, fontsize=7, ncols=3)
+
+
+def _colour(role: str) -> str:
+    return COLOURS.get(role, _OTHERS[0])
+
+
+def _plain_ticks(ax: Any) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,140 @@
+"""A disturbed run is called invalid, with the reason; on an emulated machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgehp.benchmark.host import describe_host
+from edgehp.benchmark.lanes import WarmUp
+from edgehp.benchmark.stats import summarise
+from edgehp.benchmark.validity import Validity, judge
+from edgehp.benchmark.watch import HostState, HostWatch, read_host
+
+WINDOW = (0.0, 10.0)
+CPU = "sys/devices/system/cpu/cpu0"
+
+
+def put(root: Path, files: dict[str, object]) -> None:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    """A quiet machine of two processors."""
+    put(
+        tmp_path,
+        {
+            "proc/stat": "cpu 1000 0 500 9000 0 0 0 100 0 0",
+            "proc/cpuinfo": "model name\t: Test CPU",
+            f"{CPU}/cpufreq/scaling_cur_freq": 2_000_000,
+            f"{CPU}/cpufreq/scaling_min_freq": 800_000,
+            f"{CPU}/cpufreq/scaling_max_freq": 2_400_000,
+            f"{CPU}/cpufreq/scaling_governor": "performance",
+            f"{CPU}/thermal_throttle/core_throttle_count": 7,
+            "sys/class/thermal/thermal_zone0/type": "CPU-therm",
+            "sys/class/thermal/thermal_zone0/temp": 51_500,
+            "sys/class/thermal/thermal_zone0/trip_point_0_type": "passive",
+            "sys/class/thermal/thermal_zone0/trip_point_0_temp": 95_000,
+            "sys/class/thermal/thermal_zone1/type": "PMIC-off",
+            "sys/class/thermal/thermal_zone1/temp": -256_000,
+            "sys/class/hwmon/hwmon3/oc1_event_cnt": 0,
+        },
+    )
+    return tmp_path
+
+
+def run(machine: Path, changes: dict[str, object], steps: int = 5) -> Validity:
+    """States before and after the changes, spread over the window."""
+    times = iter(range(2 * steps))
+    states = [read_host(machine, lambda: float(next(times))) for _ in range(steps)]
+    put(machine, changes)
+    states += [read_host(machine, lambda: float(next(times))) for _ in range(steps)]
+    # What this process itself burns while it tests is not part of the test.
+    quiet = [HostState(**{**vars(s), "own_s": 0.0}) for s in states]
+    return judge(quiet, WINDOW, processors=2)
+
+
+def test_a_quiet_machine_is_valid(machine: Path) -> None:
+    state = read_host(machine)
+    assert state.temperatures == {"CPU-therm": 51.5}
+    assert state.trips == {"CPU-therm": 95.0}
+    assert state.mhz == (2000.0,)
+    found = run(machine, {})
+    assert found.valid, found.reasons
+    assert found.unknown == ()
+    assert found.figures["foreign_processors"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {f"{CPU}/thermal_throttle/core_throttle_count": 9},
+            "cpu0 core thermal throttle counted 2",
+        ),
+        ({"sys/class/hwmon/hwmon3/oc1_event_cnt": 1}, "over-current event oc1 counted 1"),
+        ({"sys/class/thermal/thermal_zone0/temp": 95_100}, "CPU-therm reached 95.1 °C"),
+        ({"sys/class/thermal/thermal_zone0/temp": 70_000}, "drifted by +18.5 °C"),
+        ({f"{CPU}/cpufreq/scaling_cur_freq": 1_500_000}, "between 1500 and 2000 MHz"),
+        ({"proc/stat": "cpu 1900 0 500 9000 0 0 0 100 0 0"}, "took 1.00 of 2 processors"),
+        ({"proc/stat": "cpu 1000 0 500 9000 0 0 0 1000 0 0"}, "took 1.00 of 2 processors"),
+    ],
+)
+def test_each_disturbance_has_its_reason(
+    machine: Path, changes: dict[str, object], words: str
+) -> None:
+    found = run(machine, changes)
+    assert not found.valid
+    assert any(words in reason for reason in found.reasons), found.reasons
+
+
+def test_a_gpu_that_throttled_once_makes_the_run_invalid() -> None:
+    states = [
+        HostState(float(t), reasons=("power cap",) if t == 4 else (), gpu_mhz=1500.0)
+        for t in range(10)
+    ]
+    found = judge(states, WINDOW, 2)
+    assert "throttling: power cap in 1 of 10 looks" in found.reasons
+    # Before the window it does not matter.
+    assert judge(states, (5.5, 9), 2).reasons == ()
+
+
+def test_what_cannot_be_checked_is_said(tmp_path: Path) -> None:
+    times = iter(range(9))
+    states = [read_host(tmp_path, lambda: float(next(times))) for _ in range(9)]
+    found = judge(states, WINDOW, 2)
+    assert found.valid
+    said = " ".join(found.unknown)
+    assert all(word in said for word in ("throttling", "temperature", "clocks", "foreign load"))
+
+
+def test_a_short_sample_and_a_restless_warm_up_are_reasons(machine: Path) -> None:
+    few = summarise([0.01] * 43)
+    found = judge(
+        (), WINDOW, 2, [WarmUp("artifact", 30, 99, False, 0.2)], (90.0, {"artifact": few})
+    )
+    assert "artifact did not settle in 30 s (still 20% apart)" in found.reasons[0]
+    assert "43 of artifact are too few for a bound on p90, 44 are needed" in found.reasons[1]
+    enough = summarise([0.01] * 44)
+    assert judge((), WINDOW, 2, (), (90.0, {"artifact": enough})).valid
+    assert not judge((), WINDOW, 2, (), (90.0, {"artifact": None})).valid
+
+
+def test_the_watch_sees_beginning_and_end(machine: Path) -> None:
+    watch = HostWatch(root=machine)
+    watch.start()
+    watch.stop()
+    watch.stop()
+    assert len(watch.states) >= 2
+
+
+def test_the_host_is_described(machine: Path) -> None:
+    found = describe_host(machine)
+    assert found["processor"] == "Test CPU"
+    assert found["governors"] == ["performance"]
+    assert found["cpu_mhz_limits"] == [800, 2400]
