@@ -17,7 +17,7 @@ from edgehp import pose
 from edgehp.crop import Preprocessing
 from edgehp.datasets.base import Dataset
 from edgehp.errors import DataError, UsageError
-from edgehp.networks.spec import KD_RESNET, Bins
+from edgehp.networks.spec import EHPNET, KD_RESNET
 from edgehp.training.augment import Augmentation, augmented_crop, photometric
 from edgehp.training.data import BatchPlan, batches, split, with_labels
 from edgehp.training.labelling import ensemble_label
@@ -197,22 +197,58 @@ def test_a_student_of_soft_labels_goes_to_the_mean_of_its_teachers(tmp_path: Pat
         items_of(faces), SPEC, config, tmp_path / "run", teachers=paths, held_back=0.15
     )
     assert load_weights(result.weights)[1] == SPEC
-    other = replace(SPEC, bins=Bins(62, -93, 90))
-    with pytest.raises(DataError, match="student's bins"):
+    other = replace(SPEC, preprocessing=replace(SPEC.preprocessing, box_rule="stretch"))
+    with pytest.raises(DataError, match="box_rule 'square', the student by 'stretch'"):
         train_final(items_of(faces), other, config, tmp_path / "x", teachers=paths[:1])
 
 
 def test_kl_is_zero_at_the_mean_of_the_teachers_and_positive_elsewhere() -> None:
     torch.manual_seed(0)
-    a, b = torch.randn(4, 3, 10), torch.randn(4, 3, 10)
+    a, b = torch.randn(4, 3, 198), torch.randn(4, 3, 198)
     mean = (a.softmax(-1) + b.softmax(-1)) / 2
-    torch.testing.assert_close(
-        distillation_kl(mean.log(), [a, b]), torch.zeros(4), atol=1e-6, rtol=0
+    zero = torch.zeros(4)
+    torch.testing.assert_close(distillation_kl(mean.log(), mean), zero, atol=1e-5, rtol=0)
+    assert torch.all(distillation_kl(a, mean) > 0.01)
+    # Two teachers that answer the same, through the objective itself.
+    same = [(torch.nn.Identity(), SPEC)] * 2
+    objective = OnlineDistillation(same, SPEC)
+    loss = objective.loss(torch.nn.Identity(), a, a[..., 0])
+    torch.testing.assert_close(loss, zero, atol=1e-4, rtol=0)
+
+
+def test_teachers_of_other_bins_and_signs_keep_their_mean() -> None:
+    student = replace(EHPNET, preprocessing=SPEC.preprocessing)
+    logits = gaussian_labels(torch.tensor([[-30.3, 10.0, 41.7]]), SPEC.bins, 3.0).log()
+    objective = OnlineDistillation([(torch.nn.Identity(), SPEC)], student)
+    labels = objective.soft_labels(logits.clamp_min(-60))
+    assert labels.sum(-1).tolist()[0] == pytest.approx([1, 1, 1], abs=1e-5)
+    mean = labels @ torch.from_numpy(student.bins.values).float()
+    # The teacher's convention counts pitch the other way round.
+    assert mean.tolist()[0] == pytest.approx([30.3, 10.0, 41.7], abs=0.05)
+
+
+class _Seen(torch.nn.Module):
+    """A teacher that remembers its input."""
+
+    def forward(self, images):
+        self.images = images
+        return torch.zeros(len(images), 3, 198)
+
+
+def test_teachers_see_the_crop_as_they_were_trained() -> None:
+    crops = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    wanted = replace(
+        SPEC,
+        preprocessing=replace(
+            SPEC.preprocessing, colour="BGR", mean=(127.5,) * 3, std=(128.0,) * 3
+        ),
     )
-    assert torch.all(distillation_kl(a, [a, b]) > 0.01)
-    network = torch.nn.Identity()
-    objective = OnlineDistillation([torch.nn.Identity()], Bins(10, -45, 45))
-    assert torch.allclose(objective.loss(network, a, a[..., 0]), torch.zeros(4), atol=1e-5)
+    teacher = _Seen()
+    OnlineDistillation([(teacher, wanted)], SPEC).soft_labels(normalise(crops, SPEC))
+    torch.testing.assert_close(teacher.images, normalise(crops, wanted), atol=1e-5, rtol=1e-4)
+    smaller = replace(SPEC, preprocessing=replace(SPEC.preprocessing, size=16))
+    OnlineDistillation([(teacher, smaller)], SPEC).soft_labels(normalise(crops, SPEC))
+    assert teacher.images.shape == (2, 3, 16, 16)
 
 
 def test_soft_labels_have_their_mean_at_the_angle() -> None:

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgehp.networks.kd_resnet import BaseNetwork, expectation
-from edgehp.networks.spec import Bins
-from edgehp.training.soft_labels import distillation_kl, rvc_loss
+from edgehp import pose
+from edgehp.crop import Preprocessing
+from edgehp.errors import DataError
+from edgehp.networks.kd_resnet import expectation
+from edgehp.networks.spec import Bins, NetworkSpec
+from edgehp.training.soft_labels import distillation_kl, rebinning, rvc_loss
 
 __all__ = ["BaseObjective", "Objective", "OnlineDistillation", "RvcObjective"]
 
@@ -84,35 +87,88 @@ def base_angles(network: nn.Module, images: Tensor, head_bins: Sequence[Bins]) -
 class OnlineDistillation:
     """Paper 2 whole (arXiv 2210.13705): the mean of several teachers' soft labels, by KL.
 
-    The teachers see the same augmented crops as the student; no ground truth enters.
+    The teachers see the same augmented crops as the student; no ground truth enters. A teacher may
+    have other bins, another convention, input size, colour order and normalisation than the
+    student, but must want the same crop of the photo.
 
     Args:
-        teachers: networks with the student's bins, in evaluation mode; `BaseNetwork` is not one.
-        bins: of the student.
+        teachers: (network, specification) each; networks give logits [N, 3, bins].
+        student: specification of the student.
         scale: factor on the KL; the paper weighs the sum over angles by 10.
         temperature: of the softmaxes.
+
+    Raises:
+        DataError: a teacher crops photos by another rule.
     """
 
     def __init__(
         self,
-        teachers: Sequence[nn.Module],
-        bins: Bins,
+        teachers: Sequence[tuple[nn.Module, NetworkSpec]],
+        student: NetworkSpec,
         scale: float = 30.0,
         temperature: float = 1.0,
     ) -> None:
-        if any(isinstance(t, BaseNetwork) for t in teachers):
-            raise TypeError("a base network has no single head of soft labels to learn from")
-        self.teachers = [t.eval() for t in teachers]
-        self.bins = bins
+        self.student = student
         self.scale = scale
         self.temperature = temperature
+        self._teachers = []
+        signs = pose.convention(student.convention).signs
+        for network, spec in teachers:
+            _require_same_crop(spec.preprocessing, student.preprocessing)
+            theirs = pose.convention(spec.convention).signs
+            carry = torch.stack(
+                [
+                    rebinning(spec.bins, student.bins, a * b)
+                    for a, b in zip(signs, theirs, strict=True)
+                ]
+            )
+            self._teachers.append((network.eval().requires_grad_(False), spec, carry))
 
     def loss(self, network: nn.Module, images: Tensor, angles: Tensor) -> Tensor:
         """KL per sample [N]; `angles` is not used."""
-        with torch.no_grad():
-            soft = [teacher(images) for teacher in self.teachers]
-        return self.scale * distillation_kl(network(images), soft, self.temperature)
+        kl = distillation_kl(network(images), self.soft_labels(images), self.temperature)
+        return self.scale * kl
+
+    @torch.no_grad()
+    def soft_labels(self, images: Tensor) -> Tensor:
+        """The teachers' mean distribution over the student's bins [N, 3, bins]."""
+        total = torch.zeros((), device=images.device)
+        for teacher, spec, carry in self._teachers:
+            seen = _seen_by(spec.preprocessing, self.student.preprocessing, images)
+            p = (teacher(seen).float() / self.temperature).softmax(-1)
+            # In float32: autocast would add up the small shares in half precision.
+            with torch.autocast(images.device.type, enabled=False):
+                total = total + torch.einsum("nab,abc->nac", p, carry.to(p))
+        return total / len(self._teachers)
 
     def angles(self, network: nn.Module, images: Tensor) -> Tensor:
         """Softmax expectation [N, 3]."""
-        return expectation(network(images), self.bins)[0]
+        return expectation(network(images), self.student.bins)[0]
+
+
+def _require_same_crop(teacher: Preprocessing, student: Preprocessing) -> None:
+    for name in ("box_rule", "box_scale"):
+        theirs, ours = getattr(teacher, name), getattr(student, name)
+        if theirs != ours:
+            raise DataError(
+                f"a teacher sees the face by {name} {theirs!r}, the student by {ours!r}: "
+                "their soft labels would be of different crops"
+            )
+
+
+def _seen_by(teacher: Preprocessing, student: Preprocessing, images: Tensor) -> Tensor:
+    """Images normalised for the student [N, 3, S, S] as the teacher wants them."""
+    if teacher.size != student.size:
+        images = functional.interpolate(
+            images, size=(teacher.size,) * 2, mode="bilinear", align_corners=False, antialias=True
+        )
+
+    def column(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, device=images.device).view(1, -1, 1, 1)
+
+    if (teacher.colour, teacher.mean, teacher.std) == (student.colour, student.mean, student.std):
+        return images
+    raw = images * column(student.std) + column(student.mean)
+    if teacher.colour != student.colour:
+        raw = raw.flip(1)
+    return (raw - column(teacher.mean)) / column(teacher.std)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from edgehp.errors import DataError
-from edgehp.networks.checkpoint import build_module, load_weights, save_weights
+from edgehp.networks.checkpoint import build_module, load_module, load_weights, save_weights
 from edgehp.networks.kd_resnet import BASE_BINS, BaseNetwork
 from edgehp.networks.spec import NetworkSpec
 from edgehp.training.data import TrainingItem, split
@@ -80,7 +80,7 @@ def train_final(
         extra: photos that are all trained on, e.g. rendered heads with exact labels.
         start: weights to begin with, of the same network at any input size.
         teachers: checkpoints whose mean soft label is learnt instead of the items' labels
-            (arXiv 2210.13705); they must share the student's bins and preprocessing.
+            (arXiv 2210.13705); they must want the same crop of the photo.
         device: ``"cpu"`` or ``"cuda"``.
         held_back: share of `items`.
         report: called after every step.
@@ -96,8 +96,8 @@ def train_final(
         network.load_state_dict(state, strict=False)
     objective: Objective = RvcObjective(spec.bins)
     if teachers:
-        modules = [_teacher(path, spec).to(device) for path in teachers]
-        objective = OnlineDistillation(modules, spec.bins)
+        loaded = [load_module(path) for path in teachers]
+        objective = OnlineDistillation([(m.to(device), s) for m, s in loaded], spec)
 
     def write(trainer: Trainer) -> Path:
         path = folder / f"{spec.name}.safetensors"
@@ -249,18 +249,6 @@ def _run(
             log.close()
         path = write(trainer) if place == Place() or place.rank == 0 else folder
     return RunResult(path, tuple(trainer.history), len(train), len(validation))
-
-
-def _teacher(path: Path, student: NetworkSpec) -> nn.Module:
-    weights, spec = load_weights(path, None)
-    if spec.bins != student.bins or spec.preprocessing != student.preprocessing:
-        raise DataError(
-            f"{path}: a teacher of soft labels needs the student's bins and preprocessing; "
-            f"found {spec.bins} and {spec.preprocessing}"
-        )
-    module = build_module(spec)
-    module.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()}, strict=False)
-    return module.eval().requires_grad_(False)
 
 
 class _Log:
