@@ -69,6 +69,7 @@ def count_work(graph: Path, precision: str) -> Work:
         ModuleNotFoundError: the package onnx is not installed.
     """
     import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
     from onnx import numpy_helper, shape_inference
 
     try:
@@ -76,7 +77,7 @@ def count_work(graph: Path, precision: str) -> Work:
         for value in model.graph.input:
             value.type.tensor_type.shape.dim[0].dim_value = 1
         inferred = shape_inference.infer_shapes(model)
-    except (OSError, ValueError, RuntimeError) as e:
+    except (DecodeError, OSError, ValueError, RuntimeError, IndexError) as e:
         raise DataError(f"{graph} cannot be read as an ONNX graph: {e}") from e
     shapes = {
         v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]

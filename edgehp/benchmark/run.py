@@ -132,6 +132,7 @@ def measure(
                 for lane, mode in tracks if forward else reversed(tracks):
                     turn = run_turn(plan, lane, mode, plan.slice_s)
                     turns.append(turn)
+                    logger.info("turn %d: %s, %d images", len(turns), turn.role, turn.images)
                     left[lane.role, mode] -= turn.seconds
                     done = 1 - max(max(left.values()), 0) * len(modes) / plan.duration_s
                     tell(_progress(turn, done))

@@ -1,0 +1,195 @@
+"""``edgehp bench`` from the command line, on a real engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgehp.benchmark.roofline import count_work, peaks_for, roofline
+from edgehp.benchmark.schema import report_fault
+from edgehp.cli.main import main
+from edgehp.errors import DataError
+from edgehp.targets import load_target
+from tests.bench_artifact import make_artifact
+
+QUICK = ("--duration", "0.6", "--warm-up", "0", "--threads", "1", "--idle", "0.3")
+METER = f"command:{sys.executable} -S -c print(12.5)"
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_artifact(tmp_path_factory.mktemp("dist"))
+
+
+def bench(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as leaving:
+        main(["bench", *map(str, arguments)])
+    out = capsys.readouterr()
+    return int(leaving.value.code or 0), out.out, out.err
+
+
+def report_of(text: str) -> dict[str, Any]:
+    report = json.loads(text)
+    assert report_fault(report) is None
+    assert isinstance(report, dict)
+    return report
+
+
+@pytest.mark.parametrize("scenario", ["single-stream", "offline", "multi-camera"])
+def test_every_scenario_measures_both_networks(
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], scenario: str
+) -> None:
+    code, out, _ = bench(
+        capsys, artifact, *QUICK, "--scenario", scenario, "--allow-invalid", "--json",
+        "--output", tmp_path, "--batch", "2", "--cameras", "2", "--fps", "50",
+    )  # fmt: skip
+    assert code == 0
+    report = report_of(out)
+    assert json.loads((tmp_path / f"bench-{scenario}.json").read_text()) == report
+    for role in ("artifact", "reference"):
+        result = report["results"][role]
+        assert result["images"] > 0
+        stages = result["stages"]
+        # What is null has a reason, and only that.
+        assert set(result["absent"]) == {s for s, v in stages.items() if v is None}
+        if scenario == "single-stream":
+            assert stages["inference"]["count"] == result["calls"]
+            parts = stages["preprocessing"]["mean_ms"] + stages["inference"]["mean_ms"]
+            assert stages["end_to_end"]["mean_ms"] == pytest.approx(parts)
+        if scenario == "multi-camera":
+            assert result["arrived"] == result["images"] + result["dropped"]
+        if scenario == "offline":
+            assert result["offline"]["overlap"] > 0
+    assert report["comparison"][0]["ratio"] > 0
+    assert report["subjects"]["artifact"]["engine"]["threads"] == 1
+
+
+def test_an_invalid_run_is_written_and_ends_with_6(
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Two cameras for a fifth of a second: far below the 459 frames that p99 needs.
+    arguments = (artifact, *QUICK, "--scenario", "multi-camera", "--cameras", "2",
+                 "--duration", "0.2", "--against", "none", "--output", tmp_path)  # fmt: skip
+    code, out, err = bench(capsys, *arguments)
+    assert code == 6
+    assert "INVALID" in out
+    assert "459 are needed" in err
+    report = json.loads((tmp_path / "bench-multi-camera.json").read_text())
+    assert not report["validity"]["valid"]
+    assert report["reference_reason"] == "measured alone, as asked for"
+    assert bench(capsys, *arguments, "--allow-invalid")[0] == 0
+
+
+def test_power_is_measured_in_the_same_run_gross_and_net(
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = bench(
+        capsys, artifact, *QUICK, "--against", "none", "--power", METER, "--require-power",
+        "--idle", "2", "--duration", "2", "--allow-invalid", "--json", "--output", tmp_path,
+    )  # fmt: skip
+    assert code == 0
+    report = report_of(out)
+    energy = report["results"]["artifact"]["energy"]
+    assert energy["watts"]["total"] == pytest.approx(12.5)
+    assert energy["joules_per_image"]["total"] == pytest.approx(
+        12.5 * energy["seconds"] / report["results"]["artifact"]["images"]
+    )
+    assert energy["net_joules"]["total"] == pytest.approx(0, abs=1e-6)
+    assert report["power"]["idle"]["watts"]["total"] == pytest.approx(12.5)
+
+
+def test_power_that_cannot_be_had_is_null_with_a_reason_or_exit_6(
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = (artifact, *QUICK, "--against", "none", "--power", "none", "--output", tmp_path)
+    code, out, _ = bench(capsys, *common, "--allow-invalid", "--json")
+    assert code == 0
+    report = report_of(out)
+    assert report["results"]["artifact"]["energy"] is None
+    assert report["power"]["reason"] == "not measured, as asked for"
+    code, _, err = bench(capsys, *common, "--require-power")
+    assert code == 6
+    assert "power was required" in err
+
+
+def test_a_meter_asked_for_by_name_is_never_replaced(
+    artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = bench(capsys, artifact, *QUICK, "--power", "jtop")
+    assert code == 5
+    assert "jetson-stats" in err
+
+
+def test_another_artifact_takes_turns(
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = make_artifact(tmp_path / "dist", name="other-cpu-fp32")
+    code, out, _ = bench(
+        capsys, artifact, *QUICK, "--against", other, "--allow-invalid", "--json",
+        "--output", tmp_path,
+    )  # fmt: skip
+    assert code == 0
+    report = report_of(out)
+    assert report["subjects"]["reference"]["name"].startswith("other-cpu-fp32")
+
+
+def test_ctrl_c_writes_what_was_measured(artifact: Path, tmp_path: Path) -> None:
+    words = ("-v bench --duration 10 --warm-up 0 --threads 1 --against none --power none").split()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgehp", *words, "--output", tmp_path, artifact],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "turn 2:" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    report = report_of((tmp_path / "bench-single-stream.json").read_text())
+    assert report["state"] == "partial"
+    assert len(report["timeline"]["turns"]) in (2, 3)
+    assert "PARTIAL" in out
+
+
+def test_work_is_counted_from_the_graph(artifact: Path, tmp_path: Path) -> None:
+    work = count_work(artifact / "engine.onnx", "fp32")
+    # ResNet18 at 32 pixels: 37.2 M multiply-accumulates (3.64 G operations at 224, over 49).
+    assert work.operations == pytest.approx(2 * 1.82e9 / 49, rel=0.1)
+    assert work.weight_bytes == pytest.approx(4 * 11.4e6, rel=0.03)
+    assert work.layers == 21
+    assert count_work(artifact / "engine.onnx", "fp16").weight_bytes == work.weight_bytes / 2
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes((artifact / "engine.onnx").read_bytes()[:1000])
+    with pytest.raises(DataError):
+        count_work(broken, "fp32")
+
+
+def test_the_roof_is_that_of_the_active_power_mode(artifact: Path) -> None:
+    work = count_work(artifact / "engine.onnx", "fp16")
+    orin = load_target("orin-agx-64gb")
+    peaks, _ = peaks_for(orin, "MODE_50W")
+    peaks = peaks or peaks_for(orin, "50W")[0]
+    assert peaks is not None
+    assert peaks.name == "50W"
+    found = roofline(work, peaks, "int8", 1000.0, batch=1)
+    assert found["reached_ops_per_s"] == work.operations * 1000.0
+    assert found["fraction_of_compute"] == pytest.approx(
+        work.operations * 1000.0 / (peaks.int8_tops * 1e12)
+    )
+    # At batch 1 the weights alone take longer to read than the operations: memory binds.
+    assert found["bound"] == "memory"
+    nothing, why = peaks_for(orin, None)
+    assert nothing is None
+    assert "active" in why
+    assert peaks_for(load_target("cpu"), None)[0] is None

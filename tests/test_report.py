@@ -1,0 +1,317 @@
+"""Reports: read strictly, compared only where that means something, shown on one page."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from edgehp.benchmark.assemble import Context, assemble
+from edgehp.benchmark.frames import Frame, Frames
+from edgehp.benchmark.lanes import Turn, WarmUp
+from edgehp.benchmark.plan import Plan
+from edgehp.benchmark.power import MeterInfo, PowerRecorder, Rail, Sample
+from edgehp.benchmark.roofline import Work, roofline
+from edgehp.benchmark.run import Measured
+from edgehp.benchmark.schema import report_fault
+from edgehp.benchmark.watch import HostState
+from edgehp.cli.main import main
+from edgehp.crop import Preprocessing
+from edgehp.errors import DataError, MeasurementError
+from edgehp.report.compare import compare_benchmarks, why_not
+from edgehp.report.files import read_report
+from edgehp.targets import load_target
+
+SPEC = Preprocessing(32)
+
+
+class ScriptedMeter:
+    """12 W on the module's input, 5 W of it the GPU's, at every tenth of a second."""
+
+    info = MeterInfo(
+        "ina3221", "power", (Rail("VDD_IN", "all"), Rail("VDD_GPU", "GPU")), ("VDD_IN",), "all", 0.1
+    )
+
+    def read(self) -> Sample | None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+def subject(name: str, sha: str, precision: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "network_digest": "a" * 64,
+        "engine": {
+            "kind": "openvino",
+            "version": "2026.4",
+            "device": "Test CPU",
+            "threads": 2,
+            "precision": precision,
+            "details": {"spin": None},
+        },
+        "input_size": 32,
+        "batch": 1,
+        "precision": precision,
+        "target": "cpu",
+        "engine_sha256": sha * 64,
+        "manifest_digest": None,
+    }
+
+
+@pytest.fixture(scope="module")
+def benchmark_report() -> dict[str, Any]:
+    """A valid run of twelve turns on a quiet, scripted machine."""
+    rng = np.random.default_rng(1)
+    turns = []
+    for i in range(12):
+        role = ("artifact", "reference", "reference", "artifact")[i % 4]
+        times = rng.lognormal(np.log(0.006 if role == "artifact" else 0.018), 0.05, 200)
+        crop = np.full(200, 0.0004)
+        stages = {"preprocessing": crop, "inference": times, "end_to_end": times + crop}
+        turns.append(Turn(role, "end-to-end", 10.0 + i, 10.9 + i, 200, 200, stages, {}))
+    recorder = PowerRecorder(ScriptedMeter())
+    recorder._samples += [
+        Sample(t, {"VDD_IN": 12 + np.sin(t), "VDD_GPU": 5.0}) for t in np.arange(0, 30, 0.1)
+    ]
+    states = [
+        HostState(float(t), {"CPU": 50 + t / 10}, {"CPU": 95.0}, (2000.0,), 0.0, 0.0, {"x": 0})
+        for t in range(9, 24)
+    ]
+    warm = tuple(WarmUp(r, 1.0, 50, True, 0.01) for r in ("artifact", "reference"))
+    measured = Measured(warm, tuple(turns), (2.0, 8.0), (10.0, 21.9), False, 1.0, 1.7e9)
+    frames = Frames("test", (Frame(np.zeros((32, 32, 3), np.uint8), None),))
+    peaks = load_target("orin-nx-16gb").power_modes[0]
+    work = Work(3_640_000_000, 11_700_000, 150_552, 9_000_000, 21)
+    context = Context(
+        Plan(duration_s=6),
+        {
+            "artifact": subject("kd-int8", "b", "int8"),
+            "reference": subject("kd-fp32", "c", "fp32"),
+        },
+        None,
+        frames,
+        SPEC.to_dict(),
+        SPEC.digest,
+        {"processor": "Test CPU", "power_mode": "15W", "governors": ["performance"]},
+        states,
+        recorder,
+        roofline={
+            "artifact": {
+                "work": None,
+                "reason": None,
+                "roofline": roofline(work, peaks, "int8", 160.0, 1),
+            }
+        },
+    )
+    report = assemble(measured, context)
+    assert report_fault(report) is None
+    assert report["validity"]["valid"], report["validity"]["reasons"]
+    return report
+
+
+def interval(value: float) -> dict[str, Any]:
+    return {"value": value, "low": value - 0.01, "high": value + 0.01}
+
+
+def accuracy(mae: float) -> dict[str, Any]:
+    def summary(frames: int, error: float) -> dict[str, Any]:
+        return {"frames": frames, "mae": [error] * 3, "mae_mean": error, "geodesic": 2 * error,
+                "maev": error, "median": error, "p90": 2 * error, "p95": 3 * error}  # fmt: skip
+
+    return {
+        "overall": summary(300, mae),
+        "bands": [
+            {"low": 0, "high": 30, "summary": summary(200, mae * 0.8)},
+            {"low": 30, "high": 60, "summary": summary(100, mae * 1.4)},
+            {"low": 60, "high": 99, "summary": None},
+        ],
+        "worst": [
+            {"name": "face<0>.png", "error": 31.0, "truth": [1, 80, 3], "predicted": [2, 50, 4]},
+            {"name": "gone.png", "error": 21.0, "truth": [1, 70, 3], "predicted": [2, 50, 4]},
+        ],
+    }
+
+
+@pytest.fixture
+def validation_report() -> dict[str, Any]:
+    bands = [
+        {"low": 0, "high": 30, "frames": 200, "drop": interval(0.01)},
+        {"low": 30, "high": 60, "frames": 100, "drop": interval(0.04)},
+        {"low": 60, "high": 99, "frames": 0, "drop": None},
+    ]
+    return {
+        "kind": "validation",
+        "schema": 1,
+        "protocol": {"dataset": "rendered", "frames": 300},
+        "preprocessing": SPEC.to_dict(),
+        "reference": {"name": "kd-fp32"},
+        "artifact": {"name": "kd-int8"},
+        "reference_accuracy": accuracy(3.0),
+        "artifact_accuracy": accuracy(3.02),
+        "drop": {
+            "overall": interval(0.02),
+            "angles": [interval(0.02)] * 3,
+            "geodesic": interval(0.03),
+            "bands": bands,
+        },
+    }
+
+
+@pytest.fixture
+def sources(
+    tmp_path: Path, benchmark_report: dict[str, Any], validation_report: dict[str, Any]
+) -> Path:
+    """A directory with both reports and a folder of faces."""
+    (tmp_path / "a.json").write_text(json.dumps(benchmark_report))
+    (tmp_path / "b.json").write_text(json.dumps(validation_report))
+    (tmp_path / "notes.json").write_text("[]")
+    (tmp_path / "faces").mkdir()
+    face = np.full((64, 64, 3), 90, np.uint8)
+    cv2.circle(face, (32, 32), 20, (120, 160, 220), -1)
+    cv2.imwrite(str(tmp_path / "faces" / "face<0>.png"), face)
+    return tmp_path
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as leaving:
+        main(["report", *map(str, arguments)])
+    return int(leaving.value.code or 0)
+
+
+def page_of(sources: Path) -> Path:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    assert run(sources, "--faces", sources / "faces", "--output", sources / "out") == 0
+    return sources / "out" / "report.html"
+
+
+def test_the_page_is_whole_and_needs_no_network(sources: Path) -> None:
+    text = page_of(sources).read_text()
+    # Histogram, timeline, roofline, error by yaw.
+    assert text.count("<svg") == 4
+    assert text.count("data:image/jpeg;base64,") == 1
+    assert "no photo given" in text
+    # Names come from files that anybody may have written.
+    assert "face&lt;0&gt;.png" in text
+    assert "<script" not in text
+    for attribute in re.findall(r"""(?:src|href)=["']([^"']*)""", text):
+        assert attribute.startswith(("data:", "#")), attribute
+    assert not re.search(r"url\((?!#)|@import", text)
+    assert "default-src 'none'" in text
+
+
+def test_markdown_has_the_figures(sources: Path) -> None:
+    page_of(sources)
+    text = (sources / "out" / "report.md").read_text()
+    assert "| MAE | 3.000 | 3.020 | +0.020 (+0.010 to +0.030) |" in text
+    assert "| artifact int8 inference | 1200 |" in text
+    assert "face<0>.png (31.0°)" in text
+    assert "mJ an image" in text
+
+
+def test_the_page_in_a_real_browser(sources: Path, tmp_path: Path) -> None:
+    """Chromium draws it, with the parts where they belong, and no error on its console."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    page = page_of(sources)
+    shot = tmp_path / "page.png"
+    done = subprocess.run(
+        [chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+         f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1000,3000",
+         "--enable-logging=stderr", f"--screenshot={shot}", page.as_uri()],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-500:]
+    assert "CONSOLE" not in done.stderr
+    picture = cv2.imread(str(shot))
+    assert picture is not None
+    assert picture.shape[:2] == (3000, 1000)
+    # The colours of both networks' plots and of the photo are on the page.
+    for bgr in ((178, 114, 0), (0, 94, 213)):
+        assert int((np.abs(picture.astype(int) - bgr).max(axis=2) < 12).sum()) > 200
+
+
+def test_one_thing_may_differ_in_a_comparison(benchmark_report: dict[str, Any]) -> None:
+    other = copy.deepcopy(benchmark_report)
+    assert why_not(benchmark_report, other) == ([], [])
+    other["host"]["power_mode"] = "25W"
+    reasons, differs = why_not(benchmark_report, other)
+    assert reasons == []
+    assert differs == ["the power mode differs: 15W and 25W"]
+    # Network and power mode: nobody knows which of them made the difference.
+    other["subjects"]["artifact"]["engine_sha256"] = "d" * 64
+    with pytest.raises(MeasurementError, match="power mode differs: 15W and 25W"):
+        compare_benchmarks(benchmark_report, other)
+    other["host"]["power_mode"] = "15W"
+    found = compare_benchmarks(benchmark_report, other)
+    assert "network differs" in found.differs[0]
+    assert {f.ratio for f in found.figures} == {1.0}
+    first = found.figures[0]
+    assert first.low is not None
+    assert first.high is not None
+    assert first.low <= 1 <= first.high
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda r: r.update(state="partial"), "B is partial"),
+        (lambda r: r["validity"].update(valid=False, reasons=["hot"]), "B is invalid: hot"),
+        (lambda r: r["scenario"].update(scenario="offline"), "the scenario differs"),
+        (lambda r: r["scenario"].update(batch=4), "the batch differs"),
+        (lambda r: r.update(input="others"), "the frames differ"),
+    ],
+)
+def test_what_makes_a_comparison_meaningless_is_named(
+    benchmark_report: dict[str, Any], change: Any, words: str
+) -> None:
+    other = copy.deepcopy(benchmark_report)
+    change(other)
+    with pytest.raises(MeasurementError, match=words):
+        compare_benchmarks(benchmark_report, other)
+
+
+def test_compare_from_the_command_line(
+    sources: Path, benchmark_report: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    slower = copy.deepcopy(benchmark_report)
+    slower["scenario"]["fps"] = 60.0
+    (sources / "c.json").write_text(json.dumps(slower))
+    assert run("compare", sources / "a.json", sources / "a.json") == 0
+    assert "end_to_end p50" in capsys.readouterr().out
+    assert run("compare", sources / "a.json", sources / "c.json") == 6
+    assert "the frame rate differs: None and 60.0" in capsys.readouterr().err
+    assert run("compare", sources / "a.json", sources / "b.json") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "not JSON"),
+        ("[]", "the kind None"),
+        ('{"kind": "benchmark", "schema": 99}', "reads up to 1"),
+        (None, "cannot be read"),
+    ],
+)
+def test_what_is_no_report_is_refused(tmp_path: Path, text: str | None, words: str) -> None:
+    path = tmp_path / "report.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DataError, match=words):
+        read_report(path)
+
+
+def test_nothing_to_report_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path) == 1
+    assert "edgehp bench" in capsys.readouterr().err
