@@ -269,8 +269,8 @@ def rotation_spread(
 def geodesic_degrees(a: npt.ArrayLike, b: npt.ArrayLike) -> Array:
     """Geodesic distance in degrees, [0, 180], between rotations [..., 3, 3].
 
-    Computed as 2 asin(norm(A - B) / sqrt 8), Frobenius norm, which keeps its accuracy near zero, where the
-    usual acos((trace - 1) / 2) loses half of the digits.
+    Computed as 2 asin(norm(A - B) / sqrt 8), Frobenius norm, which keeps its accuracy near zero,
+    where the usual acos((trace - 1) / 2) loses half of the digits.
     """
     chord = np.linalg.norm(_matrices(a) - _matrices(b), axis=(-2, -1)) / np.sqrt(8.0)
     return np.asarray(np.degrees(2.0 * np.arcsin(np.clip(chord, 0.0, 1.0))))

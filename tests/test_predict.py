@@ -316,9 +316,7 @@ def test_a_photo_without_a_face_says_no_face(detector, tmp_path, network, capsys
     assert "0 faces (1 no_face)" in err
 
 
-def test_a_video_gives_its_frames_with_times_and_a_drawn_video(
-    detector, tmp_path, network, capsys
-):
+def test_a_video_gives_its_frames_with_times_and_a_drawn_video(detector, tmp_path, network, capsys):
     video = write_video(tmp_path / "v.avi", [colour_photo((0, 0, 0), 128, 96)] * 5)
     drawn = tmp_path / "poses.avi"
     code, records, _ = cli(capsys, video, "--network", network, "--save", drawn, "--limit", 4)

@@ -257,9 +257,7 @@ def test_artifact_and_network_together_are_a_usage_error(tmp_path, capsys):
     assert cli(tmp_path, "--network", "x.onnx") == 2
 
 
-def test_without_an_artifact_the_command_says_how_to_make_one(
-    biwi, tmp_path, capsys, monkeypatch
-):
+def test_without_an_artifact_the_command_says_how_to_make_one(biwi, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli("--dataset", "biwi", "--data-root", biwi) == 1
     assert "edgehp build" in capsys.readouterr().err

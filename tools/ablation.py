@@ -23,6 +23,7 @@ from edgehp.cli._training import student_spec
 from edgehp.datasets import open_dataset
 from edgehp.datasets.base import Sample, join_datasets
 from edgehp.datasets.faces import read_faces
+from edgehp.errors import DataError
 from edgehp.training.data import split, with_labels
 from edgehp.training.labelling import label_samples, read_labels
 from edgehp.training.loop import TrainConfig
@@ -133,13 +134,18 @@ def _errors(
     spec: TeacherSpec, samples: Sequence[tuple[Sample, np.ndarray | None]]
 ) -> tuple[float, np.ndarray, float]:
     teacher = Teacher(spec, threads=2)
-    matrices, angles, references = [], [], []
+    matrices: list[np.ndarray] = []
+    angles: list[np.ndarray] = []
+    references: list[np.ndarray] = []
     for sample, matrix in samples:
         views = teacher.rotations(sample.load(), sample.box)
         matrices.append(pose.mean_rotation(views))
         reference = sample.matrix if matrix is None else matrix
+        label = sample.angles if matrix is None else pose.euler_from_matrix(matrix)
+        if reference is None or label is None:
+            raise DataError(f"{sample.name}: expected a photo with a label, found none")
         references.append(reference)
-        angles.append(sample.angles if matrix is None else pose.euler_from_matrix(matrix))
+        angles.append(label)
     found = np.stack(matrices)
     axes = pose.angle_errors(pose.euler_from_matrix(found), np.stack(angles)).mean(0)
     geodesic = pose.geodesic_degrees(found, np.stack(references)).mean()

@@ -42,6 +42,8 @@ def _render(
     from rendering.scene import Ranges
 
     index, seed, ranges, quality = job
+    if _studio is None:
+        raise RuntimeError("the worker was not started with _start")
     r = _studio.shoot(seed, Ranges(*ranges))
     size = (r.image.shape[1], r.image.shape[0])
     sample = RenderedSample(f"{index:05d}.jpg", size, r.box, r.angles, r.matrix, r.nir, seed)

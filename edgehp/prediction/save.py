@@ -57,8 +57,8 @@ def open_saver(target: Path, source: Source) -> Saver:
     suffix = target.suffix.lower()
     moving = source.kind in ("video", "camera")
     if target.resolve() == Path(source.text).resolve() or (
-        source.kind == "photo" and (target / source.photos[0].name).resolve()
-        == source.photos[0].resolve()
+        source.kind == "photo"
+        and (target / source.photos[0].name).resolve() == source.photos[0].resolve()
     ):
         raise UsageError(f"--save {target} would overwrite the source; name another place")
     if not moving:

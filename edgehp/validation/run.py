@@ -60,9 +60,9 @@ class _Answers:
         self.spread.append(np.array(prediction.spread))
 
     def joined(self) -> tuple[Array, Array]:
-        return np.concatenate(self.angles).astype(np.float64), np.concatenate(
-            self.spread
-        ).astype(np.float64)
+        return np.concatenate(self.angles).astype(np.float64), np.concatenate(self.spread).astype(
+            np.float64
+        )
 
 
 def group_of(dataset: str) -> tuple[Callable[[str], str] | None, str]:
@@ -174,9 +174,7 @@ def validate(
             f"{dataset.name}: none of {len(chosen)} frames could be used ({len(missed)} without a "
             f"detected face, {len(skips.found)} damaged)"
         )
-    measured = build_dataset(
-        dataset.name, used, boxes=str(dataset.protocol.get("boxes", "none"))
-    )
+    measured = build_dataset(dataset.name, used, boxes=str(dataset.protocol.get("boxes", "none")))
     protocol = {
         **dataset.protocol,
         "frames": len(used),

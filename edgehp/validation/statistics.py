@@ -119,9 +119,7 @@ def _units(values: Array, groups: Sequence[str] | None) -> tuple[Array, Array]:
     return sums, np.bincount(index).astype(np.float64)
 
 
-def _resampled(
-    sums: Array, counts: Array, resamples: int, rng: np.random.Generator
-) -> Array:
+def _resampled(sums: Array, counts: Array, resamples: int, rng: np.random.Generator) -> Array:
     n = len(sums)
     rows = max(1, _CHUNK // n)
     equal = bool((counts == counts[0]).all())

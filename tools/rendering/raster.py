@@ -179,7 +179,8 @@ class Renderer:
 
         self.mesh, self.side, self.factor = mesh, side, supersampling
         self.gl = moderngl
-        self.context = moderngl.create_standalone_context(backend="egl")
+        # moderngl annotates the keywords as one dictionary; each is passed on as it is.
+        self.context = moderngl.create_standalone_context(backend="egl")  # type: ignore[arg-type]
         ctx, n = self.context, side * supersampling
         # A shader that may discard loses the early depth test: skin gets one without.
         self.programs = {
@@ -262,7 +263,9 @@ class Renderer:
         raw = np.frombuffer(self.target.read(components=4, dtype="f2"), np.float16)
         # OpenGL's first row is the lowest.
         full = raw.reshape(n, n, 4)[::-1].astype(np.float32)
-        small = cv2.resize(full, (self.side, self.side), interpolation=cv2.INTER_AREA)
+        small = np.asarray(
+            cv2.resize(full, (self.side, self.side), interpolation=cv2.INTER_AREA), np.float32
+        )
         return small[..., :3], small[..., 3]
 
 

@@ -16,6 +16,7 @@ from .heads import HeadModel
 from .raster import Renderer, Surface
 
 Array = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Image = npt.NDArray[np.uint8]
 
 # Degrees added to the neutral mesh's pitch so that zero means what it means in AFLW2000-3D; see
@@ -148,7 +149,8 @@ class Studio:
         upright = project_to_rotation(a.T @ b)
         actions = _expression(rng, model.actions)
         moved = model.moved(calm, actions)
-        return (moved - calm[face].mean(0)) @ upright.T
+        turned: Array = (moved - calm[face].mean(0)) @ upright.T
+        return turned
 
     def _gaze(self, rng: np.random.Generator, head: Array) -> tuple[Array, Array]:
         """Turn the eyeballs; returns the vertices and each one's angle from the eye's axis."""
@@ -263,7 +265,10 @@ def _rotation_vector(rotation: Array) -> tuple[Array, float]:
 def _expression(rng: np.random.Generator, names: list[str]) -> dict[str, float]:
     """Nothing, a smile, speech, a yawn, closing eyes, or a little of several actions."""
     out: dict[str, float] = {}
-    both = lambda name, v: {f"{name}Left": v, f"{name}Right": v}  # noqa: E731
+
+    def both(name: str, value: float) -> dict[str, float]:
+        return {f"{name}Left": value, f"{name}Right": value}
+
     kind = rng.random()
     if kind < 0.3:
         out |= both("mouthSmile", rng.uniform(0.2, 0.9))
@@ -344,14 +349,14 @@ def _lights(rng: np.random.Generator, nir: bool) -> dict[str, Array]:
 
 
 def _develop(
-    rng: np.random.Generator, linear: Array, cover: Array, back: Array, nir: bool
+    rng: np.random.Generator, linear: Floats, cover: Floats, back: Floats, nir: bool
 ) -> Image:
     """Linear light -> an exposed, slightly soft and noisy 8-bit picture."""
     on = cover > 0.5
     level = float(np.percentile(linear[on].mean(1), 70)) if on.any() else 0.5
     # Automatic exposure reaches for the middle and misses.
     gain = rng.uniform(0.22, 0.55) / max(level, 1e-3)
-    picture = linear * gain + back * (1 - cover[..., None])
+    picture: npt.NDArray[Any] = linear * gain + back * (1 - cover[..., None])
     picture = np.clip(picture / (1 + 0.25 * picture), 0, 1)
     picture = picture ** (1 / 2.2)
     if nir:
