@@ -141,13 +141,15 @@ def test_another_artifact_takes_turns(
 
 
 def test_ctrl_c_writes_what_was_measured(artifact: Path, tmp_path: Path) -> None:
-    words = ("-v bench --duration 10 --warm-up 0 --threads 1 --against none --power none").split()
+    words = "-v bench --duration 10 --warm-up 0 --threads 1 --against none --power none"
     process = subprocess.Popen(
-        [sys.executable, "-m", "edgehp", *words, "--output", tmp_path, artifact],
+        [sys.executable, "-m", "edgehp", *words.split(" "), "--output", tmp_path, artifact],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
+        # A test run in the background inherits that interruptions are ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stderr is not None
     for line in process.stderr:

@@ -1,0 +1,129 @@
+"""What the harness of ``edgehp bench`` costs, and what preprocessing takes.
+
+    python tools/bench_overhead.py dist/kd-resnet18-cpu-int8 --threads 2
+
+In one run, in turns: the loop of the scenario ``single-stream`` and a bare loop that calls
+OpenVINO directly on the same file, with ready crops and nothing but the inference timed. Prints
+the medians, their ratio turn by turn, and the time of crop + resize from a 1920x1080 frame, as
+JSON. A quiet machine is needed: the median ratio over turns resists neighbours, but not all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from edgehp.artifact import load_artifact
+from edgehp.benchmark.frames import camera_frames
+from edgehp.benchmark.lanes import Lane, warm_up
+from edgehp.benchmark.scenarios import single_stream
+from edgehp.crop import crop_face
+from edgehp.engines import open_engine
+
+
+def bare_loop(graph: Path, threads: int, size: int) -> Callable[[Any, float], list[float]]:
+    """A function that infers ready crops with OpenVINO alone for some seconds.
+
+    As OpenVINO's own benchmark does at batch 1: static shape, latency hint, one request. FP32 is
+    kept FP32, as the engine of edgehp does, or a processor with bfloat16 would use that.
+    """
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(graph)
+    model.reshape({"crops": [1, size, size, 3]})
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+
+    def run(crops: Any, seconds: float) -> list[float]:
+        tensors = [openvino.Tensor(crop[None], shared_memory=True) for crop in crops]
+        times = []
+        deadline = perf_counter() + seconds
+        while perf_counter() < deadline:
+            request.set_input_tensor(tensors[len(times) % len(tensors)])
+            began = perf_counter()
+            request.infer()
+            times.append(perf_counter() - began)
+        return times
+
+    return run
+
+
+def preprocessing_ms(lane: Lane, seconds: float) -> dict[str, float]:
+    """Milliseconds of crop + resize, one frame after the other."""
+    times = []
+    deadline = perf_counter() + seconds
+    while perf_counter() < deadline:
+        for frame in lane.frames.items:
+            began = perf_counter()
+            crop_face(frame.photo, frame.box, lane.spec)
+            times.append(perf_counter() - began)
+    p50, p90 = np.percentile(times, (50, 90)) * 1e3
+    # The fastest is what the work itself takes; the rest of a percentile is the neighbours'.
+    return {
+        "min_ms": min(times) * 1e3,
+        "p50_ms": float(p50),
+        "p90_ms": float(p90),
+        "count": len(times),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a turn")
+    options = parser.parse_args()
+
+    artifact = load_artifact(options.artifact)
+    if artifact.engine.kind != "openvino":
+        sys.exit(f"{options.artifact} is of {artifact.engine.kind}; an artifact of openvino needed")
+    spec = artifact.manifest.preprocessing
+    frames = camera_frames(artifact)
+    with open_engine("openvino", artifact.engine_path, threads=options.threads, batch=1) as engine:
+        lane = Lane.of("artifact", engine, spec, frames, 1)
+        bare = bare_loop(artifact.engine_path, options.threads, spec.size)
+        warm_up(lane, 20)
+        bare(lane.crops, 1.0)
+        harness: list[float] = []
+        direct: list[float] = []
+        for turn in range(options.turns):
+            steps = [
+                lambda: harness.append(
+                    float(np.median(single_stream(lane, options.seconds).stages["inference"]))
+                ),
+                lambda: direct.append(float(np.median(bare(lane.crops, options.seconds)))),
+            ]
+            # A B B A, as the benchmark itself.
+            for step in steps if turn % 2 == 0 else reversed(steps):
+                step()
+        ratios = np.array(harness) / np.array(direct)
+        found = {
+            "artifact": artifact.manifest.name,
+            "size": spec.size,
+            "threads": options.threads,
+            "turns": options.turns,
+            "harness_p50_ms": float(np.median(harness)) * 1e3,
+            "bare_p50_ms": float(np.median(direct)) * 1e3,
+            "ratio_median": float(np.median(ratios)),
+            "ratio_quartiles": [float(q) for q in np.quantile(ratios, (0.25, 0.75))],
+            "preprocessing": preprocessing_ms(lane, 2.0),
+        }
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
