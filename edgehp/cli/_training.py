@@ -49,6 +49,16 @@ _OPTIONS = [
         default="bf16",
         show_default=True,
     ),
+    click.option(
+        "--augmentation",
+        type=click.Choice(["strong", "gentle"]),
+        default="strong",
+        show_default=True,
+        help="gentle: for the last epochs and fine-tunes.",
+    ),
+    click.option(
+        "--flatten", default=0.5, show_default=True, help="0: |yaw| as it comes; 1: uniform."
+    ),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto"),
     click.option("--seed", default=0, show_default=True),
     click.option("--workers", default=2, show_default=True, help="Threads that make crops."),
@@ -93,12 +103,24 @@ def pick_device(name: str) -> str:
 
 def config(options: dict[str, Any]) -> TrainConfig:
     """The training configuration of the shared options."""
+    from edgehp.training.augment import AUGMENTATIONS
     from edgehp.training.loop import TrainConfig
 
-    names = ("epochs", "batch", "learning_rate", "precision", "seed", "workers", "start_size")
+    names = [
+        "epochs",
+        "batch",
+        "learning_rate",
+        "precision",
+        "seed",
+        "workers",
+        "start_size",
+        "flatten",
+    ]
     if options["workers"] < 1 or not 0 < options["held_back"] < 0.5:
         raise UsageError("--workers must be at least 1 and --held-back between 0 and 0.5")
-    return TrainConfig(**{n: options[n] for n in names})
+    return TrainConfig(
+        **{n: options[n] for n in names}, augmentation=AUGMENTATIONS[options["augmentation"]]
+    )
 
 
 def items(
