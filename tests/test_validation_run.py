@@ -273,7 +273,7 @@ def test_aflw2000_in_its_layout_with_the_published_boxes(shared_data, tmp_path):
     assert len(data) == 593
 
 
-def artifact_of(folder: Path, engine: dict, reference: dict) -> Path:
+def artifact_of(folder: Path, engine: dict, reference: dict, device: dict | None = None) -> Path:
     """A complete artifact on onnxruntime whose engine and reference read colours."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     manifest = replace(
@@ -281,11 +281,14 @@ def artifact_of(folder: Path, engine: dict, reference: dict) -> Path:
         name="colour-reader-cpu-int8",
         network=NetworkRecord(SPEC.to_dict(), SPEC.digest, "b" * 64, "colour-reader", ""),
         preprocessing=SPEC.preprocessing,
-        target=TargetRecord("cpu"),
-        engine=EngineRecord(
-            "onnxruntime", ("engine.onnx",), {"onnxruntime": "1.0"}, 1, 1, 32, "x86_64"
-        ),
         graph="engine.onnx",
+        **{
+            "target": TargetRecord("cpu"),
+            "engine": EngineRecord(
+                "onnxruntime", ("engine.onnx",), {"onnxruntime": "1.0"}, 1, 1, 32, "x86_64"
+            ),
+            **(device or {}),
+        },
     )
     with ArtifactWriter(folder) as writer:
         pose_graph(writer.path / "engine.onnx", **engine)
@@ -330,6 +333,27 @@ def test_an_altered_artifact_is_refused_before_it_runs(biwi, tmp_path, capsys):
     folder = artifact_of(tmp_path / "dist" / "a", {}, {})
     pose_graph(folder / "engine.onnx", offset=(5, 5, 5))
     assert cli(folder, "--dataset", "biwi", "--data-root", biwi) == 4
+
+
+def test_an_artifact_of_another_device_is_measured_by_its_graph(biwi, tmp_path, capsys):
+    other = {
+        "target": TargetRecord("rtx-30", ("8.6",)),
+        "engine": EngineRecord(
+            "tensorrt-rtx", ("engine.onnx",), {"tensorrt_rtx": "1.7.1"}, 1, 1, 32, "x86_64"
+        ),
+    }
+    error = {"offset": (1.05, 1, 1)}
+    folder = artifact_of(tmp_path / "dist" / "a", error, {"offset": (1,) * 3}, other)
+    common = ("--dataset", "biwi", "--data-root", biwi, "--no-robustness")
+    assert cli(folder, *common) in (4, 5)
+    capsys.readouterr()
+    assert cli(folder, *common, "--emulate") == 0
+    out = capsys.readouterr().out
+    assert "emulated" in out and "+0.0167" in out
+    # Its bytes are checked all the same.
+    pose_graph(folder / "engine.onnx", offset=(5, 5, 5))
+    assert cli(folder, *common, "--emulate") == 4
+    assert cli("--network", tmp_path / "n.onnx", *common, "--emulate") == 2
 
 
 def rendered_zip(folder: Path) -> Path:

@@ -84,7 +84,11 @@ class Artifact:
 
 
 def load_artifact(
-    path: Path | str, *, device: DeviceProbe | None = None, allow_deferred: bool = False
+    path: Path | str,
+    *,
+    device: DeviceProbe | None = None,
+    allow_deferred: bool = False,
+    bytes_only: bool = False,
 ) -> Artifact:
     """Check an artifact directory and return it; nothing is deserialised.
 
@@ -93,6 +97,7 @@ def load_artifact(
         device: facts about the device; this machine's when omitted.
         allow_deferred: accept an artifact whose engine is not built yet, for finishing it; the
             device is then not checked.
+        bytes_only: do not check the device: the engine will not be run, only files be read.
 
     Raises:
         DataError: no such directory.
@@ -102,9 +107,9 @@ def load_artifact(
     """
     root = Path(path)
     manifest = read_manifest(root)
-    if manifest.state != "complete" and not allow_deferred:
+    if manifest.state != "complete" and not (allow_deferred or bytes_only):
         raise _deferred(root, manifest)
-    if manifest.engine is not None:
+    if manifest.engine is not None and not bytes_only:
         check_device(manifest, device or HostProbe(), str(root))
     _check_files(root, manifest)
     return Artifact(root, manifest)

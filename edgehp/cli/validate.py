@@ -61,6 +61,12 @@ SHIPPED = "rendered-validation.zip"
     help="Also on dark, blurred and pseudo near-infrared versions of the crops (4 x the time).",
 )
 @click.option("--worst", type=click.IntRange(0, 1000), default=10, help="Worst frames to name.")
+@click.option(
+    "--emulate",
+    is_flag=True,
+    help="An artifact of another device: run the graph its engine is made from on this processor. "
+    "The report says so.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write the report as JSON here.")
 @click.option(
@@ -84,6 +90,7 @@ def command(
     skip_bad: bool,
     robustness: bool,
     worst: int,
+    emulate: bool,
     as_json: bool,
     report: Path | None,
     compare: Path | None,
@@ -100,10 +107,17 @@ def command(
     from edgehp.validation.gate import check_drop
     from edgehp.validation.robustness import CONDITIONS
     from edgehp.validation.run import validate
-    from edgehp.validation.subjects import open_artifact, open_network, open_reference
+    from edgehp.validation.subjects import (
+        open_artifact,
+        open_emulation,
+        open_network,
+        open_reference,
+    )
 
     if artifact is not None and network is not None:
         raise UsageError("give an artifact or --network, not both")
+    if network is not None and emulate:
+        raise UsageError("--emulate runs an artifact's graph: a float network needs none")
     if network is not None and reference is not None:
         raise UsageError("--network is validated by itself: --reference belongs to an artifact")
     earlier = None if compare is None else _read_report(compare)
@@ -115,7 +129,8 @@ def command(
                 tested = None
                 base = stack.enter_context(open_network(network, threads=threads, batch=batch))
             else:
-                tested = stack.enter_context(open_artifact(artifact, threads=threads, batch=batch))
+                opened = open_emulation if emulate else open_artifact
+                tested = stack.enter_context(opened(artifact, threads=threads, batch=batch))
                 base = stack.enter_context(
                     open_reference(tested, reference, threads=threads, batch=batch)
                 )

@@ -11,12 +11,19 @@ from types import TracebackType
 
 from edgehp.artifact import Artifact, load_artifact, newest_artifact
 from edgehp.artifact.hashing import sha256_file
+from edgehp.artifact.manifest import Manifest
 from edgehp.crop import Preprocessing
 from edgehp.engines import Engine, engine_available, open_engine
 from edgehp.errors import CompatibilityError, EdgehpError, EnvironmentalError, UsageError
 from edgehp.validation.run import Contender
 
-__all__ = ["OpenedNetwork", "open_artifact", "open_network", "open_reference"]
+__all__ = [
+    "OpenedNetwork",
+    "open_artifact",
+    "open_emulation",
+    "open_network",
+    "open_reference",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -90,13 +97,40 @@ def open_artifact(
         batch=None if batch is None else max(record.min_batch, min(batch, record.max_batch)),
     )
     closing.callback(engine.close)
-    bins = (manifest.network.spec or {}).get("bins")
     return OpenedNetwork(
         engine,
         f"{manifest.name} ({manifest.target.name}, {manifest.precision.reached or 'unknown'})",
         manifest.network.weights_sha256,
         manifest.preprocessing,
-        None if bins is None else (float(bins["first"]), float(bins["last"])),
+        _bins(manifest),
+        artifact,
+        closing,
+    )
+
+
+def open_emulation(
+    path: Path | str | None = None, *, threads: int | None = None, batch: int | None = None
+) -> OpenedNetwork:
+    """Open the graph an artifact's engine is made from, on this processor.
+
+    For an artifact of another device, or a deferred one: its INT8 rounding is that of the graph's
+    Q/DQ nodes, but kernels and FP16 arithmetic of the device are not reproduced.
+
+    Arguments and errors as in `open_artifact`, but the device is not checked.
+    """
+    found = newest_artifact() if path is None else Path(path)
+    artifact = load_artifact(found, bytes_only=True)
+    manifest = artifact.manifest
+    kind = _float_engine()
+    closing = ExitStack()
+    engine = open_engine(kind, artifact.graph_path, threads=threads, batch=batch)
+    closing.callback(engine.close)
+    return OpenedNetwork(
+        engine,
+        f"{manifest.name} (emulated: its graph on {kind})",
+        manifest.network.weights_sha256,
+        manifest.preprocessing,
+        _bins(manifest),
         artifact,
         closing,
     )
@@ -172,7 +206,8 @@ def open_reference(
     if found is None:
         raise UsageError(f"{artifact.name} is a float network: it is its own reference")
     record = found.manifest.network
-    kind = found.engine.kind if found.engine.kind in _FLOAT_ENGINES else _float_engine()
+    built = found.manifest.engine
+    kind = built.kind if built and built.kind in _FLOAT_ENGINES else _float_engine()
     if text is None and (found.path / _REFERENCE).is_file():
         engine = open_engine(kind, found.path / _REFERENCE, threads=threads, batch=batch)
         closing = ExitStack()
@@ -204,6 +239,11 @@ def open_reference(
             "give the right one with --reference, or build the artifact again"
         )
     return reference
+
+
+def _bins(manifest: Manifest) -> tuple[float, float] | None:
+    bins = (manifest.network.spec or {}).get("bins")
+    return None if bins is None else (float(bins["first"]), float(bins["last"]))
 
 
 def _float_engine() -> str:
