@@ -223,7 +223,7 @@ def cli(*arguments: object) -> int:
 
 def test_a_float_network_on_biwi_by_the_command_line(biwi, tmp_path, capsys):
     graph = pose_graph(tmp_path / "net.onnx", offset=(1.5, -2.0, 0.5))
-    report = tmp_path / "report.json"
+    report = tmp_path / "reports" / "report.json"  # made where it is missing
     code = cli(
         "--network", graph, "--dataset", "biwi", "--data-root", biwi, "--no-robustness",
         "--threads", 1, "--report", report,

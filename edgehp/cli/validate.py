@@ -160,7 +160,10 @@ def command(
             "sentence": gate.sentence,
         }
     if report is not None:
-        _write(report, values)
+        from edgehp.report.files import write_text
+
+        text = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False)
+        write_text(report, text + "\n")
     if as_json:
         print_json(values)
     else:
@@ -247,22 +250,6 @@ def _read_report(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or values.get("kind") != "validation":
         raise DataError(f"{path}: expected a report that edgehp validate --report wrote")
     return values
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    import os
-
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(values, file, indent=2, allow_nan=False, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as e:
-        temporary.unlink(missing_ok=True)
-        raise DataError(f"{path}: the report cannot be written: {e.strerror or e}") from e
 
 
 def _compare(new: dict[str, Any], old: dict[str, Any], path: Path | None, err: bool) -> None:
