@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
+from edgehp._files import write_whole
 from edgehp.engines.audit import PrecisionAudit
 from edgehp.engines.base import Json
 from edgehp.engines.graph_io import check_file
@@ -195,17 +194,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         EnvironmentalError: the file cannot be written.
     """
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_whole(path, content)
     except OSError as e:
         raise EnvironmentalError(
             f"{path} cannot be written ({e.strerror or e}); free space or choose another directory"

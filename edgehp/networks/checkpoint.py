@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from edgehp._files import write_whole
 from edgehp.errors import CheckpointError, DataError, EnvironmentalError, UsageError
-from edgehp.networks._atomic import write_atomically
 from edgehp.networks.layout import (
     Weights,
     canonical_names,
@@ -140,7 +140,7 @@ def save_weights(
     # A single key: safetensors writes several in no fixed order, and files would not be equal.
     data = safetensors.save(stored, {SPEC_KEY: json.dumps(spec.to_dict(), sort_keys=True)})
     try:
-        write_atomically(path, data)
+        write_whole(path, data)
     except OSError as e:
         raise DataError(f"{path} cannot be written: {e.strerror or e}") from e
 

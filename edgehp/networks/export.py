@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgehp._files import write_whole
 from edgehp.errors import CheckpointError, DataError, EnvironmentalError
-from edgehp.networks._atomic import write_atomically
 from edgehp.networks.graph import (
     DEFAULT_OPSET,
     DIGEST_KEY,
@@ -48,7 +48,7 @@ def save_graph(model: onnx.ModelProto, path: str | Path) -> None:
     """
     path = Path(path)
     try:
-        write_atomically(path, graph_bytes(model))
+        write_whole(path, graph_bytes(model))
     except OSError as e:
         raise DataError(f"{path} cannot be written: {e.strerror or e}") from e
 

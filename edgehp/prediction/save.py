@@ -10,6 +10,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+from edgehp._files import write_whole
 from edgehp.datasets.photos import PHOTO_SUFFIXES
 from edgehp.errors import DataError, UsageError
 from edgehp.prediction.draw import Image, draw_pose
@@ -106,9 +107,7 @@ class _PhotoSaver:
         if not ok:
             raise DataError(f"{path}: OpenCV cannot encode this picture")
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.part")
-        temporary.write_bytes(data.tobytes())
-        temporary.replace(path)
+        write_whole(path, data.tobytes())
 
 
 class _VideoSaver:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgehp._files import write_whole
 from edgehp.errors import CompatibilityError, DataError, UsageError
 from edgehp.quantization.thresholds import ALGORITHM, GRIDS, METHODS, Range
 
@@ -179,19 +178,9 @@ class CalibrationTable:
             DataError: it cannot be written.
         """
         target = Path(path)
-        temporary = None
         try:
-            with tempfile.NamedTemporaryFile(
-                "w", dir=target.parent, prefix=f".{target.name}.", delete=False, encoding="utf-8"
-            ) as f:
-                temporary = Path(f.name)
-                f.write(self.to_json())
-                f.flush()
-                os.fsync(f.fileno())
-            temporary.replace(target)
+            write_whole(target, self.to_json())
         except OSError as e:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
             raise DataError(f"{target}: the calibration table cannot be written: {e}") from e
 
     @classmethod

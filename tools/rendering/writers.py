@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
+
+from edgehp._files import replacing
 
 from .samples import HEADER, RenderedSample, csv_line
 
@@ -28,23 +28,13 @@ def encode(image: object, quality: int) -> bytes:
 def write_zip(path: Path, samples: Iterable[tuple[RenderedSample, bytes]]) -> int:
     """Write ``NAME/NNNNN.jpg`` and ``NAME/labels.csv``; nothing is left of a failed attempt."""
     name, lines = path.stem, [HEADER]
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                for sample, data in samples:
-                    archive.writestr(zipfile.ZipInfo(f"{name}/{sample.image}", _EPOCH), data)
-                    lines.append(csv_line(sample))
-                info = zipfile.ZipInfo(f"{name}/labels.csv", _EPOCH)
-                info.compress_type = zipfile.ZIP_DEFLATED
-                archive.writestr(info, "\n".join(lines) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for sample, data in samples:
+            archive.writestr(zipfile.ZipInfo(f"{name}/{sample.image}", _EPOCH), data)
+            lines.append(csv_line(sample))
+        info = zipfile.ZipInfo(f"{name}/labels.csv", _EPOCH)
+        info.compress_type = zipfile.ZIP_DEFLATED
+        archive.writestr(info, "\n".join(lines) + "\n")
     return len(lines) - 1
 
 
