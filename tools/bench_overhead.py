@@ -48,7 +48,7 @@ def bare_loop(graph: Path, threads: int, size: int) -> Callable[[Any, float], li
 
     def run(crops: Any, seconds: float) -> list[float]:
         tensors = [openvino.Tensor(crop[None], shared_memory=True) for crop in crops]
-        times = []
+        times: list[float] = []
         deadline = perf_counter() + seconds
         while perf_counter() < deadline:
             request.set_input_tensor(tensors[len(times) % len(tensors)])
@@ -100,14 +100,17 @@ def main() -> None:
         bare(lane.crops, 1.0)
         harness: list[float] = []
         direct: list[float] = []
+
+        def through_harness() -> None:
+            stages = single_stream(lane, options.seconds).stages
+            harness.append(float(np.median(stages["inference"])))
+
+        def by_hand() -> None:
+            direct.append(float(np.median(bare(lane.crops, options.seconds))))
+
+        # A B B A, as the benchmark itself.
         for turn in range(options.turns):
-            steps = [
-                lambda: harness.append(
-                    float(np.median(single_stream(lane, options.seconds).stages["inference"]))
-                ),
-                lambda: direct.append(float(np.median(bare(lane.crops, options.seconds)))),
-            ]
-            # A B B A, as the benchmark itself.
+            steps = (through_harness, by_hand)
             for step in steps if turn % 2 == 0 else reversed(steps):
                 step()
         ratios = np.array(harness) / np.array(direct)

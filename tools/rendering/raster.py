@@ -178,9 +178,9 @@ class Renderer:
         import moderngl
 
         self.mesh, self.side, self.factor = mesh, side, supersampling
-        self.gl = moderngl
-        # moderngl annotates the keywords as one dictionary; each is passed on as it is.
-        self.context = moderngl.create_standalone_context(backend="egl")  # type: ignore[arg-type]
+        # Its types say that every keyword is a dictionary; each is passed on as it is.
+        self.gl: Any = moderngl
+        self.context = self.gl.create_standalone_context(backend="egl")
         ctx, n = self.context, side * supersampling
         # A shader that may discard loses the early depth test: skin gets one without.
         self.programs = {
