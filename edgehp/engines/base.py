@@ -6,26 +6,30 @@ are part of the graph (`edgehp.networks.graph`), so nothing here touches a pixel
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from edgehp.errors import DataError, UsageError
+from edgehp.errors import DataError, EnvironmentalError, UsageError
 
 __all__ = [
     "INPUT_NAME",
     "OUTPUT_NAMES",
     "Crops",
     "Engine",
+    "EngineBase",
     "EngineInfo",
     "Json",
     "Prediction",
     "StreamingEngine",
     "check_crops",
+    "check_processor",
     "check_threads",
     "prediction_from",
 ]
@@ -37,6 +41,8 @@ OUTPUT_NAMES = ("angles", "spread")
 Crops = npt.NDArray[np.uint8]
 # A value that json.dumps takes.
 Json = object
+
+_Opened = TypeVar("_Opened", bound="EngineBase")
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +133,40 @@ class StreamingEngine(Engine, Protocol):
         """Predictions of `batches` in their order, several in flight at a time."""
 
 
+class EngineBase(ABC):
+    """What engines have in common: the file they were opened from, its input size, and closing.
+
+    A subclass sets `_path` and `_size` when it opens.
+    """
+
+    _path: Path
+    _size: int
+
+    @property
+    def input_size(self) -> int:
+        """Side S of the square input in pixels."""
+        return self._size
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the engine holds; calling it again does nothing."""
+
+    def __enter__(self: _Opened) -> _Opened:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _closed_error(self) -> EnvironmentalError:
+        """The error to raise when a closed engine is used."""
+        return EnvironmentalError(f"{self._path}: the engine is closed; open it again")
+
+
 def check_crops(crops: Crops, size: int) -> Crops:
     """The crops as the runtimes want them: C-contiguous, which copies only if they are not.
 
@@ -155,6 +195,16 @@ def check_crops(crops: Crops, size: int) -> Crops:
     if crops.shape[0] == 0:
         raise DataError(f"{expected}, found an empty batch: skip frames without a face")
     return np.ascontiguousarray(crops)
+
+
+def check_processor(device: str | None, runtime: str) -> None:
+    """Return if `device` is the processor, or None.
+
+    Raises:
+        UsageError: it is anything else.
+    """
+    if device not in (None, "CPU", "cpu"):
+        raise UsageError(f"{runtime} runs here on 'CPU' only, {device!r} was asked for")
 
 
 def check_threads(threads: int | None) -> int | None:

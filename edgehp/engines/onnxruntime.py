@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from edgehp.engines.base import (
     INPUT_NAME,
     OUTPUT_NAMES,
     Crops,
+    EngineBase,
     EngineInfo,
     Prediction,
     check_crops,
+    check_processor,
     check_threads,
     prediction_from,
 )
 from edgehp.engines.graph_io import check_file, holds_half, input_size_of
-from edgehp.errors import DataError, EnvironmentalError, UsageError
+from edgehp.errors import DataError, EnvironmentalError
 
 __all__ = [
     "FP16_DISABLED_OPTIMIZERS",
@@ -37,7 +38,7 @@ FP16_DISABLED_OPTIMIZERS = ("WeightBiasQuantization",)
 _ERRORS_ONLY = 3
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(EngineBase):
     """A graph in onnxruntime's CPU provider, with all graph optimisations.
 
     Args:
@@ -61,8 +62,7 @@ class OnnxRuntimeEngine:
         batch: int | None = None,
     ) -> None:
         del batch
-        if device not in (None, "CPU", "cpu"):
-            raise UsageError(f"onnxruntime runs here on 'CPU' only, {device!r} was asked for")
+        check_processor(device, "onnxruntime")
         self._path = check_file(path, "an ONNX graph")
         self._threads = check_threads(threads)
         self._session: Any = new_session(self._path, self._threads)
@@ -82,11 +82,6 @@ class OnnxRuntimeEngine:
             details={"provider": PROVIDER, "disabled_optimizers": disabled_optimizers(self._path)},
         )
 
-    @property
-    def input_size(self) -> int:
-        """Side S of the square input in pixels."""
-        return self._size
-
     def infer(self, crops: Crops) -> Prediction:
         """Angles and spreads of uint8 RGB crops [N, S, S, 3].
 
@@ -96,7 +91,7 @@ class OnnxRuntimeEngine:
         """
         crops = check_crops(crops, self._size)
         if self._session is None:
-            raise EnvironmentalError(f"{self._path}: the engine is closed; open it again")
+            raise self._closed_error()
         try:
             angles, spread = self._session.run(list(OUTPUT_NAMES), {INPUT_NAME: crops})
         except _failures() as e:
@@ -106,17 +101,6 @@ class OnnxRuntimeEngine:
     def close(self) -> None:
         """Free the session; calling it again does nothing."""
         self._session = None
-
-    def __enter__(self) -> OnnxRuntimeEngine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def disabled_optimizers(path: Path) -> list[str]:

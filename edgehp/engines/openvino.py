@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from edgehp.engines.audit import LayerPrecision, PrecisionAudit
@@ -18,9 +17,11 @@ from edgehp.engines.base import (
     INPUT_NAME,
     OUTPUT_NAMES,
     Crops,
+    EngineBase,
     EngineInfo,
     Prediction,
     check_crops,
+    check_processor,
     check_threads,
     prediction_from,
 )
@@ -34,7 +35,7 @@ KIND = "openvino"
 _IDLE = frozenset({"Input", "Output", "Const", "Constant", "Parameter", "Result"})
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(EngineBase):
     """A graph compiled for this processor.
 
     One model is compiled for the batch size given (static shapes), one more with a free batch
@@ -60,8 +61,7 @@ class OpenVinoEngine:
         device: str | None = None,
         batch: int | None = None,
     ) -> None:
-        if device not in (None, "CPU", "cpu"):
-            raise UsageError(f"OpenVINO runs here on 'CPU' only, {device!r} was asked for")
+        check_processor(device, "OpenVINO")
         batch = 1 if batch is None else batch
         if not 1 <= batch <= 4096:
             raise UsageError(f"batch size {batch} is outside 1..4096")
@@ -100,11 +100,6 @@ class OpenVinoEngine:
     def audit(self) -> PrecisionAudit:
         """What each layer of the compiled model runs in."""
         return self._audit
-
-    @property
-    def input_size(self) -> int:
-        """Side S of the square input in pixels."""
-        return self._size
 
     def infer(self, crops: Crops) -> Prediction:
         """Angles and spreads of uint8 RGB crops [N, S, S, 3]; the crops are not copied.
@@ -160,17 +155,6 @@ class OpenVinoEngine:
         self._throughput = []
         self._model = None
 
-    def __enter__(self) -> OpenVinoEngine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def _read(self) -> Any:
         try:
             return self._core.read_model(self._path)
@@ -201,7 +185,7 @@ class OpenVinoEngine:
             config["INFERENCE_NUM_THREADS"] = self._threads
         model = self._model
         if model is None:
-            raise EnvironmentalError(f"{self._path}: the engine is closed; open it again")
+            raise self._closed_error()
         try:
             if batch is not None:
                 model = model.clone()
@@ -212,7 +196,7 @@ class OpenVinoEngine:
 
     def _request(self, count: int) -> Any:
         if not self._requests:
-            raise EnvironmentalError(f"{self._path}: the engine is closed; open it again")
+            raise self._closed_error()
         if count in self._requests:
             return self._requests[count]
         if None not in self._requests:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from edgehp.engines.base import (
     INPUT_NAME,
     OUTPUT_NAMES,
     Crops,
+    EngineBase,
     EngineInfo,
     Prediction,
     check_crops,
@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 _FLOAT_BYTES = 4
 
 
-class TensorRtEngine:
+class TensorRtEngine(EngineBase):
     """A plan on one GPU.
 
     Args:
@@ -187,11 +187,6 @@ class TensorRtEngine:
         """What each layer runs in, by the inspector; empty if the engine does not tell."""
         return self._audit
 
-    @property
-    def input_size(self) -> int:
-        """Side S of the square input in pixels."""
-        return self._size
-
     def infer(self, crops: Crops) -> Prediction:
         """Angles and spreads of uint8 RGB crops [N, S, S, 3]; larger batches run in parts.
 
@@ -201,7 +196,7 @@ class TensorRtEngine:
         """
         crops = check_crops(crops, self._size)
         if self._closed:
-            raise EnvironmentalError(f"{self._path}: the engine is closed; open it again")
+            raise self._closed_error()
         self._cuda.activate()
         high = self._batches[1]
         parts = [self._run(crops[i : i + high]) for i in range(0, len(crops), high)]
@@ -247,12 +242,12 @@ class TensorRtEngine:
 
     def _live_context(self) -> IExecutionContext:
         if self._context is None:
-            raise EnvironmentalError(f"{self._path}: the engine is closed; open it again")
+            raise self._closed_error()
         return self._context
 
     def _stream_handle(self) -> int:
         if self._stream is None:
-            raise EnvironmentalError(f"{self._path}: the engine is closed; open it again")
+            raise self._closed_error()
         return self._stream
 
     def close(self) -> None:
@@ -276,17 +271,6 @@ class TensorRtEngine:
             self._graph, self._stream = None, None
             self._addresses, self._host = {}, {}
             self._cuda.close()
-
-    def __enter__(self) -> TensorRtEngine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def check_available() -> None:
