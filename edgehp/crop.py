@@ -8,8 +8,6 @@ into every calibration table and manifest.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from edgehp._hashing import json_digest
 from edgehp.errors import DataError, UsageError
 
 __all__ = ["BOX_RULES", "IMAGENET_MEAN", "IMAGENET_STD", "Box", "Preprocessing", "crop_face"]
@@ -133,8 +132,7 @@ class Preprocessing:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical JSON of this specification."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return json_digest(self.to_dict())
 
 
 def crop_face(photo: Image, box: Box | None, spec: Preprocessing) -> Image:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from edgehp._hashing import sha256_bytes, sha256_file
 from edgehp.artifact import golden_crops, load_artifact, newest_artifact, verify_golden
 from edgehp.artifact.device import Gpu, HostProbe
-from edgehp.artifact.hashing import sha256_bytes, sha256_file
 from edgehp.build.crops import appearance_warning, load_calibration, require_disjoint
 from edgehp.build.pipeline import BuildResult, artifact_name, build
 from edgehp.build.plan import find_place, make_plan

@@ -18,8 +18,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from edgehp._hashing import sha256_file
 from edgehp.artifact.device import DeviceProbe, HostProbe
-from edgehp.artifact.hashing import sha256_file
 from edgehp.artifact.manifest import (
     LARGEST_MANIFEST,
     MANIFEST_NAME,

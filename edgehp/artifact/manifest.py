@@ -7,13 +7,13 @@ leaves the directory or a digest that does not fit is refused.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NoReturn
 
+from edgehp._hashing import json_digest, sha256_bytes
 from edgehp.artifact.schema import first_fault, manifest_schema
 from edgehp.crop import Preprocessing
 from edgehp.engines.audit import LayerPrecision
@@ -270,7 +270,7 @@ def canonical_digest(values: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of the canonical JSON of `values` without its key ``digest``."""
     rest = {k: v for k, v in values.items() if k != "digest"}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return sha256_bytes(text.encode("utf-8", "surrogatepass"))
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
@@ -382,10 +382,7 @@ def _manifest(values: dict[str, Any], where: str) -> Manifest:
     if preprocessing.digest != values["preprocessing"]["digest"]:
         raise _malformed(where, "preprocessing.digest does not fit preprocessing.spec")
     network = values["network"]
-    if (
-        network["spec"] is not None
-        and canonical_digest_of_spec(network["spec"]) != network["digest"]
-    ):
+    if network["spec"] is not None and json_digest(network["spec"]) != network["digest"]:
         raise _malformed(where, "network.digest does not fit network.spec")
     precision, accuracy = values["precision"], values["accuracy"]
     golden, build, engine = values["golden"], values["build"], values["engine"]
@@ -425,12 +422,6 @@ def _manifest(values: dict[str, Any], where: str) -> Manifest:
         ),
         files=tuple(FileRecord(**f) for f in values["files"]),
     )
-
-
-def canonical_digest_of_spec(spec: Mapping[str, Any]) -> str:
-    """The digest of a network specification: the same text as `NetworkSpec.digest` hashes."""
-    text = json.dumps(spec, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from edgehp.artifact.hashing import sha256_file
+from edgehp._hashing import sha256_file
 from edgehp.artifact.manifest import MANIFEST_NAME, FileRecord, Manifest
 from edgehp.errors import EnvironmentalError, UsageError
 

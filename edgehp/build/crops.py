@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgehp._hashing import sha256_bytes
 from edgehp._resources import resource_dir
 from edgehp.crop import Preprocessing, crop_face
 from edgehp.datasets.base import Dataset, Sample
@@ -160,7 +160,7 @@ def _load(path: Path | None, shipped: str, preprocessing: Preprocessing, most: i
     kept: list[Sample] = []
     for sample in samples:
         crop = crop_face(sample.load(), sample.box, preprocessing)
-        digest = hashlib.sha256(crop.tobytes()).hexdigest()
+        digest = sha256_bytes(crop.tobytes())
         if digest not in seen:
             crops[len(seen)] = crop
             seen[digest] = len(seen)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgehp.artifact.hashing import sha256_file
+from edgehp._hashing import sha256_file
 from edgehp.artifact.manifest import EngineRecord, PrecisionRecord, TargetRecord
 from edgehp.build.plan import Place, Plan
 from edgehp.engines import build_engine, open_engine

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import edgehp
+from edgehp._hashing import sha256_bytes, sha256_file
 from edgehp.artifact.device import DeviceProbe, HostProbe
-from edgehp.artifact.hashing import sha256_bytes, sha256_file
 from edgehp.artifact.manifest import (
     BuildRecord,
     Calibration,

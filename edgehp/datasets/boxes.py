@@ -6,7 +6,6 @@ A list is JSON, ``{"file": [{"bbox": [x_min, y_min, x_max, y_max], "type": "trai
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgehp._hashing import sha256_bytes
 from edgehp.crop import Box
 from edgehp.datasets.photos import read_bytes
 from edgehp.errors import DataError, UsageError
@@ -94,7 +94,7 @@ def load_boxes(path: Path) -> BoxList:
         if not isinstance(entries, list) or not entries:
             raise DataError(f"{path}: {file}: expected a list of faces")
         faces[file] = tuple(_entry(e, f"{path}: {file}") for e in entries)
-    digest = hashlib.sha256(data).hexdigest()[:16]
+    digest = sha256_bytes(data)[:16]
     return BoxList(faces, f"{path.name} (sha256 {digest})")
 
 

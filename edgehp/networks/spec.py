@@ -6,14 +6,13 @@ same file gives the torch module, the ONNX graph and the hash in the manifest.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgehp._hashing import json_digest
 from edgehp.crop import Preprocessing
 from edgehp.errors import DataError, UsageError
 from edgehp.pose import CONVENTIONS
@@ -127,8 +126,7 @@ class NetworkSpec:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical JSON of this specification."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return json_digest(self.to_dict())
 
 
 # Sheka & Samun, arXiv 2108.09183: 198 bins of one degree, softmax expectation over the centres,

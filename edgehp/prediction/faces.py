@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from edgehp.artifact.hashing import sha256_file
+from edgehp._hashing import sha256_file
 from edgehp.crop import Box
 from edgehp.errors import DataError, EnvironmentalError
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from edgehp._hashing import sha256_file
 from edgehp.artifact import Artifact, load_artifact, newest_artifact
-from edgehp.artifact.hashing import sha256_file
 from edgehp.artifact.manifest import Manifest
 from edgehp.crop import Preprocessing
 from edgehp.engines import Engine, engine_available, open_engine
