@@ -22,6 +22,7 @@ from edgehp.benchmark.scenarios import END_TO_END, INFERENCE
 from edgehp.benchmark.stats import Latency, summarise
 from edgehp.benchmark.validity import judge
 from edgehp.benchmark.watch import HostState
+from edgehp.engines import PROCESSOR_ENGINES
 
 __all__ = ["SCHEMA_VERSION", "STAGES", "Context", "assemble"]
 
@@ -159,7 +160,7 @@ def _why_absent(stage: str, scenario: str, kind: str) -> str:
     if stage == "decode":
         return _IN_GRAPH
     if stage in ("upload", "download"):
-        return _ON_CPU if kind in ("openvino", "onnxruntime") else _IN_CALL
+        return _ON_CPU if kind in PROCESSOR_ENGINES else _IN_CALL
     return "no turn was finished"
 
 

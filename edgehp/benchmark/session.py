@@ -21,6 +21,7 @@ from edgehp.benchmark.roofline import roofline_of
 from edgehp.benchmark.run import Progress, Recorder, measure
 from edgehp.benchmark.scenarios import largest_useful_batch
 from edgehp.benchmark.watch import HostWatch, StateSource
+from edgehp.engines import PROCESSOR_ENGINES
 from edgehp.errors import EdgehpError, MeasurementError, UsageError
 from edgehp.validation.subjects import OpenedNetwork, open_artifact, open_reference
 
@@ -29,7 +30,6 @@ __all__ = ["AGAINST_FP32", "AGAINST_NONE", "Request", "benchmark"]
 logger = logging.getLogger(__name__)
 
 AGAINST_FP32, AGAINST_NONE = "fp32", "none"
-_ON_PROCESSOR = ("openvino", "onnxruntime")
 # Batches of processors gain nothing beyond; GPUs are limited by the engine itself.
 _LARGEST_BATCH = 64
 
@@ -155,7 +155,7 @@ def _other(
             )
         return other, None
     kind = opened.engine.info.kind
-    if kind not in _ON_PROCESSOR:
+    if kind not in PROCESSOR_ENGINES:
         reason = (
             f"FP32 on {kind} needs an engine of its own: build it with --precision fp32 and give "
             "it with --against"
@@ -188,7 +188,7 @@ def _lanes(
     for role, network in networks.items():
         lane = Lane.of(role, network.engine, network.preprocessing, frames, plan.batch or 1)
         most = _LARGEST_BATCH
-        if network.artifact is not None and network.engine.info.kind not in _ON_PROCESSOR:
+        if network.artifact is not None and network.engine.info.kind not in PROCESSOR_ENGINES:
             most = network.artifact.engine.max_batch
         if lane.batch > most:
             raise UsageError(f"batch {lane.batch}: the engine takes at most {most}")
@@ -220,7 +220,7 @@ def _subject(network: OpenedNetwork, lane: Lane) -> dict[str, Any]:
 
 
 def _sources(kind: str) -> tuple[StateSource, ...]:
-    if kind in _ON_PROCESSOR:
+    if kind in PROCESSOR_ENGINES:
         return ()
     from edgehp.benchmark.power.nvml import open_gpu_state
 

@@ -35,7 +35,8 @@ from edgehp.build.graphs import half_graph, open_network, quantised_graph, write
 from edgehp.build.plan import Place, Plan, find_place, how_to_finish, make_plan
 from edgehp.build.progress import StepClock, Watcher
 from edgehp.build.request import BuildRequest
-from edgehp.build.run import PROCESSOR, processor_engine, reference_bytes, run_graph, runs_here
+from edgehp.build.run import reference_bytes, run_graph, runs_here
+from edgehp.engines import PROCESSOR_ENGINES, processor_engine
 from edgehp.engines.base import Prediction
 from edgehp.errors import EnvironmentalError
 from edgehp.networks.bundled import Network
@@ -280,7 +281,7 @@ def _predictions(
     threads = work.request.threads
     kind = work.plan.kind
     # FP32 in the artifact's own engine where it can: the drop is then of the precision alone.
-    processor = kind if kind in PROCESSOR else processor_engine()
+    processor = kind if kind in PROCESSOR_ENGINES else processor_engine()
     before, _ = run_graph(processor, reference, held_out, threads=threads)
     capabilities = built.target.compute_capabilities if built else ()
     if built is not None and runs_here(kind, capabilities, device):

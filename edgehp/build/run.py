@@ -11,13 +11,12 @@ import numpy as np
 from edgehp.artifact.device import DeviceProbe
 from edgehp.build.accuracy import predict
 from edgehp.build.crops import CropSet
-from edgehp.engines import engine_available, open_engine
+from edgehp.engines import PROCESSOR_ENGINES, open_engine
 from edgehp.engines.base import Prediction
 from edgehp.errors import CompatibilityError, EnvironmentalError
 
 __all__ = [
     "load_reference",
-    "processor_engine",
     "reference_bytes",
     "run_graph",
     "runs_here",
@@ -25,28 +24,13 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-PROCESSOR = ("openvino", "onnxruntime")
 # Larger batches are no faster on a processor and hold more activations.
 _BATCH = 8
 
 
-def processor_engine(prefer: str = "openvino") -> str:
-    """An engine that runs an ONNX graph on the processor, `prefer` if it is installed.
-
-    Raises:
-        EnvironmentalError: none is installed.
-    """
-    reasons = []
-    for kind in sorted(PROCESSOR, key=lambda k: k != prefer):
-        if (reason := engine_available(kind)) is None:
-            return kind
-        reasons.append(reason)
-    raise EnvironmentalError(f"no engine to measure the accuracy with: {'; '.join(reasons)}")
-
-
 def runs_here(kind: str, capabilities: tuple[str, ...], device: DeviceProbe) -> bool:
     """Whether an engine of `kind` can be run on this machine, not only built."""
-    if kind in PROCESSOR:
+    if kind in PROCESSOR_ENGINES:
         return True
     try:
         gpus = device.gpus()

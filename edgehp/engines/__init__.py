@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENGINE_KINDS",
+    "PROCESSOR_ENGINES",
     "Engine",
     "EngineInfo",
     "Prediction",
@@ -25,6 +26,7 @@ __all__ = [
     "build_engine",
     "engine_available",
     "open_engine",
+    "processor_engine",
 ]
 
 # kind -> (module, class); each module also has `check_available()`.
@@ -35,6 +37,8 @@ _ENGINES = {
     "tensorrt-rtx": ("edgehp.engines.tensorrt_rtx", "TensorRtRtxEngine"),
 }
 ENGINE_KINDS = tuple(_ENGINES)
+# Those that run a graph on any processor, the faster first.
+PROCESSOR_ENGINES = ("openvino", "onnxruntime")
 
 
 def open_engine(
@@ -80,6 +84,22 @@ def engine_available(kind: str) -> str | None:
     except (CompatibilityError, EnvironmentalError) as e:
         return str(e)
     return None
+
+
+def processor_engine(prefer: str = "openvino") -> str:
+    """An engine that runs a graph on the processor, `prefer` if it is installed.
+
+    Raises:
+        EnvironmentalError: none is installed.
+    """
+    reasons = []
+    for kind in sorted(PROCESSOR_ENGINES, key=lambda k: k != prefer):
+        if (reason := engine_available(kind)) is None:
+            return kind
+        reasons.append(reason)
+    raise EnvironmentalError(
+        f"no engine to run a graph on the processor: {'; '.join(reasons)}; install edgehp[cpu]"
+    )
 
 
 def build_engine(

@@ -13,7 +13,7 @@ from edgehp._hashing import sha256_file
 from edgehp.artifact import Artifact, load_artifact, newest_artifact
 from edgehp.artifact.manifest import Manifest
 from edgehp.crop import Preprocessing
-from edgehp.engines import Engine, engine_available, open_engine
+from edgehp.engines import PROCESSOR_ENGINES, Engine, open_engine, processor_engine
 from edgehp.errors import CompatibilityError, EdgehpError, EnvironmentalError, UsageError
 from edgehp.validation.run import Contender
 
@@ -27,8 +27,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Engines that run a float graph on any processor, the faster first.
-_FLOAT_ENGINES = ("openvino", "onnxruntime")
 # An artifact may carry the FP32 graph it was made from under this name.
 _REFERENCE = "reference.onnx"
 
@@ -121,7 +119,7 @@ def open_emulation(
     found = newest_artifact() if path is None else Path(path)
     artifact = load_artifact(found, bytes_only=True)
     manifest = artifact.manifest
-    kind = _float_engine()
+    kind = processor_engine()
     closing = ExitStack()
     engine = open_engine(kind, artifact.graph_path, threads=threads, batch=batch)
     closing.callback(engine.close)
@@ -160,7 +158,7 @@ def open_network(
     from edgehp.networks.graph import graph_bytes
 
     network = resolve_network(text)
-    engine_kind = kind or _float_engine()
+    engine_kind = kind or processor_engine()
     with ExitStack() as opening:
         path = network.path
         if network.weights is not None:
@@ -207,7 +205,7 @@ def open_reference(
         raise UsageError(f"{artifact.name} is a float network: it is its own reference")
     record = found.manifest.network
     built = found.manifest.engine
-    kind = built.kind if built and built.kind in _FLOAT_ENGINES else _float_engine()
+    kind = built.kind if built and built.kind in PROCESSOR_ENGINES else processor_engine()
     if text is None and (found.path / _REFERENCE).is_file():
         engine = open_engine(kind, found.path / _REFERENCE, threads=threads, batch=batch)
         closing = ExitStack()
@@ -244,15 +242,3 @@ def open_reference(
 def _bins(manifest: Manifest) -> tuple[float, float] | None:
     bins = (manifest.network.spec or {}).get("bins")
     return None if bins is None else (float(bins["first"]), float(bins["last"]))
-
-
-def _float_engine() -> str:
-    reasons = []
-    for kind in _FLOAT_ENGINES:
-        reason = engine_available(kind)
-        if reason is None:
-            return kind
-        reasons.append(reason)
-    raise EnvironmentalError(
-        f"no engine for an FP32 network: {'; '.join(reasons)}; install edgehp[cpu]"
-    )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from edgehp.benchmark.power.base import Meter
+from edgehp.engines import PROCESSOR_ENGINES
 from edgehp.errors import EnvironmentalError, MeasurementError, UsageError
 
 __all__ = ["AUTO", "METERS", "open_meter"]
@@ -87,7 +88,7 @@ def open_meter(
         )
     reasons = []
     for word, opener in known.items():
-        if word == "nvml" and kind in ("openvino", "onnxruntime"):
+        if word == "nvml" and kind in PROCESSOR_ENGINES:
             reasons.append("nvml: measures a GPU, and this engine runs on the processor")
             continue
         if word == "rapl" and kind in ("tensorrt", "tensorrt-rtx"):
