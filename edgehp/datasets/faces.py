@@ -9,17 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from edgehp.datasets.base import Dataset, Sample, Skips, build_dataset, join_datasets
-from edgehp.datasets.photos import (
-    PHOTO_SUFFIXES,
-    Archive,
-    FilePhoto,
-    PhotoSource,
-    ZipPhoto,
-    read_bytes,
-)
+from edgehp.datasets.photos import PHOTO_SUFFIXES, read_bytes
+from edgehp.datasets.stores import Store, inside, open_store
 from edgehp.datasets.table import ANGLES, Row, parse_table
 from edgehp.errors import DataError
 
@@ -28,55 +21,6 @@ __all__ = ["read_faces"]
 _LIST = "boxes.csv"
 # Rendered heads call the same table, with labels in it, by its content.
 _LISTS = (_LIST, "labels.csv")
-
-
-class _Store(Protocol):
-    """A folder or a zip: names with ``/``, relative to it."""
-
-    @property
-    def where(self) -> str: ...
-
-    def names(self) -> list[str]: ...
-
-    def read(self, name: str) -> bytes: ...
-
-    def photo(self, name: str) -> PhotoSource: ...
-
-
-class _Folder:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @property
-    def where(self) -> str:
-        return str(self.path)
-
-    def names(self) -> list[str]:
-        return [p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file()]
-
-    def read(self, name: str) -> bytes:
-        return read_bytes(self.path / name, "a CSV list")
-
-    def photo(self, name: str) -> PhotoSource:
-        return FilePhoto(self.path / name)
-
-
-class _Zip:
-    def __init__(self, path: Path) -> None:
-        self.archive = Archive(path)
-
-    @property
-    def where(self) -> str:
-        return str(self.archive.path)
-
-    def names(self) -> list[str]:
-        return list(self.archive.members)
-
-    def read(self, name: str) -> bytes:
-        return self.archive.read(name)
-
-    def photo(self, name: str) -> PhotoSource:
-        return ZipPhoto(self.archive, name)
 
 
 def read_faces(
@@ -105,17 +49,17 @@ def read_faces(
     if root.is_dir():
         zips = sorted(p for p in root.iterdir() if p.suffix.lower() == ".zip")
         if not zips:
-            return _read(_Folder(root), skip_bad, labels, name)
+            return _read(open_store(root), skip_bad, labels, name)
         if labels is not None:
             raise DataError(f"{root}: {len(zips)} zips in a folder; give one with a labels file")
         loose = [p.name for p in root.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES]
         if loose:
             raise DataError(f"{root}: both zips and photos ({loose[0]}, ...): which are meant?")
-        return join_datasets(name, [_read(_Zip(z), skip_bad, None, z.stem) for z in zips])
-    return _read(_Zip(root), skip_bad, labels, name)
+        return join_datasets(name, [_read(open_store(z), skip_bad, None, z.stem) for z in zips])
+    return _read(open_store(root), skip_bad, labels, name)
 
 
-def _read(store: _Store, skip_bad: bool, labels: Path | str | None, name: str) -> Dataset:
+def _read(store: Store, skip_bad: bool, labels: Path | str | None, name: str) -> Dataset:
     members = store.names()
     photos = sorted(m for m in members if PurePosixPath(m).suffix.lower() in PHOTO_SUFFIXES)
     if not photos:
@@ -170,9 +114,7 @@ def _collect(
 
 def _resolve(image: str, folder: str, known: set[str], at: str) -> str:
     """The photo an image column means: relative to the root, to the list, or to its parent."""
-    path = PurePosixPath(image)
-    if path.is_absolute() or ".." in path.parts or "\\" in image:
-        raise DataError(f"{at}: {image!r} leaves the data set; expected a path inside it")
+    path = inside(image, at)
     candidates = [path, PurePosixPath(folder) / path]
     if len(path.parts) > 1:  # the list lies in NAME/ and says NAME/NNNNN.jpg
         candidates.append(PurePosixPath(folder, *path.parts[1:]))
