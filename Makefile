@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_TEST ?= .venv-test
 
-# What `make run` builds; another network may be a bundled name, a checkpoint or an ONNX graph.
+# What `make run` builds: a bundled name, or with NAME (what the checkpoint calls itself) a file.
 NETWORK ?= kd-resnet18
-NAME ?= kd-resnet18
+NAME ?= $(NETWORK)
 ARTIFACT = dist/$(NAME)-cpu-int8
 # Seconds that each network is measured: short, to show what a report looks like.
 SECONDS_MEASURED ?= 15
