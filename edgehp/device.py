@@ -9,9 +9,21 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["JetsonModule", "find_jetson", "l4t_release", "memory_gib", "read_text"]
+__all__ = [
+    "POWER_MODE_COMMAND",
+    "JetsonModule",
+    "find_jetson",
+    "l4t_release",
+    "memory_gib",
+    "power_mode_of",
+    "processor_name",
+    "read_integer",
+    "read_text",
+]
 
 SYSTEM_ROOT = Path("/")
+# Prints what `power_mode_of` reads.
+POWER_MODE_COMMAND = ("nvpmodel", "-q")
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,22 @@ def read_text(path: Path, limit: int = 1 << 16) -> str | None:
         return None
 
 
+def read_integer(path: Path) -> int | None:
+    """The decimal whole number that a system file holds, or None where there is none."""
+    text = (read_text(path, 64) or "").strip()
+    return int(text) if re.fullmatch(r"-?\d+", text) else None
+
+
+def processor_name(root: Path = SYSTEM_ROOT) -> str | None:
+    """The processor as ``/proc/cpuinfo`` names it, or None where it does not."""
+    # On ARM the name follows the lists of all cores.
+    text = read_text(root / "proc/cpuinfo", limit=1 << 20) or ""
+    for key in ("model name", "Model", "Hardware"):
+        if found := re.search(rf"^{key}\s*:\s*(.+)$", text, re.M):
+            return found.group(1).strip()
+    return None
+
+
 def memory_gib(root: Path = SYSTEM_ROOT) -> float | None:
     """Memory in GiB by ``/proc/meminfo``, or None where that is missing."""
     found = re.search(r"^MemTotal:\s+(\d+) kB", read_text(root / "proc/meminfo") or "", re.M)
@@ -67,3 +95,9 @@ def l4t_release(root: Path = SYSTEM_ROOT) -> str | None:
     text = read_text(root / "etc/nv_tegra_release") or ""
     found = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", text)
     return f"{found.group(1)}.{found.group(2)}" if found else None
+
+
+def power_mode_of(answer: str) -> str | None:
+    """A Jetson's active power mode, such as ``"15W"``, in what `POWER_MODE_COMMAND` printed."""
+    found = re.search(r"NV Power Mode:\s*(\S+)", answer)
+    return found.group(1).removeprefix("MODE_") if found else None

@@ -13,7 +13,16 @@ from typing import Any
 
 import cv2
 
-from edgehp.device import SYSTEM_ROOT, find_jetson, l4t_release, memory_gib, read_text
+from edgehp.device import (
+    POWER_MODE_COMMAND,
+    SYSTEM_ROOT,
+    find_jetson,
+    l4t_release,
+    memory_gib,
+    power_mode_of,
+    processor_name,
+    read_text,
+)
 
 __all__ = ["describe_host", "peak_memory_mib", "power_mode"]
 
@@ -35,7 +44,7 @@ def describe_host(root: Path = SYSTEM_ROOT) -> dict[str, Any]:
         "system": platform.system(),
         "kernel": platform.release(),
         "machine": platform.machine(),
-        "processor": processor_name(root),
+        "processor": processor_name(root) or platform.processor() or platform.machine(),
         "processors": os.cpu_count(),
         "processors_usable": len(os.sched_getaffinity(0)),
         "memory_gib": memory_gib(root),
@@ -53,23 +62,15 @@ def describe_host(root: Path = SYSTEM_ROOT) -> dict[str, Any]:
     }
 
 
-def processor_name(root: Path = SYSTEM_ROOT) -> str:
-    """The processor as it names itself."""
-    text = read_text(root / "proc/cpuinfo") or ""
-    found = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", text, re.M)
-    return found.group(1).strip() if found else platform.processor() or platform.machine()
-
-
 def power_mode() -> str | None:
     """The name of a Jetson's active power mode by ``nvpmodel -q``, None where it cannot be had."""
     try:
         done = subprocess.run(
-            ["nvpmodel", "-q"], capture_output=True, text=True, timeout=10, check=False
+            POWER_MODE_COMMAND, capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = re.search(r"NV Power Mode:\s*(\S+)", done.stdout)
-    return found.group(1).removeprefix("MODE_") if found else None
+    return power_mode_of(done.stdout)
 
 
 def peak_memory_mib() -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
 
-from edgehp.device import SYSTEM_ROOT, read_text
+from edgehp.device import SYSTEM_ROOT, read_integer, read_text
 
 __all__ = ["HostState", "HostWatch", "StateSource", "read_host"]
 
@@ -134,7 +133,7 @@ def _zones(root: Path) -> tuple[dict[str, float], dict[str, float]]:
     temperatures: dict[str, float] = {}
     trips: dict[str, float] = {}
     for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
-        milli = _integer(zone / "temp")
+        milli = read_integer(zone / "temp")
         # Zones of parts that are switched off read as an error or as far below zero.
         if milli is None or not -40_000 <= milli <= 200_000:
             continue
@@ -146,7 +145,7 @@ def _zones(root: Path) -> tuple[dict[str, float], dict[str, float]]:
             degrees
             for p in sorted(zone.glob("trip_point_*_type"))
             if (read_text(p) or "").strip() == "passive"
-            and (degrees := _integer(p.with_name(p.name.replace("_type", "_temp")))) is not None
+            and (degrees := read_integer(p.with_name(p.name.replace("_type", "_temp")))) is not None
             and degrees > 0
         ]
         if passive:
@@ -157,7 +156,7 @@ def _zones(root: Path) -> tuple[dict[str, float], dict[str, float]]:
 def _clocks(root: Path) -> tuple[float, ...]:
     found = []
     for path in (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq"):
-        if (khz := _integer(path)) is not None:
+        if (khz := read_integer(path)) is not None:
             found.append(khz / 1000)
     return tuple(found)
 
@@ -177,15 +176,10 @@ def _counters(root: Path) -> dict[str, int]:
     found: dict[str, int] = {}
     cpus = root / "sys/devices/system/cpu"
     for path in sorted(cpus.glob("cpu[0-9]*/thermal_throttle/*_throttle_count")):
-        if (count := _integer(path)) is not None:
+        if (count := read_integer(path)) is not None:
             kind = path.name.removesuffix("_throttle_count")
             found[f"{path.parent.parent.name} {kind} thermal throttle"] = count
     for path in sorted((root / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt")):
-        if (count := _integer(path)) is not None:
+        if (count := read_integer(path)) is not None:
             found[f"over-current event {path.name.split('_')[0]}"] = count
     return found
-
-
-def _integer(path: Path) -> int | None:
-    text = (read_text(path, 64) or "").strip()
-    return int(text) if re.fullmatch(r"-?\d+", text) else None

@@ -9,7 +9,15 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgehp.device import find_jetson, l4t_release, memory_gib, read_text
+from edgehp.device import (
+    POWER_MODE_COMMAND,
+    find_jetson,
+    l4t_release,
+    memory_gib,
+    power_mode_of,
+    processor_name,
+    read_text,
+)
 from edgehp.doctor.probe import Probe
 from edgehp.errors import EdgehpError
 from edgehp.targets import resolve_target
@@ -119,11 +127,10 @@ class Jetson:
 def find_cpu(probe: Probe) -> Cpu:
     """The processor by ``/proc/cpuinfo``."""
     text = read_text(probe.root / "proc/cpuinfo", limit=1 << 20) or ""
-    name = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.M)
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.M)
     present = set(flags.group(1).split()) if flags else set()
     return Cpu(
-        name=name.group(1).strip() if name else "unknown",
+        name=processor_name(probe.root) or "unknown",
         architecture=platform.machine(),
         cores=len(re.findall(r"^processor\s*:", text, re.M)),
         memory_gib=memory_gib(probe.root),
@@ -178,9 +185,8 @@ def find_jetson_state(probe: Probe) -> Jetson | None:
     except EdgehpError as e:
         problem = str(e)
     mode = None
-    program = probe.which("nvpmodel")
+    name, *options = POWER_MODE_COMMAND
+    program = probe.which(name)
     if program:
-        answer = probe.runner([program, "-q"], 10.0)
-        named = re.search(r"NV Power Mode:\s*(\S+)", answer.stdout)
-        mode = named.group(1).removeprefix("MODE_") if named else None
+        mode = power_mode_of(probe.runner([program, *options], 10.0).stdout)
     return Jetson(module.model, target, l4t, jetpack, mode, problem)

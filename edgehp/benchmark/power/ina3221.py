@@ -14,7 +14,7 @@ from time import perf_counter
 
 from edgehp.benchmark.power.base import POWER, MeterInfo, Rail, Sample
 from edgehp.benchmark.power.rails import describe_rail, total_of
-from edgehp.device import SYSTEM_ROOT, read_text
+from edgehp.device import SYSTEM_ROOT, read_integer, read_text
 from edgehp.errors import EnvironmentalError, MeasurementError
 
 __all__ = ["Ina3221Meter"]
@@ -70,7 +70,7 @@ class Ina3221Meter:
         before = self._clock()
         watts = {}
         for channel in self._channels:
-            volts, amperes = _number(channel.millivolts), _number(channel.milliamperes)
+            volts, amperes = read_integer(channel.millivolts), read_integer(channel.milliamperes)
             if volts is not None and amperes is not None:
                 watts[channel.rail] = volts * amperes * 1e-6
         if not watts:
@@ -94,10 +94,3 @@ def _channels(root: Path) -> tuple[_Channel, ...]:
                 name = label if label not in found else f"{label} ({device.name})"
                 found[name] = _Channel(name, monitor / f"in{n}_input", monitor / f"curr{n}_input")
     return tuple(found.values())
-
-
-def _number(path: Path) -> float | None:
-    try:
-        return float((read_text(path, 64) or "").strip())
-    except ValueError:
-        return None

@@ -13,7 +13,7 @@ from pathlib import Path
 from time import perf_counter
 
 from edgehp.benchmark.power.base import ENERGY, MeterInfo, Rail, Sample, Unwrapper
-from edgehp.device import SYSTEM_ROOT, read_text
+from edgehp.device import SYSTEM_ROOT, read_integer, read_text
 from edgehp.errors import EnvironmentalError, MeasurementError
 
 __all__ = ["RaplMeter"]
@@ -51,7 +51,7 @@ class RaplMeter:
             raise EnvironmentalError(
                 "no RAPL energy counter: not an x86 processor, or a virtual machine"
             )
-        self._domains = [d for d in found if _count(d.path) is not None]
+        self._domains = [d for d in found if read_integer(d.path) is not None]
         if not self._domains:
             raise EnvironmentalError(
                 "the RAPL energy counters can be read by root only: run as root, or allow it with "
@@ -84,7 +84,7 @@ class RaplMeter:
         before = self._clock()
         joules = {}
         for domain in self._domains:
-            count = _count(domain.path)
+            count = read_integer(domain.path)
             if count is None:
                 raise MeasurementError(f"the RAPL counter {domain.name} no longer answers")
             joules[domain.name] = domain.unwrap.add(count) * 1e-6
@@ -99,7 +99,7 @@ def _domains(root: Path) -> list[_Domain]:
     base = root / "sys/class/powercap"
     for path in sorted(base.glob("intel-rapl:*")):
         name = (read_text(path / "name", 64) or "").strip()
-        largest = _count(path / "max_energy_range_uj")
+        largest = read_integer(path / "max_energy_range_uj")
         if not name or largest is None:
             continue
         # intel-rapl:0:2 is the part "dram" of intel-rapl:0, "package-0".
@@ -111,8 +111,3 @@ def _domains(root: Path) -> list[_Domain]:
 
 def _meaning(name: str) -> str:
     return _MEANING.get(name.rsplit("-", 1)[0], "not documented here")
-
-
-def _count(path: Path) -> float | None:
-    text = (read_text(path, 64) or "").strip()
-    return float(text) if text.isdigit() else None
