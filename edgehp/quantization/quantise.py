@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -38,6 +38,8 @@ _CORRECTED = "+bias"
 # Each costs another pass over the crops. Measured: more helps symmetric activations, which have
 # one bit less; the best differs from network to network.
 _STRENGTHS = (0.5, 0.9)
+# Crops that a strength is tried on: enough to rank strengths; the winner is calibrated on all.
+_TRIAL = 128
 
 Crop = npt.NDArray[np.uint8]
 
@@ -149,7 +151,7 @@ def quantise(
         quantise_sum: ``cpu`` only, see `emit_cpu`.
         bias_correction: True or False; None tries both and keeps the better.
         equalisation: strength 0..1 of the cross-layer equalisation, 0 for none; None tries some
-            (with ``"auto"`` only) and keeps the best. Each costs a pass over the crops.
+            (with ``"auto"`` only) on some of the crops and keeps the best.
         table: a table to reuse; it must belong to this graph and to these crops.
         judge: reuse an earlier one (of the same held-back crops).
         threads: of the engine; None takes all cores.
@@ -174,11 +176,13 @@ def quantise(
     judge = judge or Judge(model, Subset(crops, held), threads=threads)
     emitter = partial(emit, flavour=flavour, body=body, head=head, quantise_sum=quantise_sum)
 
-    def candidates(strength: float, methods: Sequence[str]) -> dict[str, _Candidate]:
+    def candidates(
+        strength: float, methods: Sequence[str], calibration: Sequence[Crop]
+    ) -> dict[str, _Candidate]:
         source, ranges = model, table
         if strength > 0:
             source = equalise(model, table, strength)
-            ranges = calibrate(source, own, methods=methods, threads=threads)
+            ranges = calibrate(source, calibration, methods=methods, threads=threads)
         options = (False, True) if bias_correction is None else (bias_correction,)
         suffix = f"+equal{strength:g}" if strength > 0 else ""
         return {
@@ -189,17 +193,22 @@ def quantise(
             for b in options
         }
 
-    tried = candidates(equalisation or 0.0, methods)
+    tried = candidates(equalisation or 0.0, methods, own)
     selection = select(tried, judge)
     scores = dict(selection.scores)
     best, winner = selection.best, tried[selection.best]
     if equalisation is None and method == AUTO:
+        some = own[:: -(-len(own) // _TRIAL)]
         for strength in _STRENGTHS:
-            more = candidates(strength, tuple({winner.recipe.method, "mse"}))
+            more = candidates(strength, tuple({winner.recipe.method, "mse"}), some)
             found = select(more, judge)
             scores.update(found.scores)
             if scores[found.best].angles < scores[best].angles:
                 best, winner = found.best, more[found.best]
+        if winner.equalisation > 0 and len(some) < len(own):
+            ranges = calibrate(winner.source, own, methods=(winner.recipe.method,), threads=threads)
+            winner = replace(winner, table=ranges)
+            scores.update(select({best: winner}, judge).scores)
     for name, d in scores.items():
         _log.info("%s: mean |angle difference| to FP32 %.4f degrees", name, d.angles)
     quantised = winner()
