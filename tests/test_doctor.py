@@ -59,7 +59,7 @@ def test_driver_crash_becomes_a_line() -> None:
     assert nvidia.problem == "the CUDA driver probe crashed with SIGSEGV"
 
 
-@pytest.mark.parametrize("answer", ["", "[]", "{}", "not json", '{"cuda": "13.0", "gpus": [1]}'])
+@pytest.mark.parametrize("answer", ["", "[]", "{}", "not json", '{"version": 13000, "gpus": [1]}'])
 def test_unreadable_driver_answer(answer: str) -> None:
     nvidia = find_nvidia(answering(RunResult(0, answer, "", None)))
     assert nvidia.problem is not None and not nvidia.gpus
@@ -69,7 +69,7 @@ def test_driver_with_a_gpu(tmp_path: Path) -> None:
     version = tmp_path / "proc/driver/nvidia/version"
     version.parent.mkdir(parents=True)
     version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct\n")
-    answer = json.dumps({"cuda": "12.2", "gpus": [{"name": "Tesla V100", "cc": "7.0"}]})
+    answer = json.dumps({"version": 12020, "gpus": [["Tesla V100", 7, 0]]})
     probe = answering(RunResult(0, answer, "", None))
     nvidia = find_nvidia(Probe(root=tmp_path, runner=probe.runner))
     assert (nvidia.driver, nvidia.cuda, nvidia.problem) == ("535.129.03", "12.2", None)

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgehp.driver import probe_driver
 from edgehp.engines import engine_available
 from edgehp.engines._trt_inspect import read_inspection
 from edgehp.engines.audit import LayerPrecision, PrecisionAudit
 from edgehp.engines.build import BuildOptions
 from edgehp.engines.cuda import Cuda
-from edgehp.engines.driver import probe_driver
 from edgehp.engines.tensorrt import TensorRtEngine
 from edgehp.engines.tensorrt_build import check_support
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
@@ -232,10 +232,10 @@ def test_an_engine_without_details_is_opaque_not_fine() -> None:
 
 
 def test_a_crashing_driver_is_reported_not_suffered(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgehp.engines import driver
+    from edgehp import driver
 
     crash = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
-    monkeypatch.setattr(driver, "_PROBE", crash)
+    monkeypatch.setattr(driver, "PROBE_CODE", crash)
     with pytest.raises(EnvironmentalError, match="crashed when asked for its GPUs"):
         probe_driver()
     for text, says in (
@@ -244,16 +244,16 @@ def test_a_crashing_driver_is_reported_not_suffered(monkeypatch: pytest.MonkeyPa
         ('print(\'{"version": 12060, "gpus": []}\')', "finds no GPU"),
         ("import sys; sys.exit('broken interpreter')", "gave no answer"),
     ):
-        monkeypatch.setattr(driver, "_PROBE", text)
+        monkeypatch.setattr(driver, "PROBE_CODE", text)
         with pytest.raises(EnvironmentalError, match=says):
             probe_driver()
 
 
 def test_the_probe_reads_what_the_driver_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgehp.engines import driver
+    from edgehp import driver
 
     text = 'print(\'{"version": 12060, "gpus": [["Orin", 8, 7]]}\')'
-    monkeypatch.setattr(driver, "_PROBE", text)
+    monkeypatch.setattr(driver, "PROBE_CODE", text)
     probe = probe_driver()
     assert probe.cuda_version == "12.6"
     assert (probe.gpus[0].name, probe.gpus[0].compute_capability) == ("Orin", "8.7")

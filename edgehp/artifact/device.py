@@ -6,7 +6,7 @@ import importlib.metadata
 from typing import Protocol
 
 from edgehp.device import find_jetson
-from edgehp.engines.driver import Gpu, probe_driver
+from edgehp.driver import Gpu, probe_driver
 
 __all__ = ["DeviceProbe", "Gpu", "HostProbe"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from edgehp.artifact.device import DeviceProbe
 from edgehp.build.request import BuildRequest
+from edgehp.driver import Gpu
 from edgehp.engines import engine_available
-from edgehp.engines.driver import Gpu
 from edgehp.engines.tensorrt_rtx import import_tensorrt_rtx
 from edgehp.errors import CompatibilityError, EnvironmentalError, UsageError
 from edgehp.targets import Target, check_precision, resolve_target

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import re
 import shutil
@@ -19,13 +18,13 @@ from edgehp.device import (
     read_text,
 )
 from edgehp.doctor.probe import Probe
-from edgehp.errors import EdgehpError
+from edgehp.driver import PROBE_CODE, Gpu, read_answer
+from edgehp.errors import EdgehpError, EnvironmentalError
 from edgehp.targets import resolve_target
 
 __all__ = [
     "Cpu",
     "Disk",
-    "Gpu",
     "Jetson",
     "Nvidia",
     "find_cpu",
@@ -38,33 +37,6 @@ __all__ = [
 INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8", "avx512f", "avx2", "asimddp", "i8mm")
 # An artifact with reports is under 100 MB; labelling and training want far more.
 DISK_WARNING_GB = 2.0
-
-# Runs in a subprocess: a broken driver may crash here. Plain ctypes, because the question is
-# whether the driver works, not whether a Python binding is installed.
-DRIVER_CODE = """
-import ctypes, json, sys
-try:
-    cuda = ctypes.CDLL("libcuda.so.1")
-except OSError as e:
-    print(json.dumps({"missing": str(e)})); sys.exit(0)
-code = cuda.cuInit(0)
-if code:
-    print(json.dumps({"cuInit": code})); sys.exit(0)
-number = ctypes.c_int()
-cuda.cuDriverGetVersion(ctypes.byref(number))
-out = {"cuda": "%d.%d" % (number.value // 1000, number.value % 1000 // 10), "gpus": []}
-cuda.cuDeviceGetCount(ctypes.byref(number))
-for i in range(number.value):
-    device, name, value = ctypes.c_int(), ctypes.create_string_buffer(256), ctypes.c_int()
-    cuda.cuDeviceGet(ctypes.byref(device), i)
-    cuda.cuDeviceGetName(name, 256, device)
-    pair = []
-    for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
-        cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
-        pair.append(str(value.value))
-    out["gpus"].append({"name": name.value.decode("utf-8", "replace"), "cc": ".".join(pair)})
-print(json.dumps(out))
-"""
 
 
 @dataclass(frozen=True)
@@ -85,14 +57,6 @@ class Disk:
     directory: str
     free_gb: float
     warning: str | None
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """An NVIDIA GPU: name and compute capability."""
-
-    name: str
-    compute_capability: str
 
 
 @dataclass(frozen=True)
@@ -150,20 +114,15 @@ def find_nvidia(probe: Probe) -> Nvidia:
     text = read_text(probe.root / "proc/driver/nvidia/version") or ""
     found = re.search(r"Kernel Module(?: for \S+)?\s+(?:for \S+\s+)?(\d+(?:\.\d+)+)", text)
     driver = found.group(1) if found else None
-    result = probe.python_code(DRIVER_CODE)
+    # In a process of its own: a broken driver may crash there.
+    result = probe.python_code(PROBE_CODE)
     if result.problem is not None:
         return Nvidia(driver, None, (), f"the CUDA driver probe {result.problem}")
     try:
-        answer = json.loads(result.stdout)
-        if "missing" in answer:
-            return Nvidia(driver, None, (), "no NVIDIA driver: libcuda.so.1 was not found")
-        if "cuInit" in answer:
-            return Nvidia(driver, None, (), f"cuInit failed with CUDA error {answer['cuInit']}")
-        gpus = tuple(Gpu(str(gpu["name"]), str(gpu["cc"])) for gpu in answer["gpus"])
-        cuda = str(answer["cuda"])
-    except (ValueError, KeyError, TypeError):
-        return Nvidia(driver, None, (), "the CUDA driver probe gave no readable answer")
-    return Nvidia(driver, cuda, gpus, None if gpus else "the driver finds no GPU")
+        answer = read_answer(result.stdout, result.stderr)
+    except EnvironmentalError as e:
+        return Nvidia(driver, None, (), str(e))
+    return Nvidia(driver, answer.cuda_version, answer.gpus, None)
 
 
 def find_jetson_state(probe: Probe) -> Jetson | None:

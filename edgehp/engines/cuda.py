@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgehp.engines.driver import probe_driver
+from edgehp.driver import probe_driver
 from edgehp.errors import EnvironmentalError, UsageError
 
 __all__ = ["Cuda", "CudaBindings", "PyCuda", "open_cuda"]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgehp.driver import probe_driver
 from edgehp.engines._trt_compat import dialect_of
 from edgehp.engines._trt_inspect import inspect
 from edgehp.engines._trt_log import logger_of
@@ -30,7 +31,6 @@ from edgehp.engines.base import (
     prediction_from,
 )
 from edgehp.engines.cuda import Cuda, open_cuda
-from edgehp.engines.driver import probe_driver
 from edgehp.engines.graph_io import check_file, input_size_of
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
 

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgehp.driver import probe_driver
 from edgehp.engines._trt_compat import Dialect, dialect_of, version_of
 from edgehp.engines._trt_inspect import inspect
 from edgehp.engines._trt_log import logger_of
@@ -20,7 +21,6 @@ from edgehp.engines._trt_network import (
 )
 from edgehp.engines.audit import PrecisionAudit
 from edgehp.engines.build import BuildOptions, BuildReport, check_asked, write_atomically
-from edgehp.engines.driver import probe_driver
 from edgehp.errors import CompatibilityError
 
 if TYPE_CHECKING:

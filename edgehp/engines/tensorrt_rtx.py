@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgehp.driver import probe_driver
 from edgehp.engines._trt_compat import RTX
 from edgehp.engines._trt_log import logger_of
 from edgehp.engines._trt_network import (
@@ -17,7 +18,6 @@ from edgehp.engines._trt_network import (
     parse,
 )
 from edgehp.engines.build import BuildOptions, BuildReport, check_asked, write_atomically
-from edgehp.engines.driver import probe_driver
 from edgehp.engines.graph_io import check_file
 from edgehp.engines.tensorrt import TensorRtEngine
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 from edgehp.errors import EnvironmentalError
 
-__all__ = ["DriverProbe", "Gpu", "probe_driver"]
+__all__ = ["PROBE_CODE", "DriverProbe", "Gpu", "probe_driver", "read_answer"]
 
 _TIMEOUT_S = 60
+# Plain ctypes: the question is whether the driver works, not whether a Python binding is there.
 # The numbers 75 and 76 are CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h.
-_PROBE = """
+PROBE_CODE = """
 import ctypes, json, sys
 try:
     cuda = ctypes.CDLL("libcuda.so.1")
@@ -80,7 +81,7 @@ def probe_driver() -> DriverProbe:
     """
     try:
         done = subprocess.run(
-            [sys.executable, "-I", "-c", _PROBE],
+            [sys.executable, "-I", "-c", PROBE_CODE],
             capture_output=True,
             text=True,
             timeout=_TIMEOUT_S,
@@ -98,24 +99,40 @@ def probe_driver() -> DriverProbe:
             f"the NVIDIA driver crashed when asked for its GPUs (signal {-done.returncode}); "
             "install the driver again"
         )
+    return read_answer(done.stdout, done.stderr)
+
+
+def read_answer(text: str, complaint: str = "") -> DriverProbe:
+    """What the driver said, from what `PROBE_CODE` wrote.
+
+    Args:
+        text: its standard output.
+        complaint: its standard error, for the message where there is no answer.
+
+    Raises:
+        EnvironmentalError: there is no driver or GPU, the driver failed, or this is no answer.
+    """
     try:
-        answer = json.loads(done.stdout)
-    except ValueError as e:
-        tail = " ".join(done.stderr.split())[-200:]
+        answer = json.loads(text)
+        if not {"missing", "failed"} & answer.keys():
+            return _probe_of(answer["version"], answer["gpus"])
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        tail = " ".join(complaint.split())[-200:]
         raise EnvironmentalError(f"the driver probe gave no answer: {tail}") from e
     if "missing" in answer:
         raise EnvironmentalError(
             f"no NVIDIA driver found ({answer['missing']}); install it, or use a processor engine"
         )
-    if "failed" in answer:
-        raise EnvironmentalError(
-            f"the NVIDIA driver failed: {answer['failed']}; check nvidia-smi and the permissions "
-            "of /dev/nvidia*"
-        )
-    if not answer["gpus"]:
+    raise EnvironmentalError(
+        f"the NVIDIA driver failed: {answer['failed']}; check nvidia-smi and the permissions of "
+        "/dev/nvidia*"
+    )
+
+
+def _probe_of(version: int, gpus: list[tuple[str, int, int]]) -> DriverProbe:
+    if not gpus:
         raise EnvironmentalError("the NVIDIA driver is there but finds no GPU")
-    number = answer["version"]
     return DriverProbe(
-        cuda_version=f"{number // 1000}.{number % 1000 // 10}",
-        gpus=tuple(Gpu(name, f"{major}.{minor}") for name, major, minor in answer["gpus"]),
+        cuda_version=f"{version // 1000}.{version % 1000 // 10}",
+        gpus=tuple(Gpu(name, f"{major}.{minor}") for name, major, minor in gpus),
     )
