@@ -9,9 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ __all__ = [
     "check_crops",
     "check_processor",
     "check_threads",
+    "import_runtime",
     "prediction_from",
 ]
 
@@ -216,6 +218,23 @@ def check_threads(threads: int | None) -> int | None:
     if threads is not None and not 1 <= threads <= 1024:
         raise UsageError(f"{threads} threads asked for; give a number from 1 to 1024")
     return threads
+
+
+def import_runtime(module: str, runtime: str, remedy: str) -> Any:
+    """The Python module of a runtime, which may be missing or unable to load its libraries.
+
+    Args:
+        module: such as ``"tensorrt"``.
+        runtime: its name for people.
+        remedy: how to install it.
+
+    Raises:
+        EnvironmentalError: it cannot be imported.
+    """
+    try:
+        return import_module(module)
+    except (ImportError, OSError) as e:
+        raise EnvironmentalError(f"{runtime} cannot be used ({e}); {remedy}") from e
 
 
 def prediction_from(

@@ -16,6 +16,7 @@ from edgehp.engines.base import (
     check_crops,
     check_processor,
     check_threads,
+    import_runtime,
     prediction_from,
 )
 from edgehp.engines.graph_io import check_file, holds_half, input_size_of
@@ -157,13 +158,7 @@ def check_available() -> None:
 
 
 def _import() -> Any:
-    try:
-        import onnxruntime
-    except (ImportError, OSError) as e:
-        raise EnvironmentalError(
-            f"onnxruntime cannot be used ({e}); install it with: pip install onnxruntime"
-        ) from e
-    return onnxruntime
+    return import_runtime("onnxruntime", "onnxruntime", "install it with: pip install onnxruntime")
 
 
 def _failures() -> tuple[type[Exception], ...]:

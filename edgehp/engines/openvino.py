@@ -23,6 +23,7 @@ from edgehp.engines.base import (
     check_crops,
     check_processor,
     check_threads,
+    import_runtime,
     prediction_from,
 )
 from edgehp.engines.graph_io import check_file, input_size_of
@@ -265,13 +266,7 @@ def check_available() -> None:
 
 
 def _import() -> Any:
-    try:
-        import openvino
-    except (ImportError, OSError) as e:
-        raise EnvironmentalError(
-            f"OpenVINO cannot be used ({e}); install it with: pip install openvino"
-        ) from e
-    return openvino
+    return import_runtime("openvino", "OpenVINO", "install it with: pip install openvino")
 
 
 def _last_line(error: Exception) -> str:

@@ -28,6 +28,7 @@ from edgehp.engines.base import (
     Prediction,
     check_crops,
     check_threads,
+    import_runtime,
     prediction_from,
 )
 from edgehp.engines.cuda import Cuda, open_cuda
@@ -291,13 +292,11 @@ def import_tensorrt() -> Any:
         EnvironmentalError: it is missing or broken.
         CompatibilityError: it is of another version.
     """
-    try:
-        import tensorrt
-    except (ImportError, OSError) as e:
-        raise EnvironmentalError(
-            f"TensorRT cannot be used ({e}); on a Jetson it comes with JetPack, elsewhere: "
-            "pip install tensorrt"
-        ) from e
+    tensorrt = import_runtime(
+        "tensorrt",
+        "TensorRT",
+        "on a Jetson it comes with JetPack, elsewhere: pip install tensorrt",
+    )
     # A directory of type stubs imports as an empty module.
     if not hasattr(tensorrt, "__version__"):
         raise EnvironmentalError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from edgehp.engines._trt_network import (
     new_network,
     parse,
 )
+from edgehp.engines.base import import_runtime
 from edgehp.engines.build import BuildOptions, BuildReport, check_asked, write_atomically
 from edgehp.engines.graph_io import check_file
 from edgehp.engines.tensorrt import TensorRtEngine
@@ -206,10 +206,8 @@ def import_tensorrt_rtx() -> Any:
     Raises:
         EnvironmentalError: it is missing or broken.
     """
-    try:
-        return import_module("tensorrt_rtx")
-    except (ImportError, OSError) as e:
-        raise EnvironmentalError(
-            f"TensorRT for RTX cannot be used ({e}); install it with: pip install "
-            "tensorrt-rtx-cu13 (64-bit x86 only)"
-        ) from e
+    return import_runtime(
+        "tensorrt_rtx",
+        "TensorRT for RTX",
+        "install it with: pip install tensorrt-rtx-cu13 (64-bit x86 only)",
+    )
