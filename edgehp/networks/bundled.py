@@ -17,7 +17,7 @@ from edgehp.networks.spec import NetworkSpec
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["BUNDLED", "Network", "bundled_path", "load_bundled", "resolve_network"]
+__all__ = ["BUNDLED", "Network", "bundled_path", "resolve_network"]
 
 BUNDLED = ("kd-resnet18", "kd-resnet18-112")
 _DIRECTORY = Path(__file__).resolve().parent / "weights"
@@ -68,16 +68,6 @@ def bundled_path(name: str) -> Path:
             "edgehp again, or give the path of a checkpoint"
         )
     return path
-
-
-def load_bundled(name: str) -> tuple[Weights, NetworkSpec]:
-    """Weights and specification of a bundled network.
-
-    Raises:
-        UsageError, EnvironmentalError: as `bundled_path`.
-        CheckpointError: the file is damaged.
-    """
-    return load_weights(bundled_path(name))
 
 
 def resolve_network(text: str) -> Network:

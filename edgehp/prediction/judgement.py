@@ -19,9 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DEFAULT_BINS", "STATES", "Judgement", "Rules", "judge"]
+__all__ = ["DEFAULT_BINS", "Judgement", "Rules", "judge"]
 
-STATES = ("ok", "out_of_range", "low_confidence", "no_face", "unreadable")
 # The filter of the training data, for networks whose bins nobody knows.
 DEFAULT_BINS = (-99.0, 99.0)
 _HALF_AT = 10.0

@@ -18,24 +18,10 @@ from edgehp.errors import DataError, EnvironmentalError, UsageError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Runner", "batches", "crops_of", "input_of"]
+__all__ = ["Runner", "batches", "input_of"]
 
 Crop = npt.NDArray[np.uint8]
 _BATCH = 4
-
-
-def crops_of(crops: Iterable[Crop]) -> Iterable[Crop]:
-    """`crops` if they can be read more than once.
-
-    Raises:
-        UsageError: a generator, which is empty the second time.
-    """
-    if iter(crops) is crops:
-        raise UsageError(
-            "the crops are a one-shot iterator; expected a list, an array or another object that "
-            "can be read several times"
-        )
-    return crops
 
 
 def batches(crops: Iterable[Crop], size: int) -> Iterator[npt.NDArray[np.uint8]]:

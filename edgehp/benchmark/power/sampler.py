@@ -49,11 +49,6 @@ class PowerRecorder:
         """What was read until now."""
         return tuple(self._samples)
 
-    @property
-    def latest(self) -> Sample | None:
-        """The newest reading."""
-        return self._samples[-1] if self._samples else None
-
     def watts(self) -> float | None:
         """Power right now for a display: of the total, else of the first rail; None if unknown."""
         recent = self._samples[-2:]
