@@ -63,6 +63,7 @@ PACKAGES = (
     Package("jinja2", ("jinja2",), "report"),
     Package("matplotlib", ("matplotlib",), "report"),
     Package("jtop", ("jetson-stats",), "jetson"),
+    Package("pynvml", ("nvidia-ml-py",), "nvml"),
 )
 BASE = ("click", "numpy", "cv2")
 # Any one of these runs an artifact (each its own kind); the second pair only on a GPU.
