@@ -59,9 +59,8 @@ def test_a_published_checkpoint_goes_through_build_and_validate(
         *("--output", tmp_path),
     )
     artifact = tmp_path / "kd-resnet18-cpu-fp32"
-    assert (
-        built["manifest"]["preprocessing"]["box_rule"] == "stretch"
-    )  # the authors' crop, not edgehp's
+    # The authors' crop, not that of edgehp's own networks.
+    assert built["manifest"]["preprocessing"]["spec"]["box_rule"] == "stretch"
     report = invoke(
         validate_command,
         *(artifact, "--dataset", "aflw2000", "--data-root", shared_data / "AFLW2000"),
