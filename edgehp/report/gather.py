@@ -12,11 +12,14 @@ from typing import Any
 
 import cv2
 
+from edgehp._resources import resource_dir
 from edgehp.artifact.check import read_manifest
 from edgehp.artifact.manifest import MANIFEST_NAME
 from edgehp.benchmark.plan import SCENARIOS
 from edgehp.crop import Image, Preprocessing, crop_face
+from edgehp.datasets.base import Sample
 from edgehp.datasets.faces import read_faces
+from edgehp.datasets.rendered import read_rendered
 from edgehp.errors import CompatibilityError, DataError
 from edgehp.report.files import KINDS, read_report
 
@@ -106,13 +109,14 @@ def worst_photos(validation: Mapping[str, Any], faces: Path | None) -> list[Phot
 
     Args:
         validation: the report.
-        faces: folder or zip the names come from (`edgehp.datasets.faces`), or None.
+        faces: folder or zip the names come from (`edgehp.datasets.faces`), or None: the shipped
+            rendered heads where those were validated on, else no photos.
 
     Raises:
         DataError: `faces` cannot be read.
     """
     accuracy = validation.get("artifact_accuracy") or validation["reference_accuracy"]
-    samples = {} if faces is None else {s.name: s for s in read_faces(faces).samples}
+    samples = {s.name: s for s in _samples(validation, faces)}
     spec = Preprocessing.from_dict(dict(validation["preprocessing"]))
     found = []
     for worst in accuracy["worst"][:_MOST_PHOTOS]:
@@ -133,6 +137,18 @@ def worst_photos(validation: Mapping[str, Any], faces: Path | None) -> list[Phot
             )
         )
     return found
+
+
+def _samples(validation: Mapping[str, Any], faces: Path | None) -> Sequence[Sample]:
+    if faces is not None:
+        return read_faces(faces).samples
+    protocol = validation.get("protocol") or {}
+    shipped = resource_dir("calibration") / "rendered-validation.zip"
+    if protocol.get("dataset") != "rendered" or not shipped.is_file():
+        return ()
+    data = read_rendered(shipped)
+    # Other rendered heads may have the same names: without the same list they are not these.
+    return data.samples if protocol.get("sha256") == data.protocol["sha256"] else ()
 
 
 def _data_url(crop: Image) -> str:

@@ -189,7 +189,8 @@ def error_by_yaw(report: Mapping[str, Any]) -> str | None:
         ax.grid(visible=False, axis="x")
         ax.set_ylabel("mean absolute error, degrees")
         ax.set_xlabel("|yaw| of the truth")
-        ax.legend(frameon=False)
+        # Above the axes: bars of near-equal height leave no room inside.
+        ax.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
     return out[0]
 
 
