@@ -16,8 +16,9 @@ from edgehp._hashing import sha256_bytes, sha256_file
 from edgehp.artifact import golden_crops, load_artifact, newest_artifact, verify_golden
 from edgehp.artifact.device import Gpu, HostProbe
 from edgehp.build.crops import appearance_warning, load_calibration, require_disjoint
+from edgehp.build.engine import options
 from edgehp.build.pipeline import BuildResult, artifact_name, build
-from edgehp.build.plan import find_place, make_plan
+from edgehp.build.plan import Place, find_place, make_plan
 from edgehp.build.request import BuildRequest
 from edgehp.cli.build import command
 from edgehp.crop import Preprocessing
@@ -346,6 +347,21 @@ def test_v100_warns_and_compares(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Somewhere(Gpu("V100", "7.0"))
     monkeypatch.setattr(device, "version", lambda kind: "10.4.0")
     assert find_place(plan, device).tensorrt == "10.4.0"
+
+
+@pytest.mark.parametrize("target", ["cpu", "rtx-30", "v100", "orin-nano-8gb"])
+def test_a_dla_is_refused_where_there_is_none(target: str) -> None:
+    with pytest.raises(UsageError, match="no DLA"):
+        make_plan(BuildRequest(target, dla=0))
+
+
+def test_a_dla_where_there_is_one_warns_and_reaches_the_engine() -> None:
+    plan = make_plan(BuildRequest("orin-agx-64gb", dla=1))
+    assert any("DLA" in w for w in plan.warnings)
+    assert options(plan, Place(), (1, 1, 8), None).dla == 1
+    assert make_plan(BuildRequest("orin-agx-64gb")).dla is None
+    with pytest.raises(UsageError, match="DLA cores 0 to 1, not 2"):
+        make_plan(BuildRequest("orin-agx-64gb", dla=2))
 
 
 def test_orin_is_said_aloud() -> None:

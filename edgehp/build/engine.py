@@ -96,6 +96,7 @@ def options(
         precision=plan.precision,
         compute_capabilities=capabilities,
         batch=batch,
+        dla=plan.dla,
         dla_cores=plan.target.dla_cores,
         threads=threads,
     )

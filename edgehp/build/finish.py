@@ -98,6 +98,7 @@ def _request(manifest: Manifest, path: Path, validate_on: Path | None) -> BuildR
             target=manifest.target.name,
             precision=manifest.precision.asked,
             max_drop=float(recipe["max_drop"]),
+            dla=None if recipe.get("dla") is None else int(recipe["dla"]),
             validate_on=validate_on,
             output=path.parent,
             batch=(int(batch[0]), int(batch[1]), int(batch[2])),

@@ -11,7 +11,7 @@ from edgehp.driver import Gpu
 from edgehp.engines import engine_available
 from edgehp.engines.tensorrt_rtx import import_tensorrt_rtx
 from edgehp.errors import CompatibilityError, EnvironmentalError, UsageError
-from edgehp.targets import Target, check_precision, resolve_target
+from edgehp.targets import Target, check_dla, check_precision, resolve_target
 
 __all__ = ["Place", "Plan", "find_place", "how_to_finish", "make_plan"]
 
@@ -30,6 +30,7 @@ class Plan:
         half: whether the graph's body is FP16.
         compare: whether INT8 is compared with FP16, because the hardware may be slower in it.
         warnings: what the user must be told.
+        dla: core of the deep-learning accelerator, None for the GPU.
     """
 
     target: Target
@@ -39,6 +40,7 @@ class Plan:
     half: bool
     compare: bool
     warnings: tuple[str, ...]
+    dla: int | None = None
 
     def in_half(self) -> Plan:
         """The same in FP16, to compare with."""
@@ -74,6 +76,8 @@ def make_plan(request: BuildRequest) -> Plan:
         raise UsageError(f"{target.name} in {request.precision}: {verdict.reason}")
     if verdict.supported == "warn":
         warnings.append(f"{target.name} in {request.precision}: {verdict.reason}")
+    if request.dla is not None:
+        warnings += _on_dla(target, request.dla)
     on_gpu = target.engine != "openvino"
     plan = Plan(
         target=target,
@@ -84,8 +88,19 @@ def make_plan(request: BuildRequest) -> Plan:
         half=on_gpu and request.precision in ("int8", "fp16"),
         compare=on_gpu and request.precision == "int8" and verdict.supported == "warn",
         warnings=tuple(warnings),
+        dla=request.dla,
     )
     return plan if on_gpu else _processor(plan)
+
+
+def _on_dla(target: Target, core: int) -> list[str]:
+    """What the user must be told of running on this core; refuses what the target says no to."""
+    verdict = check_dla(target)
+    if verdict.supported == "no":
+        raise UsageError(f"{target.name} on a DLA: {verdict.reason}")
+    if not 0 <= core < target.dla_cores:
+        raise UsageError(f"{target.name} has DLA cores 0 to {target.dla_cores - 1}, not {core}")
+    return [f"{target.name} on a DLA: {verdict.reason}"] if verdict.supported == "warn" else []
 
 
 def _processor(plan: Plan) -> Plan:
@@ -149,6 +164,8 @@ def how_to_finish(plan: Plan, request: BuildRequest, reason: Exception) -> Envir
     """The error of a build that needs another machine: what is missing, and what to run there."""
     same = f"edgehp build --target {plan.target.name} --precision {plan.precision}"
     network = "" if request.network == "kd-resnet18" else f" --network {request.network}"
+    if request.dla is not None:
+        network += f" --dla {request.dla}"
     version = plan.target.tensorrt
     needs = ""
     if version is not None:

@@ -31,6 +31,7 @@ class BuildRequest:
         input_size: other side of the network input in pixels, None for the network's own.
         batch: smallest, best and largest batch size.
         threads: processor threads, None leaves it to the runtime.
+        dla: core of the deep-learning accelerator to run on, None for the GPU.
     """
 
     target: str
@@ -45,6 +46,7 @@ class BuildRequest:
     input_size: int | None = None
     batch: tuple[int, int, int] = (1, 1, 8)
     threads: int | None = None
+    dla: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be right, before any work is done."""
@@ -77,4 +79,5 @@ class BuildRequest:
             "max_drop": self.max_drop,
             "input_size": self.input_size,
             "batch": list(self.batch),
+            "dla": self.dla,
         }

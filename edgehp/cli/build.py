@@ -81,6 +81,9 @@ __all__ = ["command"]
     help="Batch sizes of the engine; one number means just that.",
 )
 @click.option("--threads", type=click.IntRange(1), help="Processor threads.")
+@click.option(
+    "--dla", type=click.IntRange(0, 15), help="Jetson: run on this deep-learning accelerator core."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def command(
     artifact: Path | None,
@@ -97,6 +100,7 @@ def command(
     input_size: int | None,
     batch: str,
     threads: int | None,
+    dla: int | None,
     as_json: bool,
 ) -> None:
     """Build dist/NETWORK-TARGET-PRECISION, or finish the deferred ARTIFACT on its device.
@@ -130,6 +134,7 @@ def command(
             input_size=input_size,
             batch=_batch(batch),
             threads=threads,
+            dla=dla,
         )
         result = build(request, steps)
     if as_json:
