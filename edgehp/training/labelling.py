@@ -9,7 +9,6 @@ or machines with shards: shard i of n labels every n-th photo into a folder of i
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -22,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp import pose
+from edgehp._files import write_whole
+from edgehp._hashing import sha256_file
 from edgehp.datasets.base import Sample, Skips
 from edgehp.datasets.prefetch import prefetch
 from edgehp.errors import DataError, UsageError
@@ -227,7 +228,7 @@ def _describe(teachers: Sequence[Teacher]) -> list[dict[str, Any]]:
         out.append(
             {
                 "name": s.name,
-                "files": {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in s.files},
+                "files": {f.name: sha256_file(f) for f in s.files},
                 "weight": s.weight,
                 "preprocessing": s.preprocessing.to_dict(),
                 "dark": None if s.dark is None else asdict(s.dark),
@@ -246,7 +247,7 @@ def _claim(path: Path, ensemble: list[dict[str, Any]]) -> None:
                 "folder, or remove this one"
             )
         return
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text)
 
 
 def _flush(file: io.TextIOWrapper) -> None:

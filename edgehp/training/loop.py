@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgehp import pose
+from edgehp._files import replacing
 from edgehp.errors import DataError, UsageError
 from edgehp.networks.spec import NetworkSpec
 from edgehp.training.augment import Augmentation
@@ -232,12 +232,8 @@ class Trainer:
             "place": [self.epoch, self.batch_number, self.step],
             "history": json.dumps(self.history),
         }
-        partial = self.folder / (CHECKPOINT + ".partial")
-        with partial.open("wb") as file:
+        with replacing(self.folder / CHECKPOINT) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.folder / CHECKPOINT)
 
     def _resume(self) -> None:
         path = self.folder / CHECKPOINT

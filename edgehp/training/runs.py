@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgehp._files import write_whole
 from edgehp.errors import DataError
 from edgehp.networks.checkpoint import build_module, load_module, load_weights, save_weights
 from edgehp.networks.kd_resnet import BASE_BINS, BaseNetwork
 from edgehp.networks.spec import NetworkSpec
 from edgehp.training.data import TrainingItem, split
-from edgehp.training.distributed import Place, distributed
+from edgehp.training.distributed import distributed
 from edgehp.training.loop import Progress, TrainConfig, Trainer
 from edgehp.training.objectives import (
     BaseObjective,
@@ -192,7 +192,7 @@ name = "angles"
 convention = "{spec.convention}"
 """
     path = folder / "base.toml"
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text)
     return path
 
 
@@ -235,7 +235,7 @@ def _run(
             t.history.append(row)
             logger.info("epoch %d: %.3f degrees on held-back photos", t.epoch, v.mean)
             write(t)
-            _write_json(folder / "history.json", t.history)
+            write_whole(folder / "history.json", json.dumps(t.history, indent=1))
             if log is not None:
                 log.add(t.step, {"validation/mae": v.mean, "validation/geodesic": v.geodesic})
 
@@ -247,7 +247,7 @@ def _run(
                 report(progress)
         if log is not None:
             log.close()
-        path = write(trainer) if place == Place() or place.rank == 0 else folder
+        path = write(trainer) if place.rank == 0 else folder
     return RunResult(path, tuple(trainer.history), len(train), len(validation))
 
 
@@ -272,15 +272,3 @@ class _Log:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
-
-
-def _write_json(path: Path, value: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1, default=_plain), encoding="utf-8")
-    partial.replace(path)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value)} is not JSON")

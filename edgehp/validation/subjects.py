@@ -11,7 +11,6 @@ from types import TracebackType
 
 from edgehp._hashing import sha256_file
 from edgehp.artifact import Artifact, load_artifact, newest_artifact
-from edgehp.artifact.manifest import Manifest
 from edgehp.crop import Preprocessing
 from edgehp.engines import PROCESSOR_ENGINES, Engine, open_engine, processor_engine
 from edgehp.errors import CompatibilityError, EdgehpError, EnvironmentalError, UsageError
@@ -87,23 +86,14 @@ def open_artifact(
     """
     artifact = load_artifact(newest_artifact() if path is None else path)
     manifest, record = artifact.manifest, artifact.engine
-    closing = ExitStack()
     engine = open_engine(
         record.kind,
         artifact.engine_path,
         threads=threads,
         batch=None if batch is None else max(record.min_batch, min(batch, record.max_batch)),
     )
-    closing.callback(engine.close)
-    return OpenedNetwork(
-        engine,
-        f"{manifest.name} ({manifest.target.name}, {manifest.precision.reached or 'unknown'})",
-        manifest.network.weights_sha256,
-        manifest.preprocessing,
-        _bins(manifest),
-        artifact,
-        closing,
-    )
+    reached = manifest.precision.reached or "unknown"
+    return _opened(artifact, engine, f"{manifest.target.name}, {reached}")
 
 
 def open_emulation(
@@ -118,20 +108,9 @@ def open_emulation(
     """
     found = newest_artifact() if path is None else Path(path)
     artifact = load_artifact(found, bytes_only=True)
-    manifest = artifact.manifest
     kind = processor_engine()
-    closing = ExitStack()
     engine = open_engine(kind, artifact.graph_path, threads=threads, batch=batch)
-    closing.callback(engine.close)
-    return OpenedNetwork(
-        engine,
-        f"{manifest.name} (emulated: its graph on {kind})",
-        manifest.network.weights_sha256,
-        manifest.preprocessing,
-        _bins(manifest),
-        artifact,
-        closing,
-    )
+    return _opened(artifact, engine, f"emulated: its graph on {kind}")
 
 
 def open_network(
@@ -239,6 +218,17 @@ def open_reference(
     return reference
 
 
-def _bins(manifest: Manifest) -> tuple[float, float] | None:
+def _opened(artifact: Artifact, engine: Engine, how: str) -> OpenedNetwork:
+    manifest = artifact.manifest
     bins = (manifest.network.spec or {}).get("bins")
-    return None if bins is None else (float(bins["first"]), float(bins["last"]))
+    closing = ExitStack()
+    closing.callback(engine.close)
+    return OpenedNetwork(
+        engine,
+        f"{manifest.name} ({how})",
+        manifest.network.weights_sha256,
+        manifest.preprocessing,
+        None if bins is None else (float(bins["first"]), float(bins["last"])),
+        artifact,
+        closing,
+    )
