@@ -51,10 +51,11 @@ _OPTIONS = [
     ),
     click.option(
         "--augmentation",
-        type=click.Choice(["strong", "gentle"]),
+        type=click.Choice(["strong", "gentle", "sharp"]),
         default="strong",
         show_default=True,
-        help="gentle: for the last epochs and fine-tunes.",
+        help="gentle: for the last epochs and fine-tunes; sharp: where the input is larger than "
+        "the photos.",
     ),
     click.option(
         "--flatten", default=0.5, show_default=True, help="0: |yaw| as it comes; 1: uniform."

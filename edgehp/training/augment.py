@@ -59,7 +59,8 @@ class Augmentation:
 
 
 # A run from random weights takes the full effects; the last epochs of a run, or a fine-tune, gain
-# accuracy on clean photos from milder ones and keep what was learnt about bad light.
+# accuracy on clean photos from milder ones and keep what was learnt about bad light. "sharp" is for
+# an input larger than the training photos: enlarged photos are soft, a camera's are not.
 AUGMENTATIONS: Mapping[str, Augmentation] = MappingProxyType(
     {
         "strong": Augmentation(),
@@ -74,6 +75,20 @@ AUGMENTATIONS: Mapping[str, Augmentation] = MappingProxyType(
             blur=0.06,
             sharpen=0.08,
             coarse=0.06,
+            noise=0.05,
+            occlude=0.15,
+        ),
+        "sharp": Augmentation(
+            scale=(0.95, 1.08),
+            shift=0.04,
+            rotate=15.0,
+            rotate_probability=0.3,
+            light=0.6,
+            grey=0.15,
+            dark=0.04,
+            blur=0.05,
+            sharpen=0.4,
+            coarse=0.04,
             noise=0.05,
             occlude=0.15,
         ),
