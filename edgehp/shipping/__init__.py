@@ -1,0 +1,5 @@
+"""Shipping: signed bundles, two slots on the device, and what starts from them.
+
+`edgehp.shipping.bundle` makes and verifies bundle files, `edgehp.shipping.slots` installs them;
+see ``docs/adr/0008-bundles-and-slots.md`` and ``docs/threat-model.md``.
+"""
