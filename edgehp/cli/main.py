@@ -26,6 +26,7 @@ COMMANDS = {
     "validate": "Measure an artifact's accuracy against its FP32 reference.",
     "bench": "Measure latency, throughput and power on this device.",
     "predict": "Head pose of the faces in a photo, a folder, a video or a camera.",
+    "run": "Follow a driver's head: camera to JSON lines, without end.",
     "label": "Let teacher networks label face crops.",
     "train": "Train a network, or the base network of the offset ensemble.",
     "distill": "Distil teachers or an offset ensemble into one small network.",

@@ -1,0 +1,217 @@
+"""The newest frame: a thread that reads and overwrites one slot, and opens a lost camera again.
+
+Reading may block without end (OpenCV issue 4468), so it has a thread of its own and the loop
+judges its silence by the clock. One slot is the bounded queue: at most one frame waits, an older
+one is dropped and counted, and memory does not depend on how slow the loop is.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+
+from edgehp.errors import EdgehpError
+from edgehp.runtime.sources import Capture, CaptureSource
+
+__all__ = ["CaptureStatus", "CaptureThread", "CapturedFrame"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class CapturedFrame:
+    """One frame as it came.
+
+    Attributes:
+        number: counts the frames that were read, from 1.
+        pixels: as the device gave it; not checked yet.
+        monotonic_ns: when `read` returned, on the clock of `time.monotonic_ns`. Exposure and
+            transfer came before; OpenCV does not tell how long they took.
+        utc_ns: the same moment, nanoseconds since 1970 UTC.
+        seconds: the time that filters and timers go by: of a file, that in the film; else
+            `monotonic_ns` in seconds.
+    """
+
+    number: int
+    pixels: object
+    monotonic_ns: int
+    utc_ns: int
+    seconds: float
+
+
+class _Read(NamedTuple):
+    pixels: object
+    monotonic_ns: int
+    utc_ns: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CaptureStatus:
+    """How the capture stands.
+
+    Attributes:
+        lost: why there is no camera now; None while it is open.
+        ended: a file has no more frames; the last one may still be in the slot.
+        error: what ended it for good (a file that cannot be opened).
+        captured: frames read.
+        dropped: frames overwritten before the loop took them.
+        reconnects: how often the camera was opened again.
+    """
+
+    lost: str | None
+    ended: bool
+    error: EdgehpError | None
+    captured: int
+    dropped: int
+    reconnects: int
+
+
+class CaptureThread:
+    """Reads a source in a thread of its own; a context manager that starts and stops it."""
+
+    def __init__(
+        self,
+        source: CaptureSource,
+        *,
+        every_frame: bool = False,
+        retry_first: float = 0.2,
+        retry_longest: float = 5.0,
+    ) -> None:
+        """Nothing is opened yet.
+
+        Args:
+            source: what to read.
+            every_frame: wait until the loop has taken a frame instead of dropping it, and do not
+                play at the file's rate; for files.
+            retry_first: seconds before a lost camera is first opened again; doubled each time.
+            retry_longest: the longest pause between attempts, seconds.
+        """
+        self.source = source
+        self._every_frame = every_frame and not source.live
+        self._first, self._longest = retry_first, retry_longest
+        self._stop = threading.Event()
+        self._changed = threading.Condition()
+        self._slot: CapturedFrame | None = None
+        self._lost: str | None = None
+        self._ended = False
+        self._error: EdgehpError | None = None
+        self._captured = self._dropped = self._reconnects = 0
+        self._reopen: str | None = None
+        # A daemon: a read that never returns must not keep the process.
+        self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
+
+    def __enter__(self) -> CaptureThread:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self, wait: float = 1.0) -> bool:
+        """Stop reading; False if the device still holds the thread after `wait` seconds."""
+        self._stop.set()
+        with self._changed:
+            self._changed.notify_all()
+        self._thread.join(wait)
+        return not self._thread.is_alive()
+
+    def take(self, timeout: float) -> CapturedFrame | None:
+        """The newest frame that was not taken yet; None after `timeout` seconds without one."""
+        with self._changed:
+            if self._slot is None and not self._ended:
+                self._changed.wait(timeout)
+            frame, self._slot = self._slot, None
+            self._changed.notify_all()
+            return frame
+
+    def status(self) -> CaptureStatus:
+        """How it stands now."""
+        with self._changed:
+            return CaptureStatus(
+                self._lost,
+                self._ended and self._slot is None,
+                self._error,
+                self._captured,
+                self._dropped,
+                self._reconnects,
+            )
+
+    def reopen(self, reason: str) -> None:
+        """Ask for the camera to be closed and opened again; for files, nothing happens."""
+        if self.source.live:
+            with self._changed:
+                self._reopen = reason
+
+    def _run(self) -> None:
+        pause = self._first
+        while not self._stop.is_set():
+            try:
+                capture = self.source.open()
+            except (EdgehpError, cv2.error, OSError) as e:
+                reason = str(e)
+                if not self.source.live:
+                    self._finish(e if isinstance(e, EdgehpError) else EdgehpError(reason))
+                    return
+                frames = 0
+            else:
+                frames, reason = self._read(capture)
+                if not self.source.live:
+                    self._finish(None)
+                    return
+            if self._stop.is_set():
+                return
+            # A camera that delivered deserves a quick first attempt; one that did not, patience.
+            pause = self._first if frames > 0 else min(2 * pause, self._longest)
+            with self._changed:
+                self._lost = reason
+            logger.warning("%s: %s; again in %.1f s", self.source.name, reason, pause)
+            self._stop.wait(pause)
+
+    def _read(self, capture: Capture) -> tuple[int, str]:
+        """Read until the source ends; how many frames came, and why it ended."""
+        frames, start = 0, time.monotonic()
+        try:
+            while not self._stop.is_set():
+                if self.source.fps is not None and not self._every_frame:
+                    self._stop.wait(max(0.0, start + frames / self.source.fps - time.monotonic()))
+                try:
+                    got, pixels = capture.read()
+                except (cv2.error, OSError) as e:
+                    return frames, f"reading failed: {e}"
+                now, utc = time.monotonic_ns(), time.time_ns()
+                if not got or pixels is None:
+                    return frames, "the stream ended: read() gave no frame"
+                film = None if self.source.fps is None else frames / self.source.fps
+                frames += 1
+                frame = _Read(pixels, now, utc, now / 1e9 if film is None else film)
+                if (reason := self._put(frame, frames == 1)) is not None:
+                    return frames, reason
+            return frames, "stopped"
+        finally:
+            capture.release()
+
+    def _put(self, read: _Read, first: bool) -> str | None:
+        """Overwrite the slot; a reason if the camera is to be opened again."""
+        with self._changed:
+            while self._every_frame and self._slot is not None and not self._stop.is_set():
+                self._changed.wait(0.1)
+            if first:
+                self._reconnects += self._captured > 0
+                self._lost = None
+            self._captured += 1
+            self._dropped += self._slot is not None
+            self._slot = CapturedFrame(self._captured, *read)
+            self._changed.notify_all()
+            reason, self._reopen = self._reopen, None
+            return reason
+
+    def _finish(self, error: EdgehpError | None) -> None:
+        with self._changed:
+            self._ended, self._error, self._lost = True, error, None
+            self._changed.notify_all()

@@ -1,0 +1,137 @@
+"""Whether what a camera delivers is a picture: its form, and whether it is stuck.
+
+A camera that fails seldom says so. It repeats its last frame (OpenCV issues 5221, 14044), sends
+black, or sends whatever is left in a buffer, and reading reports success each time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from edgehp.errors import DataError
+
+__all__ = ["Fault", "FrameHealth", "as_rgb"]
+
+Image = npt.NDArray[np.uint8]
+
+_SMALLEST, _LARGEST = 32, 8192
+# A sensor never sends the same pixels twice: its noise alone changes them. Every 8th row and column
+# is enough to see that, and cheap.
+_STEP = 8
+# Fewer grey levels of standard deviation are no picture: a covered lens, a black frame.
+_FLAT = 2.0
+# Neighbouring pixels of pictures correlate by 0.8 and more, those of noise by about zero.
+_NOISE = 0.3
+# Noise of so few grey levels is that of a sensor in the dark, not a damaged transfer.
+_DARK_NOISE = 12.0
+
+
+def as_rgb(pixels: object, *, grey: bool = False, bit_depth: int = 16) -> Image:
+    """A captured frame as uint8 RGB [H, W, 3]; a grey one gets three equal channels.
+
+    Near-infrared cameras send grey: one channel, or three that are equal. The networks take RGB,
+    and saw grey pictures in training as three equal channels.
+
+    Args:
+        pixels: uint8 or uint16, [H, W], [H, W, 1], [H, W, 3] (BGR) or [H, W, 4] (BGRA).
+        grey: turn colour into grey too, for a near-infrared sensor behind a colour driver.
+        bit_depth: significant bits of uint16 frames.
+
+    Raises:
+        DataError: it is no frame.
+    """
+    if not isinstance(pixels, np.ndarray):
+        raise DataError(f"the camera gave {type(pixels).__name__}, expected a frame")
+    found = f"{pixels.dtype} {list(pixels.shape)}"
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if (
+        pixels.ndim != 3
+        or pixels.shape[2] not in (1, 3, 4)
+        or pixels.dtype not in (np.uint8, np.uint16)
+    ):
+        raise DataError(f"the camera gave {found}, expected uint8 or uint16 [H, W] or [H, W, 3]")
+    if not all(_SMALLEST <= side <= _LARGEST for side in pixels.shape[:2]):
+        raise DataError(
+            f"the camera gave {found}, expected sides of {_SMALLEST} to {_LARGEST} pixels"
+        )
+    deep = pixels.dtype == np.uint16
+    frame: Image = np.asarray(
+        np.minimum(pixels >> max(0, bit_depth - 8), 255) if deep else pixels, np.uint8
+    )
+    channels = frame.shape[2]
+    if channels == 1:
+        return np.asarray(cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB), np.uint8)
+    if grey:
+        code = cv2.COLOR_BGR2GRAY if channels == 3 else cv2.COLOR_BGRA2GRAY
+        return np.asarray(cv2.cvtColor(cv2.cvtColor(frame, code), cv2.COLOR_GRAY2RGB), np.uint8)
+    code = cv2.COLOR_BGR2RGB if channels == 3 else cv2.COLOR_BGRA2RGB
+    return np.asarray(cv2.cvtColor(frame, code), np.uint8)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a frame.
+
+    Attributes:
+        kind: ``"frozen"``, ``"black"``, ``"featureless"`` or ``"garbage"``.
+        text: one sentence.
+    """
+
+    kind: str
+    text: str
+
+
+class FrameHealth:
+    """Looks at every frame of one camera in turn."""
+
+    def __init__(self, frozen_after: float = 0.4) -> None:
+        """Nothing seen yet.
+
+        Args:
+            frozen_after: seconds of identical frames that make a camera stuck.
+        """
+        self._after = frozen_after
+        self._last: npt.NDArray[np.uint8] | None = None
+        self._since = 0.0
+        self._same = 0
+
+    def check(self, rgb: Image, seconds: float) -> Fault | None:
+        """What is wrong with the frame, or None.
+
+        Args:
+            rgb: uint8 [H, W, 3].
+            seconds: when it was captured.
+        """
+        sample = np.ascontiguousarray(rgb[::_STEP, ::_STEP])
+        if self._last is not None and np.array_equal(sample, self._last):
+            self._same += 1
+        else:
+            self._last, self._since, self._same = sample, seconds, 0
+        level, deviation = float(sample.mean()), float(sample[..., 1].std())
+        # First: a black frame repeated is black.
+        if deviation < _FLAT:
+            kind = "black" if level < 16 else "featureless"
+            return Fault(kind, f"a frame of one grey level ({level:.0f} of 255): covered or dark?")
+        for_s = seconds - self._since
+        # Two equal frames may be one frame sent twice; time alone must not accuse a slow camera.
+        if self._same >= 2 and for_s >= self._after:
+            return Fault("frozen", f"{self._same + 1} identical frames over {for_s:.2f} s")
+        if (found := _neighbours(rgb)) < _NOISE:
+            if deviation < _DARK_NOISE:
+                return Fault("featureless", "sensor noise and nothing else: dark?")
+            return Fault("garbage", f"neighbouring pixels correlate by {found:.2f} only: noise")
+        return None
+
+
+def _neighbours(rgb: Image) -> float:
+    """Correlation of horizontally adjacent green pixels on every 16th row."""
+    rows = rgb[::16, :, 1].astype(np.float32)
+    variance = float(rows.var())
+    if variance <= 0:
+        return 1.0
+    return 1.0 - float(np.square(np.diff(rows, axis=1)).mean()) / (2.0 * variance)

@@ -1,0 +1,396 @@
+"""Where the face is: found by a detector now and then, carried along in between.
+
+Between detections the box follows the optical flow of points inside it, of which those that do not
+find their way back are dropped and the median of the rest is believed (Median Flow: Kalal,
+Mikolajczyk, Matas, "Forward-Backward Error: Automatic Detection of Tracking Failures", ICPR 2010).
+A head that turns carries its surface across the box, so the box drifts; the detector corrects it
+every few frames, looking only around the box, which costs a tenth of looking at everything.
+
+Detection runs beside the loop (`BackgroundDetection`): the frames that come meanwhile are tracked,
+and a box found in an older frame is carried to the newest one in a single step of flow. So a slow
+detector costs no frames and no latency; it only corrects later.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from edgehp.crop import Box
+from edgehp.errors import EdgehpError
+from edgehp.prediction.faces import DetectedFace, FaceDetector, network_box, overlap
+
+__all__ = [
+    "BackgroundDetection",
+    "Detection",
+    "FaceTracker",
+    "FixedBox",
+    "Found",
+    "InlineDetection",
+    "Job",
+    "TrackedFace",
+    "Tracker",
+    "carry",
+]
+
+Image = npt.NDArray[np.uint8]
+
+# Width in pixels of the grey picture that flow is computed on.
+_FLOW_WIDTH = 480
+# Points a side of the grid, over the middle of the box: its edges show background.
+_GRID, _MIDDLE = 9, 0.7
+# Points that come back further than this from where they started, in flow pixels, are not believed,
+# and a box with fewer believed points than this share is lost.
+_COMES_BACK, _SHARE = 1.0, 0.35
+# Room around a box in which it is looked for again, in box sides.
+_ROOM = 2.2
+# A detected box that overlaps the tracked one this much is the same face: half-way, not a jump.
+_SAME = 0.5
+
+
+@dataclass(frozen=True)
+class TrackedFace:
+    """A face in the present frame.
+
+    Attributes:
+        box: as the networks know it, pixels of the frame.
+        detected: whether a detector's answer for the face came with this very frame.
+        score: of the last detection; None for a fixed box.
+    """
+
+    box: Box
+    detected: bool
+    score: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A frame in which to look for faces: all of it, or a region."""
+
+    photo: Image
+    grey: Image
+    region: Box | None
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The answer to a job; `error` where the detector failed."""
+
+    job: Job
+    faces: tuple[DetectedFace, ...]
+    error: EdgehpError | None = None
+
+
+class Detection(Protocol):
+    """Runs a detector, at once or beside."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job is in work."""
+
+    def request(self, job: Job) -> None:
+        """Start a job; only while not busy."""
+
+    def poll(self) -> Found | None:
+        """The answer to the last job, once."""
+
+    def close(self) -> None:
+        """Stop."""
+
+
+class Tracker(Protocol):
+    """Says where the face is in each frame."""
+
+    def update(self, photo: Image) -> TrackedFace | None:
+        """The face in the next frame (uint8 [H, W, 3], RGB); None where there is none."""
+
+    def doubt(self) -> None:
+        """The network was not sure about the last face: look again soon."""
+
+    def reset(self) -> None:
+        """Forget the face: frames were lost."""
+
+    def close(self) -> None:
+        """Stop."""
+
+
+class FixedBox:
+    """The face is where the user says."""
+
+    def __init__(self, box: Box) -> None:
+        self._face = TrackedFace(box, False, None)
+
+    def update(self, photo: Image) -> TrackedFace | None:
+        """The box, whatever the frame shows."""
+        return self._face
+
+    def doubt(self) -> None:
+        """Nothing to look for."""
+
+    def reset(self) -> None:
+        """Nothing to forget."""
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+
+class FaceTracker:
+    """Detects, carries along, detects again."""
+
+    def __init__(self, detection: Detection, every: int = 15, patience: int = 2) -> None:
+        """No face yet.
+
+        Args:
+            detection: runs the detector.
+            every: look again after this many frames.
+            patience: detections in a row that may miss a tracked face before it is given up.
+        """
+        self._detection, self._every, self._patience = detection, every, patience
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the face; the answer to a running detection is not used."""
+        self._box: Box | None = None  # the detector's own, pixels of the frame
+        self._score = 0.0
+        self._grey: Image | None = None
+        self._since = self._misses = 0
+        self._doubt = False
+        self._ignore: Job | None = getattr(self, "_job", None)
+        self._job: Job | None = None
+
+    def doubt(self) -> None:
+        """Look again at the next frame that the detector is free for."""
+        self._doubt = True
+
+    def close(self) -> None:
+        """Stop the detector."""
+        self._detection.close()
+
+    def update(self, photo: Image) -> TrackedFace | None:
+        """The face in `photo` (uint8 [H, W, 3], RGB).
+
+        Raises:
+            EdgehpError: the detector failed.
+        """
+        scale = min(1.0, _FLOW_WIDTH / photo.shape[1])
+        grey = _grey(photo, scale)
+        if self._grey is not None and self._grey.shape != grey.shape:
+            self.reset()
+        if self._box is not None and self._grey is not None:
+            self._box = carry(self._box, self._grey, grey, scale)
+        self._grey = grey
+        self._since += 1
+        if not self._detection.busy and (
+            self._box is None or self._doubt or self._since >= self._every
+        ):
+            region = None if self._box is None else self._box.moved(0, 0, _ROOM)
+            self._job = Job(photo, grey, region)
+            self._since, self._doubt = 0, False
+            self._detection.request(self._job)
+        fresh = self._take(grey, scale)
+        if self._box is None:
+            return None
+        return TrackedFace(network_box(self._box), fresh, self._score)
+
+    def _take(self, grey: Image, scale: float) -> bool:
+        """Use the detector's answer if there is one; whether it found the face."""
+        found = self._detection.poll()
+        if found is None or found.job is self._ignore:
+            return False
+        if found.error is not None:
+            raise found.error
+        face = _choose(found.faces, found.job.region)
+        box = face.box if face is not None else None
+        if box is not None and found.job.grey is not grey:
+            box = carry(box, found.job.grey, grey, scale)
+        if face is None or box is None:
+            self._misses += 1
+            # A miss in the whole frame is one of no face there was; around a box, patience.
+            if found.job.region is not None and self._misses >= self._patience:
+                self._box = None
+            self._doubt = self._box is not None
+            return False
+        same = self._box is not None and overlap(self._box, box) > _SAME
+        self._box = _between(self._box, box) if same and self._box is not None else box
+        self._score, self._misses = face.score, 0
+        return True
+
+
+class InlineDetection:
+    """Runs the detectors in the caller's thread: every frame waits, results do not depend on time.
+
+    Two detectors, because a region needs fewer pixels than a whole frame, and OpenCV's network must
+    keep one input shape.
+    """
+
+    def __init__(self, whole: FaceDetector, region: FaceDetector) -> None:
+        self._whole, self._region = whole, region
+        self._found: Found | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Never."""
+        return False
+
+    def request(self, job: Job) -> None:
+        """Do the job now."""
+        try:
+            faces = self._look(job)
+        except EdgehpError as e:
+            self._found = Found(job, (), e)
+        else:
+            self._found = Found(job, tuple(faces))
+
+    def poll(self) -> Found | None:
+        """The answer, once."""
+        found, self._found = self._found, None
+        return found
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+    def _look(self, job: Job) -> list[DetectedFace]:
+        height, width = job.photo.shape[:2]
+        if job.region is None:
+            return self._whole.detect(job.photo)
+        b = job.region
+        x, y = max(0, int(b.x_min)), max(0, int(b.y_min))
+        part = job.photo[y : min(height, int(b.y_max)), x : min(width, int(b.x_max))]
+        if min(part.shape[:2]) < 16:
+            return self._whole.detect(job.photo)
+        return [
+            DetectedFace(
+                Box(f.box.x_min + x, f.box.y_min + y, f.box.x_max + x, f.box.y_max + y), f.score
+            )
+            for f in self._region.detect(np.ascontiguousarray(part))
+        ]
+
+
+class BackgroundDetection:
+    """Runs an `InlineDetection` in a thread of its own, one job at a time."""
+
+    def __init__(self, inline: InlineDetection) -> None:
+        self._inline = inline
+        self._changed = threading.Condition()
+        self._job: Job | None = None
+        self._found: Found | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="detection", daemon=True)
+        self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job is in work or its answer not yet taken."""
+        with self._changed:
+            return self._job is not None or self._found is not None
+
+    def request(self, job: Job) -> None:
+        """Start the job."""
+        with self._changed:
+            self._job = job
+            self._changed.notify_all()
+
+    def poll(self) -> Found | None:
+        """The answer, once it is there."""
+        with self._changed:
+            found, self._found = self._found, None
+            return found
+
+    def close(self) -> None:
+        """Stop after the job in work."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(2.0)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while self._job is None and not self._closed:
+                    self._changed.wait()
+                if self._closed or self._job is None:
+                    return
+                job = self._job
+            self._inline.request(job)
+            found = self._inline.poll()
+            with self._changed:
+                self._job, self._found = None, found
+
+
+def carry(box: Box, before: Image, after: Image, scale: float) -> Box | None:
+    """The box moved and scaled as the picture inside it went; None where that cannot be said.
+
+    Args:
+        box: pixels of the frame.
+        before: grey picture that the box belongs to, uint8 [h, w].
+        after: the grey picture it is wanted in, of the same size.
+        scale: pixels of the grey pictures for one pixel of the frame.
+    """
+    cx, cy = (box.x_min + box.x_max) / 2 * scale, (box.y_min + box.y_max) / 2 * scale
+    half = np.array([box.width, box.height]) * scale / 2 * _MIDDLE
+    line = np.linspace(-1, 1, _GRID)
+    grid = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2) * half + (cx, cy)
+    height, width = before.shape
+    inside = (grid >= 1).all(1) & (grid[:, 0] < width - 1) & (grid[:, 1] < height - 1)
+    start = grid[inside].astype(np.float32)
+    if len(start) < 8:
+        return None
+    there, found = _flow(before, after, start)
+    back, found_back = _flow(after, before, there)
+    kept = found & found_back & (np.linalg.norm(back - start, axis=1) < _COMES_BACK)
+    if kept.sum() < max(8, _SHARE * len(start)):
+        return None
+    p, q = start[kept].astype(np.float64), there[kept].astype(np.float64)
+    move = np.median(q - p, axis=0)
+    first, second = np.triu_indices(len(p), 1)
+    # Pairs of near points say nothing about scale but noise.
+    far = np.linalg.norm(p[first] - p[second], axis=1)
+    pairs = far > float(half.min()) / 2
+    ratio = np.linalg.norm(q[first] - q[second], axis=1)[pairs] / far[pairs]
+    grown = float(np.clip(np.median(ratio), 0.8, 1.25)) if ratio.size else 1.0
+    dx, dy = float(move[0]) / scale, float(move[1]) / scale
+    moved = Box(box.x_min + dx, box.y_min + dy, box.x_max + dx, box.y_max + dy).moved(0, 0, grown)
+    middle = ((moved.x_min + moved.x_max) / 2 * scale, (moved.y_min + moved.y_max) / 2 * scale)
+    if not (0 <= middle[0] < width and 0 <= middle[1] < height):
+        return None
+    return moved if min(moved.width, moved.height) * scale >= 6 else None
+
+
+def _flow(
+    before: Image, after: Image, points: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Where points [n, 2] went (Lucas and Kanade over a pyramid), and whether that was found."""
+    guess = np.zeros_like(points)[:, None]
+    there, found, _ = cv2.calcOpticalFlowPyrLK(
+        before, after, points[:, None], guess, winSize=(15, 15), maxLevel=3
+    )
+    return np.asarray(there, np.float32)[:, 0], np.asarray(found).ravel() == 1
+
+
+def _grey(photo: Image, scale: float) -> Image:
+    size = max(1, round(photo.shape[1] * scale)), max(1, round(photo.shape[0] * scale))
+    small = cv2.resize(photo, size, interpolation=cv2.INTER_AREA) if scale < 1 else photo
+    return np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), np.uint8)
+
+
+def _choose(faces: tuple[DetectedFace, ...], region: Box | None) -> DetectedFace | None:
+    """The driver: around a box the face nearest to its middle, else the largest."""
+    if not faces:
+        return None
+    if region is None:
+        return max(faces, key=lambda f: f.box.width * f.box.height)
+    return max(faces, key=lambda f: overlap(f.box, region))
+
+
+def _between(a: Box, b: Box) -> Box:
+    return Box(
+        (a.x_min + b.x_min) / 2,
+        (a.y_min + b.y_min) / 2,
+        (a.x_max + b.x_max) / 2,
+        (a.y_max + b.y_max) / 2,
+    )
