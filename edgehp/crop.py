@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from edgehp._area import shrink
 from edgehp._hashing import json_digest
 from edgehp.errors import DataError, UsageError
 
@@ -199,9 +200,9 @@ def _resize(face: Image, spec: Preprocessing) -> Image:
     height, width = face.shape[:2]
     if (height, width) == (spec.size, spec.size):
         return np.ascontiguousarray(face)
-    shrinks = height >= spec.size and width >= spec.size
-    kernel = cv2.INTER_AREA if spec.resize == "area" and shrinks else cv2.INTER_LINEAR
-    return cv2.resize(face, (spec.size, spec.size), interpolation=kernel)  # type: ignore[return-value]
+    if spec.resize == "area" and height >= spec.size and width >= spec.size:
+        return shrink(face, spec.size)
+    return cv2.resize(face, (spec.size, spec.size), interpolation=cv2.INTER_LINEAR)  # type: ignore[return-value]
 
 
 def _text(box: Box) -> str:
