@@ -13,6 +13,7 @@ from edgehp.driver import probe_driver
 from edgehp.engines import engine_available
 from edgehp.engines._trt_inspect import read_inspection
 from edgehp.engines.audit import LayerPrecision, PrecisionAudit
+from edgehp.engines.base import TimedEngine
 from edgehp.engines.build import BuildOptions
 from edgehp.engines.cuda import Cuda
 from edgehp.engines.tensorrt import TensorRtEngine
@@ -76,6 +77,29 @@ def test_every_batch_size_gives_the_networks_answer(
     assert set(trt.addresses) == {"crops", "angles", "spread"}
     assert len(set(trt.streams)) == 1
     assert trt.streams[0] != 0  # the default stream would wait for every other
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_upload_inference_and_download_are_timed_on_the_gpu(
+    cuda: FakeCuda, trt: FakeTensorRt, plan: Path, rng: np.random.Generator, graph: bool
+) -> None:
+    """Emulated: 0.25 ms a copy to the GPU, 1.5 ms a crop, twice 0.125 ms back."""
+    cuda.fail_capture = not graph
+    crops = crops_of(2, rng)
+    with open_fake(cuda, trt, plan, 2) as engine:
+        assert isinstance(engine, TimedEngine)
+        assert engine.stage_clock == "CUDA events"
+        for _ in range(2):
+            answer, times = engine.infer_timed(crops)
+            np.testing.assert_allclose(answer.angles, expected_angles(crops), rtol=1e-5)
+            found = (times.upload, times.inference, times.download)
+            assert found == pytest.approx((0.25e-3, 3e-3, 0.25e-3))
+        assert cuda.launches == (2 if graph else 0)
+        # Seven crops run in two parts of at most four.
+        _, times = engine.infer_timed(crops_of(7, rng))
+        assert times.inference == pytest.approx(7 * 1.5e-3)
+        assert times.upload == pytest.approx(0.5e-3)
+    assert not cuda.events
 
 
 def test_an_engine_for_larger_batches_takes_a_single_crop(

@@ -28,7 +28,9 @@ __all__ = [
     "EngineInfo",
     "Json",
     "Prediction",
+    "StageTimes",
     "StreamingEngine",
+    "TimedEngine",
     "check_crops",
     "check_processor",
     "check_threads",
@@ -59,6 +61,21 @@ class Prediction:
 
     angles: npt.NDArray[np.float32]
     spread: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """What the parts of one call took, in seconds.
+
+    Attributes:
+        inference: from the crops being where the engine reads them to the answers being computed.
+        upload: taking the crops there; None where it cannot be told from the inference.
+        download: bringing the answers back; None likewise.
+    """
+
+    inference: float
+    upload: float | None = None
+    download: float | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +142,20 @@ class Engine(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
+
+
+@runtime_checkable
+class TimedEngine(Engine, Protocol):
+    """An engine that times the parts of a call by the clock that suits it.
+
+    Attributes:
+        stage_clock: which one, for people, such as ``"CUDA events"``.
+    """
+
+    stage_clock: str
+
+    def infer_timed(self, crops: Crops) -> tuple[Prediction, StageTimes]:
+        """As `infer`, with what its parts took."""
 
 
 @runtime_checkable

@@ -33,6 +33,8 @@ class Cuda(ABC):
     name: str
     compute_capability: str
     has_graphs: bool
+    # How the processor waits for the GPU, for reports.
+    waiting: str
 
     @abstractmethod
     def activate(self) -> None:
@@ -138,6 +140,13 @@ class CudaBindings(Cuda):
         self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
         self._retained = True
         self.activate()
+        self.waiting = self._scheduling()
+
+    def _scheduling(self) -> str:
+        # Bits of CUctx_flags.
+        ways = {0: "as the driver chooses", 1: "spins", 2: "yields", 4: "blocks"}
+        status, flags, _ = self._driver.cuDevicePrimaryCtxGetState(self._device)
+        return ways.get(int(flags) & 7, "unknown") if int(status) == 0 else "unknown"
 
     def _call(self, function: str, *arguments: Any) -> Any:
         try:
@@ -262,6 +271,7 @@ class PyCuda(Cuda):
 
     package = "pycuda"
     has_graphs = False
+    waiting = "unknown"
 
     def __init__(self, index: int, driver: Any) -> None:
         self._driver = driver

@@ -1,13 +1,15 @@
 """Running TensorRT engines: 8.6, 10.x and 11.x; TensorRT for RTX shares this code.
 
 All work goes through one stream: crops to pinned memory, to the device, the engine, answers back.
-For the batch size given at opening this is captured once as a CUDA graph, which saves the
-processor most of the launching on small boards.
+For the batch size given at opening the engine's part is captured once as a CUDA graph, which saves
+the processor most of the launching on small boards. The copies stay outside, so that events
+between them and the graph can time each on the GPU.
 """
 
 from __future__ import annotations
 
 import logging
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ from edgehp.engines.base import (
     EngineBase,
     EngineInfo,
     Prediction,
+    StageTimes,
     check_crops,
     check_threads,
     import_runtime,
@@ -43,6 +46,8 @@ __all__ = ["TensorRtEngine", "check_available", "import_tensorrt"]
 
 _log = logging.getLogger(__name__)
 _FLOAT_BYTES = 4
+# Before and after each of upload, inference and download.
+_EVENTS = 4
 
 
 class TensorRtEngine(EngineBase):
@@ -62,6 +67,7 @@ class TensorRtEngine(EngineBase):
     """
 
     kind = "tensorrt"
+    stage_clock = "CUDA events"
 
     def __init__(
         self,
@@ -80,6 +86,7 @@ class TensorRtEngine(EngineBase):
         self._stream: int | None = None
         self._addresses: dict[str, int] = {}
         self._host: dict[str, Any] = {}
+        self._events: list[Any] = []
         self._context: IExecutionContext | None = None
         self._engine: ICudaEngine | None = None
         self._runtime: Runtime | None = None
@@ -144,6 +151,8 @@ class TensorRtEngine(EngineBase):
             given = context.set_tensor_address(name, self._addresses[name])
             need(given, f"use the memory for {name!r}", self._logger)
         self._stream = self._cuda.new_stream()
+        for _ in range(_EVENTS):
+            self._events.append(self._cuda.new_event())
         self._shape = 0
         self._set_batch(batch or high)
         self._audit = inspect(self._trt, engine, context, self._logger)
@@ -156,10 +165,10 @@ class TensorRtEngine(EngineBase):
             _log.info("%s has no CUDA graphs: launching layer by layer", self._cuda.package)
             return
         # TensorRT allocates and chooses at the first run, which a capture must not contain.
-        self._enqueue(batch)
+        self._execute()
         self._cuda.synchronise(self._stream_handle())
         try:
-            self._graph = self._cuda.capture(self._stream_handle(), lambda: self._enqueue(batch))
+            self._graph = self._cuda.capture(self._stream_handle(), self._execute)
         except EnvironmentalError as e:
             # Slower and equally right; `info` says which of the two runs.
             _log.warning("no CUDA graph for this engine, launching layer by layer: %s", e)
@@ -179,6 +188,8 @@ class TensorRtEngine(EngineBase):
                 "batch": list(self._batches),
                 "cuda_graph": self._graph is not None,
                 "cuda_graph_batch": self._graph_batch if self._graph is not None else None,
+                "transfers": "pinned memory, asynchronous, in the engine's stream",
+                "spin_wait": self._cuda.waiting,
                 "convolutions": self._audit.convolutions,
             },
         )
@@ -195,26 +206,60 @@ class TensorRtEngine(EngineBase):
             DataError: the crops have another type, shape or size.
             EnvironmentalError: the engine is closed, or the GPU failed.
         """
+        return self._infer(crops, timed=False)[0]
+
+    def infer_timed(self, crops: Crops) -> tuple[Prediction, StageTimes]:
+        """As `infer`, with what upload, inference and download took on the GPU.
+
+        The times are between CUDA events in the stream, so that gaps in which the GPU waits for
+        the processor to launch the next step are part of that step.
+
+        Raises:
+            DataError, EnvironmentalError: as of `infer`.
+        """
+        prediction, times = self._infer(crops, timed=True)
+        upload, inference, download = np.sum(times, axis=0) / 1e3
+        return prediction, StageTimes(float(inference), float(upload), float(download))
+
+    def _infer(self, crops: Crops, timed: bool) -> tuple[Prediction, list[list[float]]]:
+        """The answer, and for each part of the crops the milliseconds of upload to download."""
         crops = check_crops(crops, self._size)
         if self._closed:
             raise self._closed_error()
         self._cuda.activate()
         high = self._batches[1]
-        parts = [self._run(crops[i : i + high]) for i in range(0, len(crops), high)]
+        parts = []
+        times: list[list[float]] = []
+        for i in range(0, len(crops), high):
+            parts.append(self._run(crops[i : i + high], timed))
+            if timed:
+                times.append([self._cuda.elapsed_ms(a, b) for a, b in pairwise(self._events)])
         angles, spread = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return prediction_from(angles, spread, len(crops), str(self._path))
+        return prediction_from(angles, spread, len(crops), str(self._path)), times
 
-    def _run(self, crops: Crops) -> tuple[Any, Any]:
+    def _run(self, crops: Crops, timed: bool) -> tuple[Any, Any]:
         count = len(crops)
         # An engine built for larger batches gets whatever its memory holds as the rest.
         batch = max(count, self._batches[0])
         self._host[INPUT_NAME][: crops.nbytes] = crops.reshape(-1)
         stream = self._stream_handle()
+        marks = iter(self._events if timed else ())
+
+        def mark() -> None:
+            if (event := next(marks, None)) is not None:
+                self._cuda.record(event, stream)
+
+        mark()
+        self._upload(batch)
+        mark()
         if self._graph is not None and batch == self._graph_batch:
             self._cuda.launch(self._graph, stream)
         else:
             self._set_batch(batch)
-            self._enqueue(batch)
+            self._execute()
+        mark()
+        self._download(batch)
+        mark()
         self._cuda.synchronise(stream)
         size = count * 3 * _FLOAT_BYTES
         # Copied: the next call overwrites the pinned memory.
@@ -231,12 +276,18 @@ class TensorRtEngine(EngineBase):
             need(given, f"take a batch of {batch}", self._logger)
             self._shape = batch
 
-    def _enqueue(self, batch: int) -> None:
-        stream = self._stream_handle()
+    def _upload(self, batch: int) -> None:
         size = batch * self._size * self._size * 3
-        self._cuda.upload(self._addresses[INPUT_NAME], self._host[INPUT_NAME][:size], stream)
+        host = self._host[INPUT_NAME][:size]
+        self._cuda.upload(self._addresses[INPUT_NAME], host, self._stream_handle())
+
+    def _execute(self) -> None:
         self._logger.forget()
-        need(self._live_context().execute_async_v3(stream), "run the engine", self._logger)
+        done = self._live_context().execute_async_v3(self._stream_handle())
+        need(done, "run the engine", self._logger)
+
+    def _download(self, batch: int) -> None:
+        stream = self._stream_handle()
         size = batch * 3 * _FLOAT_BYTES
         for name in OUTPUT_NAMES:
             self._cuda.download(self._host[name][:size], self._addresses[name], stream)
@@ -266,10 +317,12 @@ class TensorRtEngine(EngineBase):
                 self._cuda.free(address)
             for memory in self._host.values():
                 self._cuda.free_pinned(memory)
+            for event in self._events:
+                self._cuda.free_event(event)
             if self._stream is not None:
                 self._cuda.free_stream(self._stream)
         finally:
-            self._graph, self._stream = None, None
+            self._graph, self._stream, self._events = None, None, []
             self._addresses, self._host = {}, {}
             self._cuda.close()
 

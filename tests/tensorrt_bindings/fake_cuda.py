@@ -20,6 +20,7 @@ class FakeCuda(Cuda):
     name = "Fake GPU"
     compute_capability = "8.7"
     has_graphs = True
+    waiting = "spins"
 
     def __init__(self) -> None:
         self.memory: dict[int, HostBytes] = {}
@@ -27,6 +28,10 @@ class FakeCuda(Cuda):
         self.streams: dict[int, list[Callable[[], None]]] = {}
         self.graphs: list[Any] = []
         self.launches = 0
+        # Milliseconds on the GPU, which moves by a step's cost when the step is executed.
+        self.clock = 0.0
+        self.costs = {"upload": 0.25, "download": 0.125}
+        self.events: dict[int, float | None] = {}
         self.closed = False
         self.fail_capture = False
         self._next = 0x1000
@@ -69,10 +74,18 @@ class FakeCuda(Cuda):
         del self.streams[stream]
 
     def upload(self, address: int, host: HostBytes, stream: int) -> None:
-        self.put(stream, lambda: self.memory[address].__setitem__(slice(0, host.nbytes), host))
+        def work() -> None:
+            self.memory[address][: host.nbytes] = host
+            self.clock += self.costs["upload"]
+
+        self.put(stream, work)
 
     def download(self, host: HostBytes, address: int, stream: int) -> None:
-        self.put(stream, lambda: host.__setitem__(slice(None), self.memory[address][: host.nbytes]))
+        def work() -> None:
+            host[:] = self.memory[address][: host.nbytes]
+            self.clock += self.costs["download"]
+
+        self.put(stream, work)
 
     def synchronise(self, stream: int) -> None:
         if self._capturing == stream:
@@ -82,16 +95,23 @@ class FakeCuda(Cuda):
             step()
 
     def new_event(self) -> Any:
-        return object()
+        event = self._new()
+        self.events[event] = None
+        return event
 
     def record(self, event: Any, stream: int) -> None:
-        self.put(stream, lambda: None)
+        if self._capturing == stream:
+            raise EnvironmentalError("an event recorded in a graph has no time of its own")
+        self.put(stream, lambda: self.events.__setitem__(event, self.clock))
 
     def elapsed_ms(self, start: Any, end: Any) -> float:
-        return 1.0
+        before, after = self.events[start], self.events[end]
+        if before is None or after is None:
+            raise EnvironmentalError("an event that was never reached has no time")
+        return after - before
 
     def free_event(self, event: Any) -> None:
-        pass
+        del self.events[event]
 
     def capture(self, stream: int, work: Callable[[], None]) -> Any:
         if self.fail_capture:
