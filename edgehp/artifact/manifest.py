@@ -8,12 +8,26 @@ leaves the directory or a digest that does not fit is refused.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NoReturn
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from edgehp._hashing import json_digest, sha256_bytes
+from edgehp._json import strict_json
+from edgehp.artifact.records import (
+    Accuracy,
+    BuildRecord,
+    Calibration,
+    EngineRecord,
+    FileRecord,
+    Golden,
+    MixedRecord,
+    NetworkRecord,
+    PrecisionRecord,
+    StepTime,
+    SubsetRecord,
+    TargetRecord,
+)
 from edgehp.artifact.schema import first_fault, manifest_schema
 from edgehp.crop import Preprocessing
 from edgehp.engines.audit import LayerPrecision
@@ -29,9 +43,11 @@ __all__ = [
     "FileRecord",
     "Golden",
     "Manifest",
+    "MixedRecord",
     "NetworkRecord",
     "PrecisionRecord",
     "StepTime",
+    "SubsetRecord",
     "TargetRecord",
     "canonical_digest",
     "parse_manifest",
@@ -41,171 +57,6 @@ MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
 # A manifest of a ResNet with a full audit is about 30 kB; a larger file is a mistake or an attack.
 LARGEST_MANIFEST = 4 * 2**20
-
-
-@dataclass(frozen=True)
-class NetworkRecord:
-    """Which network: `spec` is `NetworkSpec.to_dict()`, or None for a foreign ONNX graph.
-
-    `weights_sha256` is of the weights file (checkpoint or ONNX) the build read.
-    """
-
-    spec: Mapping[str, Any] | None
-    digest: str | None
-    weights_sha256: str
-    source: str
-    licence: str
-
-
-@dataclass(frozen=True)
-class TargetRecord:
-    """Where the engine may run.
-
-    Attributes:
-        name: of the target (``edgehp targets``).
-        compute_capabilities: of the GPUs the engine was built for, ``"8.7"``; empty on a CPU.
-        module: Jetson module the engine was built on, None off-Jetson.
-        gpu: name of the GPU the engine was built on, None where none was needed.
-    """
-
-    name: str
-    compute_capabilities: tuple[str, ...] = ()
-    module: str | None = None
-    gpu: str | None = None
-
-
-@dataclass(frozen=True)
-class PrecisionRecord:
-    """What was asked for and what the engine does.
-
-    Attributes:
-        asked: ``"int8"``, ``"fp16"``, ``"fp32"`` or ``"fp8"``.
-        reached: the same, or None before a deferred build is finished.
-        audited: what was inspected: the built engine or the parsed network.
-        counts: layers by precision.
-        audit: layer by layer.
-    """
-
-    asked: str
-    reached: str | None
-    audited: str
-    counts: Mapping[str, int]
-    audit: tuple[LayerPrecision, ...]
-
-
-@dataclass(frozen=True)
-class EngineRecord:
-    """The engine's files and what made them.
-
-    Attributes:
-        kind: ``"openvino"``, ``"onnxruntime"``, ``"tensorrt"`` or ``"tensorrt-rtx"``.
-        files: names inside the artifact, the one to open first.
-        versions: of the runtime under its `kind`, and of CUDA, JetPack and others.
-        min_batch: smallest batch.
-        best_batch: the batch it was optimised for.
-        max_batch: largest batch.
-        machine: processor architecture of the build, ``"x86_64"`` or ``"aarch64"``.
-    """
-
-    kind: str
-    files: tuple[str, ...]
-    versions: Mapping[str, str]
-    min_batch: int
-    best_batch: int
-    max_batch: int
-    machine: str
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Which crops the scales come from. `list_sha256` is of the file `list`, a name a line."""
-
-    source: str
-    count: int
-    duplicates: int
-    list: str
-    list_sha256: str
-    method: str
-    table: str | None
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """The gate's result, in degrees.
-
-    Attributes:
-        dataset: name of the held-out crops.
-        count: how many.
-        metric: ``"mae-drop"``: difference of mean absolute errors against labels;
-            ``"deviation"``: mean absolute difference from FP32, where there are no labels.
-        reference: FP32 mean absolute error, None without labels.
-        artifact: the artifact's mean absolute error, None without labels.
-        drop: artifact minus reference, or the deviation.
-        interval: 95 % interval of `drop`, paired bootstrap over crops.
-        max_drop: the gate.
-        measured_with: runtime that ran the quantised graph (the engine itself, or an emulation).
-        protocol: frames, boxes, conventions and their hashes.
-    """
-
-    dataset: str
-    count: int
-    metric: str
-    reference: float | None
-    artifact: float | None
-    drop: float
-    interval: tuple[float, float]
-    max_drop: float
-    measured_with: str
-    protocol: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Golden:
-    """Crops with known answers, to prove that a device computes what the build computed.
-
-    Attributes:
-        file: PNG of the crops, one below the other, [n * S, S, 3] RGB.
-        angles: FP32 (pitch, yaw, roll) [n, 3] in degrees.
-        spread: FP32 spread [n, 3] in degrees.
-        tolerance_degrees: largest difference of an angle that the artifact may show.
-    """
-
-    file: str
-    angles: tuple[tuple[float, float, float], ...]
-    spread: tuple[tuple[float, float, float], ...]
-    tolerance_degrees: float
-
-
-@dataclass(frozen=True)
-class StepTime:
-    """Wall-clock time of one build step."""
-
-    name: str
-    seconds: float
-
-
-@dataclass(frozen=True)
-class BuildRecord:
-    """How the artifact was made: options (enough to repeat or finish it), times, warnings.
-
-    `int8_against_fp16`: median milliseconds of both on hardware without INT8 tensor cores, where
-    INT8 may be the slower one; None where it was not measured.
-    """
-
-    recipe: Mapping[str, Any]
-    steps: tuple[StepTime, ...]
-    warnings: tuple[str, ...]
-    int8_against_fp16: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """One file of the artifact; `path` is a plain name relative to it, `size` in bytes."""
-
-    path: str
-    sha256: str
-    size: int
-    role: str
 
 
 @dataclass(frozen=True)
@@ -301,29 +152,9 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
 
 
 def _json(data: bytes, where: str) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("a key appears twice")
-        return found
-
-    def constant(name: str) -> NoReturn:
-        raise ValueError(f"{name} is no JSON number")
-
-    def finite(text: str) -> float:
-        number = float(text)
-        if not math.isfinite(number):
-            raise ValueError(f"{text} is not finite")
-        return number
-
     try:
-        values = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=unique,
-            parse_constant=constant,
-            parse_float=finite,
-        )
-    except (ValueError, RecursionError) as e:
+        values = strict_json(data)
+    except ValueError as e:
         raise _malformed(where, f"no JSON: {e}") from e
     if not isinstance(values, dict):
         raise _malformed(where, f"found a JSON {type(values).__name__}, expected an object")
@@ -398,7 +229,11 @@ def _manifest(values: dict[str, Any], where: str) -> Manifest:
             **{**target, "compute_capabilities": tuple(target["compute_capabilities"])}
         ),
         precision=PrecisionRecord(
-            **{**precision, "audit": tuple(LayerPrecision(**a) for a in precision["audit"])}
+            **{
+                **precision,
+                "audit": tuple(LayerPrecision(**a) for a in precision["audit"]),
+                "mixed": _mixed(precision.get("mixed")),
+            }
         ),
         engine=None
         if engine is None
@@ -407,12 +242,22 @@ def _manifest(values: dict[str, Any], where: str) -> Manifest:
         calibration=None if values["calibration"] is None else Calibration(**values["calibration"]),
         accuracy=None
         if accuracy is None
-        else Accuracy(**{**accuracy, "interval": tuple(accuracy["interval"])}),
+        else Accuracy(
+            **{
+                **accuracy,
+                "interval": tuple(accuracy["interval"]),
+                "subsets": tuple(
+                    SubsetRecord(**{**s, "interval": tuple(s["interval"])})
+                    for s in accuracy.get("subsets", ())
+                ),
+            }
+        ),
         golden=Golden(
             golden["file"],
             tuple((a[0], a[1], a[2]) for a in golden["angles"]),
             tuple((s[0], s[1], s[2]) for s in golden["spread"]),
             golden["tolerance_degrees"],
+            golden.get("max_latency_ms"),
         ),
         build=BuildRecord(
             build["recipe"],
@@ -422,6 +267,12 @@ def _manifest(values: dict[str, Any], where: str) -> Manifest:
         ),
         files=tuple(FileRecord(**f) for f in values["files"]),
     )
+
+
+def _mixed(values: Mapping[str, Any] | None) -> MixedRecord | None:
+    if values is None:
+        return None
+    return MixedRecord(**{**values, "float_layers": tuple(values["float_layers"])})
 
 
 def _plain(value: Any) -> Any:

@@ -7,11 +7,32 @@ the signed statement, so that nothing unsigned decides what is written where.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import base64
+import hashlib
+import logging
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgehp.artifact import Manifest
-from edgehp.shipping.keys import Trust
+from edgehp._json import strict_json
+from edgehp.artifact import Artifact, Manifest, load_artifact
+from edgehp.artifact.manifest import LARGEST_MANIFEST, MANIFEST_NAME, parse_manifest
+from edgehp.errors import CompatibilityError, EdgehpError, EnvironmentalError, UsageError
+from edgehp.shipping import disk
+from edgehp.shipping.container import Container, open_container, pack_front
+from edgehp.shipping.keys import PublicKey, Trust, public_half, require
+from edgehp.shipping.signature import (
+    Statement,
+    canonical_signature,
+    parse_statement,
+    verify_signature,
+)
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["SUFFIX", "BundleFile", "VerifiedBundle", "make_bundle", "verify_bundle"]
 
@@ -61,7 +82,20 @@ class VerifiedBundle:
             CompatibilityError: a byte differs from what was verified.
             EnvironmentalError: the disk is full or refuses; `folder` is removed.
         """
-        raise NotImplementedError
+        try:
+            disk.make_folder(folder.parent)
+            os.mkdir(folder, 0o755)  # noqa: PTH102 - by the names of os, see edgehp.shipping.disk
+            try:
+                with open_container(self.path) as container:
+                    _extract(container, self.files, folder)
+            except (OSError, EdgehpError):
+                disk.remove_tree(folder)
+                raise
+        except OSError as e:
+            raise EnvironmentalError(
+                f"cannot unpack {self.path} into {folder} ({e.strerror or e}); make room or choose "
+                "another place"
+            ) from e
 
 
 def make_bundle(
@@ -93,7 +127,29 @@ def make_bundle(
         UsageError: the key cannot be used.
         EnvironmentalError: the package ``model-signing`` is missing, or the disk refuses.
     """
-    raise NotImplementedError
+    source = load_artifact(artifact, bytes_only=True)
+    name = source.manifest.name
+    output = artifact.parent / f"{artifact.name}{SUFFIX}" if output is None else output
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder; name the file to write with --output")
+    signer = None if key is None else public_half(key, password)
+    if key is not None and stat.S_IMODE(key.stat().st_mode) & 0o077:
+        logger.warning("%s can be read by others than its owner; chmod 600 it", key)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as work:
+            folder = Path(work) / name
+            _copy(source, folder, max_latency_ms)
+            # Hashed again, as copied: what is signed is what was checked.
+            manifest = load_artifact(folder, bytes_only=True).manifest
+            section = _sign(folder, Path(work) / "signature.json", key, password)
+            made = _pack(folder, manifest, section, Path(work) / "bundle", signer)
+            os.replace(made.path, output)  # noqa: PTH105
+            disk.flush_folder(output.parent)
+    except OSError as e:
+        raise EnvironmentalError(
+            f"cannot write {output} ({e.strerror or e}); choose another place with --output"
+        ) from e
+    return replace(made, path=output)
 
 
 def verify_bundle(path: Path, trust: Trust) -> VerifiedBundle:
@@ -112,5 +168,141 @@ def verify_bundle(path: Path, trust: Trust) -> VerifiedBundle:
             that can be accepted.
         EnvironmentalError: a package is missing.
     """
-    raise NotImplementedError
+    with open_container(path) as container:
+        statement, signer = verify_signature(container.signature, trust, path)
+        return _verified(container, statement, signer)
 
+
+def _verified(container: Container, statement: Statement, signer: str) -> VerifiedBundle:
+    """The bundle, after hashing its files against the statement."""
+    path = container.path
+    if len(container.sizes) != len(statement.files):
+        raise _altered(path, f"{len(container.sizes)} files, {len(statement.files)} were signed")
+    files = tuple(
+        BundleFile(name, sha256, size, offset)
+        for (name, sha256), size, offset in zip(
+            statement.files, container.sizes, container.offsets, strict=True
+        )
+    )
+    for index, file in enumerate(files):
+        digest = hashlib.sha256()
+        for piece in container.pieces(index):
+            digest.update(piece)
+        if digest.hexdigest() != file.sha256:
+            raise _altered(path, f"{file.path} is not what was signed")
+    manifest = _manifest(container, files, statement)
+    return VerifiedBundle(path, statement.digest, signer, manifest, files)
+
+
+def _manifest(
+    container: Container, files: tuple[BundleFile, ...], statement: Statement
+) -> Manifest:
+    """The manifest inside, which must list exactly the signed files."""
+    where = f"{container.path}: {MANIFEST_NAME}"
+    found = [i for i, f in enumerate(files) if f.path == MANIFEST_NAME]
+    if not found or files[found[0]].size > LARGEST_MANIFEST:
+        raise CompatibilityError(
+            f"{where} is {'too large' if found else 'missing'}, so this is not an artifact; make "
+            "the bundle again with 'edgehp bundle'"
+        )
+    manifest = parse_manifest(b"".join(container.pieces(found[0])), where)
+    listed = {(f.path, f.sha256, f.size) for f in manifest.files}
+    if listed != {(f.path, f.sha256, f.size) for f in files if f.path != MANIFEST_NAME}:
+        raise CompatibilityError(
+            f"{where} lists other files than were signed; make the bundle again with 'edgehp "
+            "bundle'"
+        )
+    if manifest.name != statement.name:
+        raise CompatibilityError(
+            f"{where} is of {manifest.name}, signed was {statement.name[:80]!r}; make the bundle "
+            "again with 'edgehp bundle'"
+        )
+    return manifest
+
+
+def _extract(container: Container, files: tuple[BundleFile, ...], folder: Path) -> None:
+    if container.sizes != tuple(f.size for f in files):
+        raise _altered(container.path, "other files than a moment ago")
+    for index, file in enumerate(files):
+        target = folder / file.path
+        disk.make_folder(target.parent)
+        digest = hashlib.sha256()
+        disk.write_file(target, _hashed(container, index, digest))
+        if digest.hexdigest() != file.sha256:
+            raise _altered(container.path, f"{file.path} has changed since it was verified")
+    for inner in sorted({(folder / f.path).parent for f in files}, reverse=True):
+        disk.flush_folder(inner)
+    disk.flush_folder(folder.parent)
+
+
+def _hashed(container: Container, index: int, digest: hashlib._Hash) -> Iterator[bytes]:
+    for piece in container.pieces(index):
+        digest.update(piece)
+        yield piece
+
+
+def _altered(path: Path, found: str) -> CompatibilityError:
+    return CompatibilityError(f"{path} was altered: found {found}; get the bundle again")
+
+
+def _copy(artifact: Artifact, folder: Path, max_latency_ms: float | None) -> None:
+    """What travels: the listed files and the manifest, with the budget if one is given."""
+    folder.mkdir()
+    for file in artifact.manifest.files:
+        target = folder / file.path
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(artifact.path / file.path, target, follow_symlinks=False)
+    if max_latency_ms is None:
+        shutil.copyfile(artifact.path / MANIFEST_NAME, folder / MANIFEST_NAME)
+        return
+    golden = replace(artifact.manifest.golden, max_latency_ms=max_latency_ms)
+    text = replace(artifact.manifest, golden=golden).to_json()
+    (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+
+
+def _sign(folder: Path, signature: Path, key: Path | None, password: str | None) -> bytes:
+    """The signature of a folder by OpenSSF Model Signing, in its one canonical form."""
+    hashing = require("model_signing.hashing", "sign")
+    signing = require("model_signing.signing", "sign")
+    # Nothing ignored, not even files that belong to git: every file of the folder is signed.
+    config = hashing.Config().use_file_serialization(hashing_algorithm="sha256")
+    config.set_ignored_paths(paths=[], ignore_git_paths=False)
+    signer = signing.Config().set_hashing_config(config)
+    if key is None:
+        failed, oidc = require("sigstore.errors", "sign").Error, require("sigstore.oidc", "sign")
+        signer.use_sigstore_signer(use_ambient_credentials=True)
+        try:
+            signer.sign(folder, signature)
+        except (failed, oidc.IssuerError, oidc.ExpiredIdentity, OSError) as e:
+            raise EnvironmentalError(
+                f"Sigstore gave no signature ({' '.join(str(e).split())[:200]}); check the network "
+                "and the log-in, or sign with --key"
+            ) from e
+    else:
+        # Bytes: the text its signature asks for is refused by the package underneath.
+        signer.use_elliptic_key_signer(
+            private_key=key, password=password.encode() if password else None
+        )
+        signer.sign(folder, signature)
+    return canonical_signature(signature.read_bytes())
+
+
+def _pack(
+    folder: Path, manifest: Manifest, section: bytes, target: Path, signer: PublicKey | None
+) -> VerifiedBundle:
+    """Write the bundle and verify it as a device would."""
+    envelope = strict_json(section)["dsseEnvelope"]
+    statement = parse_statement(base64.b64decode(envelope["payload"]), target)
+    paths = [folder / name for name, _ in statement.files]
+    with target.open("xb") as file:
+        file.write(pack_front(section, tuple(p.stat().st_size for p in paths)))
+        for path in paths:
+            with path.open("rb") as content:
+                shutil.copyfileobj(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    if signer is not None:
+        return verify_bundle(target, [signer])
+    # Who will be believed is for the device to say; everything else can be checked here.
+    with open_container(target) as container:
+        return _verified(container, statement, "keyless")

@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import edgehp
+from edgehp import errors
+from edgehp.artifact import golden_crops, load_artifact, verify_golden
+from edgehp.artifact.device import DeviceProbe
+from edgehp.engines import open_engine
+from edgehp.errors import CompatibilityError, EdgehpError, EnvironmentalError
 
 __all__ = ["SelfTestResult", "run_self_test", "self_test"]
+
+# Enough for a median that one scheduling hiccup does not move; below a second on any target.
+_WARM_UP = 3
+_ROUNDS = 15
+_TIMEOUT_S = 120.0
+# `-I` so that neither the current folder (a USB stick?) nor the environment lends modules; the
+# folders this process imports from are handed over instead.
+_CODE = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from edgehp.shipping.selftest import _child; _child(sys.argv[2])"
+)
 
 
 @dataclass(frozen=True)
@@ -24,23 +50,125 @@ class SelfTestResult:
     latency_ms: float
     max_latency_ms: float | None
 
+    def to_dict(self) -> dict[str, float | None]:
+        """A dictionary for JSON."""
+        return asdict(self)
 
-def self_test(artifact: Path) -> SelfTestResult:
+    @classmethod
+    def from_dict(cls, values: Any) -> SelfTestResult:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: it is anything else.
+        """
+        names = ("worst_degrees", "tolerance_degrees", "latency_ms", "max_latency_ms")
+        if not isinstance(values, dict) or values.keys() != set(names):
+            raise ValueError("no result of a self-test")
+        for name in names:
+            number = values[name]
+            if number is None and name == "max_latency_ms":
+                continue
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                raise ValueError(f"{name} is no number")
+            if not math.isfinite(number):
+                raise ValueError(f"{name} is not finite")
+        return cls(*(values[n] for n in names))
+
+
+def self_test(artifact: Path, device: DeviceProbe | None = None) -> SelfTestResult:
     """Check the artifact, open its engine in this process and run the golden vectors.
+
+    Args:
+        artifact: its directory.
+        device: facts about this device; probed when omitted.
 
     Raises:
         CompatibilityError: altered, for another device, angles beyond the tolerance, or slower
             than the budget.
         DataError, EnvironmentalError: as `edgehp.artifact.load_artifact` and `open_engine`.
     """
-    raise NotImplementedError
+    found = load_artifact(artifact, device=device)
+    golden = found.manifest.golden
+    batch = found.engine.min_batch
+    with open_engine(found.engine.kind, found.engine_path, batch=batch) as engine:
+        worst = verify_golden(found, engine)
+        crops = golden_crops(found)
+        # An engine that takes no single crop is timed on its smallest batch, as it will be used.
+        batch_crops = crops[[i % len(crops) for i in range(batch)]]
+        times = []
+        for i in range(_WARM_UP + _ROUNDS):
+            started = time.perf_counter()
+            engine.infer(batch_crops)
+            if i >= _WARM_UP:
+                times.append((time.perf_counter() - started) * 1e3)
+    latency = statistics.median(times)
+    if golden.max_latency_ms is not None and latency > golden.max_latency_ms:
+        raise CompatibilityError(
+            f"{artifact}: one crop takes {latency:.1f} ms here, the manifest allows "
+            f"{golden.max_latency_ms:g} ms: set the device's full power mode (edgehp doctor), or "
+            "bundle again with a larger --max-latency-ms"
+        )
+    return SelfTestResult(worst, golden.tolerance_degrees, latency, golden.max_latency_ms)
 
 
-def run_self_test(artifact: Path, *, timeout_s: float = 120.0) -> SelfTestResult:
+def run_self_test(artifact: Path, *, timeout_s: float = _TIMEOUT_S) -> SelfTestResult:
     """`self_test` in a process of its own, which may crash or hang without harm.
 
     Raises:
         CompatibilityError: as `self_test`, or the process crashed or took longer than `timeout_s`.
-        EnvironmentalError: as `self_test`.
+        DataError, EnvironmentalError: as `self_test`.
     """
-    raise NotImplementedError
+    here = str(Path(edgehp.__file__).resolve().parent.parent)
+    folders = [here, *(os.path.abspath(p) for p in sys.path if p)]  # noqa: PTH100
+    command = [sys.executable, "-I", "-c", _CODE, json.dumps(folders), str(artifact.resolve())]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, timeout=timeout_s, check=False, stdin=subprocess.DEVNULL
+        )
+    except subprocess.TimeoutExpired as e:
+        raise CompatibilityError(
+            f"{artifact}: the self-test gave no answer within {timeout_s:g} s and was stopped; "
+            "build the artifact again"
+        ) from e
+    except OSError as e:
+        raise EnvironmentalError(f"the self-test could not be started: {e}") from e
+    return _answer(artifact, done)
+
+
+def _answer(artifact: Path, done: subprocess.CompletedProcess[bytes]) -> SelfTestResult:
+    if done.returncode < 0:
+        raise CompatibilityError(
+            f"{artifact}: the engine crashed in the self-test (signal {-done.returncode}); build "
+            "the artifact again for this device"
+        )
+    # The last line: runtimes write what they like before it.
+    lines = done.stdout.decode(errors="replace").strip().splitlines()
+    try:
+        answer = json.loads(lines[-1])
+        if "error" in answer:
+            raise _error(str(answer["error"]), str(answer["message"]))
+        return SelfTestResult.from_dict(answer)
+    except (IndexError, KeyError, TypeError, ValueError) as e:
+        tail = " ".join(done.stderr.decode(errors="replace").split())[-300:]
+        raise CompatibilityError(
+            f"{artifact}: the self-test ended with {done.returncode} and no answer: {tail}"
+        ) from e
+
+
+def _error(name: str, message: str) -> EdgehpError:
+    """An error of the other process, as its class here."""
+    kind = getattr(errors, name, None) if name in errors.__all__ else None
+    if isinstance(kind, type) and issubclass(kind, EdgehpError):
+        return kind(message)
+    return CompatibilityError(message)
+
+
+def _child(artifact: str) -> None:
+    """In the other process: test, and write the answer as the last line of stdout."""
+    try:
+        answer: dict[str, Any] = self_test(Path(artifact)).to_dict()
+    except EdgehpError as e:
+        answer = {"error": type(e).__name__, "message": str(e)}
+    # Not print: this is a protocol between two processes, and nobody's output.
+    sys.stdout.write(f"\n{json.dumps(answer)}\n")
+    sys.stdout.flush()

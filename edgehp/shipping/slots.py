@@ -14,17 +14,42 @@ Under the root directory::
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgehp.artifact.device import DeviceProbe
+from edgehp._hashing import sha256_file
+from edgehp.artifact import load_artifact
+from edgehp.artifact.check import check_device
+from edgehp.artifact.device import DeviceProbe, HostProbe
+from edgehp.artifact.manifest import MANIFEST_NAME
+from edgehp.errors import CompatibilityError, DataError, EdgehpError, EnvironmentalError
+from edgehp.shipping import disk
+from edgehp.shipping.bundle import VerifiedBundle, verify_bundle
 from edgehp.shipping.keys import Trust
-from edgehp.shipping.selftest import SelfTestResult
+from edgehp.shipping.records import (
+    SLOT_NAMES,
+    Slot,
+    State,
+    other_than,
+    read_slot,
+    read_state,
+    slot_folder,
+    write_record,
+    write_state,
+)
+from edgehp.shipping.selftest import SelfTestResult, run_self_test
 
 __all__ = [
     "MAX_FAILED_STARTS",
     "Boot",
+    "Finisher",
+    "SelfTest",
     "Slot",
     "Status",
     "boot",
@@ -36,40 +61,23 @@ __all__ = [
     "status",
 ]
 
-MAX_FAILED_STARTS = 3
+logger = logging.getLogger(__name__)
 
-# From an artifact directory to what its golden vectors gave; raises if they are not right.
+MAX_FAILED_STARTS = 3
+ROOT_VARIABLE = "EDGEHP_ROOT"
+_DEFAULT_ROOT = "/var/lib/edgehp"
+# Records, folders and the file system's own bookkeeping.
+_SPARE_BYTES = 32 * 2**20
+# Building here: the unpacked files, the writer's copy of them, and an engine with its caches.
+_DEFERRED_FACTOR = 4
+_LOCK_TRIES = 5
+_LOCK_PAUSE_S = 0.05
+
+# From an artifact directory to what its golden vectors gave. Checks hashes and device before it
+# opens the engine, and raises an `EdgehpError` if anything is not right.
 SelfTest = Callable[[Path], SelfTestResult]
 # Builds the engine of the deferred artifact in this directory, in place.
 Finisher = Callable[[Path], None]
-
-
-@dataclass(frozen=True)
-class Slot:
-    """An installed slot.
-
-    Attributes:
-        name: ``"a"`` or ``"b"``.
-        artifact: the artifact directory, for `edgehp.artifact.load_artifact`.
-        digest: of the bundle it came from (`VerifiedBundle.digest`).
-        signer: who signed that bundle.
-        artifact_name: of the manifest.
-        sequence: counts installations on this device; the larger is the newer.
-        manifest_sha256: of the manifest in the slot; differs from the signed one where the engine
-            was built here.
-        built_here: the engine was built on this device from a deferred bundle.
-        selftest: what the golden vectors gave at installation.
-    """
-
-    name: str
-    artifact: Path
-    digest: str
-    signer: str
-    artifact_name: str
-    sequence: int
-    manifest_sha256: str
-    built_here: bool
-    selftest: SelfTestResult
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,7 @@ class Boot:
 
 def default_root() -> Path:
     """``$EDGEHP_ROOT``, else ``/var/lib/edgehp``."""
-    raise NotImplementedError
+    return Path(os.environ.get(ROOT_VARIABLE) or _DEFAULT_ROOT)
 
 
 def install(
@@ -143,7 +151,32 @@ def install(
         EnvironmentalError: too little disk space, another installer at work, a package missing.
         AccuracyError: an engine built here drops more than the gate allows.
     """
-    raise NotImplementedError
+    say = progress or (lambda _: None)
+    say("verify")
+    verified = verify_bundle(bundle, trust)
+    # Before anything is unpacked; a deferred one is checked by whoever finishes it.
+    check_device(verified.manifest, device or HostProbe(), str(bundle))
+    with _writing(root), _one_installer(root):
+        _sweep(root)
+        state = read_state(root)
+        kept = None if state.current is None else read_slot(root, state.current)
+        if kept is not None and kept.digest == verified.digest and _is_whole(kept):
+            logger.info("%s is installed already, in slot %s", verified.manifest.name, kept.name)
+            return kept
+        if verified.digest in state.failed:
+            logger.warning("this bundle was left once because: %s", state.failed[verified.digest])
+        _check_space(root, verified)
+        stage = root / "slots" / f".staging-{secrets.token_hex(4)}"
+        try:
+            slot = _staged(
+                stage, verified, root, selftest or run_self_test, finisher or _finish, say
+            )
+            say("switch")
+            return _switched(root, stage, slot)
+        except BaseException:
+            # Interruptions too: what was staged is of no use to anybody.
+            disk.remove_tree(stage)
+            raise
 
 
 def status(root: Path) -> Status:
@@ -152,7 +185,17 @@ def status(root: Path) -> Status:
     Raises:
         DataError: there is no such directory.
     """
-    raise NotImplementedError
+    if not root.is_dir():
+        raise DataError(f"{root}: no such directory; install a bundle with 'edgehp install FILE'")
+    state = read_state(root)
+    return Status(
+        root=root,
+        current=None if state.current is None else read_slot(root, state.current),
+        other=None if state.current is None else read_slot(root, other_than(state.current)),
+        unconfirmed_starts=state.starts,
+        failed=dict(state.failed),
+        installing=disk.is_locked(root / "lock"),
+    )
 
 
 def current(root: Path) -> Slot:
@@ -161,24 +204,51 @@ def current(root: Path) -> Slot:
     Raises:
         DataError: nothing is installed.
     """
-    raise NotImplementedError
+    found = status(root).current
+    if found is None:
+        raise _nothing(root)
+    return found
 
 
-def boot(
-    root: Path, *, device: DeviceProbe | None = None, selftest: SelfTest | None = None
-) -> Boot:
+def boot(root: Path, *, selftest: SelfTest | None = None) -> Boot:
     """Choose the slot to run: count the start, verify the hashes, run the self-test.
 
     The start is written down before anything is tried, so that a crash or a power cut counts. The
     other slot is taken where the current one fails, or was started three times
     (`MAX_FAILED_STARTS`) without `confirm`. Call `confirm` once frames flow.
 
+    A root that cannot be written is warned about and starts are not counted: a full or read-only
+    disk must not stop a network that works.
+
     Raises:
         DataError: nothing is installed.
         CompatibilityError: neither slot passes; both reasons are named.
-        EnvironmentalError: the root cannot be written.
+        EnvironmentalError: neither slot passes, for a driver or package that is missing.
     """
-    raise NotImplementedError
+    test = selftest or run_self_test
+    if not root.is_dir():
+        raise _nothing(root)
+    with _state_lock_if_possible(root):
+        state = read_state(root)
+        if state.current is None:
+            raise _nothing(root)
+        _note(root, replace(state, starts=state.starts + 1))
+        slot, other = read_slot(root, state.current), read_slot(root, other_than(state.current))
+        exhausted = state.starts >= MAX_FAILED_STARTS
+        if slot is not None and exhausted and (other is None or other.digest in state.failed):
+            logger.warning("slot %s: %s, and there is none to return to", slot.name, _unconfirmed())
+            exhausted = False
+        failure: EdgehpError
+        if slot is None:
+            failure = CompatibilityError("its record is missing or damaged")
+        elif exhausted:
+            failure = CompatibilityError(_unconfirmed())
+        else:
+            try:
+                return Boot(slot, _examined(slot, test), None)
+            except EdgehpError as e:
+                failure = e
+        return _fallen_back(root, state, slot, other, failure, test, exhausted)
 
 
 def confirm(root: Path) -> None:
@@ -188,12 +258,17 @@ def confirm(root: Path) -> None:
         DataError: nothing is installed.
         EnvironmentalError: the root cannot be written.
     """
-    raise NotImplementedError
+    if not root.is_dir():
+        raise _nothing(root)
+    with _writing(root), disk.locked(root / "state.lock", wait=True):
+        state = read_state(root)
+        if state.current is None:
+            raise _nothing(root)
+        if state.starts:
+            write_state(root, replace(state, starts=0))
 
 
-def rollback(
-    root: Path, *, device: DeviceProbe | None = None, selftest: SelfTest | None = None
-) -> Slot:
+def rollback(root: Path, *, selftest: SelfTest | None = None) -> Slot:
     """Verify and test the other slot and switch to it.
 
     Raises:
@@ -201,4 +276,230 @@ def rollback(
         CompatibilityError: it does not pass; the current slot stays.
         EnvironmentalError: an installer is at work, or the root cannot be written.
     """
-    raise NotImplementedError
+    if not root.is_dir():
+        raise _nothing(root)
+    with _writing(root), _one_installer(root), disk.locked(root / "state.lock", wait=True):
+        state = read_state(root)
+        other = None if state.current is None else read_slot(root, other_than(state.current))
+        if other is None:
+            raise DataError(f"{root} has no other slot to return to; install a bundle first")
+        _examined(other, selftest or run_self_test)
+        write_state(
+            root,
+            replace(
+                state,
+                current=other.name,
+                starts=0,
+                failed=state.without_failure(other.digest),
+            ),
+        )
+        return other
+
+
+def _staged(
+    stage: Path,
+    verified: VerifiedBundle,
+    root: Path,
+    test: SelfTest,
+    finish: Finisher,
+    say: Callable[[str], None],
+) -> Slot:
+    """Unpack, build if need be, test and write down; all of it is on disk when this returns."""
+    say("unpack")
+    artifact = stage / "artifact"
+    verified.extract(artifact)
+    deferred = verified.manifest.state == "deferred"
+    if deferred:
+        say("build the engine")
+        finish(artifact)
+        disk.flush_tree(artifact)
+    say("self-test")
+    result = test(artifact)
+    slots = [s for name in SLOT_NAMES if (s := read_slot(root, name)) is not None]
+    slot = Slot(
+        name="",
+        artifact=artifact,
+        digest=verified.digest,
+        signer=verified.signer,
+        artifact_name=verified.manifest.name,
+        sequence=1 + max([read_state(root).sequence, *(s.sequence for s in slots)]),
+        manifest_sha256=sha256_file(artifact / MANIFEST_NAME),
+        built_here=deferred,
+        selftest=result,
+    )
+    write_record(stage, slot)
+    disk.flush_folder(stage)
+    disk.flush_folder(stage.parent)
+    return slot
+
+
+def _switched(root: Path, stage: Path, slot: Slot) -> Slot:
+    """Put the staged slot in the place of the one that can be spared, and make it current."""
+    with disk.locked(root / "state.lock", wait=True):
+        state = read_state(root)
+        name = _spare(root, state)
+        target = slot_folder(root, name)
+        old = root / "slots" / f".old-{secrets.token_hex(4)}"
+        if target.exists():
+            disk.move(target, old)
+        disk.move(stage, target)
+        write_state(
+            root,
+            State(name, slot.sequence, 0, state.without_failure(slot.digest)),
+        )
+    disk.remove_tree(old)
+    return replace(slot, name=name, artifact=target / "artifact")
+
+
+def _spare(root: Path, state: State) -> str:
+    """The slot to overwrite: not the current one, unless only the other one is whole."""
+    if state.current is None:
+        return other_than(None)
+    kept = read_slot(root, state.current)
+    other = read_slot(root, other_than(state.current))
+    if (kept is None or not _is_whole(kept)) and other is not None and _is_whole(other):
+        return state.current
+    return other_than(state.current)
+
+
+def _fallen_back(
+    root: Path,
+    state: State,
+    slot: Slot | None,
+    other: Slot | None,
+    failure: EdgehpError,
+    test: SelfTest,
+    untested: bool,
+) -> Boot:
+    """The other slot if it passes; else the current one, if it was not even tried; else nothing."""
+    left = f"slot {state.current}: {failure}"
+    if other is None:
+        raise type(failure)(f"{left}; there is no other slot: install a bundle") from failure
+    try:
+        result = _examined(other, test)
+    except EdgehpError as second:
+        if untested and slot is not None:
+            logger.warning("slot %s: %s; slot %s stays", other.name, second, slot.name)
+            return Boot(slot, _examined(slot, test), None)
+        both = isinstance(failure, EnvironmentalError) and isinstance(second, EnvironmentalError)
+        kind = EnvironmentalError if both else CompatibilityError
+        raise kind(f"{left}; slot {other.name}: {second}; install a bundle") from second
+    failed = state.failed if slot is None else state.with_failure(slot.digest, str(failure))
+    _note(root, replace(state, current=other.name, starts=1, failed=failed))
+    logger.warning("%s; slot %s runs instead", left, other.name)
+    return Boot(other, result, str(failure))
+
+
+def _examined(slot: Slot, test: SelfTest) -> SelfTestResult:
+    """The self-test of a slot whose manifest is the one that was written down."""
+    _check_record(slot)
+    return test(slot.artifact)
+
+
+def _check_record(slot: Slot) -> None:
+    manifest = slot.artifact / MANIFEST_NAME
+    try:
+        found = sha256_file(manifest)
+    except OSError as e:
+        raise CompatibilityError(
+            f"{manifest} cannot be read ({e.strerror or e}); install the bundle again"
+        ) from e
+    if found != slot.manifest_sha256:
+        raise CompatibilityError(
+            f"{manifest} is not the one that was installed; install the bundle again"
+        )
+
+
+def _is_whole(slot: Slot) -> bool:
+    """Whether every byte of a slot is as recorded; the engine is not opened."""
+    try:
+        _check_record(slot)
+        load_artifact(slot.artifact, bytes_only=True)
+    except (EdgehpError, OSError) as e:
+        logger.warning("slot %s: %s", slot.name, e)
+        return False
+    return True
+
+
+def _finish(artifact: Path) -> None:
+    # The build side, needed for deferred artifacts only.
+    from edgehp.build.finish import finish
+
+    finish(artifact)
+
+
+def _sweep(root: Path) -> None:
+    """Remove what a killed installer left; the lock says that it is dead."""
+    for entry in sorted((root / "slots").iterdir()):
+        if entry.name.startswith((".staging-", ".old-")):
+            disk.remove_tree(entry)
+    for entry in sorted(root.iterdir()):
+        if entry.name.startswith(".state.json."):
+            disk.remove_tree(entry)
+
+
+def _check_space(root: Path, verified: VerifiedBundle) -> None:
+    factor = _DEFERRED_FACTOR if verified.manifest.state == "deferred" else 1
+    needed = verified.size * factor + _SPARE_BYTES
+    found = os.statvfs(root)
+    free = found.f_bavail * found.f_frsize
+    if free < needed:
+        raise EnvironmentalError(
+            f"{root} has {free / 2**20:.0f} MiB free, {needed / 2**20:.0f} MiB are needed to "
+            "install beside what runs; make room or choose another --root"
+        )
+
+
+@contextmanager
+def _one_installer(root: Path) -> Iterator[None]:
+    disk.make_folder(root / "slots")
+    with ExitStack() as held:
+        for attempt in range(_LOCK_TRIES):
+            try:
+                held.enter_context(disk.locked(root / "lock", wait=False))
+                break
+            except BlockingIOError as e:
+                if attempt == _LOCK_TRIES - 1:
+                    raise EnvironmentalError(
+                        f"another installer is at work in {root}; wait for it"
+                    ) from e
+                # 'edgehp status' looks at the lock for a moment.
+                time.sleep(_LOCK_PAUSE_S)
+        yield
+
+
+@contextmanager
+def _writing(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise EnvironmentalError(
+            f"cannot write to {root} ({e.strerror or e}); check its owner and the disk, or choose "
+            "another --root"
+        ) from e
+
+
+@contextmanager
+def _state_lock_if_possible(root: Path) -> Iterator[None]:
+    with ExitStack() as held:
+        try:
+            held.enter_context(disk.locked(root / "state.lock", wait=True))
+        except OSError as e:
+            logger.warning("%s cannot be locked (%s); going on without", root, e.strerror or e)
+        yield
+
+
+def _note(root: Path, state: State) -> None:
+    """Write the state if the disk lets us."""
+    try:
+        write_state(root, state)
+    except OSError as e:
+        logger.warning("%s cannot be written (%s); this start is not counted", root, e)
+
+
+def _unconfirmed() -> str:
+    return f"it was started {MAX_FAILED_STARTS} times and never reported to run well"
+
+
+def _nothing(root: Path) -> DataError:
+    return DataError(f"{root}: nothing is installed; install a bundle with 'edgehp install FILE'")

@@ -1,0 +1,169 @@
+"""Changes on disk that survive a power cut, and the locks around them.
+
+Everything that installing writes goes through these few functions, by names of the module ``os``
+alone: what is not flushed here is not promised, and tests can cut the power between any two calls.
+A directory is flushed after its entries changed, because a file's own flush does not keep its name.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = [
+    "flush_folder",
+    "flush_tree",
+    "is_locked",
+    "locked",
+    "make_folder",
+    "move",
+    "remove_tree",
+    "replace_file",
+    "write_file",
+]
+
+
+def write_file(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a new file and flush it; its name is kept by `flush_folder` of its folder.
+
+    Raises:
+        OSError: it exists, or the disk is full or refuses.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o644)
+    try:
+        for piece in pieces:
+            left = memoryview(piece)
+            while left:
+                left = left[os.write(descriptor, left) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`, whole or not at all; when this returns it is on disk.
+
+    Raises:
+        OSError: the disk is full or refuses; `path` is what it was.
+    """
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    try:
+        write_file(temporary, [content])
+        os.replace(temporary, path)  # noqa: PTH105 - by the names of os, see above
+    except OSError:
+        remove_tree(temporary)
+        raise
+    flush_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it that are missing, and flush what holds them.
+
+    Raises:
+        OSError: something else is there, or the disk refuses.
+    """
+    if path.is_dir():
+        return
+    if path.parent != path:
+        make_folder(path.parent)
+    os.mkdir(path, 0o755)  # noqa: PTH102 - see above
+    flush_folder(path.parent)
+
+
+def flush_folder(path: Path) -> None:
+    """Flush the entries of a folder.
+
+    Raises:
+        OSError: it is missing, or the disk refuses.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_tree(path: Path) -> None:
+    """Flush every file and folder below `path`, then itself.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    for name in sorted(os.listdir(path)):  # noqa: PTH208
+        inner = path / name
+        if stat.S_ISDIR(os.lstat(inner).st_mode):
+            flush_tree(inner)
+            continue
+        descriptor = os.open(inner, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    flush_folder(path)
+
+
+def move(source: Path, destination: Path) -> None:
+    """Rename within one folder and flush it.
+
+    Raises:
+        OSError: `destination` is there and not empty, or the disk refuses.
+    """
+    os.rename(source, destination)  # noqa: PTH104
+    flush_folder(destination.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file or a folder with all in it, if it is there; links are not followed.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    try:
+        folder = stat.S_ISDIR(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return
+    if not folder:
+        os.unlink(path)  # noqa: PTH108
+        return
+    for name in os.listdir(path):  # noqa: PTH208
+        remove_tree(path / name)
+    os.rmdir(path)  # noqa: PTH106
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the lock of the file `path` while the block runs; it dies with its process.
+
+    The file stays: removing it would let two processes lock two files of the same name.
+
+    Raises:
+        BlockingIOError: another process holds it and `wait` is false.
+        OSError: the file cannot be made.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock of the file `path`; it is not waited for."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
