@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgehp.cli._remote import over_ssh
+from edgehp.cli._remote_plans import BENCH
 from edgehp.errors import MeasurementError, UsageError
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ INTERRUPTED = 130
 @click.option("--output", type=click.Path(path_type=Path),
               help="Directory of the reports; by default reports/ in the artifact.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The reports as JSON on stdout.")
+@over_ssh(BENCH)
 def command(
     artifact: Path | None,
     scenarios: tuple[str, ...],

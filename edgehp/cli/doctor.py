@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from edgehp.cli._output import Steps, print_json, print_table, styled
+from edgehp.cli._remote import Journey, over_ssh
 from edgehp.doctor import Diagnosis, diagnose
 from edgehp.errors import EnvironmentalError
 
@@ -40,6 +41,7 @@ def _machine(found: Diagnosis) -> list[tuple[str, str]]:
 
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@over_ssh(Journey(any_version=True))
 def command(as_json: bool) -> None:
     """Say what this machine can run and what to install for the rest."""
     with Steps()("look at this machine"):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgehp.cli._remote import over_ssh
+from edgehp.cli._remote_plans import VALIDATE
 from edgehp.errors import AccuracyError, DataError, EnvironmentalError, UsageError
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ SHIPPED = "rendered-validation.zip"
     type=click.Path(path_type=Path),
     help="An earlier report: compare the figures, or say why they cannot be compared.",
 )
+@over_ssh(VALIDATE)
 def command(
     artifact: Path | None,
     dataset: str | None,

@@ -1,0 +1,96 @@
+"""Which boards: their names as OpenSSH takes them, and lists of them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgehp.errors import DataError, UsageError
+
+__all__ = ["DEFAULT_COMMAND", "Board", "parse_board", "read_boards"]
+
+DEFAULT_COMMAND = "edgehp"
+# Neither part may begin with "-": ssh would read it as an option. Nothing here means anything to a
+# shell, because ssh hands the names on to ProxyCommand and Match exec of the user's configuration.
+_NAME = re.compile(r"(ssh://)?([\w.+][\w.+%-]*@)?(\[[0-9A-Fa-f:.%]+\]|[\w.:][\w.:%-]*)", re.ASCII)
+_LARGEST_LIST = 1 << 20
+_MOST_BOARDS = 256
+
+
+@dataclass(frozen=True)
+class Board:
+    """A board to reach.
+
+    Attributes:
+        host: as ssh takes it: ``orin``, ``user@orin``, ``ssh://user@orin:2222``, an alias of the
+            user's configuration.
+        command: how edgehp is started there, word by word; ``~/`` at the start is its home.
+    """
+
+    host: str
+    command: tuple[str, ...] = (DEFAULT_COMMAND,)
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder of results."""
+        return re.sub(r"[^\w.@-]", "_", self.host.removeprefix("ssh://"))
+
+
+def parse_board(host: str, command: str = DEFAULT_COMMAND) -> Board:
+    """A board by its name and the command that starts edgehp there.
+
+    Raises:
+        UsageError: a name that ssh could take for something else, or a command that is none.
+    """
+    if len(host) > 255 or not _NAME.fullmatch(host):
+        raise UsageError(
+            f"{host!r} cannot be a host: expected HOST, USER@HOST or ssh://USER@HOST:PORT of plain "
+            "letters, digits and . _ - that does not begin with '-'"
+        )
+    try:
+        words = shlex.split(command)
+    except ValueError as e:
+        raise UsageError(f"--remote-command {command!r}: {e}") from e
+    if not words or any("\0" in w or "\n" in w for w in words):
+        raise UsageError(f"--remote-command {command!r}: expected a command such as 'edgehp'")
+    return Board(host, tuple(words))
+
+
+def read_boards(path: Path, command: str = DEFAULT_COMMAND) -> tuple[Board, ...]:
+    """The boards of a list.
+
+    A host a line, after it the command that starts edgehp there if that is not `command`; ``#``
+    begins a comment.
+
+    Raises:
+        DataError: the file cannot be read, is empty or names a board twice.
+        UsageError: a line that names no board.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LARGEST_LIST + 1)
+        text = data.decode("utf-8")
+    except OSError as e:
+        raise DataError(f"{path}: the list of hosts cannot be read: {e.strerror or e}") from e
+    except UnicodeDecodeError as e:
+        raise DataError(f"{path}: expected a text file with a host a line") from e
+    boards: dict[str, Board] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.partition("#")[0].split(None, 1)
+        if not words:
+            continue
+        try:
+            board = parse_board(words[0], words[1] if len(words) > 1 else command)
+        except UsageError as e:
+            raise UsageError(f"{path}, line {number}: {e}") from e
+        # Results go to a folder of that name.
+        if board.folder in boards:
+            raise DataError(f"{path}, line {number}: {board.host} is in the list twice")
+        boards[board.folder] = board
+    if not boards or len(boards) > _MOST_BOARDS or len(data) > _LARGEST_LIST:
+        raise DataError(
+            f"{path}: found {len(boards)} hosts, expected 1 to {_MOST_BOARDS}, one a line"
+        )
+    return tuple(boards.values())

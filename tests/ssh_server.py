@@ -1,0 +1,167 @@
+"""A real OpenSSH server on loopback, started by a test as a plain process with keys of its own."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+EDGEHP = f"{sys.executable} -m edgehp"
+
+
+def need_sshd() -> str:
+    """The server's path; the test is skipped where something of OpenSSH is missing."""
+    found = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if found is None or shutil.which("ssh") is None:
+        pytest.skip("no OpenSSH server here (Debian: openssh-server, openssh-client)")
+    return found
+
+
+class Server:
+    """One board: a server, its temporary folder, and the processes of its connections."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name = name
+        self.folder = folder / name
+        self.temporary = self.folder / "tmp"
+        self.temporary.mkdir(parents=True)
+        self.sshd = need_sshd()
+        self.port = _free_port()
+        self.client_key = _key(folder / "client")
+        host_key = _key(self.folder / "host")
+        self.host_key = host_key.with_suffix(".pub").read_text().split()[:2]
+        (self.folder / "authorized").write_text(
+            self.client_key.with_suffix(".pub").read_text(encoding="utf-8")
+        )
+        lines = [
+            "ListenAddress 127.0.0.1",
+            f"Port {self.port}",
+            f"HostKey {host_key}",
+            f"AuthorizedKeysFile {self.folder / 'authorized'}",
+            f"PidFile {self.folder / 'pid'}",
+            "StrictModes no",
+            "UsePAM no",
+            "PasswordAuthentication no",
+            "KbdInteractiveAuthentication no",
+            "PermitRootLogin prohibit-password",
+            "MaxStartups 100",
+            f"SetEnv TMPDIR={self.temporary} PYTHONPATH={REPO} OMP_NUM_THREADS=1",
+        ]
+        (self.folder / "sshd_config").write_text("\n".join(lines) + "\n")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        if os.geteuid() == 0:
+            # What Debian's service makes before it starts the server as root.
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+        log = self.folder / "log"
+        self.process = subprocess.Popen(
+            [self.sshd, "-D", "-f", str(self.folder / "sshd_config"), "-E", str(log)],
+            # A test runner in the background ignores Ctrl-C, and would pass that on.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+            start_new_session=True,
+        )
+        for _ in range(200):
+            if self.process.poll() is not None:
+                pytest.skip(f"sshd does not run here: {log.read_text()[-300:]}")
+            with socket.socket() as s:
+                if s.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.05)
+        raise RuntimeError(f"sshd does not answer: {log.read_text()}")
+
+    def stop(self) -> None:
+        self.drop()
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(10)
+
+    def connections(self) -> list[int]:
+        """The server's processes for connections, not the commands they run."""
+        if self.process is None:
+            return []
+        found, todo = [], [self.process.pid]
+        while todo:
+            parent = todo.pop()
+            for child in _children(parent):
+                if _name(child).startswith("sshd"):
+                    found.append(child)
+                    todo.append(child)
+        return found
+
+    def signal(self, number: int) -> None:
+        """Send a signal to every connection's process."""
+        for pid in self.connections():
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass
+
+    def drop(self) -> None:
+        """Every connection is gone at once, as of a board that loses power."""
+        self.signal(signal.SIGKILL)
+
+    def leftovers(self) -> list[str]:
+        """What is in its temporary folder."""
+        return sorted(p.name for p in self.temporary.glob("edgehp-*"))
+
+    def tidy(self, seconds: float = 15) -> bool:
+        """Whether nothing of edgehp is left there, after some time at most."""
+        for _ in range(int(seconds * 10)):
+            if not self.leftovers():
+                return True
+            time.sleep(0.1)
+        return False
+
+    def known(self) -> str:
+        return f"[127.0.0.1]:{self.port} {' '.join(self.host_key)}"
+
+    def config(self, known_hosts: Path) -> str:
+        return f"""
+Host {self.name}
+  HostName 127.0.0.1
+  Port {self.port}
+  User {getpass.getuser()}
+  IdentityFile {self.client_key}
+  IdentitiesOnly yes
+  UserKnownHostsFile {known_hosts}
+  GlobalKnownHostsFile /dev/null
+"""
+
+
+def _key(path: Path) -> Path:
+    if not path.exists():
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)], check=True
+        )
+    return path
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    return [int(p) for p in text.split()]
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except OSError:
+        return ""
