@@ -24,13 +24,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgehp._hashing import sha256_file
-from edgehp.artifact import load_artifact
 from edgehp.artifact.check import check_device
 from edgehp.artifact.device import DeviceProbe, HostProbe
 from edgehp.artifact.manifest import MANIFEST_NAME
-from edgehp.errors import CompatibilityError, DataError, EdgehpError, EnvironmentalError
+from edgehp.errors import DataError, EnvironmentalError
 from edgehp.shipping import disk
 from edgehp.shipping.bundle import VerifiedBundle, verify_bundle
+from edgehp.shipping.examine import SelfTest, examine, is_whole, nothing_installed, writing
 from edgehp.shipping.keys import Trust
 from edgehp.shipping.records import (
     SLOT_NAMES,
@@ -43,7 +43,8 @@ from edgehp.shipping.records import (
     write_record,
     write_state,
 )
-from edgehp.shipping.selftest import SelfTestResult, run_self_test
+from edgehp.shipping.selftest import run_self_test
+from edgehp.shipping.start import MAX_FAILED_STARTS, Boot, boot, confirm
 
 __all__ = [
     "MAX_FAILED_STARTS",
@@ -63,7 +64,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-MAX_FAILED_STARTS = 3
 ROOT_VARIABLE = "EDGEHP_ROOT"
 _DEFAULT_ROOT = "/var/lib/edgehp"
 # Records, folders and the file system's own bookkeeping.
@@ -73,9 +73,6 @@ _DEFERRED_FACTOR = 4
 _LOCK_TRIES = 5
 _LOCK_PAUSE_S = 0.05
 
-# From an artifact directory to what its golden vectors gave. Checks hashes and device before it
-# opens the engine, and raises an `EdgehpError` if anything is not right.
-SelfTest = Callable[[Path], SelfTestResult]
 # Builds the engine of the deferred artifact in this directory, in place.
 Finisher = Callable[[Path], None]
 
@@ -99,21 +96,6 @@ class Status:
     unconfirmed_starts: int
     failed: dict[str, str]
     installing: bool
-
-
-@dataclass(frozen=True)
-class Boot:
-    """The answer to `boot`.
-
-    Attributes:
-        slot: to run.
-        selftest: what its golden vectors gave now.
-        fell_back: why the slot that was current before was left, None where it was kept.
-    """
-
-    slot: Slot
-    selftest: SelfTestResult
-    fell_back: str | None
 
 
 def default_root() -> Path:
@@ -156,11 +138,11 @@ def install(
     verified = verify_bundle(bundle, trust)
     # Before anything is unpacked; a deferred one is checked by whoever finishes it.
     check_device(verified.manifest, device or HostProbe(), str(bundle))
-    with _writing(root), _one_installer(root):
+    with writing(root), _one_installer(root):
         _sweep(root)
         state = read_state(root)
         kept = None if state.current is None else read_slot(root, state.current)
-        if kept is not None and kept.digest == verified.digest and _is_whole(kept):
+        if kept is not None and kept.digest == verified.digest and is_whole(kept):
             logger.info("%s is installed already, in slot %s", verified.manifest.name, kept.name)
             return kept
         if verified.digest in state.failed:
@@ -206,66 +188,8 @@ def current(root: Path) -> Slot:
     """
     found = status(root).current
     if found is None:
-        raise _nothing(root)
+        raise nothing_installed(root)
     return found
-
-
-def boot(root: Path, *, selftest: SelfTest | None = None) -> Boot:
-    """Choose the slot to run: count the start, verify the hashes, run the self-test.
-
-    The start is written down before anything is tried, so that a crash or a power cut counts. The
-    other slot is taken where the current one fails, or was started three times
-    (`MAX_FAILED_STARTS`) without `confirm`. Call `confirm` once frames flow.
-
-    A root that cannot be written is warned about and starts are not counted: a full or read-only
-    disk must not stop a network that works.
-
-    Raises:
-        DataError: nothing is installed.
-        CompatibilityError: neither slot passes; both reasons are named.
-        EnvironmentalError: neither slot passes, for a driver or package that is missing.
-    """
-    test = selftest or run_self_test
-    if not root.is_dir():
-        raise _nothing(root)
-    with _state_lock_if_possible(root):
-        state = read_state(root)
-        if state.current is None:
-            raise _nothing(root)
-        _note(root, replace(state, starts=state.starts + 1))
-        slot, other = read_slot(root, state.current), read_slot(root, other_than(state.current))
-        exhausted = state.starts >= MAX_FAILED_STARTS
-        if slot is not None and exhausted and (other is None or other.digest in state.failed):
-            logger.warning("slot %s: %s, and there is none to return to", slot.name, _unconfirmed())
-            exhausted = False
-        failure: EdgehpError
-        if slot is None:
-            failure = CompatibilityError("its record is missing or damaged")
-        elif exhausted:
-            failure = CompatibilityError(_unconfirmed())
-        else:
-            try:
-                return Boot(slot, _examined(slot, test), None)
-            except EdgehpError as e:
-                failure = e
-        return _fallen_back(root, state, slot, other, failure, test, exhausted)
-
-
-def confirm(root: Path) -> None:
-    """Say that the current slot runs well: its unconfirmed starts are forgotten.
-
-    Raises:
-        DataError: nothing is installed.
-        EnvironmentalError: the root cannot be written.
-    """
-    if not root.is_dir():
-        raise _nothing(root)
-    with _writing(root), disk.locked(root / "state.lock", wait=True):
-        state = read_state(root)
-        if state.current is None:
-            raise _nothing(root)
-        if state.starts:
-            write_state(root, replace(state, starts=0))
 
 
 def rollback(root: Path, *, selftest: SelfTest | None = None) -> Slot:
@@ -277,13 +201,13 @@ def rollback(root: Path, *, selftest: SelfTest | None = None) -> Slot:
         EnvironmentalError: an installer is at work, or the root cannot be written.
     """
     if not root.is_dir():
-        raise _nothing(root)
-    with _writing(root), _one_installer(root), disk.locked(root / "state.lock", wait=True):
+        raise nothing_installed(root)
+    with writing(root), _one_installer(root), disk.locked(root / "state.lock", wait=True):
         state = read_state(root)
         other = None if state.current is None else read_slot(root, other_than(state.current))
         if other is None:
             raise DataError(f"{root} has no other slot to return to; install a bundle first")
-        _examined(other, selftest or run_self_test)
+        examine(other, selftest or run_self_test)
         write_state(
             root,
             replace(
@@ -357,68 +281,9 @@ def _spare(root: Path, state: State) -> str:
         return other_than(None)
     kept = read_slot(root, state.current)
     other = read_slot(root, other_than(state.current))
-    if (kept is None or not _is_whole(kept)) and other is not None and _is_whole(other):
+    if (kept is None or not is_whole(kept)) and other is not None and is_whole(other):
         return state.current
     return other_than(state.current)
-
-
-def _fallen_back(
-    root: Path,
-    state: State,
-    slot: Slot | None,
-    other: Slot | None,
-    failure: EdgehpError,
-    test: SelfTest,
-    untested: bool,
-) -> Boot:
-    """The other slot if it passes; else the current one, if it was not even tried; else nothing."""
-    left = f"slot {state.current}: {failure}"
-    if other is None:
-        raise type(failure)(f"{left}; there is no other slot: install a bundle") from failure
-    try:
-        result = _examined(other, test)
-    except EdgehpError as second:
-        if untested and slot is not None:
-            logger.warning("slot %s: %s; slot %s stays", other.name, second, slot.name)
-            return Boot(slot, _examined(slot, test), None)
-        both = isinstance(failure, EnvironmentalError) and isinstance(second, EnvironmentalError)
-        kind = EnvironmentalError if both else CompatibilityError
-        raise kind(f"{left}; slot {other.name}: {second}; install a bundle") from second
-    failed = state.failed if slot is None else state.with_failure(slot.digest, str(failure))
-    _note(root, replace(state, current=other.name, starts=1, failed=failed))
-    logger.warning("%s; slot %s runs instead", left, other.name)
-    return Boot(other, result, str(failure))
-
-
-def _examined(slot: Slot, test: SelfTest) -> SelfTestResult:
-    """The self-test of a slot whose manifest is the one that was written down."""
-    _check_record(slot)
-    return test(slot.artifact)
-
-
-def _check_record(slot: Slot) -> None:
-    manifest = slot.artifact / MANIFEST_NAME
-    try:
-        found = sha256_file(manifest)
-    except OSError as e:
-        raise CompatibilityError(
-            f"{manifest} cannot be read ({e.strerror or e}); install the bundle again"
-        ) from e
-    if found != slot.manifest_sha256:
-        raise CompatibilityError(
-            f"{manifest} is not the one that was installed; install the bundle again"
-        )
-
-
-def _is_whole(slot: Slot) -> bool:
-    """Whether every byte of a slot is as recorded; the engine is not opened."""
-    try:
-        _check_record(slot)
-        load_artifact(slot.artifact, bytes_only=True)
-    except (EdgehpError, OSError) as e:
-        logger.warning("slot %s: %s", slot.name, e)
-        return False
-    return True
 
 
 def _finish(artifact: Path) -> None:
@@ -466,40 +331,3 @@ def _one_installer(root: Path) -> Iterator[None]:
                 # 'edgehp status' looks at the lock for a moment.
                 time.sleep(_LOCK_PAUSE_S)
         yield
-
-
-@contextmanager
-def _writing(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as e:
-        raise EnvironmentalError(
-            f"cannot write to {root} ({e.strerror or e}); check its owner and the disk, or choose "
-            "another --root"
-        ) from e
-
-
-@contextmanager
-def _state_lock_if_possible(root: Path) -> Iterator[None]:
-    with ExitStack() as held:
-        try:
-            held.enter_context(disk.locked(root / "state.lock", wait=True))
-        except OSError as e:
-            logger.warning("%s cannot be locked (%s); going on without", root, e.strerror or e)
-        yield
-
-
-def _note(root: Path, state: State) -> None:
-    """Write the state if the disk lets us."""
-    try:
-        write_state(root, state)
-    except OSError as e:
-        logger.warning("%s cannot be written (%s); this start is not counted", root, e)
-
-
-def _unconfirmed() -> str:
-    return f"it was started {MAX_FAILED_STARTS} times and never reported to run well"
-
-
-def _nothing(root: Path) -> DataError:
-    return DataError(f"{root}: nothing is installed; install a bundle with 'edgehp install FILE'")
