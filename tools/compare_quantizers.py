@@ -1,0 +1,232 @@
+r"""Quantise one network in many ways and print what each costs and keeps, as Markdown.
+
+The same network, the same calibration crops, the same photos; every row in a process of its own
+with a time limit. A quantiser that is not installed or fails is listed with its reason.
+
+    python tools/compare_quantizers.py --calibration faces/aflw-a.zip --photos-from AFLW2000 \
+        --boxes boxes/AFLW2000.json --modelopt-python modelopt-venv/bin/python --work runs/compare
+
+With --work what was finished is kept and not repeated: the table can be made row by row.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+TOOLS = Path(__file__).resolve().parent
+sys.path[:0] = [str(TOOLS), str(TOOLS.parent)]
+
+import click  # noqa: E402
+import numpy as np  # noqa: E402
+from quantizers.cores import core_file, split  # noqa: E402
+from quantizers.figures import figures  # noqa: E402
+from quantizers.job import Job  # noqa: E402
+from quantizers.parent import Outcome, measure_latency, run_row  # noqa: E402
+from quantizers.rows import FP32, ROWS  # noqa: E402
+from quantizers.table import markdown  # noqa: E402
+
+from edgehp._files import write_whole  # noqa: E402
+from edgehp._resources import resource_dir  # noqa: E402
+from edgehp.crop import Preprocessing, crop_face  # noqa: E402
+from edgehp.datasets.aflw2000 import read_aflw2000  # noqa: E402
+from edgehp.datasets.base import Sample  # noqa: E402
+from edgehp.datasets.faces import read_faces  # noqa: E402
+from edgehp.errors import EdgehpError, UsageError  # noqa: E402
+from edgehp.networks.bundled import resolve_network  # noqa: E402
+from edgehp.networks.graph import graph_bytes  # noqa: E402
+
+SHIPPED = "shipped"
+
+
+@click.command()
+@click.option("--network", default="kd-resnet18-112", show_default=True)
+@click.option(
+    "--calibration",
+    required=True,
+    help="Folder or zip of faces to calibrate on, or 'shipped' for the rendered heads.",
+)
+@click.option(
+    "--photos-from",
+    "root",
+    required=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="AFLW2000-3D, or a folder or zip of labelled faces.",
+)
+@click.option("--boxes", type=click.Path(exists=True, path_type=Path), help="Published box list.")
+@click.option("--crops", default=512, show_default=True, help="Calibration crops.")
+@click.option("--control-crops", default=256, show_default=True, help="For controlled precision.")
+@click.option("--photos", default=0, help="Use this many photos only (0: all).")
+@click.option("--seed", default=0, show_default=True, help="Chooses the crops.")
+@click.option("--budget", default=0.04, show_default=True, help="Of controlled precision, degrees.")
+@click.option("--row", "rows", multiple=True, type=click.Choice(list(ROWS)), help="These only.")
+@click.option(
+    "--quantization-aware",
+    "aware",
+    multiple=True,
+    metavar="FLAVOUR=FILE",
+    help="Q/DQ graph of a network trained with quantisation, per flavour.",
+)
+@click.option("--modelopt-python", default="", help="An interpreter with nvidia-modelopt[onnx].")
+@click.option("--threads", default=2, show_default=True)
+@click.option("--latency/--no-latency", default=True, help="Only a quiet machine gives figures.")
+@click.option("--rounds", default=30, show_default=True, help="Turns of the latency measurement.")
+@click.option("--limit", default=3600.0, show_default=True, help="Seconds a step of a row.")
+@click.option("--work", type=click.Path(path_type=Path), help="Keep files; resume from them.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write OUT.md and OUT.json too.")
+def main(
+    network: str,
+    calibration: str,
+    root: Path,
+    boxes: Path | None,
+    crops: int,
+    control_crops: int,
+    photos: int,
+    seed: int,
+    budget: float,
+    rows: tuple[str, ...],
+    aware: tuple[str, ...],
+    modelopt_python: str,
+    threads: int,
+    latency: bool,
+    rounds: int,
+    limit: float,
+    work: Path | None,
+    out: Path | None,
+) -> None:
+    """Compare quantisers on one network."""
+    given = _given(aware)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) if work is None else work.resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            heading = _prepare(
+                folder, network, calibration, root, boxes, crops, control_crops, photos, seed
+            )
+        except EdgehpError as e:
+            raise click.ClickException(str(e)) from e
+        outcomes: dict[str, Outcome] = {}
+        for name in dict.fromkeys((FP32, *(rows or ROWS))):
+            click.echo(ROWS[name].title, err=True)
+            file = modelopt_python if name.startswith("modelopt") else given.get(name, "")
+            if ROWS[name].given and not file:
+                flavour = ROWS[name].flavour
+                outcomes[name] = Outcome(None, f"no --quantization-aware {flavour}=FILE was given")
+                continue
+            job = Job(name, str(folder), str(folder / name), threads, budget, file)
+            outcomes[name] = run_row(job, limit, _inputs(name))
+            if outcomes[name].reason:
+                click.echo(f"  {outcomes[name].reason}", err=True)
+        reference = outcomes[FP32].answers
+        if reference is None:
+            raise click.ClickException(f"no FP32 to compare with: {outcomes[FP32].reason}")
+        truth = np.load(folder / "truth.npy")
+        found = {
+            n: figures(o.answers, reference, truth) for n, o in outcomes.items() if o.answers
+        }
+        times = {}
+        if latency:
+            files = [o.made.file for n, o in outcomes.items() if o.made and n in found]
+            click.echo("latencies", err=True)
+            times = measure_latency(folder, files, threads, rounds, limit)
+        text = markdown(outcomes, found, times, heading)
+        click.echo(text, nl=False)
+        if out is not None:
+            write_whole(out.with_suffix(".md"), text)
+            write_whole(out.with_suffix(".json"), _json(outcomes, found, times, heading))
+
+
+def _prepare(
+    folder: Path,
+    network: str,
+    calibration: str,
+    root: Path,
+    boxes: Path | None,
+    count: int,
+    control: int,
+    photos: int,
+    seed: int,
+) -> str:
+    """Write graphs and crops that every row uses; the heading that says what they are."""
+    found = resolve_network(network)
+    model = found.graph()
+    spec = found.spec.preprocessing
+    _keep(folder / "fp32.onnx", graph_bytes(model))
+    _keep(core_file(folder), graph_bytes(split(model)))
+    shipped = resource_dir("calibration") / "rendered-heads.zip"
+    source = shipped if calibration == SHIPPED else Path(calibration)
+    faces = read_faces(source).samples
+    if len(faces) < count + control:
+        raise UsageError(f"{source.name} has {len(faces)} faces, {count + control} are asked for")
+    order = np.random.default_rng(seed).permutation(len(faces))
+    for name, chosen in (("calibration", order[:count]), ("control", order[count:][:control])):
+        _crops(folder / f"{name}.npy", [faces[i] for i in sorted(chosen)], spec)
+    aflw2000 = root.is_dir() and any(root.glob("image*.mat"))
+    data = read_aflw2000(root, boxes=boxes) if aflw2000 else read_faces(root)
+    if not data.labelled:
+        raise UsageError(f"{root.name}: no labels to measure the error with")
+    samples = list(data.samples)
+    if photos and photos < len(samples):
+        samples = [samples[i * len(samples) // photos] for i in range(photos)]
+    _crops(folder / "photos.npy", samples, spec)
+    np.save(folder / "truth.npy", np.array([s.angles for s in samples], np.float64))
+    return (
+        f"{Path(network).stem}, {spec.size} px; {count} calibration crops of {source.name} "
+        f"(seed {seed}); {len(samples)} photos of {root.name}; angles in degrees."
+    )
+
+
+def _crops(path: Path, samples: Sequence[Sample], spec: Preprocessing) -> None:
+    np.save(path, np.stack([crop_face(s.load(), s.box, spec) for s in samples]))
+
+
+def _keep(path: Path, content: bytes) -> None:
+    write_whole(path, content)
+
+
+def _inputs(row: str) -> tuple[str, ...]:
+    control = ("control.npy",) if "controlled" in row else ()
+    return ("fp32.onnx", "calibration.npy", "photos.npy", *control)
+
+
+def _given(pairs: Sequence[str]) -> dict[str, str]:
+    """``FLAVOUR=FILE`` by row."""
+    found = {}
+    for pair in pairs:
+        flavour, _, file = pair.partition("=")
+        row = f"edgehp-quantisation-aware-{flavour}"
+        if row not in ROWS or not Path(file).is_file():
+            raise click.UsageError(f"--quantization-aware {pair}: expected cpu=FILE, tensorrt=FILE")
+        found[row] = str(Path(file).resolve())
+    return found
+
+
+def _json(
+    outcomes: dict[str, Outcome], found: dict[str, object], times: dict[str, float], heading: str
+) -> str:
+    rows = {}
+    for name, o in outcomes.items():
+        f = found.get(name)
+        made = o.made
+        rows[name] = {
+            "title": ROWS[name].title,
+            "reason": o.reason or None,
+            "figures": f.to_dict() if f is not None else None,  # type: ignore[attr-defined]
+            "seconds": made.seconds if made else None,
+            "peak_mib": made.peak_mib if made else None,
+            "megabytes": made.size_mb if made else None,
+            "note": made.note if made else None,
+            "openvino_ms": times.get(made.file) if made else None,
+            "tensorrt_rtx": {"accepted": o.accepted, "reason": o.accept_reason},
+        }
+    processors = os.cpu_count()
+    document = {"schema": 1, "heading": heading, "processors": processors, "rows": rows}
+    return json.dumps(document, indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    main()
