@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgehp.cli._remote import over_ssh
+from edgehp.cli._remote_plans import BUILD
 from edgehp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ __all__ = ["command"]
     "--dla", type=click.IntRange(0, 15), help="Jetson: run on this deep-learning accelerator core."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+@over_ssh(BUILD)
 def command(
     artifact: Path | None,
     target: str | None,
