@@ -201,6 +201,8 @@ class CaptureThread:
         with self._changed:
             while self._every_frame and self._slot is not None and not self._stop.is_set():
                 self._changed.wait(0.1)
+            if self._stop.is_set():
+                return "stopped"
             if first:
                 self._reconnects += self._captured > 0
                 self._lost = None

@@ -365,9 +365,9 @@ def _flow(
     before: Image, after: Image, points: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """Where points [n, 2] went (Lucas and Kanade over a pyramid), and whether that was found."""
-    guess = np.zeros_like(points)[:, None]
+    guess = np.zeros((len(points), 1, 2), np.float32)
     there, found, _ = cv2.calcOpticalFlowPyrLK(
-        before, after, points[:, None], guess, winSize=(15, 15), maxLevel=3
+        before, after, np.ascontiguousarray(points[:, None]), guess, winSize=(15, 15), maxLevel=3
     )
     return np.asarray(there, np.float32)[:, 0], np.asarray(found).ravel() == 1
 

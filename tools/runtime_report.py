@@ -1,0 +1,445 @@
+#!/usr/bin/env python3
+"""Run the runtime on a generated 1080p video of a moving head with known pose, and print figures.
+
+    python tools/runtime_report.py dist/kd-resnet18-cpu-int8 --minutes 10
+    python tools/runtime_report.py --network kd-resnet18-112 --heads rendered
+
+Error against truth before and after the filter, its lag, latency at camera pace, frames dropped
+under overload, memory over time, and how soon each injected fault is reported. With `--heads
+rendered` the head itself turns (needs `anny` and `moderngl`); else a packaged head moves, grows and
+turns in the image plane. Only the camera is emulated; measure on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+
+from runtime_clip import FPS, Camera, Clip, ClipFrame, packaged_head, rendered_heads  # noqa: E402
+
+from edgehp._resources import resource_dir  # noqa: E402
+from edgehp.engines.base import Crops, Engine, EngineInfo, Prediction  # noqa: E402
+from edgehp.pose import geodesic_degrees, matrix_from_euler  # noqa: E402
+from edgehp.prediction.faces import CenterFace, find_weights, overlap  # noqa: E402
+from edgehp.runtime.engine import EngineHost  # noqa: E402
+from edgehp.runtime.filter import lag_seconds, rotation_exp, rotation_log  # noqa: E402
+from edgehp.runtime.loop import Runtime, Summary  # noqa: E402
+from edgehp.runtime.settings import CaptureSettings, FilterSettings, Settings  # noqa: E402
+from edgehp.runtime.sources import CaptureSource, parse_source  # noqa: E402
+from edgehp.runtime.tracking import (  # noqa: E402
+    BackgroundDetection,
+    FaceTracker,
+    InlineDetection,
+)
+from edgehp.validation.subjects import OpenedNetwork, open_artifact, open_network  # noqa: E402
+
+Array = npt.NDArray[np.float64]
+Opener = Callable[[], OpenedNetwork]
+Image = npt.NDArray[np.uint8]
+ARCHIVE = "rendered-validation.zip"
+
+
+@dataclass
+class Lines:
+    """A sink that keeps the records of frames, or of as many as wanted."""
+
+    most: int = 1_000_000
+    records: list[dict[str, Any]] = field(default_factory=list)
+    dropped: int = 0
+    broken: bool = False
+
+    def write(self, line: bytes) -> None:
+        """Keep the record."""
+        if len(self.records) < self.most:
+            self.records.append(json.loads(line))
+
+    def pump(self) -> None:
+        """Nothing waits."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class SlowEngine:
+    """An engine that takes longer."""
+
+    def __init__(self, engine: Engine, seconds: float) -> None:
+        self._engine, self._seconds = engine, seconds
+
+    @property
+    def info(self) -> EngineInfo:
+        """Of the engine itself."""
+        return self._engine.info
+
+    @property
+    def input_size(self) -> int:
+        """Of the engine itself."""
+        return self._engine.input_size
+
+    def infer(self, crops: Crops) -> Prediction:
+        """The engine's answer, late."""
+        time.sleep(self._seconds)
+        return self._engine.infer(crops)
+
+    def close(self) -> None:
+        """Close the engine."""
+        self._engine.close()
+
+    def __enter__(self) -> SlowEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def tracker(inline: bool) -> FaceTracker:
+    weights = find_weights()
+    detectors = InlineDetection(CenterFace(weights), CenterFace(weights, side=160))
+    return FaceTracker(detectors if inline else BackgroundDetection(detectors))
+
+
+def live(open_camera: Callable[[], Camera], name: str) -> CaptureSource:
+    return CaptureSource(name, True, open_camera)
+
+
+def accuracy(opener: Opener, video: Path, truth: list[ClipFrame], s: FilterSettings) -> None:
+    """Every frame in turn: does not depend on the machine's speed."""
+    lines = Lines()
+    Runtime(
+        parse_source(str(video)),
+        EngineHost(opener),
+        tracker(inline=True),
+        [lines],
+        Settings(filter=s),
+        every_frame=True,
+    ).run()
+    frames = [r for r in lines.records if r["type"] == "frame"]
+    states = Counter(r["state"] for r in frames)
+    known = [r for r in frames if r["filtered"] is not None]
+    at = np.array([r["frame"] - 1 for r in known])
+    true = np.stack([t.rotation for t in truth])[at]
+    raw = matrix_from_euler([list(r["raw"].values()) for r in known])
+    filtered = matrix_from_euler([list(r["filtered"].values()) for r in known])
+    from edgehp.crop import Box
+
+    boxes = [overlap(Box(*r["box"]), truth[r["frame"] - 1].box) for r in known]
+    print(f"frames {len(frames)}, states {dict(states)}")
+    print(f"box overlap with truth: mean {np.mean(boxes):.2f}, least {np.min(boxes):.2f}")
+    rows = {"raw": raw, "filtered": filtered}
+    for name, found in rows.items():
+        errors = geodesic_degrees(found, true)
+        print(
+            f"{name:9s} error against truth: mean {errors.mean():.2f}, median "
+            f"{np.median(errors):.2f}, p95 {np.percentile(errors, 95):.2f} degrees; "
+            f"jitter {jitter(found, true):.2f} degrees a frame"
+        )
+    speed = np.array([np.linalg.norm(rotation_log(a.T @ b)) for a, b in pairwise(true)]) * FPS
+    print(
+        f"true speed: mean {speed.mean():.0f}, largest {speed.max():.0f} degrees/s; lag of the "
+        f"filter against its input: measured {measured_lag(raw, filtered, at) * 1000:.0f} ms; "
+        f"by the formula {lag_seconds(s.min_cutoff, s.beta) * 1000:.0f} ms at rest, "
+        f"{lag_seconds(s.min_cutoff, s.beta, float(speed.mean())) * 1000:.0f} ms at the mean "
+        f"speed, {lag_seconds(s.min_cutoff, s.beta, 90) * 1000:.0f} ms at 90 degrees/s"
+    )
+
+
+def jitter(found: Array, true: Array) -> float:
+    """Root mean square of what the error changes by from frame to frame, degrees."""
+    wrong = [t.T @ f for t, f in zip(true, found, strict=True)]
+    steps = [np.linalg.norm(rotation_log(a.T @ b)) for a, b in pairwise(wrong)]
+    return float(np.sqrt(np.mean(np.square(steps))))
+
+
+def measured_lag(raw: Array, filtered: Array, at: npt.NDArray[np.int64]) -> float:
+    """Seconds by which the raw signal has to be delayed to be nearest to the filtered one."""
+    best = (np.inf, 0.0)
+    for delay in np.arange(0, 0.4, 0.005):
+        where = np.arange(len(at)) - delay * FPS
+        usable = where >= 0
+        low = np.floor(where[usable]).astype(int)
+        part = where[usable] - low
+        high = np.minimum(low + 1, len(raw) - 1)
+        delayed = [
+            raw[i] @ rotation_exp(p * rotation_log(raw[i].T @ raw[j]))
+            for i, j, p in zip(low, high, part, strict=True)
+        ]
+        error = float(geodesic_degrees(np.stack(delayed), filtered[usable]).mean())
+        best = min(best, (error, float(delay)))
+    return best[1]
+
+
+def rss() -> float:
+    """Resident memory of this process, MB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def pace(opener: Opener, video: Path, minutes: float) -> None:
+    """At the camera's pace, with memory watched."""
+    latencies: list[float] = []
+    memory: list[tuple[float, float]] = []
+    states: Counter[str] = Counter()
+
+    class Watch(Lines):
+        def write(self, line: bytes) -> None:
+            r = json.loads(line)
+            if "state" in r:
+                states[r["state"]] += 1
+            if r["type"] == "frame":
+                latencies.append(r["latency_ms"])
+
+    runtime = Runtime(
+        live(lambda: Camera(video), "camera"), EngineHost(opener), tracker(False), [Watch()]
+    )
+    start, done = time.monotonic(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(1.0):
+            memory.append((time.monotonic() - start, rss()))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    timer = threading.Timer(60 * minutes, runtime.stop, ("the time is over",))
+    timer.start()
+    summary = runtime.run()
+    done.set()
+    thread.join()
+    timer.cancel()
+    p = np.percentile(latencies, [50, 90, 99, 100])
+    print(f"{minutes:g} min at {FPS:g} frames/s, 1920x1080: {_counts(summary)}, {dict(states)}")
+    print(
+        f"latency, read() to result: p50 {p[0]:.1f}, p90 {p[1]:.1f}, p99 {p[2]:.1f}, "
+        f"largest {p[3]:.1f} ms"
+    )
+    # The first half minute fills caches and pools.
+    settled = np.array([m for m in memory if m[0] > min(30.0, 60 * minutes / 3)])
+    if len(settled) > 2:
+        slope = np.polyfit(settled[:, 0] / 60, settled[:, 1], 1)[0]
+        print(
+            f"memory: {settled[0, 1]:.1f} MB after {settled[0, 0]:.0f} s, {settled[-1, 1]:.1f} MB "
+            f"at the end, largest {settled[:, 1].max():.1f} MB, slope {slope:+.2f} MB a minute"
+        )
+
+
+def _counts(summary: Summary) -> str:
+    t = summary.totals
+    share = t["dropped"] / max(1, t["captured"])
+    return (
+        f"{t['captured']} captured, {t['processed']} processed, {t['dropped']} dropped "
+        f"({share:.1%})"
+    )
+
+
+def overload(opener: Opener, video: Path, seconds: float = 8.0, slow: float = 0.1) -> None:
+    """An engine three times slower than the camera."""
+
+    def slowed() -> OpenedNetwork:
+        opened = opener()
+        return replace(opened, engine=SlowEngine(opened.engine, slow))
+
+    lines = Lines()
+    runtime = Runtime(
+        live(lambda: Camera(video), "camera"), EngineHost(slowed), tracker(False), [lines]
+    )
+    timer = threading.Timer(seconds, runtime.stop, ("the time is over",))
+    timer.start()
+    summary = runtime.run()
+    timer.cancel()
+    frames = [r for r in lines.records if r["type"] == "frame"]
+    latency = np.percentile([r["latency_ms"] for r in frames], [50, 99])
+    # The age of a frame when it is taken: what newest-frame policy bounds by one frame interval.
+    gaps = np.diff([r["captured_ns"] for r in frames]) / 1e6
+    unaccounted = summary.totals["captured"] - summary.totals["processed"]
+    unaccounted -= summary.totals["dropped"]
+    print(
+        f"engine slowed by {slow * 1000:.0f} ms: {_counts(summary)}, {unaccounted} waiting at the "
+        f"end (at most 1 can); latency p50 {latency[0]:.0f}, p99 {latency[1]:.0f} ms, a result "
+        f"every {np.mean(gaps):.0f} ms"
+    )
+
+
+def faults(opener: Opener, video: Path) -> bool:
+    """How soon each fault is told; the fault begins after two seconds of good frames."""
+    begin, length = 2.0, 3.0
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (1080, 1920, 3), np.uint8)
+    frozen: list[Image] = []
+
+    def freeze(pixels: Image) -> object:
+        frozen.append(pixels)
+        return frozen[0]
+
+    def end(pixels: Image) -> object:
+        return None
+
+    def loss(pixels: Image) -> object:
+        raise OSError(19, "No such device")
+
+    def hang(pixels: Image) -> object:
+        time.sleep(length)
+        return pixels
+
+    cases: dict[str, tuple[str, Callable[[Image], object]]] = {
+        "frozen frames": ("stuck_camera", freeze),
+        "black frames": ("stuck_camera", np.zeros_like),
+        "end of stream": ("camera_lost", end),
+        "device loss": ("camera_lost", loss),
+        "reading hangs": ("camera_lost", hang),
+        "garbage: noise": ("stuck_camera", lambda p: np.roll(noise, rng.integers(999), 0)),
+        "garbage: wrong shape": ("stuck_camera", lambda p: p.reshape(-1)[:1000]),
+        "garbage: wrong type": ("stuck_camera", lambda p: p.astype(np.float64)),
+        "late frames": ("stale_frame", lambda p: (time.sleep(0.5), p)[1]),
+    }
+    good = True
+    for name, (state, fault) in cases.items():
+        good &= _one_fault(opener, video, name, state, fault, begin, length)
+    good &= _engine_fault(opener, video)
+    return good
+
+
+def _one_fault(
+    opener: Opener,
+    video: Path,
+    name: str,
+    state: str,
+    fault: Callable[[Image], object],
+    begin: float,
+    length: float,
+) -> bool:
+    began: list[int] = []
+    origin: list[float] = []
+
+    def broken(_: float, pixels: Image) -> object:
+        origin[:] = origin or [time.monotonic()]
+        since = time.monotonic() - origin[0]
+        if begin <= since < begin + length:
+            began[:] = began or [time.monotonic_ns()]
+            return fault(pixels)
+        return pixels
+
+    def camera() -> Camera:
+        # While the device is gone it cannot be opened either.
+        if name == "device loss" and began and time.monotonic() - origin[0] < begin + length:
+            raise OSError(19, "No such device")
+        return Camera(video, fault=broken)
+
+    lines = Lines()
+    # Nothing here lasts long enough for a camera to be opened again because it is stuck.
+    settings = Settings(capture=CaptureSettings())
+    runtime = Runtime(live(camera, "camera"), EngineHost(opener), tracker(False), [lines], settings)
+    timer = threading.Timer(begin + length + 3.0, runtime.stop, ("the time is over",))
+    timer.start()
+    runtime.run()
+    timer.cancel()
+    told = [r for r in lines.records if r.get("state") == state and r["result_ns"] >= began[0]]
+    after = (told[0]["result_ns"] - began[0]) / 1e9 if told else np.inf
+    back = [
+        r
+        for r in lines.records
+        if r.get("state") == "ok" and r["result_ns"] > began[0] + (length + 0.5) * 1e9
+    ]
+    reason = str(told[0]["reason"])[:58] if told else "never told"
+    print(
+        f"{name:22s} {state:13s} after {after:5.2f} s; ok again: {'yes' if back else 'no':3s} "
+        f"({reason})"
+    )
+    return after <= 1.0 and bool(back)
+
+
+def _engine_fault(opener: Opener, video: Path) -> bool:
+    began: list[int] = []
+
+    class Failing(SlowEngine):
+        calls = 0
+
+        def infer(self, crops: Crops) -> Prediction:
+            Failing.calls += 1
+            if 20 < Failing.calls < 23:
+                began[:] = began or [time.monotonic_ns()]
+                raise RuntimeError("the device fell off the bus")
+            return super().infer(crops)
+
+    def failing() -> OpenedNetwork:
+        opened = opener()
+        return replace(opened, engine=Failing(opened.engine, 0.0))
+
+    lines = Lines()
+    runtime = Runtime(
+        live(lambda: Camera(video), "camera"), EngineHost(failing), tracker(False), [lines]
+    )
+    timer = threading.Timer(8.0, runtime.stop, ("the time is over",))
+    timer.start()
+    runtime.run()
+    timer.cancel()
+    told = [r for r in lines.records if r.get("state") == "engine_fault"]
+    after = (told[0]["result_ns"] - began[0]) / 1e9 if told else np.inf
+    back = bool(told) and any(
+        r.get("state") == "ok" and r["result_ns"] > told[-1]["result_ns"] for r in lines.records
+    )
+    print(f"{'engine fails':22s} engine_fault  after {after:5.2f} s; ok again: {back}")
+    return after <= 1.0 and back
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("artifact", nargs="?", type=Path, help="an artifact directory")
+    p.add_argument("--network", default="kd-resnet18-112", help="without an artifact: this one")
+    p.add_argument("--heads", choices=["packaged", "rendered"], default="packaged")
+    p.add_argument("--seconds", type=float, default=10.0, help="length of the video")
+    p.add_argument("--minutes", type=float, default=0.5, help="of running at camera pace")
+    p.add_argument("--threads", type=int, help="processor threads for inference")
+    p.add_argument("--seed", type=int, default=3_000_001, help="of clip and rendered person")
+    p.add_argument("--only", choices=["accuracy", "pace", "overload", "faults"])
+    p.add_argument("--video", type=Path, help="keep the video here")
+    args = p.parse_args(argv)
+
+    def opener() -> OpenedNetwork:
+        if args.artifact is not None:
+            return open_artifact(args.artifact, threads=args.threads)
+        return open_network(args.network, threads=args.threads)
+
+    count = round(args.seconds * FPS)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgehp-")))
+        if args.heads == "rendered":
+            heads = rendered_heads(args.seed, count)
+        else:
+            heads = [packaged_head(resource_dir("calibration") / ARCHIVE)]
+        video = args.video or folder / "head.mp4"
+        truth = Clip(heads, args.seed).write(video, count)
+        with opener() as opened:
+            print(f"{opened.name}; {count} frames of {args.heads} heads; {os.cpu_count()} cores, "
+                  f"load {os.getloadavg()[0]:.1f}")  # fmt: skip
+        if args.only in (None, "accuracy"):
+            accuracy(opener, video, truth, FilterSettings())
+        if args.only in (None, "pace"):
+            pace(opener, video, args.minutes)
+        if args.only in (None, "overload"):
+            overload(opener, video)
+        if args.only in (None, "faults") and not faults(opener, video):
+            print("a fault was told late or not at all", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
