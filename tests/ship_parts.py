@@ -201,4 +201,3 @@ def quick_bundle(path: Path, artifact: Path, signer: Signer) -> Path:
     """A bundle of an artifact without the package model-signing, which takes seconds to import."""
     path.write_bytes(pack(signer, artifact.name, files_of(artifact)))
     return path
-

@@ -1,0 +1,80 @@
+"""``edgehp bundle``: an artifact in one signed file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from edgehp.errors import UsageError
+
+__all__ = ["command"]
+
+PASSWORD_VARIABLE = "EDGEHP_KEY_PASSWORD"
+# The resolution of events that EU 2023/2590 asks of a driver-monitoring function.
+DEFAULT_LATENCY_MS = 50.0
+
+
+@click.command("bundle", short_help="Put an artifact into one signed file.")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option(
+    "--key",
+    type=click.Path(path_type=Path),
+    help="Private key (PEM; P-256, P-384 or P-521). The password of an encrypted one is taken "
+    f"from ${PASSWORD_VARIABLE}.",
+)
+@click.option(
+    "--keyless",
+    is_flag=True,
+    help="Sign as yourself with Sigstore instead: needs the network and a log-in.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The file to write. Default: ARTIFACT.edgehp.",
+)
+@click.option(
+    "--max-latency-ms",
+    type=click.FloatRange(0, 3_600_000, min_open=True),
+    help="Longest median time of one crop in the device's self-test. Default: what the manifest "
+    f"says, else {DEFAULT_LATENCY_MS:g}.",
+)
+def command(
+    artifact: Path,
+    key: Path | None,
+    keyless: bool,
+    output: Path | None,
+    max_latency_ms: float | None,
+) -> None:
+    """Put ARTIFACT, a directory made by 'edgehp build', into one signed file.
+
+    Signed with OpenSSF Model Signing. A key pair is made with:
+
+    \b
+      openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out release.pem
+      openssl ec -in release.pem -pubout -out release.pub
+    """
+    if (key is None) != keyless:
+        raise UsageError("give --key FILE, or --keyless to sign with Sigstore")
+    # Imported here: `edgehp --help` must not pay for OpenCV.
+    from edgehp.artifact import load_artifact
+    from edgehp.cli._output import Steps
+    from edgehp.shipping.bundle import make_bundle
+
+    with Steps()("sign"):
+        if max_latency_ms is None:
+            golden = load_artifact(artifact, bytes_only=True).manifest.golden
+            if golden.max_latency_ms is None:
+                max_latency_ms = DEFAULT_LATENCY_MS
+        made = make_bundle(
+            artifact,
+            output,
+            key=key,
+            password=os.environ.get(PASSWORD_VARIABLE),
+            max_latency_ms=max_latency_ms,
+        )
+    click.echo(f"{made.path}  {made.size / 1e6:.1f} MB in {len(made.files)} files")
+    click.echo(f"content {made.digest}")
+    click.echo(f"signed by {made.signer}")

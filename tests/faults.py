@@ -1,0 +1,391 @@
+# The functions of os are what is under test.
+# ruff: noqa: PTH116, PTH123, PTH208
+"""Power cuts: a process killed at any file-system call, and disks that lose what was not flushed.
+
+Two layers, both without a compiler or privileges.
+
+`killed` runs an action in a forked child that dies by SIGKILL right before its n-th call of a
+function of ``os`` (or of `open`); a write can also die half way. What the kernel had accepted is
+kept, as after a crash of the process.
+
+`recorded` runs an action here and notes, after every such call, what the folder holds and what was
+flushed. `Recording.after_cut` then makes the folder as it may be found after a power cut at that
+moment, by rules harsher than those of any journalling file system:
+
+- content that was not flushed with fsync is old, torn, zeros, or there;
+- an entry of a folder (new file, removal, rename) that was not flushed by fsync of that folder did
+  happen or did not, each independently of the others and of their order;
+- a rename is atomic; flushing a file does not keep its name.
+"""
+
+from __future__ import annotations
+
+import builtins
+import io
+import os
+import random
+import signal
+import stat
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Killed", "Recording", "calls_of", "killed", "no_flush", "recorded"]
+
+# Every function of os that looks at or changes a disk and that shipping may call.
+CALLS = (
+    "open", "close", "pread", "read", "write", "fsync", "fdatasync", "rename", "replace", "link",
+    "symlink", "unlink", "remove", "mkdir", "rmdir", "truncate", "ftruncate", "stat", "lstat",
+    "fstat", "statvfs", "listdir", "scandir", "utime", "chmod",
+)  # fmt: skip
+_NEVER = 10**9
+
+
+@dataclass(frozen=True)
+class Killed:
+    """What became of a child: whether it was killed, and how many calls it made if not."""
+
+    killed: bool
+    calls: int
+
+
+@contextmanager
+def no_flush() -> Iterator[None]:
+    """Let os.fsync return at once: for what is not under test."""
+    real = os.fsync
+    os.fsync = lambda descriptor: None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        os.fsync = real
+
+
+def killed(action: Callable[[], object], point: int) -> Killed:
+    """Run `action` in a child that dies before its file-system call number `point`, from 0.
+
+    Flushing is left out in the child: for a process that dies it changes nothing.
+
+    Raises:
+        AssertionError: the action raised.
+    """
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        _in_child(action, point, writing)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        told = pipe.read().decode()
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        return Killed(True, point)
+    if not told.isdigit():
+        raise AssertionError(f"the child failed at point {point}:\n{told}")
+    return Killed(False, int(told))
+
+
+def calls_of(action: Callable[[], object]) -> int:
+    """How many points `killed` has for `action`; a write counts as two: before it and half way."""
+    return killed(action, _NEVER).calls
+
+
+def _in_child(action: Callable[[], object], point: int, writing: int) -> None:
+    count = 0
+    write = os.write
+
+    def before(name: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        if count == point:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count += 1
+        if name == "write":
+            if count == point:
+                write(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            count += 1
+
+    code = 1
+    try:
+        with no_flush(), _hooked(before, lambda *_: None):
+            action()
+        write(writing, str(count).encode())
+        code = 0
+    except BaseException:
+        write(writing, traceback.format_exc().encode())
+    finally:
+        # Not sys.exit: the child must not run the parent's clean-up.
+        os._exit(code)
+
+
+@contextmanager
+def _hooked(
+    before: Callable[[str, tuple[Any, ...]], None], after: Callable[[str, tuple[Any, ...]], None]
+) -> Iterator[None]:
+    """Call `before` and `after` around every function of `CALLS` and `open`."""
+    inside = False
+
+    def wrap(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal inside
+            if inside:
+                return real(*arguments, **options)
+            inside = True
+            try:
+                before(name, arguments)
+                result = real(*arguments, **options)
+                after(name, arguments)
+                return result
+            finally:
+                inside = False
+
+        return call
+
+    real = {name: getattr(os, name) for name in CALLS}
+    opened = builtins.open
+    try:
+        for name, function in real.items():
+            setattr(os, name, wrap(name, function))
+        builtins.open = io.open = wrap("open", opened)
+        yield
+    finally:
+        for name, function in real.items():
+            setattr(os, name, function)
+        builtins.open = io.open = opened
+
+
+# --- disks that lose what was not flushed ---------------------------------------------------------
+
+
+# An entry change: (folder, name, object or None). A rename is two of them in one operation.
+_Change = tuple[int, str, "int | None"]
+
+
+@dataclass
+class _Moment:
+    """The disk after one call: what is flushed, and what only the kernel knows."""
+
+    entries: dict[int, dict[str, int]]
+    pending: list[list[_Change]]
+    flushed: dict[int, bytes]
+    contents: dict[int, bytes]
+
+
+@dataclass
+class Recording:
+    """What happened to a folder, call by call.
+
+    Attributes:
+        names: of the calls after which something had changed.
+    """
+
+    names: list[str] = field(default_factory=list)
+    _moments: list[_Moment] = field(default_factory=list)
+    _root: int = 0
+
+    def __len__(self) -> int:
+        return len(self._moments)
+
+    def after_cut(self, moment: int, target: Path, how: str, rng: random.Random) -> str:
+        """Make `target` as the folder may be found after a power cut at `moment`.
+
+        Args:
+            moment: 0 is before anything happened.
+            target: a new folder.
+            how: ``"nothing"`` that was not flushed is there, ``"everything"`` is, ``"names"``
+                (all entries, no content), or ``"random"``.
+            rng: for ``"random"``, and for where torn files are torn.
+
+        Returns:
+            A text that is the same for the same state.
+        """
+        at = self._moments[moment]
+        entries = {folder: dict(names) for folder, names in at.entries.items()}
+        for operation in at.pending:
+            if how in ("everything", "names") or (how == "random" and rng.random() < 0.5):
+                for folder, name, found in operation:
+                    if found is None:
+                        entries.setdefault(folder, {}).pop(name, None)
+                    else:
+                        entries.setdefault(folder, {})[name] = found
+        contents = {
+            key: _after_cut(at.flushed.get(key, b""), data, how, rng)
+            for key, data in at.contents.items()
+        }
+        lines: list[str] = []
+        _build(target, self._root, entries, contents, lines)
+        return "\n".join(lines)
+
+
+def _after_cut(flushed: bytes, current: bytes, how: str, rng: random.Random) -> bytes:
+    if flushed == current or how == "everything":
+        return current
+    if how == "nothing":
+        return flushed
+    choice = 2 if how == "names" else rng.randrange(5)
+    cut = rng.randrange(len(current) + 1)
+    return (
+        flushed,
+        current,
+        bytes(len(current)),
+        current[:cut],
+        current[:cut] + bytes(len(current) - cut),
+    )[choice]
+
+
+def _build(
+    path: Path,
+    folder: int,
+    entries: dict[int, dict[str, int]],
+    contents: dict[int, bytes],
+    lines: list[str],
+) -> None:
+    path.mkdir()
+    for name, found in sorted(entries.get(folder, {}).items()):
+        if found in contents:
+            (path / name).write_bytes(contents[found])
+            lines.append(f"{path.name}/{name} {hash(contents[found])}")
+        else:
+            lines.append(f"{path.name}/{name}/")
+            _build(path / name, found, entries, contents, lines)
+
+
+def recorded(action: Callable[[], object], root: Path) -> Recording:
+    """Run `action` and record what happens to the folder `root`; what is in it counts as flushed.
+
+    Objects are told apart by their inodes, and the folder is read after every call, so that
+    changes are seen however they were made.
+    """
+    recorder = _Recorder(root)
+    with _hooked(recorder.before, recorder.after):
+        action()
+    return recorder.recording
+
+
+class _Recorder:
+    """Compares the folder with what it was after the call before."""
+
+    def __init__(self, root: Path) -> None:
+        self._path = str(root)
+        self._objects: dict[int, int] = {}
+        self._next = 1
+        self._names: dict[int, dict[str, int]] = {}
+        self._contents: dict[int, bytes] = {}
+        self._stamps: dict[int, tuple[int, int]] = {}
+        self._synced: int | None = None
+        self.recording = Recording()
+        self._flushed_names: dict[int, dict[str, int]] = {}
+        self._pending: list[list[_Change]] = []
+        self._flushed: dict[int, bytes] = {}
+        self._names, self._contents = self._read()
+        self.recording._root = self._objects[os.stat(self._path).st_ino]
+        self._flushed_names = {k: dict(v) for k, v in self._names.items()}
+        self._flushed = dict(self._contents)
+        self._keep("start")
+
+    def before(self, name: str, arguments: tuple[Any, ...]) -> None:
+        self._synced = None
+        if name in ("fsync", "fdatasync"):
+            self._synced = os.fstat(arguments[0]).st_ino
+
+    def after(self, name: str, arguments: tuple[Any, ...]) -> None:
+        names, contents = self._read()
+        changes = self._changes(names)
+        changed = bool(changes) or contents != self._contents
+        self._pending += changes
+        self._names, self._contents = names, contents
+        if self._synced in self._objects:
+            self._flush(self._objects[self._synced])
+            changed = True
+        if changed:
+            self._keep(name)
+
+    def _flush(self, key: int) -> None:
+        if key in self._contents:
+            self._flushed[key] = self._contents[key]
+            return
+        kept = []
+        for operation in self._pending:
+            if not any(folder == key for folder, _, _ in operation):
+                kept.append(operation)
+                continue
+            for folder, name, found in operation:
+                names = self._flushed_names.setdefault(folder, {})
+                if found is None:
+                    names.pop(name, None)
+                else:
+                    names[name] = found
+        self._pending = kept
+
+    def _keep(self, name: str) -> None:
+        self.recording.names.append(name)
+        self.recording._moments.append(
+            _Moment(
+                {k: dict(v) for k, v in self._flushed_names.items()},
+                [list(operation) for operation in self._pending],
+                dict(self._flushed),
+                # Of everything ever seen: a file whose removal was lost is still there.
+                {**(self.recording._moments[-1].contents if self.recording._moments else {}),
+                 **self._contents},
+            )
+        )  # fmt: skip
+
+    def _changes(self, names: dict[int, dict[str, int]]) -> list[list[_Change]]:
+        """The operations that lead from the entries before to `names`."""
+        gone: list[_Change] = []
+        new: list[_Change] = []
+        for folder in self._names.keys() | names.keys():
+            old, now = self._names.get(folder, {}), names.get(folder, {})
+            if folder not in names:
+                continue  # removed with its entries, whose removals came before
+            gone += [(folder, n, old[n]) for n in sorted(old) if n not in now]
+            new += [(folder, n, now[n]) for n in sorted(now) if old.get(n) != now[n]]
+        operations = []
+        for folder, name, found in new:
+            operation: list[_Change] = []
+            for removed in [r for r in gone if r[2] == found]:
+                gone.remove(removed)
+                operation.append((removed[0], removed[1], None))
+            operations.append([*operation, (folder, name, found)])
+        return operations + [[(folder, name, None)] for folder, name, _ in gone]
+
+    def _read(self) -> tuple[dict[int, dict[str, int]], dict[int, bytes]]:
+        """Entries and contents now; inodes that are gone may be used again for other objects."""
+        names: dict[int, dict[str, int]] = {}
+        contents: dict[int, bytes] = {}
+        seen: set[int] = set()
+
+        def walk(path: str, inode: int) -> int:
+            key = self._key(inode, seen)
+            names[key] = {}
+            for name in os.listdir(path):
+                inner = f"{path}/{name}"
+                status = os.lstat(inner)
+                if stat.S_ISDIR(status.st_mode):
+                    names[key][name] = walk(inner, status.st_ino)
+                    continue
+                found = names[key][name] = self._key(status.st_ino, seen)
+                stamp = (status.st_mtime_ns, status.st_size)
+                if self._stamps.get(found) != stamp or found not in self._contents:
+                    with open(inner, "rb") as file:
+                        contents[found] = file.read()
+                    self._stamps[found] = stamp
+                else:
+                    contents[found] = self._contents[found]
+            return key
+
+        walk(self._path, os.stat(self._path).st_ino)
+        for inode in self._objects.keys() - seen:
+            del self._objects[inode]
+        return names, contents
+
+    def _key(self, inode: int, seen: set[int]) -> int:
+        seen.add(inode)
+        if inode not in self._objects:
+            self._objects[inode] = self._next
+            self._next += 1
+        return self._objects[inode]
