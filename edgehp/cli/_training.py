@@ -196,10 +196,17 @@ def progress_bar(epochs: int) -> Iterator[Callable[[Progress], None]]:
 def print_result(result: RunResult) -> None:
     """The figures of every epoch, and where the weights are."""
     for row in result.history:
-        pitch, yaw, roll = row["mae"]
-        click.echo(
-            f"epoch {row['epoch']:>3}  MAE {row['mean']:.3f}  pitch {pitch:.2f}  yaw {yaw:.2f}  "
-            f"roll {roll:.2f}  geodesic {row['geodesic']:.2f}"
-        )
+        parts = [f"epoch {row['epoch']:>3}"]
+        if "mae" in row:
+            pitch, yaw, roll = row["mae"]
+            parts.append(
+                f"MAE {row['mean']:.3f}  pitch {pitch:.2f}  yaw {yaw:.2f}  roll {roll:.2f}"
+            )
+            parts.append(f"geodesic {row['geodesic']:.2f}")
+        if "float_mean" in row:
+            parts.append(f"(FP32 MAE {row['float_mean']:.3f})")
+        if "difference" in row:
+            parts.append(f"mean |difference| to FP32 {row['difference']:.4f}")
+        click.echo("  ".join(parts))
     click.echo(f"{result.trained} photos trained on, {result.held_back} held back (figures above)")
     click.echo(f"weights: {result.weights}")

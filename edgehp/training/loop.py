@@ -51,6 +51,7 @@ class TrainConfig:
         checkpoint_seconds: time between checkpoints.
         workers: threads that make crops.
         augmentation: see there.
+        task: what else decides the weights; a checkpoint of another task is refused.
     """
 
     epochs: int = 10
@@ -68,6 +69,7 @@ class TrainConfig:
     checkpoint_seconds: float = 120.0
     workers: int = 2
     augmentation: Augmentation = field(default_factory=Augmentation)
+    task: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
@@ -370,4 +372,6 @@ def _config_text(config: TrainConfig, spec: NetworkSpec, items: int) -> str:
     # What only concerns the machine may change between a run and its resumption.
     free = ("checkpoint_seconds", "workers")
     settings = {k: v for k, v in asdict(config).items() if k not in free}
+    if not config.task:  # as in the checkpoints of runs from before there were tasks
+        del settings["task"]
     return json.dumps({"spec": spec.digest, "items": items, **settings}, sort_keys=True)

@@ -35,10 +35,11 @@ from edgehp.training.objectives import (
     base_angles,
 )
 
-__all__ = ["RunResult", "export_base_teacher", "train_base", "train_final"]
+__all__ = ["RunResult", "export_base_teacher", "run", "train_base", "train_final"]
 
 logger = logging.getLogger(__name__)
 Reporter = Callable[[Progress], None]
+Figures = Callable[[Trainer, Sequence[TrainingItem]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def train_final(
         save_weights(path, trainer.averaged_state(), spec)
         return path
 
-    return _run(
+    return run(
         network, spec, objective, items, extra, config, folder, device, held_back, report, write
     )
 
@@ -134,7 +135,7 @@ def train_base(
         return export_base_teacher(teacher.eval(), folder)
 
     objective = BaseObjective(BASE_BINS)
-    return _run(
+    return run(
         network, spec, objective, items, extra, config, folder, device, held_back, report, write
     )
 
@@ -196,7 +197,7 @@ convention = "{spec.convention}"
     return path
 
 
-def _run(
+def run(
     network: nn.Module,
     spec: NetworkSpec,
     objective: Objective,
@@ -208,7 +209,31 @@ def _run(
     held_back: float,
     report: Reporter | None,
     write: Callable[[Trainer], Path],
+    *,
+    figures: Figures | None = None,
+    figures_first: bool = False,
 ) -> RunResult:
+    """Train any network on any objective.
+
+    Args:
+        network: takes normalised images.
+        spec: its specification.
+        objective: what it learns.
+        items: see `train_final`.
+        extra: see there.
+        config: see there.
+        folder: see there.
+        device: see there.
+        held_back: see there.
+        report: see there.
+        write: writes the weights and returns their path; called after every epoch.
+        figures: what `history` says of the held-back items; None takes the errors against labels.
+        figures_first: put the figures of the start into the history too, as epoch 0.
+
+    Raises:
+        DataError: no photo is held back, or the folder's checkpoint is of another run.
+    """
+    measured = figures or _label_errors
     train, validation = split(items, held_back)
     if not validation:
         raise DataError(f"no photo of {len(items)} is held back for validation; give more photos")
@@ -230,15 +255,18 @@ def _run(
         def after_epoch(t: Trainer) -> None:
             if place.rank != 0:
                 return
-            v = t.validate(validation)
-            row = {"epoch": t.epoch, "mae": v.mae, "mean": v.mean, "geodesic": v.geodesic}
+            row = {"epoch": t.epoch, **measured(t, validation)}
             t.history.append(row)
-            logger.info("epoch %d: %.3f degrees on held-back photos", t.epoch, v.mean)
+            single = {k: v for k, v in row.items() if isinstance(v, float)}
+            text = ", ".join(f"{k} {v:.4f}" for k, v in single.items())
+            logger.info("epoch %d, held-back photos, degrees: %s", t.epoch, text)
             write(t)
             write_whole(folder / "history.json", json.dumps(t.history, indent=1))
             if log is not None:
-                log.add(t.step, {"validation/mae": v.mean, "validation/geodesic": v.geodesic})
+                log.add(t.step, {f"validation/{k}": v for k, v in single.items()})
 
+        if figures_first and not trainer.history:
+            after_epoch(trainer)
         for progress in trainer.run(after_epoch):
             if log is not None and progress.step % 10 == 0:
                 values = {"train/loss": progress.loss, "train/rate": progress.learning_rate}
@@ -249,6 +277,11 @@ def _run(
             log.close()
         path = write(trainer) if place.rank == 0 else folder
     return RunResult(path, tuple(trainer.history), len(train), len(validation))
+
+
+def _label_errors(trainer: Trainer, held: Sequence[TrainingItem]) -> dict[str, Any]:
+    v = trainer.validate(held)
+    return {"mae": v.mae, "mean": v.mean, "geodesic": v.geodesic}
 
 
 class _Log:
