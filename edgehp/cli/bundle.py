@@ -55,7 +55,7 @@ def command(
     \b
       openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out release.pem
       openssl ec -in release.pem -pubout -out release.pub
-    """
+    """  # noqa: D301 - click's mark for text that is not filled
     if (key is None) != keyless:
         raise UsageError("give --key FILE, or --keyless to sign with Sigstore")
     # Imported here: `edgehp --help` must not pay for OpenCV.

@@ -1,0 +1,480 @@
+"""Bundles: deterministic, verified before they are unpacked, and refused when anything is odd."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import random
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+from edgehp.artifact import load_artifact
+from edgehp.artifact.manifest import canonical_digest
+from edgehp.errors import CompatibilityError, DataError, EdgehpError, EnvironmentalError, UsageError
+from edgehp.shipping import slots
+from edgehp.shipping.bundle import VerifiedBundle, make_bundle, verify_bundle
+from edgehp.shipping.container import MAX_FILE_SIZE, pack_front
+from edgehp.shipping.keys import read_public_key
+from tests import ship_parts as parts
+
+NAME = "colours-cpu-fp32"
+# Of a manifest: free objects, its own digest, and the key that older ones lack.
+SPARE = ("recipe", "spec", "protocol", "versions", "counts", "digest", "max_latency_ms")
+HEADER = 24
+
+
+@pytest.fixture(scope="module")
+def signer(tmp_path_factory: pytest.TempPathFactory) -> parts.Signer:
+    return parts.new_signer(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return parts.tiny_artifact(tmp_path_factory.mktemp("dist") / NAME)
+
+
+@pytest.fixture(scope="module")
+def bundle(
+    tmp_path_factory: pytest.TempPathFactory, artifact: Path, signer: parts.Signer
+) -> VerifiedBundle:
+    """Made by OpenSSF Model Signing."""
+    return make_bundle(artifact, tmp_path_factory.mktemp("out") / "b.edgehp", key=signer.private)
+
+
+def section_of(path: Path) -> tuple[int, int]:
+    """Where the signature section of a bundle begins and ends."""
+    data = path.read_bytes()
+    count, size = int.from_bytes(data[12:16], "little"), int.from_bytes(data[16:20], "little")
+    return HEADER + 8 * count, HEADER + 8 * count + size
+
+
+def payload_of(path: Path) -> Any:
+    start, end = section_of(path)
+    envelope = json.loads(path.read_bytes()[start:end])["dsseEnvelope"]
+    return json.loads(base64.b64decode(envelope["payload"]))
+
+
+# --- what is made ---------------------------------------------------------------------------------
+
+
+def test_what_is_bundled_is_what_comes_out(
+    bundle: VerifiedBundle, artifact: Path, signer: parts.Signer, tmp_path: Path
+) -> None:
+    found = verify_bundle(bundle.path, signer.trust)
+    assert found == bundle
+    assert found.signer == signer.trust[0].fingerprint
+    found.extract(tmp_path / "out" / "artifact")
+    assert parts.files_of(tmp_path / "out" / "artifact") == parts.files_of(artifact)
+    assert load_artifact(tmp_path / "out" / "artifact", device=parts.Device())
+
+
+def test_model_signing_verifies_what_is_unpacked(
+    bundle: VerifiedBundle, signer: parts.Signer, tmp_path: Path
+) -> None:
+    """The signature is OpenSSF Model Signing's: its own verifier agrees, and disagrees."""
+    verifying = pytest.importorskip("model_signing.verifying")
+    bundle.extract(tmp_path / NAME)
+    start, end = section_of(bundle.path)
+    (tmp_path / "sig").write_bytes(bundle.path.read_bytes()[start:end])
+    config = verifying.Config().use_elliptic_key_verifier(public_key=signer.public)
+    config.verify(tmp_path / NAME, tmp_path / "sig")
+    (tmp_path / NAME / "engine.onnx").write_bytes(b"other")
+    with pytest.raises(ValueError, match="mismatch"):
+        config.verify(tmp_path / NAME, tmp_path / "sig")
+
+
+def test_the_same_artifact_gives_the_same_bytes_but_for_the_signature(
+    bundle: VerifiedBundle, artifact: Path, signer: parts.Signer, tmp_path: Path
+) -> None:
+    again = make_bundle(artifact, tmp_path / "again.edgehp", key=signer.private)
+    start, end = section_of(bundle.path)
+    first, second = bundle.path.read_bytes(), again.path.read_bytes()
+    assert section_of(again.path) == (start, end)
+    assert first[:start] == second[:start]
+    assert first[end:] == second[end:]
+    assert payload_of(bundle.path) == payload_of(again.path)
+    assert again.digest == bundle.digest
+    assert [p.name for p in tmp_path.iterdir()] == ["again.edgehp"]
+
+
+@pytest.mark.parametrize("curve", [ec.SECP384R1(), ec.SECP521R1()])
+def test_other_curves_and_encrypted_keys(
+    artifact: Path, tmp_path: Path, curve: ec.EllipticCurve
+) -> None:
+    signer = parts.new_signer(tmp_path, curve=curve)
+    signer.private.write_bytes(
+        signer.key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    for password in (None, "wrong"):
+        with pytest.raises(UsageError):
+            make_bundle(artifact, tmp_path / "b", key=signer.private, password=password)
+        assert not (tmp_path / "b").exists()
+    made = make_bundle(artifact, tmp_path / "b", key=signer.private, password="secret")
+    assert verify_bundle(made.path, signer.trust).digest == made.digest
+
+
+def test_a_budget_travels_in_the_manifest(
+    artifact: Path, signer: parts.Signer, tmp_path: Path
+) -> None:
+    made = make_bundle(artifact, tmp_path / "b", key=signer.private, max_latency_ms=33.0)
+    assert made.manifest.golden.max_latency_ms == 33.0
+    assert load_artifact(artifact, device=parts.Device()).manifest.golden.max_latency_ms == 60_000
+
+
+def test_reports_stay_at_home_and_altered_artifacts_too(
+    artifact: Path, signer: parts.Signer, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(artifact, tmp_path / NAME)
+    (copy / "reports").mkdir()
+    (copy / "reports" / "secret.html").write_text("what the customer said")
+    made = make_bundle(copy, tmp_path / "b", key=signer.private)
+    assert b"customer" not in made.path.read_bytes()
+    (copy / "engine.onnx").unlink()
+    (copy / "engine.onnx").symlink_to("/etc/hostname")
+    with pytest.raises(CompatibilityError, match="symbolic link"):
+        make_bundle(copy, tmp_path / "c", key=signer.private)
+    with pytest.raises(DataError, match="no such artifact"):
+        make_bundle(tmp_path / "none", key=signer.private)
+    assert not (tmp_path / "c").exists()
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+def test_only_trusted_keys_are_believed(
+    bundle: VerifiedBundle, signer: parts.Signer, tmp_path: Path
+) -> None:
+    other = parts.new_signer(tmp_path, "other")
+    with pytest.raises(CompatibilityError, match="signed with the key"):
+        verify_bundle(bundle.path, other.trust)
+    with pytest.raises(CompatibilityError, match="no public key"):
+        verify_bundle(bundle.path, [])
+    assert verify_bundle(bundle.path, [*other.trust, *signer.trust]).digest == bundle.digest
+    # A key that only claims to be the trusted one.
+    (mine,), (theirs,) = signer.trust, other.trust
+    with pytest.raises(CompatibilityError, match="not by the key"):
+        verify_bundle(bundle.path, [replace(theirs, fingerprint=mine.fingerprint)])
+
+
+def test_what_is_no_public_key(signer: parts.Signer, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="private key"):
+        read_public_key(signer.private)
+    edwards = ed25519.Ed25519PrivateKey.generate().public_key()
+    (tmp_path / "ed").write_bytes(
+        edwards.public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    )
+    (tmp_path / "text").write_text("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n")
+    (tmp_path / "empty").touch()
+    for name, words in {
+        "ed": "kind",
+        "text": "no elliptic-curve key",
+        "empty": "no elliptic-curve key",
+        "none": "cannot be read",
+    }.items():
+        with pytest.raises(UsageError, match=words):
+            read_public_key(tmp_path / name)
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def test_what_is_no_file(tmp_path: Path, signer: parts.Signer) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "empty").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text").write_text("# a text of more than twenty-four bytes\n")
+    for path in [*tmp_path.iterdir(), tmp_path / "none", Path("/dev/zero")]:
+        with pytest.raises(DataError):
+            verify_bundle(path, signer.trust)
+
+
+def test_a_medium_that_is_swapped_after_the_check(
+    bundle: VerifiedBundle, signer: parts.Signer, tmp_path: Path
+) -> None:
+    path = tmp_path / "b.edgehp"
+    data = bytearray(bundle.path.read_bytes())
+    path.write_bytes(data)
+    found = verify_bundle(path, signer.trust)
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CompatibilityError, match="changed since"):
+        found.extract(tmp_path / "out")
+    path.write_bytes(data[:-1])
+    with pytest.raises(DataError):
+        found.extract(tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["b.edgehp"]
+    path.write_bytes(bundle.path.read_bytes())
+    (tmp_path / "out").mkdir()
+    with pytest.raises(EnvironmentalError, match="cannot unpack"):
+        found.extract(tmp_path / "out")
+    assert (tmp_path / "out").is_dir()
+
+
+def test_a_full_disk_leaves_nothing(
+    bundle: VerifiedBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(EnvironmentalError, match="No space left"):
+        bundle.extract(tmp_path / "out")
+    monkeypatch.undo()
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_thousand_mutants_are_refused(
+    bundle: VerifiedBundle, artifact: Path, signer: parts.Signer, tmp_path: Path, seed: int
+) -> None:
+    """None is accepted, none ends in anything but an error of edgehp, none writes anything."""
+    rng = random.Random(seed)
+    (tmp_path / "canary").write_text("untouched")
+    root, mutant = tmp_path / "root", tmp_path / "mutant.edgehp"
+    good = bundle.path.read_bytes()
+    count = 0
+    for label, data in (
+        *damaged(good, section_of(bundle.path), rng),
+        *hostile(artifact, signer, rng),
+    ):
+        if data == good:
+            continue
+        mutant.write_bytes(data)
+        try:
+            slots.install(mutant, signer.trust, root, device=parts.Device(), selftest=parts.here)
+        except EdgehpError as e:
+            assert len(str(e)) < 2000, label
+            assert not isinstance(e, EnvironmentalError), (label, str(e), seed)
+        else:
+            pytest.fail(f"accepted: {label} (seed {seed})")
+        assert {p.name for p in tmp_path.iterdir()} == {"canary", "mutant.edgehp"}, (label, seed)
+        count += 1
+    assert count >= 2000
+    assert (tmp_path / "canary").read_text() == "untouched"
+
+
+Mutants = Iterator[tuple[str, bytes]]
+
+
+def damaged(good: bytes, section: tuple[int, int], rng: random.Random) -> Mutants:
+    """Without the key: flips, cuts, moves and forged numbers anywhere."""
+    start, end = section
+    regions = {"header": (0, HEADER), "sizes": (HEADER, start), "signature": (start, end)}
+    for name, (low, high) in {**regions, "files": (end, len(good))}.items():
+        for _ in range(200):
+            data = bytearray(good)
+            data[rng.randrange(low, high)] ^= 1 << rng.randrange(8)
+            yield f"flip in {name}", bytes(data)
+    for _ in range(150):
+        yield "truncated", good[: rng.randrange(len(good))]
+    for _ in range(50):
+        yield "trailing", good + rng.randbytes(rng.randrange(1, 5000))
+    for _ in range(150):
+        low, high = sorted(rng.randrange(len(good)) for _ in range(2))
+        at = rng.randrange(len(good))
+        piece = good[low:high]
+        kind = rng.choice(("removed", "repeated", "overwritten", "zeroed"))
+        yield (
+            kind,
+            {
+                "removed": good[:low] + good[high:],
+                "repeated": good[:at] + piece + good[at:],
+                "overwritten": (good[:at] + piece + good[at + len(piece) :])[: len(good)],
+                "zeroed": good[:low] + bytes(high - low) + good[high:],
+            }[kind],
+        )
+    sizes = [int.from_bytes(good[i : i + 8], "little") for i in range(HEADER, start, 8)]
+    for _ in range(200):
+        yield "forged sizes", good[:HEADER] + _forged(sizes, rng) + good[start:]
+    yield from _reordered(good, sizes, end)
+    for _ in range(100):
+        at = rng.choice((8, 12, 16, 20))
+        number = rng.choice((0, 1, 2, 65, 66, 2**16, 2**31, 2**32 - 1, rng.randrange(2**32)))
+        yield "forged header", good[:at] + number.to_bytes(4, "little") + good[at + 4 :]
+    text = good[start:end].rstrip()
+    for _ in range(150):
+        yield "rewritten signature", good[:start] + _rewritten(text, rng, end - start) + good[end:]
+
+
+def _forged(sizes: list[int], rng: random.Random) -> bytes:
+    sizes = list(sizes)
+    i, j = rng.sample(range(len(sizes)), 2)
+    kind = rng.randrange(4)
+    if kind == 0:
+        sizes[i], sizes[j] = sizes[j], sizes[i]
+    elif kind == 1:
+        moved = rng.randrange(1, sizes[i] + 1)
+        sizes[i], sizes[j] = sizes[i] - moved, sizes[j] + moved
+    elif kind == 2:
+        sizes[i] = rng.choice((2**64 - 1, MAX_FILE_SIZE, MAX_FILE_SIZE + 1, 2**63, 0))
+    else:
+        # The sum overflows to the right one in 64 bits.
+        sizes[i] = (sizes[i] + 2**63) % 2**64
+        sizes[j] = (sizes[j] + 2**63) % 2**64
+    return b"".join(s.to_bytes(8, "little") for s in sizes)
+
+
+def _reordered(good: bytes, sizes: list[int], end: int) -> Mutants:
+    """The members in other orders, their sizes with them."""
+    ends = [end + sum(sizes[: i + 1]) for i in range(len(sizes))]
+    members = [good[e - s : e] for s, e in zip(sizes, ends, strict=True)]
+    order = list(range(len(members)))
+    start = HEADER + 8 * len(sizes)
+    for i in range(len(order) - 1):
+        swapped = list(order)
+        swapped[i], swapped[i + 1] = swapped[i + 1], swapped[i]
+        if [members[k] for k in swapped] == members:
+            continue
+        table = b"".join(sizes[k].to_bytes(8, "little") for k in swapped)
+        yield (
+            "reordered",
+            good[:HEADER] + table + good[start:end] + b"".join(members[k] for k in swapped),
+        )
+
+
+def _rewritten(text: bytes, rng: random.Random, length: int) -> bytes:
+    """The same signature in other words, or parts of it changed."""
+    values = json.loads(text)
+    envelope = values["dsseEnvelope"]
+    kind = rng.randrange(8)
+    if kind == 0:
+        return json.dumps(values, indent=1).encode().ljust(length)[:length]
+    if kind == 1:
+        envelope["signatures"] *= rng.randrange(2, 4)
+    elif kind == 2:
+        envelope["signatures"][0]["keyid"] = "mine"
+    elif kind == 3:
+        values["verificationMaterial"]["publicKey"]["hint"] = rng.choice(("", "0" * 64, None, 7))
+    elif kind == 4:
+        values["extra"] = "x" * rng.randrange(10)
+    elif kind == 5:
+        envelope["payloadType"] = rng.choice(("text/plain", None, [], "application/json"))
+    elif kind == 6:
+        payload = json.loads(base64.b64decode(envelope["payload"]))
+        payload["predicate"]["resources"].pop(rng.randrange(3))
+        envelope["payload"] = base64.b64encode(json.dumps(payload).encode()).decode()
+    else:
+        values = rng.choice(([], None, 1, "text", {"dsseEnvelope": []}, {"dsseEnvelope": None}))
+    return json.dumps(values, sort_keys=True, separators=(",", ":")).encode().ljust(length)[:length]
+
+
+def hostile(artifact: Path, signer: parts.Signer, rng: random.Random) -> Mutants:
+    """With the key: whoever holds it still cannot write outside or crash the device."""
+    files = parts.files_of(artifact)
+    for path in (
+        "../evil", "/etc/evil", "a/../../evil", "..", ".", "", "a/", "/", "a//b", "a/b/c", "~/x",
+        "con\x00", "line\nbreak", "evil\n", ".hidden", "a/.hidden", "a\\b", "C:evil", "x" * 300,
+        "ünlich", "engine.onnx/x", "ENGINE.ONNX", "a b", "-rf", "$(evil)", "\udcff",
+    ):  # fmt: skip
+        for extra in (b"", b"evil"):
+            yield f"path {path!r}", parts.pack(signer, NAME, [*files, (path, extra)])
+            renamed = [(path if n == "golden.png" else n, d) for n, d in files]
+            yield f"renamed to {path!r}", parts.pack(signer, NAME, renamed)
+    for index, (name, data) in enumerate(files):
+        others = files[:index] + files[index + 1 :]
+        yield f"without {name}", parts.pack(signer, NAME, others)
+        yield f"twice {name}", parts.pack(signer, NAME, [*files, (name, data)])
+        yield f"empty {name}", parts.pack(signer, NAME, [*others, (name, b"")])
+        for other, _ in others:
+            swapped = {name: other, other: name}
+            exchanged = [(swapped.get(n, n), d) for n, d in files]
+            if dict(exchanged) != dict(files):
+                yield f"{name} as {other}", parts.pack(signer, NAME, exchanged)
+    yield "unlisted file", parts.pack(signer, NAME, [*files, ("unlisted", b"x")])
+    yield "other name", parts.pack(signer, "other", files)
+    yield "too many", parts.pack(signer, NAME, [(f"f{i}", b"") for i in range(65)])
+    yield from _hostile_statements(files, signer, rng)
+    yield from _hostile_manifests(files, signer, rng)
+
+
+def _hostile_statements(
+    files: list[tuple[str, bytes]], signer: parts.Signer, rng: random.Random
+) -> Mutants:
+    sizes = tuple(len(d) for _, d in files)
+    body = b"".join(d for _, d in files)
+    texts = [
+        b"", b"null", b"[]", b"{}", b"[" * 20_000, b'{"a":' * 5_000, b"\xff\xfe", b"1e999", b"NaN",
+        json.dumps(parts.statement(NAME, files)).encode().replace(b"{", b'{"_type":"x",', 1),
+    ]  # fmt: skip
+    junk = (None, [], {}, 0, -1, 1e308, "", "x" * 1000, True, [[]], {"sha256": 5}, "../x", 2**70)
+    while len(texts) < 160:
+        values = parts.statement(NAME, files)
+        _poke(values, rng, junk)
+        if values != parts.statement(NAME, files):
+            texts.append(json.dumps(values).encode())
+    for text in texts:
+        yield f"statement {text[:60]!r}", pack_front(parts.signed(signer, text), sizes) + body
+
+
+def _hostile_manifests(
+    files: list[tuple[str, bytes]], signer: parts.Signer, rng: random.Random
+) -> Mutants:
+    original = dict(files)["manifest.json"]
+    others = [(n, d) for n, d in files if n != "manifest.json"]
+    texts = [b"", b"{}", b"[" * 50_000, b"\x00" * 1000, original[:-5], original + b"{}"]
+    for _ in range(150):
+        data = bytearray(original)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        texts.append(bytes(data))
+    # All but one key of the manifest are needed, and none takes these; its digest is made to fit.
+    junk = ([[]], {"x": {}}, "../" * 300, -(10**30), [None] * 5000)
+    while len(texts) < 450:
+        values = json.loads(original)
+        before = json.dumps(values)
+        _poke(values, rng, junk, spare=SPARE)
+        if json.dumps(values) != before:
+            values["digest"] = canonical_digest(values)
+            texts.append(json.dumps(values).encode())
+    for text in texts:
+        if text != original:
+            yield (
+                f"manifest {text[:60]!r}",
+                parts.pack(signer, NAME, sorted([*others, ("manifest.json", text)])),
+            )
+
+
+def _poke(
+    value: Any, rng: random.Random, junk: tuple[Any, ...], spare: tuple[str, ...] = ()
+) -> None:
+    """Remove, replace or add something somewhere in a JSON value."""
+    while True:
+        keys = [
+            k for k in (value if isinstance(value, dict) else range(len(value))) if k not in spare
+        ]
+        if not keys:
+            value[next(iter(value), "x") if isinstance(value, dict) else slice(0)] = rng.choice(
+                junk
+            )
+            return
+        key = rng.choice(keys)
+        if isinstance(value[key], (dict, list)) and value[key] and rng.random() < 0.7:
+            value = value[key]
+            continue
+        kind = rng.randrange(3)
+        if kind == 0 and isinstance(value, dict):
+            del value[key]
+        elif kind == 1 and isinstance(value, dict):
+            value["unknown"] = rng.choice(junk)
+        else:
+            value[key] = rng.choice(junk)
+        return
+
+
+def test_files_are_for_all_to_read_and_none_to_run(bundle: VerifiedBundle, tmp_path: Path) -> None:
+    bundle.extract(tmp_path / "out")
+    modes = {stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert all(mode & 0o133 == 0 for mode in modes)
