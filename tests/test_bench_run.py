@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
+from edgehp.benchmark import session
+from edgehp.benchmark.peaks import MeasuredPeaks, measure_peaks
 from edgehp.benchmark.roofline import count_work, peaks_for, roofline
-from edgehp.benchmark.schema import report_fault
+from edgehp.benchmark.schema import benchmark_schema, report_fault
 from edgehp.cli.main import main
-from edgehp.errors import DataError
+from edgehp.errors import DataError, UsageError
 from edgehp.targets import load_target
 from tests.bench_artifact import make_artifact
 
@@ -28,6 +31,14 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_artifact(tmp_path_factory.mktemp("dist"))
 
 
+@pytest.fixture(autouse=True)
+def peaks(monkeypatch: pytest.MonkeyPatch) -> MeasuredPeaks:
+    """The roof of a known processor: measuring the real one takes seconds, once, below."""
+    found = MeasuredPeaks("test processor", "fp32", 1e13, 20.0, "made up")
+    monkeypatch.setattr(session, "measure_peaks", lambda *_, **__: found)
+    return found
+
+
 def bench(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as leaving:
         main(["bench", *map(str, arguments)])
@@ -37,7 +48,9 @@ def bench(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, 
 
 def report_of(text: str) -> dict[str, Any]:
     report = json.loads(text)
+    # The published schema, by the checker that the device has and by the one that others use.
     assert report_fault(report) is None
+    jsonschema.validate(report, benchmark_schema(), jsonschema.Draft202012Validator)
     assert isinstance(report, dict)
     return report
 
@@ -61,13 +74,21 @@ def test_every_scenario_measures_both_networks(
         assert set(result["absent"]) == {s for s, v in stages.items() if v is None}
         if scenario == "single-stream":
             assert stages["inference"]["count"] == result["calls"]
-            parts = stages["preprocessing"]["mean_ms"] + stages["inference"]["mean_ms"]
-            assert stages["end_to_end"]["mean_ms"] == pytest.approx(parts)
+            mean = {k: None if v is None else v["mean_ms"] for k, v in stages.items()}
+            assert mean["end_to_end"] == pytest.approx(mean["preprocessing"] + mean["call"])
+            assert mean["upload"] + mean["inference"] + mean["download"] <= mean["call"]
+            assert result["clocks"] == dict.fromkeys(mean.keys() - {"decode"}, "host")
+            assert "part of the deployed graph" in result["absent"]["decode"]
         if scenario == "multi-camera":
             assert result["arrived"] == result["images"] + result["dropped"]
         if scenario == "offline":
             assert result["offline"]["overlap"] > 0
     assert report["comparison"][0]["ratio"] > 0
+    roof = report["roofline"]["artifact"]["roofline"]
+    # At 32 pixels the weights take longer to read than the operations.
+    assert roof["bound"] == "memory"
+    assert 0 < roof["fraction_of_compute"] < 1
+    assert roof["peaks"] == {"name": "test processor", "measured": True, "source": "made up"}
     assert report["subjects"]["artifact"]["engine"]["threads"] == 1
 
 
@@ -175,6 +196,17 @@ def test_work_is_counted_from_the_graph(artifact: Path, tmp_path: Path) -> None:
     broken.write_bytes((artifact / "engine.onnx").read_bytes()[:1000])
     with pytest.raises(DataError):
         count_work(broken, "fp32")
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_the_roof_of_this_processor_is_measured(precision: str) -> None:
+    found = measure_peaks(precision, 1, seconds=0.01)
+    assert found.precision == precision
+    assert found.ops_per_s > 1e8
+    assert found.bandwidth_gb_s > 0.1
+    assert "with 1 threads" in found.source
+    with pytest.raises(UsageError, match="fp16"):
+        measure_peaks("fp16", 1)
 
 
 def test_the_roof_is_that_of_the_active_power_mode(artifact: Path) -> None:

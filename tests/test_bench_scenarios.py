@@ -20,7 +20,7 @@ from edgehp.benchmark.scenarios import (
     single_stream,
 )
 from edgehp.crop import Preprocessing
-from edgehp.engines.base import EngineInfo, Prediction
+from edgehp.engines.base import EngineInfo, Prediction, StageTimes
 from edgehp.errors import UsageError
 
 SPEC = Preprocessing(16)
@@ -88,6 +88,31 @@ def test_single_stream_takes_every_call() -> None:
     np.testing.assert_allclose(turn.stages["inference"], 0.01)
     np.testing.assert_allclose(turn.stages["preprocessing"], 0.0)
     assert turn.seconds == pytest.approx(turn.stages["end_to_end"].sum())
+    # An engine that tells no parts: its call is its inference, and nothing is made up.
+    assert set(turn.stages) == {"preprocessing", "inference", "call", "end_to_end"}
+
+
+class TimedTestEngine(TestedEngine):
+    stage_clock = "CUDA events"
+
+    def infer_timed(self, crops: np.ndarray) -> tuple[Prediction, StageTimes]:
+        prediction = self.infer(crops)
+        # The GPU counts by its own clock, and part of the call is nobody's.
+        return prediction, StageTimes(0.6 * self.first, 0.2 * self.first, 0.1 * self.first)
+
+
+@pytest.mark.parametrize("scenario", ["single-stream", "multi-camera"])
+def test_the_parts_of_a_call_are_what_the_engine_says(scenario: str) -> None:
+    time = Time()
+    it = lane(TimedTestEngine(time, 0.01))
+    if scenario == "single-stream":
+        turn = single_stream(it, 1.0, time)
+    else:
+        turn = multi_camera(it, 1.0, 2, 30, time, time.sleep)
+    means = {k: v.mean() for k, v in turn.stages.items() if k != "end_to_end"}
+    assert means == pytest.approx(
+        {"preprocessing": 0, "upload": 0.002, "inference": 0.006, "download": 0.001, "call": 0.01}
+    )
 
 
 def test_single_stream_with_a_batch() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from edgehp.benchmark.host import describe_host
+from edgehp.benchmark.host import changed_settings, describe_host
 from edgehp.benchmark.lanes import WarmUp
 from edgehp.benchmark.stats import summarise
 from edgehp.benchmark.validity import Validity, judge
@@ -43,6 +47,7 @@ def machine(tmp_path: Path) -> Path:
             "sys/class/thermal/thermal_zone1/type": "PMIC-off",
             "sys/class/thermal/thermal_zone1/temp": -256_000,
             "sys/class/hwmon/hwmon3/oc1_event_cnt": 0,
+            "sys/class/devfreq/17000000.gpu/cur_freq": 918_000_000,
         },
     )
     return tmp_path
@@ -64,6 +69,7 @@ def test_a_quiet_machine_is_valid(machine: Path) -> None:
     assert state.temperatures == {"CPU-therm": 51.5}
     assert state.trips == {"CPU-therm": 95.0}
     assert state.mhz == (2000.0,)
+    assert state.gpu_mhz == 918.0
     found = run(machine, {})
     assert found.valid, found.reasons
     assert found.unknown == ()
@@ -83,6 +89,7 @@ def test_a_quiet_machine_is_valid(machine: Path) -> None:
         ({f"{CPU}/cpufreq/scaling_cur_freq": 1_500_000}, "between 1500 and 2000 MHz"),
         ({"proc/stat": "cpu 1900 0 500 9000 0 0 0 100 0 0"}, "took 1.00 of 2 processors"),
         ({"proc/stat": "cpu 1000 0 500 9000 0 0 0 1000 0 0"}, "took 1.00 of 2 processors"),
+        ({"sys/class/devfreq/17000000.gpu/cur_freq": 306_000_000}, "GPU went between 306 and 918"),
     ],
 )
 def test_each_disturbance_has_its_reason(
@@ -91,6 +98,64 @@ def test_each_disturbance_has_its_reason(
     found = run(machine, changes)
     assert not found.valid
     assert any(words in reason for reason in found.reasons), found.reasons
+
+
+def loads(*foreign: float, own: float = 0.5) -> list[HostState]:
+    """Looks every half second; others take `foreign` processors until each, this process `own`."""
+    states, busy, mine = [HostState(0.0, busy_s=0.0, own_s=0.0)], 0.0, 0.0
+    for i, others in enumerate(foreign, 1):
+        busy, mine = busy + (others + own) / 2, mine + own / 2
+        states.append(HostState(i / 2, busy_s=busy, own_s=mine))
+    return states
+
+
+def test_a_short_burst_of_other_work_is_not_lost_in_the_mean() -> None:
+    # Two seconds of one processor in a minute: 1.7 % of the machine in the mean.
+    burst = judge(loads(*[0.0] * 58, *[1.0] * 4, *[0.0] * 58), (0, 60), 2)
+    assert burst.figures["foreign_load"] < 0.02
+    assert any("1.00 of 2 processors for 2 s (50%" in r for r in burst.reasons), burst.reasons
+    # What a quiet machine does all the time is no burst, whatever this process takes itself.
+    quiet = judge(loads(*[0.05, 0.0, 0.3, 0.0] * 30, own=1.9), (0, 60), 2)
+    assert quiet.valid, quiet.reasons
+    assert judge(loads(*[0.12] * 120), (0, 60), 2).reasons != ()
+
+
+def test_other_work_on_this_very_machine_is_seen() -> None:
+    """A child that burns a processor is foreign until it is waited for; idle time is nobody's."""
+    watch = HostWatch()
+    watch.period_s = 0.1
+    spin = "import time\nend = time.monotonic() + 60\nwhile time.monotonic() < end: pass"
+    before = read_host()
+    child = subprocess.Popen([sys.executable, "-S", "-c", spin])
+    try:
+        watch.start()
+        # Until the child has had half a second of processor time, however busy the machine is.
+        for _ in range(600):
+            if read_host().busy_s - before.busy_s > 1.0:  # type: ignore[operator]
+                break
+            time.sleep(0.1)
+        watch.stop()
+    finally:
+        child.kill()
+        child.wait()
+    first, last = watch.states[0], watch.states[-1]
+    found = judge(watch.states, (first.time, last.time), os.cpu_count() or 1)
+    assert found.figures["foreign_processors"] > 0.2
+    limit = found.limits.foreign_load * (os.cpu_count() or 1)
+    said = any(r.startswith("foreign load") for r in found.reasons)
+    assert said == (found.figures["foreign_processors"] > limit or (
+        (found.figures["foreign_burst"] or 0) > found.limits.foreign_burst))  # fmt: skip
+
+
+def test_settings_that_change_during_a_run_are_a_reason(machine: Path) -> None:
+    before = describe_host(machine)
+    assert changed_settings(before, describe_host(machine)) == []
+    put(machine, {f"{CPU}/cpufreq/scaling_governor": "powersave"})
+    changes = changed_settings(before, describe_host(machine))
+    found = judge((), WINDOW, 2, changes=changes)
+    assert found.reasons == (
+        "settings: the governor went from ['performance'] to ['powersave'] during the run",
+    )
 
 
 def test_a_gpu_that_throttled_once_makes_the_run_invalid() -> None:

@@ -77,7 +77,7 @@ def benchmark_report() -> dict[str, Any]:
         role = ("artifact", "reference", "reference", "artifact")[i % 4]
         times = rng.lognormal(np.log(0.006 if role == "artifact" else 0.018), 0.05, 200)
         crop = np.full(200, 0.0004)
-        stages = {"preprocessing": crop, "inference": times, "end_to_end": times + crop}
+        stages = {"preprocessing": crop, "inference": times, "call": times, "end_to_end": times + crop}
         turns.append(Turn(role, "end-to-end", 10.0 + i, 10.9 + i, 200, 200, stages, {}))
     recorder = PowerRecorder(ScriptedMeter())
     recorder._samples += [
@@ -300,7 +300,7 @@ def test_compare_from_the_command_line(
     [
         ("{", "not JSON"),
         ("[]", "the kind None"),
-        ('{"kind": "benchmark", "schema": 99}', "reads up to 1"),
+        ('{"kind": "benchmark", "schema": 99}', "reads up to 2"),
         (None, "cannot be read"),
     ],
 )

@@ -103,7 +103,7 @@ def main() -> None:
 
         def through_harness() -> None:
             stages = single_stream(lane, options.seconds).stages
-            harness.append(float(np.median(stages["inference"])))
+            harness.append(float(np.median(stages["call"])))
 
         def by_hand() -> None:
             direct.append(float(np.median(bare(lane.crops, options.seconds))))

@@ -22,16 +22,17 @@ from edgehp.benchmark.scenarios import END_TO_END, INFERENCE
 from edgehp.benchmark.stats import Latency, summarise
 from edgehp.benchmark.validity import judge
 from edgehp.benchmark.watch import HostState
-from edgehp.engines import PROCESSOR_ENGINES
 
 __all__ = ["SCHEMA_VERSION", "STAGES", "Context", "assemble"]
 
-SCHEMA_VERSION = 1
-STAGES = ("preprocessing", "upload", "inference", "download", "decode", "end_to_end")
+SCHEMA_VERSION = 2
+# Stages timed on the processor, and those that an engine times by a clock of its own.
+_HOST_STAGES = ("preprocessing", "call", "end_to_end")
+_ENGINE_STAGES = ("upload", "inference", "download")
+STAGES = ("preprocessing", *_ENGINE_STAGES, "decode", "call", "end_to_end")
 # Points of a timeline; more are thinned out evenly, since a plot shows no more.
 _MOST_POINTS = 2000
 
-_ON_CPU = "the engine reads and writes the host's memory where it is: nothing is transferred"
 _IN_CALL = "the engine does it inside one call; its time is within inference"
 _IN_GRAPH = "decoding is part of the deployed graph; its time is within inference"
 
@@ -51,6 +52,8 @@ class Context:
         states: of the machine during the run.
         power: the recorder, None where there is no meter.
         power_reason: why there is none.
+        changes: settings of the machine that are others after the run than before it.
+        clocks: role -> what the engine times the parts of a call with; ``"host"`` when absent.
         batches: role -> throughput by batch size, where it was looked for.
         roofline: role -> roofline, or ``{"reason": ...}``.
     """
@@ -65,6 +68,8 @@ class Context:
     states: Sequence[HostState] = ()
     power: PowerRecorder | None = None
     power_reason: str | None = None
+    changes: Sequence[str] = ()
+    clocks: Mapping[str, str] = field(default_factory=dict)
     batches: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
     roofline: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -85,6 +90,7 @@ def assemble(measured: Measured, context: Context) -> dict[str, Any]:
         os.cpu_count() or 1,
         measured.warm_ups,
         headline,
+        changes=context.changes,
     )
     report = {
         "kind": "benchmark",
@@ -129,11 +135,13 @@ def _result(
     turns = measured.of(role)
     seconds = sum(t.seconds for t in turns)
     images = sum(t.images for t in turns)
-    engine = context.subjects[role].get("engine", {})
-    absent = {}
-    for stage in STAGES:
-        if latencies[stage] is None:
-            absent[stage] = _why_absent(stage, context.plan.scenario, str(engine.get("kind")))
+    absent = {
+        stage: _why_absent(stage, context.plan.scenario)
+        for stage in STAGES
+        if latencies[stage] is None
+    }
+    clocks = dict.fromkeys(_HOST_STAGES, "host")
+    clocks |= dict.fromkeys(_ENGINE_STAGES, context.clocks.get(role, "host"))
     counts: dict[str, int] = {}
     for turn in turns:
         for name, count in turn.counts.items():
@@ -145,6 +153,7 @@ def _result(
         "images": images,
         "images_per_s": images / seconds if seconds > 0 else None,
         "stages": {s: None if v is None else v.to_dict() for s, v in latencies.items()},
+        "clocks": {s: c for s, c in clocks.items() if latencies[s] is not None},
         "absent": absent,
         "arrived": counts.get("arrived"),
         "late": counts.get("late"),
@@ -154,13 +163,13 @@ def _result(
     }
 
 
-def _why_absent(stage: str, scenario: str, kind: str) -> str:
+def _why_absent(stage: str, scenario: str) -> str:
     if scenario == "offline":
         return "offline measures throughput; batches overlap, so that a call has no time of its own"
     if stage == "decode":
         return _IN_GRAPH
     if stage in ("upload", "download"):
-        return _ON_CPU if kind in PROCESSOR_ENGINES else _IN_CALL
+        return _IN_CALL
     return "no turn was finished"
 
 
@@ -174,12 +183,17 @@ def _offline(role: str, measured: Measured, context: Context) -> dict[str, Any] 
         return sum(t.images for t in turns) / seconds if seconds > 0 else None
 
     whole, pure = rate(END_TO_END), rate(INFERENCE)
+    # Turn by turn, so that what the machine does to both cancels.
+    turns = (measured.of(role, END_TO_END), measured.of(role, INFERENCE))
+    paired = speedup(*turns, "images_per_s")
     return {
         "batch": context.subjects[role]["batch"],
         "tried": [dict(t) for t in context.batches.get(role, ())],
         "end_to_end_images_per_s": whole,
         "inference_images_per_s": pure,
         "overlap": whole / pure if whole and pure else None,
+        "overlap_low": None if paired is None else paired.low,
+        "overlap_high": None if paired is None else paired.high,
     }
 
 

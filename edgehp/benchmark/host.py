@@ -7,6 +7,7 @@ import platform
 import re
 import resource
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from edgehp.device import (
     read_text,
 )
 
-__all__ = ["describe_host", "peak_memory_mib", "power_mode"]
+__all__ = ["changed_settings", "describe_host", "peak_memory_mib", "power_mode"]
 
 _PACKAGES = (
     *("numpy", "opencv-python-headless", "openvino", "onnxruntime", "tensorrt"),
@@ -60,6 +61,25 @@ def describe_host(root: Path = SYSTEM_ROOT) -> dict[str, Any]:
         "packages": _versions(),
         "environment": {k: v for k, v in sorted(os.environ.items()) if _VARIABLES.match(k)},
     }
+
+
+def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Settings that decide about speed and are not what they were, a phrase each.
+
+    Args:
+        before: what `describe_host` gave before a run.
+        after: and after it.
+    """
+    return [
+        f"the {what} went from {before[key]} to {after[key]}"
+        for key, what in (
+            ("power_mode", "power mode"),
+            ("governors", "governor"),
+            ("cpu_mhz_limits", "clock limits in MHz"),
+            ("processors_usable", "number of usable processors"),
+        )
+        if before[key] != after[key]
+    ]
 
 
 def power_mode() -> str | None:

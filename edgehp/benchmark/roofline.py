@@ -2,7 +2,8 @@
 
 Williams, Waterman & Patterson, "Roofline: an insightful visual performance model", CACM 2009. The
 operations and bytes are counted from the deployed graph, the peaks come from the target's data for
-the active power mode. Bytes have two ends: *least*, where activations never leave the chip
+the active power mode or, where the target states none, from a measurement on this processor
+(`edgehp.benchmark.peaks`). Bytes have two ends: *least*, where activations never leave the chip
 (weights, input and output once), and *layer by layer*, where every convolution reads its input and
 writes its output in memory. The truth lies between; where the two name different binding sides,
 the report says so.
@@ -11,12 +12,13 @@ the report says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgehp.errors import DataError, UsageError
+from edgehp.benchmark.peaks import MeasuredPeaks
+from edgehp.errors import DataError, EnvironmentalError, UsageError
 from edgehp.targets import Peaks, Target, load_target
 
 if TYPE_CHECKING:
@@ -169,18 +171,22 @@ def _plain(name: str) -> str:
 
 
 def roofline(
-    work: Work, peaks: Peaks, precision: str, images_per_s: float, batch: int
+    work: Work, peaks: Peaks | MeasuredPeaks, precision: str, images_per_s: float, batch: int
 ) -> dict[str, Any]:
     """Place a measured throughput under the roof.
 
     Args:
         work: of one image.
         peaks: of the hardware.
-        precision: ``"int8"`` or ``"fp16"``, whose peak counts.
+        precision: ``"int8"`` or ``"fp16"``, whose peak counts; of measured peaks it is their own.
         images_per_s: measured, of inference alone.
         batch: images a call.
     """
-    compute = (peaks.int8_tops if precision == "int8" else peaks.fp16_tflops) * 1e12
+    if isinstance(peaks, MeasuredPeaks):
+        compute, measured = peaks.ops_per_s, True
+    else:
+        compute = (peaks.int8_tops if precision == "int8" else peaks.fp16_tflops) * 1e12
+        measured = peaks.measured
     reached = work.operations * images_per_s
     ends = {}
     for name, count in (
@@ -208,12 +214,15 @@ def roofline(
         "fraction_of_compute": reached / compute,
         "bound": sides.pop() if len(sides) == 1 else "between compute and memory",
         "ends": ends,
-        "peaks": {"name": peaks.name, "measured": peaks.measured, "source": peaks.source},
+        "peaks": {"name": peaks.name, "measured": measured, "source": peaks.source},
     }
 
 
 def roofline_of(
-    network: OpenedNetwork, result: Mapping[str, Any], mode: str | None
+    network: OpenedNetwork,
+    result: Mapping[str, Any],
+    mode: str | None,
+    measure: Callable[[str], MeasuredPeaks] | None = None,
 ) -> dict[str, Any]:
     """The roofline of one measured network; what is missing is null with a reason.
 
@@ -221,6 +230,7 @@ def roofline_of(
         network: opened.
         result: its part of the report.
         mode: the active power mode.
+        measure: the peaks of this processor at a precision, for a target that states none.
     """
     found: dict[str, Any] = {"work": None, "roofline": None, "reason": None}
     artifact = network.artifact
@@ -239,14 +249,24 @@ def roofline_of(
         target = load_target(manifest.target.name)
     except (UsageError, DataError) as e:
         return {**found, "reason": str(e)}
-    peaks, chosen = peaks_for(target, mode if target.power_modes else manifest.target.gpu or mode)
-    if peaks is None:
-        return {**found, "reason": chosen}
-    if precision not in ("int8", "fp16"):
-        return {**found, "reason": f"the target states no peak for {precision}"}
     rate, batch = _inference_rate(result)
     if rate is None:
         return {**found, "reason": "no inference was finished"}
+    peaks: Peaks | MeasuredPeaks | None
+    if measure is not None and not (target.power_modes or target.boards):
+        try:
+            peaks = measure(precision)
+        except (EnvironmentalError, UsageError) as e:
+            return {**found, "reason": f"the target {target.name} states no peak, and {e}"}
+        chosen = peaks.source
+    else:
+        peaks, chosen = peaks_for(
+            target, mode if target.power_modes else manifest.target.gpu or mode
+        )
+        if peaks is not None and precision not in ("int8", "fp16"):
+            return {**found, "reason": f"the target states no peak for {precision}"}
+    if peaks is None:
+        return {**found, "reason": chosen}
     return {**found, "chosen": chosen, "roofline": roofline(work, peaks, precision, rate, batch)}
 
 

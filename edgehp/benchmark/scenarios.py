@@ -21,6 +21,7 @@ from edgehp.benchmark.lanes import Lane, Turn
 from edgehp.benchmark.plan import Plan
 from edgehp.crop import crop_face
 from edgehp.datasets.prefetch import prefetch
+from edgehp.engines.base import Crops, StageTimes, TimedEngine
 
 __all__ = [
     "END_TO_END",
@@ -52,8 +53,8 @@ def single_stream(lane: Lane, seconds: float, clock: Clock = perf_counter) -> Tu
 
     The loop does nothing else but take the time: it must not be seen in the result.
     """
-    prepared, done, total = array("d"), array("d"), array("d")
-    infer, spec, batch = lane.engine.infer, lane.spec, lane.batch
+    log = _StageLog()
+    infer, spec, batch = _timed(lane, clock), lane.spec, lane.batch
     groups = lane.groups(batch)
     start = clock()
     deadline = start + seconds
@@ -66,13 +67,12 @@ def single_stream(lane: Lane, seconds: float, clock: Clock = perf_counter) -> Tu
         else:
             crops = lane.crop(group)
         ready = clock()
-        infer(crops)
+        times = infer(crops)
         end = clock()
-        prepared.append(ready - began)
-        done.append(end - ready)
-        total.append(end - began)
-    stages = {"preprocessing": _of(prepared), "inference": _of(done), "end_to_end": _of(total)}
-    return Turn(lane.role, END_TO_END, start, end, len(total) * batch, len(total), stages, {})
+        log.add(ready - began, times, end - ready)
+        log.end_to_end.append(end - began)
+    calls = len(log.call)
+    return Turn(lane.role, END_TO_END, start, end, calls * batch, calls, log.stages(), {})
 
 
 def offline(
@@ -126,13 +126,13 @@ def multi_camera(
     """
     items = lane.frames.items
     period = 1 / fps
-    latencies, prepared, done = array("d"), array("d"), array("d")
+    log, infer = _StageLog(), _timed(lane, clock)
     # The next frame of each camera that has not been taken or dropped, and how many arrive.
     taken = [0] * cameras
     start = clock()
     per_camera = max(1, math.floor(seconds * fps))
     offsets = [start + period * c / cameras for c in range(cameras)]
-    dropped = late = calls = 0
+    dropped = late = 0
     while True:
         now = clock()
         waiting = []
@@ -158,17 +158,15 @@ def multi_camera(
         began = clock()
         crops = lane.crop(group)
         ready = clock()
-        lane.engine.infer(crops)
+        times = infer(crops)
         end = clock()
-        calls += 1
-        prepared.append(ready - began)
-        done.append(end - ready)
+        log.add(ready - began, times, end - ready)
         for arrival, _ in chosen:
-            latencies.append(end - arrival)
+            log.end_to_end.append(end - arrival)
             late += end - arrival > period
-    stages = {"preprocessing": _of(prepared), "inference": _of(done), "end_to_end": _of(latencies)}
     counts = {"arrived": per_camera * cameras, "late": int(late), "dropped": dropped}
-    return Turn(lane.role, END_TO_END, start, clock(), len(latencies), calls, stages, counts)
+    answered, calls = len(log.end_to_end), len(log.call)
+    return Turn(lane.role, END_TO_END, start, clock(), answered, calls, log.stages(), counts)
 
 
 def largest_useful_batch(
@@ -197,6 +195,45 @@ def largest_useful_batch(
             break
         batch *= 2
     return best, tried
+
+
+class _StageLog:
+    """Durations by stage, in compact arrays."""
+
+    def __init__(self) -> None:
+        self.end_to_end = array("d")
+        self.preprocessing = array("d")
+        self.call = array("d")
+        self._parts = {name: array("d") for name in ("upload", "inference", "download")}
+
+    def add(self, preprocessing: float, times: StageTimes, call: float) -> None:
+        """One call: crops made, the parts of the call, the call as a whole."""
+        self.preprocessing.append(preprocessing)
+        self.call.append(call)
+        for name, values in self._parts.items():
+            if (seconds := getattr(times, name)) is not None:
+                values.append(seconds)
+
+    def stages(self) -> dict[str, npt.NDArray[np.float64]]:
+        """By name, without the parts that the engine does not tell."""
+        found = {k: _of(v) for k, v in self._parts.items() if len(v)}
+        whole = {n: _of(getattr(self, n)) for n in ("preprocessing", "call", "end_to_end")}
+        return {**whole, **found}
+
+
+def _timed(lane: Lane, clock: Clock) -> Callable[[Crops], StageTimes]:
+    """One call of the lane's engine, giving what its parts took."""
+    engine = lane.engine
+    if isinstance(engine, TimedEngine):
+        inner = engine.infer_timed
+        return lambda crops: inner(crops)[1]
+
+    def untimed(crops: Crops) -> StageTimes:
+        began = clock()
+        engine.infer(crops)
+        return StageTimes(clock() - began)
+
+    return untimed
 
 
 def _of(values: array[float]) -> npt.NDArray[np.float64]:

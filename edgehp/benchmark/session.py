@@ -6,14 +6,16 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edgehp.artifact import verify_golden
 from edgehp.benchmark.assemble import Context, assemble
 from edgehp.benchmark.frames import Frames, camera_frames, photo_frames
-from edgehp.benchmark.host import describe_host
+from edgehp.benchmark.host import changed_settings, describe_host
 from edgehp.benchmark.lanes import ARTIFACT, REFERENCE, Lane
+from edgehp.benchmark.peaks import measure_peaks
 from edgehp.benchmark.plan import Plan, slice_seconds
 from edgehp.benchmark.power import PowerRecorder
 from edgehp.benchmark.power.choose import open_meter
@@ -22,6 +24,7 @@ from edgehp.benchmark.run import Progress, Recorder, measure
 from edgehp.benchmark.scenarios import largest_useful_batch
 from edgehp.benchmark.watch import HostWatch, StateSource
 from edgehp.engines import PROCESSOR_ENGINES
+from edgehp.engines.base import TimedEngine
 from edgehp.errors import EdgehpError, MeasurementError, UsageError
 from edgehp.validation.subjects import OpenedNetwork, open_artifact, open_reference
 
@@ -102,6 +105,7 @@ def benchmark(
         sources = _sources(found.engine.kind)
         watch = HostWatch(sources)
         recorders: list[Recorder] = [watch] if recorder is None else [watch, recorder]
+        host = describe_host()
         measured = measure(
             plan,
             lanes,
@@ -109,7 +113,6 @@ def benchmark(
             measure_idle=recorder is not None,
             progress=None if progress is None else lambda p: progress(p, recorder, watch),
         )
-        host = describe_host()
         subjects = {lane.role: _subject(networks[lane.role], lane) for lane in lanes}
         report = assemble(
             measured,
@@ -124,11 +127,20 @@ def benchmark(
                 states=watch.states,
                 power=recorder,
                 power_reason=reason,
+                changes=changed_settings(host, describe_host()),
+                clocks={r: _clock(n) for r, n in networks.items()},
                 batches=tried,
             ),
         )
+        # An engine that runs elsewhere has its peaks from the target's data alone, and who
+        # interrupted a run does not wait for more.
+        peaks = None
+        if found.engine.kind in PROCESSOR_ENGINES and not measured.interrupted:
+            # As careful as the run itself: one of a second is no figure for a review anyway.
+            seconds = min(0.5, plan.duration_s / 60)
+            peaks = partial(measure_peaks, threads=opened.engine.info.threads, seconds=seconds)
         report["roofline"] = {
-            role: roofline_of(network, report["results"][role], host["power_mode"])
+            role: roofline_of(network, report["results"][role], host["power_mode"], peaks)
             for role, network in networks.items()
         }
         if request.require_power:
@@ -217,6 +229,11 @@ def _subject(network: OpenedNetwork, lane: Lane) -> dict[str, Any]:
         else None,
         "manifest_digest": artifact.manifest.to_dict()["digest"] if artifact else None,
     }
+
+
+def _clock(network: OpenedNetwork) -> str:
+    engine = network.engine
+    return engine.stage_clock if isinstance(engine, TimedEngine) else "host"
 
 
 def _sources(kind: str) -> tuple[StateSource, ...]:

@@ -41,18 +41,26 @@ def summary_rows(report: Mapping[str, Any]) -> Table:
             rows.append((f"{label} inference only", "-", "-", "-", "-", "-",
                          number(offline["inference_images_per_s"], 4)))  # fmt: skip
             if offline["overlap"] is not None:
+                span = ""
+                if offline.get("overlap_low") is not None:
+                    low, high = offline["overlap_low"], offline["overlap_high"]
+                    span = f" (95 % interval {low:.1%} to {high:.1%})"
                 notes.append(
                     f"{role}: batch {offline['batch']}; cropping beside inference keeps "
-                    f"{offline['overlap']:.1%} of the pure inference rate"
+                    f"{offline['overlap']:.1%} of the pure inference rate{span}"
                 )
             continue
         for stage, title in (
             ("end_to_end", "end to end"),
             ("preprocessing", "crop + resize"),
+            ("upload", "upload"),
             ("inference", "inference"),
+            ("download", "download"),
         ):
             latency = result["stages"][stage]
-            if latency is None:
+            # On the processor handing over is no transfer: microseconds, in the JSON.
+            moved = stage in ("upload", "download")
+            if latency is None or (moved and result.get("clocks", {}).get(stage) == "host"):
                 continue
             at = {q["p"]: q for q in latency["percentiles"]}
             rate = number(result["images_per_s"], 4) if stage == "end_to_end" else ""

@@ -10,7 +10,9 @@ from edgehp.benchmark.lanes import WarmUp
 from edgehp.benchmark.stats import Latency
 from edgehp.benchmark.watch import HostState
 
-__all__ = ["Limits", "Validity", "judge", "load_summary"]
+__all__ = ["BURST_S", "Limits", "Validity", "judge", "load_summary"]
+
+BURST_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -19,11 +21,14 @@ class Limits:
 
     Attributes:
         foreign_load: processor time of others as a part of the whole machine.
+        foreign_burst: the same within any `BURST_S` seconds: a mean over minutes hides a short
+            disturbance that the slowest calls do not.
         clock_change: the fastest clock may fall below its highest by this part.
         temperature_drift: degrees between the first and the last quarter of the run.
     """
 
     foreign_load: float = 0.05
+    foreign_burst: float = 0.20
     clock_change: float = 0.10
     temperature_drift: float = 10.0
 
@@ -60,6 +65,7 @@ def judge(
     warm_ups: Sequence[WarmUp] = (),
     headline: tuple[float, Mapping[str, Latency | None]] | None = None,
     limits: Limits | None = None,
+    changes: Sequence[str] = (),
 ) -> Validity:
     """Judge a run by what was seen during it.
 
@@ -70,10 +76,11 @@ def judge(
         warm_ups: of the networks.
         headline: the percentile that the scenario is judged by and the latencies by role.
         limits: the default ones when omitted.
+        changes: settings of the machine that are others after the run than before it.
     """
     limits = limits or Limits()
     seen = _around(states, window)
-    reasons: list[str] = []
+    reasons: list[str] = [f"settings: {change} during the run" for change in changes]
     unknown: list[str] = []
     figures: dict[str, Any] = {}
     for warm in warm_ups:
@@ -107,6 +114,13 @@ def judge(
             f"foreign load: other work took {load['foreign_processors']:.2f} of {processors} "
             f"processors ({load['foreign_load']:.0%}, at most {limits.foreign_load:.0%} allowed)"
         )
+    burst = _largest_burst(seen, processors)
+    figures["foreign_burst"] = burst
+    if burst is not None and burst > limits.foreign_burst:
+        reasons.append(
+            f"foreign load: other work took {burst * processors:.2f} of {processors} processors "
+            f"for {BURST_S:g} s ({burst:.0%}, at most {limits.foreign_burst:.0%} allowed)"
+        )
     return Validity(tuple(reasons), tuple(unknown), limits, figures)
 
 
@@ -124,6 +138,21 @@ def load_summary(seen: Sequence[HostState], processors: int) -> dict[str, float 
         "foreign_processors": foreign,
         "own_processors": own,
     }
+
+
+def _largest_burst(seen: Sequence[HostState], processors: int) -> float | None:
+    """The largest foreign load over `BURST_S` seconds; None where it is not known."""
+    largest: float | None = None
+    first = 0
+    for last, state in enumerate(seen):
+        # The latest look that is far enough back.
+        while first + 1 < last and state.time - seen[first + 1].time >= BURST_S:
+            first += 1
+        if state.time - seen[first].time >= BURST_S:
+            load = load_summary((seen[first], state), processors)["foreign_load"]
+            if load is not None:
+                largest = max(largest or 0.0, load)
+    return largest
 
 
 def _around(states: Sequence[HostState], window: tuple[float, float]) -> list[HostState]:

@@ -33,7 +33,7 @@ class HostState:
         own_s: processor seconds of this process and its children.
         throttles: counter -> how often the hardware throttled or an over-current event came.
         reasons: what is being throttled right now, as the GPU says.
-        gpu_mhz: clock of the GPU.
+        gpu_mhz: clock of the GPU; of a Jetson's by ``/sys/class/devfreq``.
     """
 
     time: float
@@ -76,6 +76,7 @@ def read_host(root: Path = SYSTEM_ROOT, clock: Callable[[], float] = perf_counte
         busy_s=_busy(root),
         own_s=own.user + own.system + own.children_user + own.children_system,
         throttles=_counters(root),
+        gpu_mhz=_devfreq_gpu(root),
     )
 
 
@@ -159,6 +160,14 @@ def _clocks(root: Path) -> tuple[float, ...]:
         if (khz := read_integer(path)) is not None:
             found.append(khz / 1000)
     return tuple(found)
+
+
+def _devfreq_gpu(root: Path) -> float | None:
+    """The clock of a Jetson's GPU: ``17000000.gpu`` on Orin, ``gpu-gpc-0`` on Thor."""
+    for path in sorted((root / "sys/class/devfreq").glob("*gpu*/cur_freq")):
+        if (hertz := read_integer(path)) is not None:
+            return hertz / 1e6
+    return None
 
 
 def _busy(root: Path) -> float | None:

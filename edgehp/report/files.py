@@ -12,7 +12,7 @@ from edgehp.errors import DataError, EnvironmentalError
 
 __all__ = ["KINDS", "read_report", "write_report", "write_text"]
 
-KINDS = {"benchmark": 1, "validation": 1}
+KINDS = {"benchmark": 2, "validation": 1}
 # A benchmark of ten minutes has about 2 MB.
 _LARGEST = 256 << 20
 

@@ -14,6 +14,7 @@ __all__ = ["accuracy_rows", "html_page", "markdown"]
 
 _TEMPLATE = "page.html.jinja"
 _ANGLES = ("pitch", "yaw", "roll")
+PARTS = ("artifact against FP32", "frames", "drop, degrees", "|angles|", "|spread|")
 Rows = list[tuple[str, ...]]
 
 
@@ -53,19 +54,24 @@ def html_page(material: Material, faces: Path | None = None) -> str:
         {
             "report": r,
             "rows": accuracy_rows(r),
+            "parts": breakdown_rows(r),
+            "unlike": (r.get("appearance") or {}).get("warning"),
             "by_yaw": svg(plots.error_by_yaw(r)),
             "worst": worst_photos(r, faces),
         }
         for r in material.validations
     ]
+    kept = float_layers(material.manifest)
     sensitivity = (
-        svg(plots.sensitivity_plot(material.sensitivity)) if material.sensitivity else None
+        svg(plots.sensitivity_plot(material.sensitivity, kept)) if material.sensitivity else None
     )
     return environment.from_string(template).render(
         title=_title(material),
         benchmarks=benchmarks,
         validations=validations,
         sensitivity=sensitivity,
+        gate=gate_rows(material.manifest),
+        mixed=mixed_text(material.manifest),
         manifest=None if material.manifest is None else manifest_rows(material.manifest),
     )
 
@@ -87,9 +93,24 @@ def markdown(material: Material) -> str:
             f"## Accuracy on {report['protocol'].get('dataset')}",
             _markdown_table(("degrees", "reference", "artifact", "drop"), accuracy_rows(report)),
         ]
+        if broken := breakdown_rows(report):
+            parts.append(_markdown_table(PARTS, broken))
+        if unlike := (report.get("appearance") or {}).get("warning"):
+            parts.append(f"Warning: {unlike}.")
         worst = worst_photos(report, None)
         if worst:
             parts.append("Worst: " + ", ".join(f"{w.name} ({w.error:.1f}°)" for w in worst))
+    if material.sensitivity:
+        rows = [
+            (x.name, f"{x.degrees:.4f}", "-" if x.gain is None else f"{x.gain:+.4f}")
+            for x in sorted(material.sensitivity, key=lambda x: -x.degrees)
+        ]
+        headers = ("layer", "alone in INT8, degrees", "gain without it, degrees")
+        parts += ["## Sensitivity of the layers", _markdown_table(headers, rows)]
+    if gate := gate_rows(material.manifest):
+        parts += ["## Accuracy at the build", _markdown_table(PARTS, gate)]
+    if mixed := mixed_text(material.manifest):
+        parts.append(mixed)
     if material.manifest is not None:
         parts += [
             "## Manifest",
@@ -139,6 +160,89 @@ def accuracy_rows(report: Mapping[str, Any]) -> Rows:
     return rows
 
 
+def breakdown_rows(report: Mapping[str, Any]) -> Rows:
+    """The artifact against its reference by |yaw| and on harder versions of the crops.
+
+    Rows of `PARTS`; empty where a network alone was validated.
+    """
+    drop = report.get("drop")
+    if not drop:
+        return []
+    frames = report["reference_accuracy"]["overall"]["frames"]
+    rows = [
+        _part(
+            "all",
+            frames,
+            drop["overall"],
+            drop["mean_difference_overall"],
+            drop["spread_difference_overall"],
+        )
+    ]
+    for band in drop["bands"]:
+        if band["drop"] is not None:
+            name = f"|yaw| {band['low']:g} to {band['high']:g}°"
+            # Reports of earlier releases have no differences by band.
+            apart = band.get("mean_difference"), band.get("spread_difference")
+            rows.append(_part(name, band["frames"], band["drop"], *apart))
+    for c in report.get("robustness") or ():
+        if c["drop"] is not None:
+            apart = c["mean_difference"], c["spread_difference"]
+            rows.append(_part(c["name"], frames, c["drop"], *apart))
+    return rows
+
+
+def gate_rows(manifest: Mapping[str, Any] | None) -> Rows:
+    """What the build's gate measured, as `breakdown_rows`."""
+    accuracy = (manifest or {}).get("accuracy")
+    if not accuracy or not accuracy.get("subsets"):
+        return []
+
+    def row(name: str, values: Mapping[str, Any]) -> tuple[str, ...]:
+        low, high = values["interval"]
+        interval = {"value": values["drop"], "low": low, "high": high}
+        apart = values["difference"], values["spread_difference"]
+        return _part(name, values["count"], interval, *apart)
+
+    return [row("all", accuracy), *(row(s["name"], s) for s in accuracy["subsets"])]
+
+
+def float_layers(manifest: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Layers that the accuracy gate keeps in floating point."""
+    mixed = ((manifest or {}).get("precision") or {}).get("mixed")
+    return tuple(mixed["float_layers"]) if mixed else ()
+
+
+def mixed_text(manifest: Mapping[str, Any] | None) -> str | None:
+    """Which layers stay in floating point and what that costs, in a sentence; None for none."""
+    mixed = ((manifest or {}).get("precision") or {}).get("mixed")
+    if not mixed:
+        return None
+    cost = mixed["predicted_ms"] - mixed["predicted_all_int8_ms"]
+    text = (
+        f"To keep the drop, {', '.join(mixed['float_layers'])} stay in "
+        f"{mixed['float_precision'].upper()}; INT8 throughout dropped by "
+        f"{mixed['all_int8_drop']:+.4f} degrees. Predicted cost: {number(cost, 3)} ms on "
+        f"{number(mixed['predicted_all_int8_ms'], 3)} ms ({mixed['latency_model']})."
+    )
+    if mixed["measured_ms"] is not None and mixed["measured_all_int8_ms"] is not None:
+        text += (
+            f" Measured: {number(mixed['measured_ms'], 3)} ms against "
+            f"{number(mixed['measured_all_int8_ms'], 3)} ms."
+        )
+    return text
+
+
+def _part(
+    name: str,
+    frames: int,
+    drop: Mapping[str, Any],
+    angles: float | None,
+    spread: float | None,
+) -> tuple[str, ...]:
+    apart = ("-" if v is None else f"{v:.4f}" for v in (angles, spread))
+    return (name, str(frames), _interval(drop, 4), *apart)
+
+
 def roofline_text(report: Mapping[str, Any]) -> str:
     """The roofline of the artifact in a sentence, or why there is none."""
     found = report["roofline"].get("artifact") or {"reason": "not counted", "work": None}
@@ -152,8 +256,8 @@ def roofline_text(report: Mapping[str, Any]) -> str:
     if roof is None:
         return f"{counted}Roofline: null, {found['reason']}."
     return (
-        f"{counted}Reached {roof['reached_ops_per_s'] / 1e12:.2f} of "
-        f"{roof['peak_ops_per_s'] / 1e12:.1f} T operations a second "
+        f"{counted}Reached {number(roof['reached_ops_per_s'] / 1e12)} of "
+        f"{number(roof['peak_ops_per_s'] / 1e12)} T operations a second "
         f"({roof['fraction_of_compute']:.1%}); bound by {roof['bound']} "
         f"(peaks of {roof['peaks']['name']}: {roof['peaks']['source']})."
     )
@@ -186,16 +290,17 @@ def manifest_rows(manifest: Mapping[str, Any]) -> Rows:
         rows += [
             (f"{key}.{name}", _short(inner))
             for name, inner in value.items()
-            if name not in ("audit", "angles", "spread", "protocol")
+            if name not in ("audit", "angles", "spread", "protocol", "subsets", "mixed")
         ]
     rows += [(f["path"], f"{f['size']} bytes, SHA-256 {f['sha256']}") for f in manifest["files"]]
     return rows
 
 
-def _interval(value: Mapping[str, Any]) -> str:
+def _interval(value: Mapping[str, Any], digits: int = 3) -> str:
     if value["low"] is None or value["high"] is None:
-        return f"{value['value']:+.3f}"
-    return f"{value['value']:+.3f} ({value['low']:+.3f} to {value['high']:+.3f})"
+        return f"{value['value']:+.{digits}f}"
+    low, high = (f"{value[k]:+.{digits}f}" for k in ("low", "high"))
+    return f"{value['value']:+.{digits}f} ({low} to {high})"
 
 
 def _short(value: Any) -> str:

@@ -116,7 +116,8 @@ class GpuState:
         return replace(
             state,
             reasons=tuple(text for bit, text in THROTTLE_REASONS.items() if (reasons or 0) & bit),
-            gpu_mhz=mhz,
+            # NVML on a Jetson tells little; what the kernel said stays.
+            gpu_mhz=state.gpu_mhz if mhz is None else mhz,
             temperatures=state.temperatures | ({} if degrees is None else {"GPU": degrees}),
         )
 
