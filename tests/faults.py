@@ -21,6 +21,7 @@ moment, by rules harsher than those of any journalling file system:
 from __future__ import annotations
 
 import builtins
+import gc
 import io
 import os
 import random
@@ -110,6 +111,8 @@ def _in_child(action: Callable[[], object], point: int, writing: int) -> None:
             count += 1
 
     code = 1
+    # The collector would touch, and so copy, every page that is shared with the parent.
+    gc.disable()
     try:
         with no_flush(), _hooked(before, lambda *_: None):
             action()
