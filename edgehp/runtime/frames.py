@@ -37,13 +37,16 @@ def as_rgb(pixels: object, *, grey: bool = False, bit_depth: int = 16) -> Image:
     and saw grey pictures in training as three equal channels.
 
     Args:
-        pixels: uint8 or uint16, [H, W], [H, W, 1], [H, W, 3] (BGR) or [H, W, 4] (BGRA).
+        pixels: uint8 or uint16, [H, W], [H, W, 1], [H, W, 3] (BGR) or [H, W, 4] (BGRA); or the
+            error that came in its place.
         grey: turn colour into grey too, for a near-infrared sensor behind a colour driver.
         bit_depth: significant bits of uint16 frames.
 
     Raises:
         DataError: it is no frame.
     """
+    if isinstance(pixels, DataError):
+        raise pixels
     if not isinstance(pixels, np.ndarray):
         raise DataError(f"the camera gave {type(pixels).__name__}, expected a frame")
     found = f"{pixels.dtype} {list(pixels.shape)}"
@@ -112,7 +115,7 @@ class FrameHealth:
             self._same += 1
         else:
             self._last, self._since, self._same = sample, seconds, 0
-        level, deviation = float(sample.mean()), float(sample[..., 1].std())
+        level, deviation, neighbours = _look(rgb)
         # First: a black frame repeated is black.
         if deviation < _FLAT:
             kind = "black" if level < 16 else "featureless"
@@ -121,17 +124,21 @@ class FrameHealth:
         # Two equal frames may be one frame sent twice; time alone must not accuse a slow camera.
         if self._same >= 2 and for_s >= self._after:
             return Fault("frozen", f"{self._same + 1} identical frames over {for_s:.2f} s")
-        if (found := _neighbours(rgb)) < _NOISE:
+        if neighbours < _NOISE:
             if deviation < _DARK_NOISE:
                 return Fault("featureless", "sensor noise and nothing else: dark?")
-            return Fault("garbage", f"neighbouring pixels correlate by {found:.2f} only: noise")
+            return Fault("garbage", f"neighbouring pixels correlate by {neighbours:.2f} only: noise")
         return None
 
 
-def _neighbours(rgb: Image) -> float:
-    """Correlation of horizontally adjacent green pixels on every 16th row."""
+def _look(rgb: Image) -> tuple[float, float, float]:
+    """Mean and standard deviation of green, and the correlation of horizontally adjacent pixels.
+
+    Over every 16th row, all of it: a grid in both directions could fall in step with a pattern.
+    """
     rows = rgb[::16, :, 1].astype(np.float32)
     variance = float(rows.var())
     if variance <= 0:
-        return 1.0
-    return 1.0 - float(np.square(np.diff(rows, axis=1)).mean()) / (2.0 * variance)
+        return float(rows.mean()), 0.0, 1.0
+    steps = float(np.square(np.diff(rows, axis=1)).mean())
+    return float(rows.mean()), float(np.sqrt(variance)), 1.0 - steps / (2.0 * variance)
