@@ -23,9 +23,17 @@ def checkpoint(path: Path, size: int = SIZE) -> Path:
     return path
 
 
-def faces(path: Path, count: int, seed: int, *, labels: bool = False, size: int = SIZE) -> Path:
-    """A zip of `count` pictures, with random labels if asked for."""
-    crops = helpers.random_crops(count, size, seed)
+def faces(
+    path: Path,
+    count: int,
+    seed: int,
+    *,
+    labels: bool = False,
+    size: int = SIZE,
+    gain: float = 1.0,
+) -> Path:
+    """A zip of `count` pictures, darker by `gain`, with random labels if asked for."""
+    crops = (helpers.random_crops(count, size, seed) * gain).astype(np.uint8)
     rng = np.random.default_rng(seed)
     with zipfile.ZipFile(path, "w") as archive:
         rows = []

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from edgehp._hashing import sha256_bytes, sha256_file
 from edgehp.artifact import golden_crops, load_artifact, newest_artifact, verify_golden
 from edgehp.artifact.device import Gpu, HostProbe
-from edgehp.build.crops import appearance_warning, load_calibration, require_disjoint
+from edgehp.build.crops import load_calibration, require_disjoint
 from edgehp.build.engine import options
 from edgehp.build.pipeline import BuildResult, artifact_name, build
 from edgehp.build.plan import Place, find_place, make_plan
@@ -392,9 +392,6 @@ def test_calibration_crops_are_not_validated_on(parts: Path) -> None:
     require_disjoint(crops, other)
     with pytest.raises(UsageError, match="66 of the 66"):
         require_disjoint(crops, crops)
-    assert appearance_warning(crops, other) is None
-    dark = replace(crops, crops=crops.crops // 4)
-    assert "look unlike" in str(appearance_warning(dark, other))
 
 
 def test_names_of_artifacts() -> None:

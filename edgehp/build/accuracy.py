@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from edgehp.artifact.manifest import Accuracy, Golden
+from edgehp.artifact.manifest import Accuracy, Golden, SubsetRecord
 from edgehp.build.crops import CropSet
 from edgehp.engines.base import Engine, Prediction
 from edgehp.errors import AccuracyError, DataError
 from edgehp.pose import angle_errors
 from edgehp.validation.gate import require_drop
-from edgehp.validation.metrics import frame_errors
+from edgehp.validation.metrics import frame_errors, yaw_bands
+from edgehp.validation.robustness import CONDITIONS
 from edgehp.validation.statistics import mean_interval
 
-__all__ = ["golden_picture", "golden_vectors", "measure", "predict", "tolerance"]
+__all__ = [
+    "Answers",
+    "differences",
+    "golden_picture",
+    "golden_vectors",
+    "harder_crops",
+    "harder_indices",
+    "mean_drop",
+    "measure",
+    "predict",
+    "tolerance",
+]
 
 GOLDEN_COUNT = 8
 # Another device rounds differently: kernels of one graph agree within hundredths of a degree.
 _TOLERANCE_FLOOR = 0.25
 _TOLERANCE_FACTOR = 1.5
+# Held-out crops of which dark, blurred and near-infrared versions are made: all of them would make
+# the step four times as long.
+HARDER_COUNT = 128
+# Fewer crops say nothing about a subset.
+_FEWEST = 8
 
 
 def predict(engine: Engine, crops: npt.NDArray[np.uint8], batch: int) -> Prediction:
@@ -41,38 +61,82 @@ def predict(engine: Engine, crops: npt.NDArray[np.uint8], batch: int) -> Predict
     return Prediction(angles, spread)
 
 
+@dataclass(frozen=True)
+class Answers:
+    """Predictions on all held-out crops, and on harder versions of some of them.
+
+    Attributes:
+        clean: on all of them, as they are.
+        harder: condition of `edgehp.validation.robustness.CONDITIONS` -> on `harder_crops`.
+    """
+
+    clean: Prediction
+    harder: Mapping[str, Prediction] = field(default_factory=dict)
+
+
+def harder_indices(count: int) -> npt.NDArray[np.intp]:
+    """Which of `count` held-out crops the harder versions are made of: 128 at most, spread."""
+    return np.linspace(0, count - 1, min(count, HARDER_COUNT)).astype(np.intp)
+
+
+def harder_crops(held_out: CropSet) -> dict[str, npt.NDArray[np.uint8]]:
+    """Dark, blurred and near-infrared versions of some of the crops, uint8 [n, S, S, 3] each."""
+    some = held_out.crops[harder_indices(len(held_out))]
+    return {name: change(some) for name, change in CONDITIONS.items()}
+
+
+def differences(
+    reference: Prediction, artifact: Prediction, truth: npt.NDArray[np.float64] | None
+) -> npt.NDArray[np.float64]:
+    """What the artifact is worse by, crop by crop: [n] degrees.
+
+    With labels the difference of the absolute errors; without, the absolute difference from FP32,
+    which bounds it from above.
+    """
+    if truth is None:
+        return frame_errors(artifact.angles, reference.angles)
+    return frame_errors(artifact.angles, truth) - frame_errors(reference.angles, truth)
+
+
+def mean_drop(reference: Prediction, artifact: Prediction, held_out: CropSet) -> float:
+    """The drop that the gate looks at, degrees."""
+    return float(differences(reference, artifact, held_out.angles).mean())
+
+
 def measure(
-    reference: Prediction,
-    artifact: Prediction,
+    before: Answers,
+    after: Answers,
     held_out: CropSet,
     max_drop: float,
     measured_with: str,
-) -> tuple[Accuracy, str | None]:
+) -> tuple[Accuracy, tuple[str, ...]]:
     """Compare the artifact's predictions with those of FP32 and hold the drop against the gate.
 
     With labels the drop is the difference of the mean absolute errors; without, the mean absolute
     difference from FP32, which bounds it from above. The interval is a paired bootstrap.
 
     Returns:
-        The record, and a warning where the interval crosses the gate.
+        The record, and warnings: where the interval crosses the gate, and for each subset whose
+        interval lies beyond it.
 
     Raises:
         AccuracyError: the drop is above the gate.
     """
+    reference, artifact = before.clean, after.clean
     means: tuple[float | None, float | None] = (None, None)
+    metric, words = "deviation", "without labels the deviation from FP32 counts as drop; "
     if held_out.angles is not None:
-        before = frame_errors(reference.angles, held_out.angles)
-        after = frame_errors(artifact.angles, held_out.angles)
-        differences, metric, words = after - before, "mae-drop", ""
-        means = (float(before.mean()), float(after.mean()))
-    else:
-        differences = frame_errors(artifact.angles, reference.angles)
-        metric, words = "deviation", "without labels the deviation from FP32 counts as drop; "
-    drop = mean_interval(differences)
+        metric, words = "mae-drop", ""
+        means = (
+            float(frame_errors(reference.angles, held_out.angles).mean()),
+            float(frame_errors(artifact.angles, held_out.angles).mean()),
+        )
+    drop = mean_interval(differences(reference, artifact, held_out.angles))
     try:
         result = require_drop(drop, max_drop)
     except AccuracyError as e:
         raise AccuracyError(f"no artifact was made: on {held_out.source}, {words}{e}") from e
+    subsets = _subsets(before, after, held_out)
     accuracy = Accuracy(
         dataset=held_out.source,
         count=len(held_out),
@@ -84,8 +148,56 @@ def measure(
         max_drop=max_drop,
         measured_with=measured_with,
         protocol=held_out.protocol,
+        difference=float(frame_errors(artifact.angles, reference.angles).mean()),
+        spread_difference=float(np.abs(artifact.spread - reference.spread).mean()),
+        subsets=subsets,
     )
-    return accuracy, None if result.certain else f"{words}{result.sentence}"
+    doubts = [] if result.certain else [f"{words}{result.sentence}"]
+    doubts += [
+        f"the drop is larger on the subset {s.name!r}: {s.drop:+.4f} degrees (95 % interval "
+        f"{s.interval[0]:+.4f} to {s.interval[1]:+.4f} over {s.count} crops), {max_drop:g} allowed"
+        for s in subsets
+        if s.interval[0] > max_drop
+    ]
+    return accuracy, tuple(doubts)
+
+
+def _subsets(before: Answers, after: Answers, held_out: CropSet) -> tuple[SubsetRecord, ...]:
+    """Figures by |yaw| (of FP32 where there are no labels), and of the harder versions."""
+    truth = held_out.angles
+    turned = before.clean.angles if truth is None else truth
+    found = [
+        _subset(f"|yaw| {low:g}-{high:g}", before.clean, after.clean, truth, mask)
+        for low, high, mask in yaw_bands(turned)
+        if mask.sum() >= _FEWEST
+    ]
+    chosen = harder_indices(len(held_out))
+    some = None if truth is None else truth[chosen]
+    everything = np.ones(len(chosen), np.bool_)
+    found += [
+        _subset(name, before.harder[name], answer, some, everything)
+        for name, answer in after.harder.items()
+        if name in before.harder and len(chosen) >= _FEWEST
+    ]
+    return tuple(found)
+
+
+def _subset(
+    name: str,
+    reference: Prediction,
+    artifact: Prediction,
+    truth: npt.NDArray[np.float64] | None,
+    mask: npt.NDArray[np.bool_],
+) -> SubsetRecord:
+    drop = mean_interval(differences(reference, artifact, truth)[mask])
+    return SubsetRecord(
+        name,
+        int(mask.sum()),
+        drop.value,
+        (drop.low, drop.high),
+        float(frame_errors(artifact.angles, reference.angles)[mask].mean()),
+        float(np.abs(artifact.spread - reference.spread)[mask].mean()),
+    )
 
 
 def golden_vectors(

@@ -6,7 +6,7 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,15 @@ from edgehp.crop import Preprocessing, crop_face
 from edgehp.datasets.base import Dataset, Sample
 from edgehp.datasets.faces import read_faces
 from edgehp.errors import DataError, UsageError
+from edgehp.validation.appearance import Appearance, AppearanceCheck, measure_crops
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = [
     "FEWEST_CALIBRATION",
     "CropSet",
-    "appearance_warning",
+    "appearance_check",
     "calibration_list",
     "held_out_crops",
     "load_calibration",
@@ -33,6 +37,8 @@ FEWEST_CALIBRATION = 64
 # 512 crops of 224x224 are 75 MB; thresholds hardly move with more, and time does.
 MOST_CALIBRATION = 512
 MOST_HELD_OUT = 20_000
+# Crops whose statistics are taken, and whose clipped activations are counted.
+_LOOKED_AT, _CLIPPED = 256, 32
 SHIPPED_CALIBRATION = "rendered-heads.zip"
 SHIPPED_VALIDATION = "rendered-validation.zip"
 
@@ -127,26 +133,41 @@ def calibration_list(crops: CropSet) -> bytes:
     return text.getvalue().encode("utf-8", "backslashreplace")
 
 
-def appearance_warning(calibration: CropSet, held_out: CropSet) -> str | None:
-    """A sentence if the calibration crops look unlike those the network is validated on.
+def appearance_check(
+    quantised: onnx.ModelProto,
+    calibration: CropSet,
+    held_out: CropSet,
+    *,
+    threads: int | None = None,
+) -> AppearanceCheck:
+    """Hold the crops to validate on against the calibration crops.
 
-    Compares the medians of brightness and of contrast (standard deviation) over crops; grey
-    levels 0..255. The limits (40 and 25 levels) are about what separates a daylight photo from a
-    night-time infrared one, and far more than two halves of one data set differ by.
+    By the pictures' statistics, and by how many activations the graph clips on either.
+
+    Args:
+        quantised: the Q/DQ graph.
+        calibration: what its scales come from.
+        held_out: what it is validated on.
+        threads: processor threads.
     """
-    statistics = []
-    for crops in (calibration.crops, held_out.crops):
-        few = crops[:: max(1, len(crops) // 256), ::4, ::4].astype(np.float32)
-        flat = few.reshape(len(few), -1)
-        statistics.append((float(np.median(flat.mean(1))), float(np.median(flat.std(1)))))
-    (light_a, contrast_a), (light_b, contrast_b) = statistics
-    if abs(light_a - light_b) <= 40 and abs(contrast_a - contrast_b) <= 25:
-        return None
-    return (
-        f"calibration crops look unlike those validated on: brightness {light_a:.0f} against "
-        f"{light_b:.0f}, contrast {contrast_a:.0f} against {contrast_b:.0f} (0..255); calibrate "
-        "on crops from the camera that will be used"
+    from edgehp.quantization.clipping import measure_clipping
+
+    usual, found = (
+        measure_clipping(quantised, crops.crops[_spaced(len(crops), _CLIPPED)], threads=threads)
+        for crops in (calibration, held_out)
     )
+    own = measure_crops(calibration.crops[_spaced(len(calibration), _LOOKED_AT)])
+    return AppearanceCheck.of(
+        Appearance.of(own),
+        measure_crops(held_out.crops[_spaced(len(held_out), _LOOKED_AT)]),
+        clipped=found.share,
+        calibration_clipped=usual.share,
+        worst=found.worst,
+    )
+
+
+def _spaced(count: int, most: int) -> npt.NDArray[np.intp]:
+    return np.linspace(0, count - 1, min(count, most)).astype(np.intp)
 
 
 def _load(path: Path | None, shipped: str, preprocessing: Preprocessing, most: int) -> CropSet:

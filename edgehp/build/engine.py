@@ -12,13 +12,25 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp._hashing import sha256_file
-from edgehp.artifact.manifest import EngineRecord, PrecisionRecord, TargetRecord
+from edgehp.artifact.manifest import (
+    EngineRecord,
+    MixedRecord,
+    PrecisionRecord,
+    TargetRecord,
+)
 from edgehp.build.plan import Place, Plan
 from edgehp.engines import build_engine, open_engine
+from edgehp.engines.audit import PrecisionAudit
 from edgehp.engines.build import BuildOptions, BuildReport
 from edgehp.errors import CompatibilityError
 
-__all__ = ["BuiltEngine", "build_here", "compare_with_half", "planned_precision"]
+__all__ = [
+    "BuiltEngine",
+    "build_here",
+    "compare_engines",
+    "convolutions_of",
+    "planned_precision",
+]
 
 _SUFFIX = {
     "openvino": ".onnx",
@@ -49,8 +61,19 @@ def build_here(
     folder: Path,
     batch: tuple[int, int, int],
     threads: int | None = None,
+    *,
+    mixed: MixedRecord | None = None,
 ) -> BuiltEngine:
     """Build the engine of `graph` into `folder`.
+
+    Args:
+        plan: of the build.
+        place: where it is built.
+        graph: the deployed graph.
+        folder: where the engine goes.
+        batch: smallest, best and largest.
+        threads: processor threads.
+        mixed: the layers that stay in floating point by the accuracy gate; no other may.
 
     Raises:
         CompatibilityError: less precision was reached than asked for.
@@ -58,7 +81,9 @@ def build_here(
     """
     out = folder / f"engine{_SUFFIX[plan.kind]}"
     report = build_engine(plan.kind, graph, out, options(plan, place, batch, threads))
-    if report.audit.reached != plan.precision:
+    if mixed is not None:
+        _require_exactly(mixed, report.audit, convolutions_of(graph))
+    elif report.audit.reached != plan.precision:
         raise CompatibilityError(
             f"{plan.precision} was asked for, the {report.audit.source} shows "
             f"{report.audit.reached}: {report.audit.convolutions}; choose a precision that "
@@ -76,7 +101,7 @@ def build_here(
             max_batch=batch[2],
             machine=platform.machine(),
         ),
-        precision=_precision(plan, report),
+        precision=_precision(plan, report, mixed),
         target=TargetRecord(
             plan.target.name, here, place.module, place.gpu.name if place.gpu else None
         ),
@@ -102,12 +127,47 @@ def options(
     )
 
 
-def planned_precision(plan: Plan) -> PrecisionRecord:
+def planned_precision(plan: Plan, mixed: MixedRecord | None = None) -> PrecisionRecord:
     """The record of an engine that is not built yet."""
-    return PrecisionRecord(plan.precision, None, "nothing yet: the build is deferred", {}, ())
+    text = "nothing yet: the build is deferred"
+    return PrecisionRecord(plan.precision, None, text, {}, (), mixed)
 
 
-def _precision(plan: Plan, report: BuildReport) -> PrecisionRecord:
+def convolutions_of(graph: Path) -> tuple[str, ...]:
+    """Names of all convolutions of a graph file, quantised or not."""
+    import onnx
+
+    nodes = onnx.load(str(graph), load_external_data=False).graph.node
+    return tuple(n.name for n in nodes if n.op_type == "Conv")
+
+
+def _require_exactly(
+    mixed: MixedRecord, audit: PrecisionAudit, convolutions: tuple[str, ...]
+) -> None:
+    """Refuse an engine whose convolutions outside INT8 are others than the gate's search named.
+
+    Runtimes fuse and rename: a row belongs to a convolution whose name it holds as a whole word.
+    """
+    kept = set(mixed.float_layers) & set(convolutions)
+    outside = set()
+    for row in audit.rows:
+        if row.kind != "Convolution" or row.precision == "int8":
+            continue
+        words = {row.layer, *row.layer.replace("/WithoutBiases", "").split(" + ")}
+        found = words & set(convolutions)
+        outside |= found or {row.layer}
+    if outside != kept:
+        more, fewer = sorted(outside - kept), sorted(kept - outside)
+        what = [f"{', '.join(more)} too"] if more else []
+        what += [f"but not {', '.join(fewer)}"] if fewer else []
+        raise CompatibilityError(
+            f"{', '.join(sorted(kept)) or 'no convolution'} should stay in "
+            f"{mixed.float_precision}; the {audit.source} has outside INT8 {', '.join(what)}: "
+            "build with --no-mixed, or report this"
+        )
+
+
+def _precision(plan: Plan, report: BuildReport, mixed: MixedRecord | None) -> PrecisionRecord:
     audit = report.audit
     source = f"{audit.source} ({audit.opaque})" if audit.opaque else audit.source
     return PrecisionRecord(
@@ -116,19 +176,24 @@ def _precision(plan: Plan, report: BuildReport) -> PrecisionRecord:
         audited=source[:500],
         counts=dict(audit.convolutions),
         audit=audit.rows,
+        mixed=mixed,
     )
 
 
-def compare_with_half(
-    kind: str, int8: Path, fp16: Path, crops: npt.NDArray[np.uint8]
+def compare_engines(
+    kind: str,
+    one: Path,
+    other: Path,
+    crops: npt.NDArray[np.uint8],
+    threads: int | None = None,
 ) -> tuple[float, float]:
-    """Median milliseconds of the INT8 and the FP16 engine on `crops` [N, S, S, 3].
+    """Median milliseconds of two engines on `crops` [N, S, S, 3].
 
     Both run alternately, so that a change of the clocks hits both.
     """
     with (
-        open_engine(kind, int8, batch=len(crops)) as first,
-        open_engine(kind, fp16, batch=len(crops)) as second,
+        open_engine(kind, one, batch=len(crops), threads=threads) as first,
+        open_engine(kind, other, batch=len(crops), threads=threads) as second,
     ):
         times: tuple[list[float], list[float]] = ([], [])
         for i in range(_WARM_UP + _ROUNDS):

@@ -21,7 +21,7 @@ from edgehp.build.pipeline import REFERENCE_ANGLES, BuildResult, now
 from edgehp.build.plan import Place, Plan, find_place, make_plan
 from edgehp.build.progress import StepClock, Watcher
 from edgehp.build.request import BuildRequest
-from edgehp.build.run import load_reference, run_graph
+from edgehp.build.run import ITSELF, load_reference, run_graph
 from edgehp.engines import open_engine
 from edgehp.errors import CompatibilityError, UsageError
 
@@ -72,7 +72,15 @@ def finish(
         roles = _copy(artifact, writer)
         with steps("engine"):
             graph = writer.path / manifest.graph
-            built = build_here(plan, place, graph, writer.path, request.batch, threads)
+            built = build_here(
+                plan,
+                place,
+                graph,
+                writer.path,
+                request.batch,
+                threads,
+                mixed=manifest.precision.mixed,
+            )
             roles |= dict.fromkeys(built.engine.files, "engine")
         with steps("accuracy"):
             held_out = held_out_crops(request.validate_on, manifest.preprocessing)
@@ -133,9 +141,9 @@ def _measured(
     manifest = artifact.manifest
     before = load_reference(artifact.path / REFERENCE_ANGLES, held_out)
     most = built.engine.max_batch
-    after, runner = run_graph(plan.kind, built.path, held_out, most=most)
-    accuracy, doubt = measure(before, after, held_out, max_drop, f"{runner}, the engine itself")
-    if doubt:
+    after, runner = run_graph(plan.kind, built.path, held_out, most=most, harder=True)
+    accuracy, doubts = measure(before, after, held_out, max_drop, f"{runner}{ITSELF}")
+    for doubt in doubts:
         logger.warning("%s", doubt)
     with open_engine(plan.kind, built.path) as engine:
         golden = predict(engine, golden_crops(artifact), min(8, most))

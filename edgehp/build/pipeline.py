@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 import edgehp
 from edgehp._hashing import sha256_bytes, sha256_file
@@ -21,25 +19,40 @@ from edgehp.artifact.manifest import (
     TargetRecord,
 )
 from edgehp.artifact.write import ArtifactWriter
-from edgehp.build.accuracy import golden_picture, golden_vectors, measure
+from edgehp.build.accuracy import (
+    Answers,
+    golden_picture,
+    golden_vectors,
+    mean_drop,
+    measure,
+)
 from edgehp.build.crops import (
     CropSet,
-    appearance_warning,
+    appearance_check,
     calibration_list,
     held_out_crops,
     load_calibration,
     require_disjoint,
 )
-from edgehp.build.engine import BuiltEngine, build_here, compare_with_half, planned_precision
-from edgehp.build.graphs import half_graph, open_network, quantised_graph, write_graph
+from edgehp.build.engine import BuiltEngine, build_here, planned_precision
+from edgehp.build.graphs import (
+    REFERENCE_GRAPH,
+    QuantisedGraph,
+    half_graph,
+    open_network,
+    quantised_graph,
+    write_graph,
+)
+from edgehp.build.mixed import MixedBuild, against_half
 from edgehp.build.plan import Place, Plan, find_place, how_to_finish, make_plan
 from edgehp.build.progress import StepClock, Watcher
 from edgehp.build.request import BuildRequest
-from edgehp.build.run import reference_bytes, run_graph, runs_here
+from edgehp.build.run import ITSELF, emulator, reference_bytes, run_graph, runs_here
+from edgehp.build.work import Work
 from edgehp.engines import PROCESSOR_ENGINES, processor_engine
-from edgehp.engines.base import Prediction
 from edgehp.errors import EnvironmentalError
 from edgehp.networks.bundled import Network
+from edgehp.validation.metrics import frame_errors
 
 if TYPE_CHECKING:
     import onnx
@@ -50,11 +63,11 @@ logger = logging.getLogger(__name__)
 
 GRAPH = "graph.onnx"
 GOLDEN = "golden.png"
-# `edgehp validate` takes the FP32 reference from here where a name alone does not find it.
-REFERENCE_GRAPH = "reference.onnx"
 REFERENCE_ANGLES = "reference.npz"
 CALIBRATION_LIST = "calibration.csv"
 CALIBRATION_TABLE = "calibration-table.json"
+# Beside the engine, not under reports/: it is part of the build, and later ones do not replace it.
+SENSITIVITY = "sensitivity.json"
 
 
 @dataclass(frozen=True)
@@ -63,38 +76,6 @@ class BuildResult:
 
     path: Path
     manifest: Manifest
-
-
-class _Work:
-    """The state of one build: what the steps share and what they add to the artifact."""
-
-    def __init__(
-        self, request: BuildRequest, plan: Plan, place: Place | None, writer: ArtifactWriter
-    ) -> None:
-        self.request = request
-        self.plan = plan
-        self.place = place
-        self.writer = writer
-        self.warnings: list[str] = list(plan.warnings)
-        self.roles: dict[str, str] = {}
-
-    @property
-    def half(self) -> bool:
-        """Whether the graph's body is FP16; TensorRT 8.6 sets precisions by flags instead."""
-        return self.plan.half and (self.place is None or self.place.knows_half_scales)
-
-    def add(self, name: str, data: bytes, role: str) -> str:
-        """Write a file of the artifact."""
-        (self.writer.path / name).write_bytes(data)
-        self.roles[name] = role
-        return name
-
-    def warn(self, *sentences: str | None) -> None:
-        """Tell the user now and in the manifest."""
-        for sentence in sentences:
-            if sentence:
-                logger.warning("%s", sentence)
-                self.warnings.append(sentence)
 
 
 def artifact_name(network: str, target: str, precision: str) -> str:
@@ -130,14 +111,16 @@ def build(
         plan = make_plan(request)
         place = _find_place(plan, request, device)
     with steps("network"):
-        network, named = open_network(request.network, request.input_size)
+        network, named, own = open_network(request.network, request.input_size)
         logger.warning("weights of %s: %s", network.spec.name, _licence(network))
-    name = artifact_name(network.spec.name, plan.target.name, plan.precision)
+    # Artifacts of several sizes of one network lie side by side.
+    size = "" if own is None else f"-{network.spec.preprocessing.size}px"
+    name = artifact_name(f"{network.spec.name}{size}", plan.target.name, plan.precision)
     for warning in plan.warnings:
         logger.warning("%s", warning)
     with ArtifactWriter(request.output / name) as writer:
-        work = _Work(request, plan, place, writer)
-        manifest = _make(work, network, named, name, steps, device)
+        work = Work(request, plan, place, writer, device)
+        manifest = _make(work, network, named, own, name, steps)
         return BuildResult(writer.destination, manifest)
 
 
@@ -159,12 +142,7 @@ def _find_place(plan: Plan, request: BuildRequest, device: DeviceProbe) -> Place
 
 
 def _make(
-    work: _Work,
-    network: Network,
-    named: bool,
-    name: str,
-    steps: StepClock,
-    device: DeviceProbe,
+    work: Work, network: Network, named: bool, own: Network | None, name: str, steps: StepClock
 ) -> Manifest:
     request, plan, writer = work.request, work.plan, work.writer
     with steps("graph"):
@@ -175,28 +153,62 @@ def _make(
         crops = _calibration_crops(work, network, held_out)
     with steps("quantise" if crops else "precision"):
         graph = writer.scratch / GRAPH
-        calibration = _engine_graph(work, network, model, crops, graph)
+        made = _engine_graph(work, network, model, crops, graph)
+        calibration = _calibration(work, made, crops, held_out) if made and crops else None
     built = None
     if work.place is not None:
         with steps("engine"):
             built = build_here(plan, work.place, graph, writer.path, request.batch, request.threads)
-            work.roles |= dict.fromkeys(built.engine.files, "engine")
-            work.warn(*built.warnings)
     with steps("accuracy"):
-        before, after, runner = _predictions(work, reference, graph, built, held_out, device)
-        accuracy, doubt = measure(before, after, held_out, request.max_drop, runner)
-        work.warn(doubt)
+        before = _reference_answers(work, reference, held_out)
+        after, runner = _answers(work, graph, built, held_out)
+        if own is not None:
+            work.warn(_resized(work, own, network, before, held_out))
+    mixed = None
+    if request.mixed and made is not None and crops is not None:
+        drop = mean_drop(before.clean, after.clean, held_out)
+        if drop > request.max_drop:
+            search = MixedBuild(work, made, crops, held_out, before.clean, drop)
+            with steps("search"):
+                mixed = search.run(graph, reference, built)
+            work.add(SENSITIVITY, mixed.report.encode(), "report")
+            if built is not None and work.place is not None:
+                with steps("engine, mixed"):
+                    built = search.rebuild(mixed, graph, built)
+                    mixed = search.timed(mixed, built)
+                    built = replace(built, precision=replace(built.precision, mixed=mixed.record))
+            with steps("accuracy, mixed"):
+                after, runner = _answers(work, graph, built, held_out)
+    if built is not None:
+        work.roles |= dict.fromkeys(built.engine.files, "engine")
+        work.warn(*built.warnings)
+    with steps("gate"):
+        emulated = None if runner.endswith(ITSELF) else runner
+        if emulated:
+            work.warn(
+                f"the accuracy is that of the engine's graph run by {emulated}: the engine itself "
+                "cannot run on this machine"
+            )
+        words = f"{runner}, an emulation of the engine's graph" if emulated else runner
+        accuracy, doubts = measure(before, after, held_out, request.max_drop, words)
+        work.warn(*doubts)
+        if mixed is not None:
+            work.warn(mixed.sentence)
     comparison = None
     if built is not None and plan.compare:
         with steps("compare"):
             comparison = _compare(work, model, built, held_out)
     with steps("artifact"):
-        golden, picture = golden_vectors(before, after, held_out, GOLDEN)
+        golden, picture = golden_vectors(before.clean, after.clean, held_out, GOLDEN)
         work.add(GOLDEN, golden_picture(picture), "golden")
         if built is None:
             work.add(REFERENCE_ANGLES, reference_bytes(before, held_out), "reference")
         if not named:
             work.add(REFERENCE_GRAPH, reference.read_bytes(), "reference")
+        recipe = request.to_recipe()
+        if own is not None:
+            recipe["own_size"] = own.spec.preprocessing.size
+        planned = planned_precision(plan, None if mixed is None else mixed.record)
         manifest = Manifest(
             state="deferred" if built is None else "complete",
             name=name,
@@ -207,24 +219,23 @@ def _make(
             target=built.target
             if built
             else TargetRecord(plan.target.name, plan.target.compute_capabilities),
-            precision=built.precision if built else planned_precision(plan),
+            precision=built.precision if built else planned,
             engine=built.engine if built else None,
             graph=_keep_graph(work, graph, built),
             calibration=calibration,
             accuracy=accuracy,
             golden=golden,
-            build=BuildRecord(request.to_recipe(), steps.times, tuple(work.warnings), comparison),
+            build=BuildRecord(recipe, steps.times, tuple(work.warnings), comparison),
             files=(),
         )
         return writer.commit(manifest, work.roles)
 
 
-def _calibration_crops(work: _Work, network: Network, held_out: CropSet) -> CropSet | None:
+def _calibration_crops(work: Work, network: Network, held_out: CropSet) -> CropSet | None:
     if work.plan.precision != "int8":
         return None
     crops = load_calibration(work.request.calibration, network.spec.preprocessing)
     require_disjoint(crops, held_out)
-    work.warn(appearance_warning(crops, held_out))
     if crops.left_out:
         total = len(crops) + crops.left_out + crops.duplicates
         work.warn(
@@ -235,9 +246,9 @@ def _calibration_crops(work: _Work, network: Network, held_out: CropSet) -> Crop
 
 
 def _engine_graph(
-    work: _Work, network: Network, model: onnx.ModelProto, crops: CropSet | None, path: Path
-) -> Calibration | None:
-    """Write the graph the engine is made from; the record of its calibration."""
+    work: Work, network: Network, model: onnx.ModelProto, crops: CropSet | None, path: Path
+) -> QuantisedGraph | None:
+    """Write the graph the engine is made from; how it was quantised, if it was."""
     if crops is None:
         write_graph(half_graph(model) if work.half else model, path)
         return None
@@ -252,6 +263,15 @@ def _engine_graph(
         threads=request.threads,
     )
     write_graph(made.model, path)
+    return made
+
+
+def _calibration(
+    work: Work, made: QuantisedGraph, crops: CropSet, held_out: CropSet
+) -> Calibration:
+    """The record of the calibration, its files, and a warning where its crops look unlike."""
+    check = appearance_check(made.model, crops, held_out, threads=work.request.threads)
+    work.warn(check.warning)
     listing = calibration_list(crops)
     work.add(CALIBRATION_LIST, listing, "calibration")
     work.add(CALIBRATION_TABLE, made.table.encode(), "calibration")
@@ -263,60 +283,78 @@ def _engine_graph(
         list_sha256=sha256_bytes(listing),
         method=made.method,
         table=CALIBRATION_TABLE,
+        appearance=check.calibration.to_dict(),
+        clipped=check.calibration_clipped,
     )
 
 
-def _predictions(
-    work: _Work,
-    reference: Path,
-    graph: Path,
-    built: BuiltEngine | None,
-    held_out: CropSet,
-    device: DeviceProbe,
-) -> tuple[Prediction, Prediction, str]:
-    """FP32's answers, the artifact's, and what ran the latter.
+def _reference_answers(work: Work, reference: Path, held_out: CropSet) -> Answers:
+    """FP32's answers, by the artifact's engine where it can: the drop is then of INT8 alone."""
+    kind = work.plan.kind
+    processor = kind if kind in PROCESSOR_ENGINES else processor_engine()
+    threads = work.request.threads
+    return run_graph(processor, reference, held_out, threads=threads, harder=True)[0]
+
+
+def _answers(
+    work: Work, graph: Path, built: BuiltEngine | None, held_out: CropSet
+) -> tuple[Answers, str]:
+    """The artifact's answers and what gave them.
 
     An engine that cannot run here is emulated: the very graph it is made from, on the processor.
     """
     threads = work.request.threads
     kind = work.plan.kind
-    # FP32 in the artifact's own engine where it can: the drop is then of the precision alone.
-    processor = kind if kind in PROCESSOR_ENGINES else processor_engine()
-    before, _ = run_graph(processor, reference, held_out, threads=threads)
     capabilities = built.target.compute_capabilities if built else ()
-    if built is not None and runs_here(kind, capabilities, device):
+    if built is not None and runs_here(kind, capabilities, work.device):
         most = built.engine.max_batch
-        after, runner = run_graph(kind, built.path, held_out, most=most, threads=threads)
-        return before, after, f"{runner}, the engine itself"
-    # onnxruntime rounds to FP16 between layers; OpenVINO computes such graphs in FP32.
-    emulator = processor_engine("onnxruntime" if work.plan.precision == "fp16" else "openvino")
-    after, runner = run_graph(emulator, graph, held_out, threads=threads)
-    work.warn(
-        f"the accuracy is that of the engine's graph run by {runner}: the engine itself cannot run "
-        "on this machine"
+        after, runner = run_graph(
+            kind, built.path, held_out, most=most, threads=threads, harder=True
+        )
+        return after, f"{runner}{ITSELF}"
+    return run_graph(emulator(work.plan), graph, held_out, threads=threads, harder=True)
+
+
+def _resized(work: Work, own: Network, network: Network, before: Answers, held_out: CropSet) -> str:
+    """What another input size than the one trained for costs in FP32, as a warning."""
+    sizes = own.spec.preprocessing.size, network.spec.preprocessing.size
+    crops = held_out_crops(work.request.validate_on, own.spec.preprocessing)
+    graph = write_graph(own.graph(), work.writer.scratch / "own-size.onnx")
+    kind = processor_engine()
+    answers = run_graph(kind, graph, crops, threads=work.request.threads)[0].clean
+    start = (
+        f"the weights were trained for crops of {sizes[0]} pixels and run at {sizes[1]} without "
+        "training"
     )
-    return before, after, f"{runner}, an emulation of the engine's graph"
+    end = (
+        f"the drop of this artifact is against FP32 at {sizes[1]}; fine-tune at that size with "
+        "'edgehp distill' to win accuracy back"
+    )
+    if held_out.angles is None or crops.angles is None:
+        if crops.names != held_out.names:
+            return f"{start}; {end}"
+        apart = float(frame_errors(before.clean.angles, answers.angles).mean())
+        return f"{start}: FP32 moves by {apart:.3f} degrees on {held_out.source}; {end}"
+    was = float(frame_errors(answers.angles, crops.angles).mean())
+    found = float(frame_errors(before.clean.angles, held_out.angles).mean())
+    return (
+        f"{start}: MAE of FP32 on {held_out.source} {was:.3f} degrees at {sizes[0]}, {found:.3f} "
+        f"at {sizes[1]}; {end}"
+    )
 
 
 def _compare(
-    work: _Work, model: onnx.ModelProto, built: BuiltEngine, held_out: CropSet
+    work: Work, model: onnx.ModelProto, built: BuiltEngine, held_out: CropSet
 ) -> dict[str, float | int]:
     """INT8 against FP16 where the hardware may be slower in INT8."""
-    if work.place is None:
-        raise EnvironmentalError("INT8 and FP16 can only be compared on the device")
-    folder, request = work.writer.scratch, work.request
-    half = half_graph(model) if work.place.knows_half_scales else model
-    path = write_graph(half, folder / "fp16.onnx")
-    other = build_here(work.plan.in_half(), work.place, path, folder, request.batch)
-    batch = request.batch[1]
-    crops = np.ascontiguousarray(np.resize(held_out.crops, (batch, *held_out.crops.shape[1:])))
-    int8_ms, fp16_ms = compare_with_half(work.plan.kind, built.path, other.path, crops)
+    int8_ms, fp16_ms = against_half(work, model, built.path, held_out)
     verdict = "INT8 is faster" if int8_ms < fp16_ms else "INT8 is NOT faster: use --precision fp16"
+    batch = work.request.batch[1]
     work.warn(f"at batch {batch}: INT8 {int8_ms:.2f} ms, FP16 {fp16_ms:.2f} ms; {verdict}")
     return {"int8_ms": round(int8_ms, 4), "fp16_ms": round(fp16_ms, 4), "batch": batch}
 
 
-def _keep_graph(work: _Work, graph: Path, built: BuiltEngine | None) -> str:
+def _keep_graph(work: Work, graph: Path, built: BuiltEngine | None) -> str:
     """Put the graph into the artifact; where the engine file is that graph, once is enough."""
     if built is not None and built.same_as_graph:
         return built.engine.files[0]

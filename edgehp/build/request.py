@@ -26,6 +26,7 @@ class BuildRequest:
         method: how activation ranges are chosen, one of `METHODS`.
         validate_on: folder or zip of held-out faces, None for the shipped ones.
         max_drop: largest accuracy drop in degrees that makes an artifact.
+        mixed: where INT8 throughout drops more, keep layers in floating point until it does not.
         defer: make an artifact without engine where the engine cannot be built here.
         output: directory that artifacts are made in.
         input_size: other side of the network input in pixels, None for the network's own.
@@ -47,6 +48,7 @@ class BuildRequest:
     batch: tuple[int, int, int] = (1, 1, 8)
     threads: int | None = None
     dla: int | None = None
+    mixed: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be right, before any work is done."""
@@ -56,6 +58,11 @@ class BuildRequest:
             raise UsageError(f"calibration method {self.method!r} is none of {', '.join(METHODS)}")
         if not math.isfinite(self.max_drop) or self.max_drop < 0:
             raise UsageError(f"--max-drop {self.max_drop}: expected degrees, 0 or more")
+        if self.mixed and self.precision != "int8":
+            raise UsageError(
+                f"--mixed keeps layers of an int8 build in floating point; in {self.precision} all "
+                "of them are: leave it out or ask for --precision int8"
+            )
         if self.calibration is not None and self.precision != "int8":
             raise UsageError(
                 f"--calibration is for int8; {self.precision} has no scales to calibrate: leave it "
@@ -77,6 +84,7 @@ class BuildRequest:
             "method": self.method,
             "validate_on": None if self.validate_on is None else self.validate_on.name,
             "max_drop": self.max_drop,
+            "mixed": self.mixed,
             "input_size": self.input_size,
             "batch": list(self.batch),
             "dla": self.dla,

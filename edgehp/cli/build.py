@@ -12,6 +12,7 @@ from edgehp.cli._remote_plans import BUILD
 from edgehp.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgehp.artifact.manifest import Manifest, MixedRecord
     from edgehp.build.pipeline import BuildResult
 
 __all__ = ["command"]
@@ -57,6 +58,12 @@ __all__ = ["command"]
     help="Largest drop against FP32 in degrees; more ends with exit code 3 and no artifact.",
 )
 @click.option(
+    "--mixed/--no-mixed",
+    default=None,
+    help="Where INT8 throughout drops more than --max-drop, search which layers to keep in "
+    "floating point so that it does not. Default: only where --max-drop is given.",
+)
+@click.option(
     "--defer",
     is_flag=True,
     help="Where the engine cannot be built here: make everything else, to be finished there.",
@@ -97,6 +104,7 @@ def command(
     calibration_method: str,
     validate_on: Path | None,
     max_drop: float,
+    mixed: bool | None,
     defer: bool,
     finish: Path | None,
     output: Path,
@@ -110,6 +118,9 @@ def command(
 
     Network, deployed graph, Q/DQ from calibration crops, lint, engine, precision audit, accuracy
     against FP32, artifact. Nothing is written unless every step succeeds.
+
+    With --max-drop, layers go back to floating point where INT8 throughout drops more: as few
+    milliseconds of them as the search finds, named in the output and in the manifest.
     """
     # Imported here: `edgehp --help` must not pay for numpy and onnx.
     from edgehp.build.finish import finish as finish_artifact
@@ -138,6 +149,7 @@ def command(
             batch=_batch(batch),
             threads=threads,
             dla=dla,
+            mixed=_mixed(mixed, precision),
         )
         result = build(request, steps)
     if as_json:
@@ -158,12 +170,46 @@ def _one(artifact: Path | None, finish: Path | None, target: str | None) -> Path
     return found
 
 
+def _mixed(given: bool | None, precision: str) -> bool:
+    """Whether to search; a limit that somebody typed is one to be kept, not only to be checked."""
+    if given is not None:
+        return given
+    source = click.get_current_context().get_parameter_source("max_drop")
+    return source is click.core.ParameterSource.COMMANDLINE and precision == "int8"
+
+
 def _batch(text: str) -> tuple[int, int, int]:
     parts = text.split(",")
     if len(parts) not in (1, 3) or not all(p.strip().isdecimal() for p in parts):
         raise UsageError(f"--batch {text!r}: expected one number or MIN,BEST,MAX, such as 1,1,8")
     numbers = [int(p) for p in parts] * (3 if len(parts) == 1 else 1)
     return numbers[0], numbers[1], numbers[2]
+
+
+def _network(manifest: Manifest) -> str:
+    text = f"{manifest.network.source}, {manifest.preprocessing.size} pixels"
+    own = manifest.build.recipe.get("own_size")
+    return text if own is None else f"{text} (trained at {own})"
+
+
+def _mixed_rows(mixed: MixedRecord) -> list[tuple[str, object]]:
+    """Which layers the accuracy keeps out of INT8 and what they cost."""
+    where = mixed.float_precision.upper()
+    rows: list[tuple[str, object]] = [
+        (f"kept in {where}", ", ".join(mixed.float_layers)),
+        ("drop of INT8 throughout", f"{mixed.all_int8_drop:+.4f}, so a search was made"),
+        (
+            "their cost, predicted",
+            f"{mixed.predicted_cost_ms:+.3f} ms on {mixed.predicted_all_int8_ms:.3f} in INT8, "
+            f"{mixed.predicted_float_ms:.3f} in {where}",
+        ),
+        ("predicted by", mixed.latency_model),
+    ]
+    if mixed.measured_ms is not None and mixed.measured_all_int8_ms is not None:
+        cost = mixed.measured_ms - mixed.measured_all_int8_ms
+        text = f"{cost:+.3f} ms on {mixed.measured_all_int8_ms:.3f} (medians of whole engines)"
+        rows.append(("their cost, measured", text))
+    return rows
 
 
 def _print(result: BuildResult) -> None:
@@ -173,11 +219,13 @@ def _print(result: BuildResult) -> None:
     precision, engine, accuracy = manifest.precision, manifest.engine, manifest.accuracy
     counts = ", ".join(f"{n} {p}" for p, n in precision.counts.items())
     rows: list[tuple[str, object]] = [
-        ("network", f"{manifest.network.source}, {manifest.preprocessing.size} pixels"),
+        ("network", _network(manifest)),
         ("target", manifest.target.name),
         ("precision", f"{precision.asked} asked, {precision.reached or 'none yet'} reached"),
         ("convolutions", f"{counts or '-'} ({precision.audited})"),
     ]
+    if (mixed := precision.mixed) is not None:
+        rows += _mixed_rows(mixed)
     if engine is not None:
         versions = ", ".join(f"{k} {v}" for k, v in engine.versions.items())
         size = sum(manifest.file(name).size for name in engine.files)
@@ -195,11 +243,31 @@ def _print(result: BuildResult) -> None:
             rows.append(("MAE, degrees", f"{accuracy.reference:.3f} FP32, {accuracy.artifact:.3f}"))
         drop = f"{accuracy.drop:+.4f} [{low:+.4f}, {high:+.4f}], {accuracy.max_drop:g} allowed"
         rows.append(("drop, degrees", drop))
+        if accuracy.difference is not None and accuracy.spread_difference is not None:
+            apart = f"{accuracy.difference:.4f} angles, {accuracy.spread_difference:.4f} spread"
+            rows.append(("|difference|, degrees", apart))
         rows.append(("measured on", f"{accuracy.count} crops of {accuracy.dataset}"))
         rows.append(("measured with", accuracy.measured_with))
     rows.append(("seconds", f"{sum(s.seconds for s in manifest.build.steps):.1f}"))
     rows.append(("artifact", result.path))
     print_table(("what", "result"), rows)
+    if accuracy is not None and accuracy.subsets:
+        click.echo("")
+        print_table(
+            ("drop on", "crops", "degrees", "95 % interval", "|angles|", "|spread|"),
+            [
+                (
+                    s.name,
+                    s.count,
+                    f"{s.drop:+.4f}",
+                    f"{s.interval[0]:+.4f}..{s.interval[1]:+.4f}",
+                    f"{s.difference:.4f}",
+                    f"{s.spread_difference:.4f}",
+                )
+                for s in accuracy.subsets
+            ],
+            range(1, 6),
+        )
     if manifest.state == "deferred":
         click.echo(
             f"\nDeferred. Finish on the device with: edgehp build --finish {result.path.name}"

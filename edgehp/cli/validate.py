@@ -106,6 +106,7 @@ def command(
     # Imported here: `edgehp --help` must not pay for OpenCV and the engines.
     from contextlib import ExitStack
 
+    from edgehp.cli._calibrated import calibration_looks, clipping_of
     from edgehp.cli._output import Steps, print_json
     from edgehp.validation.gate import check_drop
     from edgehp.validation.robustness import CONDITIONS
@@ -152,6 +153,8 @@ def command(
                 conditions=tuple(CONDITIONS) if robustness else (),
                 worst=worst,
                 progress=lambda done, _: step.advance(done - step.done),
+                calibration=calibration_looks(tested),
+                clipped=clipping_of(tested, threads),
             )
     gate = None if result.drop is None else check_drop(result.drop.overall, max_drop)
     values = result.to_dict()
@@ -167,6 +170,8 @@ def command(
 
         text = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False)
         write_text(report, text + "\n")
+    if result.appearance is not None and result.appearance["warning"]:
+        logger.warning("%s", result.appearance["warning"])
     if as_json:
         print_json(values)
     else:
@@ -334,12 +339,20 @@ def _accuracy_table(
 
 def _drop_table(result: ValidationReport) -> tuple[list[str], list[list[object]], range]:
     headers = ["drop against FP32", "frames", "degrees", "95 % interval", "MAE", "|difference|"]
+    headers.append("of spread")
     rows: list[list[object]] = []
     drop, accuracy = result.drop, result.artifact_accuracy
     if drop is None or accuracy is None:
-        return headers, rows, range(1, 6)
+        return headers, rows, range(1, 7)
 
-    def row(name: str, frames: int, d: Any, mae: float | None, apart: float | None) -> None:
+    def row(
+        name: str,
+        frames: int,
+        d: Any,
+        mae: float | None,
+        apart: float | None,
+        spread: float | None,
+    ) -> None:
         rows.append(
             [
                 name,
@@ -348,24 +361,47 @@ def _drop_table(result: ValidationReport) -> tuple[list[str], list[list[object]]
                 f"{d.low:+.4f}..{d.high:+.4f}",
                 None if mae is None else f"{mae:.3f}",
                 None if apart is None else f"{apart:.4f}",
+                None if spread is None else f"{spread:.4f}",
             ]
         )
 
     frames = accuracy.overall.frames
-    row("all", frames, drop.overall, accuracy.overall.mae_mean, drop.mean_difference_overall)
-    for name, d, mae, apart in zip(
+    row(
+        "all",
+        frames,
+        drop.overall,
+        accuracy.overall.mae_mean,
+        drop.mean_difference_overall,
+        drop.spread_difference_overall,
+    )
+    for name, d, mae, apart, spread in zip(
         ("pitch", "yaw", "roll"),
         drop.angles,
         accuracy.overall.mae,
         drop.mean_difference,
+        drop.spread_difference,
         strict=True,
     ):
-        row(f"  {name}", frames, d, mae, apart)
+        row(f"  {name}", frames, d, mae, apart, spread)
     for band, accurate in zip(drop.bands, accuracy.bands, strict=True):
         if band.drop is not None and accurate.summary is not None:
             name = f"  |yaw| {band.low:g}-{band.high:g}"
-            row(name, band.frames, band.drop, accurate.summary.mae_mean, None)
+            row(
+                name,
+                band.frames,
+                band.drop,
+                accurate.summary.mae_mean,
+                band.mean_difference,
+                band.spread_difference,
+            )
     for c in result.robustness:
         if c.drop is not None:
-            row(f"  {c.name}", frames, c.drop, c.artifact_mae, c.mean_difference)
-    return headers, rows, range(1, 6)
+            row(
+                f"  {c.name}",
+                frames,
+                c.drop,
+                c.artifact_mae,
+                c.mean_difference,
+                c.spread_difference,
+            )
+    return headers, rows, range(1, 7)

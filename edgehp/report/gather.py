@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from edgehp.datasets.rendered import read_rendered
 from edgehp.errors import CompatibilityError, DataError
 from edgehp.report.files import KINDS, read_report
 
-__all__ = ["Material", "Photo", "gather", "worst_photos"]
+__all__ = ["Layer", "Material", "Photo", "gather", "worst_photos"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,18 @@ class Photo:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """A layer's sensitivity, degrees: alone in INT8, and what the rest gains without its INT8.
+
+    `gain` is None in reports that do not have it.
+    """
+
+    name: str
+    degrees: float
+    gain: float | None = None
+
+
+@dataclass(frozen=True)
 class Material:
     """What a report is made of.
 
@@ -50,13 +63,13 @@ class Material:
         benchmarks: reports of kind ``benchmark``, by scenario.
         validations: reports of kind ``validation``.
         manifest: of the artifact, as a dictionary; None where no directory was given.
-        sensitivity: name and cost in degrees of each layer; empty if not measured.
+        sensitivity: of each layer; empty if not measured.
     """
 
     benchmarks: tuple[Mapping[str, Any], ...]
     validations: tuple[Mapping[str, Any], ...]
     manifest: Mapping[str, Any] | None
-    sensitivity: tuple[tuple[str, float], ...] = ()
+    sensitivity: tuple[Layer, ...] = ()
 
 
 def gather(sources: Sequence[Path]) -> Material:
@@ -71,7 +84,7 @@ def gather(sources: Sequence[Path]) -> Material:
     """
     reports: list[dict[str, Any]] = []
     manifest = None
-    sensitivity: tuple[tuple[str, float], ...] = ()
+    sensitivity: tuple[Layer, ...] = ()
     for source in sources:
         if not source.is_dir():
             reports.append(read_report(source))
@@ -168,10 +181,20 @@ def _kind(path: Path) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-def _sensitivity(path: Path) -> tuple[tuple[str, float], ...]:
+def _sensitivity(path: Path) -> tuple[Layer, ...]:
     """Layers of ``{"kind": "sensitivity", "layers": [{"name", "degrees"}]}``."""
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["layers"]
-        return tuple((str(r["name"]), float(r["degrees"])) for r in rows)
-    except (KeyError, TypeError, ValueError) as e:
+        found = tuple(
+            Layer(
+                str(r["name"]),
+                float(r["degrees"]),
+                None if r.get("gain") is None else float(r["gain"]),
+            )
+            for r in rows
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise CompatibilityError(f"{path} is not a sensitivity report: {e}") from e
+    if any(not math.isfinite(v) for x in found for v in (x.degrees, x.gain or 0.0)):
+        raise CompatibilityError(f"{path} is not a sensitivity report: a figure is not finite")
+    return found

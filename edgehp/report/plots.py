@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgehp.benchmark.stats import Histogram
+
+if TYPE_CHECKING:
+    from edgehp.report.gather import Layer
 
 __all__ = ["error_by_yaw", "latency_histogram", "roofline_plot", "sensitivity_plot", "timeline"]
 
@@ -16,6 +19,8 @@ __all__ = ["error_by_yaw", "latency_histogram", "roofline_plot", "sensitivity_pl
 COLOURS = {"artifact": "#0072B2", "reference": "#D55E00"}
 _OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _WIDTH = 8.6
+# Bars of the sensitivity: a ResNet18 has 31 layers, a ResNet152 many more than a page takes.
+_MOST_LAYERS = 40
 _STYLE: Any = {
     "font.size": 9.0,
     "axes.spines.top": False,
@@ -194,19 +199,42 @@ def error_by_yaw(report: Mapping[str, Any]) -> str | None:
     return out[0]
 
 
-def sensitivity_plot(layers: Sequence[tuple[str, float]]) -> str:
-    """What quantising each layer alone costs, the dearest first.
+def sensitivity_plot(layers: Sequence[Layer], kept: Collection[str] = ()) -> str:
+    """What each layer's INT8 costs, the dearest first.
 
     Args:
-        layers: name and cost in degrees.
+        layers: name, cost alone and gain without it, degrees.
+        kept: names of those that an artifact keeps in floating point; marked.
     """
-    shown = sorted(layers, key=lambda pair: -pair[1])[:24]
-    with _figure(0.8 + 0.2 * len(shown)) as (_, axes, out):
+    shown = sorted(layers, key=lambda x: -x.degrees)[:_MOST_LAYERS][::-1]
+    with _figure(1.1 + 0.19 * len(shown)) as (_, axes, out):
         ax = axes[0]
-        names = [name for name, _ in reversed(shown)]
-        ax.barh(names, [cost for _, cost in reversed(shown)], color=COLOURS["artifact"])
+        rows = range(len(shown))
+        ax.barh(
+            rows,
+            [x.degrees for x in shown],
+            color=[_OTHERS[0] if x.name in kept else COLOURS["artifact"] for x in shown],
+            label="this layer alone in INT8: difference to FP32",
+        )
+        points = [(x.gain, i) for i, x in enumerate(shown) if x.gain is not None]
+        if points:
+            ax.plot(
+                [p[0] for p in points],
+                [p[1] for p in points],
+                "D",
+                ms=4,
+                color=COLOURS["reference"],
+                label="all but this layer in INT8: what the difference falls by",
+            )
+        ax.set_yticks(rows, [f"{x.name} *" if x.name in kept else x.name for x in shown])
+        ax.set_ylim(-0.7, len(shown) - 0.3)
         ax.grid(visible=False, axis="y")
-        ax.set_xlabel("degrees, this layer alone in INT8")
+        ax.axvline(0, color="#59636e", linewidth=0.8)
+        note = "; * stays in floating point" if any(x.name in kept for x in shown) else ""
+        more = f"; the {len(shown)} dearest of {len(layers)}" if len(shown) < len(layers) else ""
+        ax.set_xlabel(f"mean |angle difference| to FP32, degrees{note}{more}")
+        # Below: the longest bars end where a legend inside would be.
+        ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=1, fontsize=8)
     return out[0]
 
 

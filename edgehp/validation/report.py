@@ -54,12 +54,23 @@ class Subject:
 
 @dataclass(frozen=True)
 class BandDrop:
-    """The drop among frames whose |yaw| lies in (low, high] degrees."""
+    """The drop among frames whose |yaw| lies in (low, high] degrees; None without such frames.
+
+    Attributes:
+        low: of |yaw|, degrees.
+        high: of |yaw|, degrees.
+        frames: how many.
+        drop: MAE of the artifact minus that of the reference.
+        mean_difference: mean absolute difference of the angles between the two.
+        spread_difference: mean absolute difference of the spreads between the two.
+    """
 
     low: float
     high: float
     frames: int
     drop: Interval | None
+    mean_difference: float | None = None
+    spread_difference: float | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,9 @@ class ValidationReport:
         artifact_mae: its MAE with an interval.
         drop: the paired comparison.
         robustness: harder versions of the crops; empty where not asked for.
+        appearance: the frames held against the calibration crops
+            (`edgehp.validation.appearance.AppearanceCheck.to_dict`); None where the artifact does
+            not say how those look.
         missed: names of frames in which the detector found no face.
         skipped: frames that were left out because something is wrong with them, and what.
         schema: of this report.
@@ -138,6 +152,7 @@ class ValidationReport:
     artifact_mae: Interval | None = None
     drop: Drop | None = None
     robustness: tuple[Condition, ...] = ()
+    appearance: Mapping[str, Any] | None = None
     missed: tuple[str, ...] = ()
     skipped: tuple[Mapping[str, str], ...] = field(default=())
     schema: int = SCHEMA_VERSION

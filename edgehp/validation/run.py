@@ -17,12 +17,13 @@ from edgehp.datasets.prefetch import prefetch
 from edgehp.engines.base import Crops, Engine, Prediction
 from edgehp.errors import DataError, UsageError
 from edgehp.pose import angle_errors, geodesic_degrees, matrix_from_euler
+from edgehp.validation.appearance import Appearance, AppearanceCheck, measure_crops
 from edgehp.validation.metrics import frame_errors, measure_accuracy, yaw_bands
 from edgehp.validation.report import BandDrop, Condition, Drop, Subject, ValidationReport
 from edgehp.validation.robustness import CONDITIONS
 from edgehp.validation.statistics import DEFAULT_RESAMPLES, DEFAULT_SEED, Interval, mean_interval
 
-__all__ = ["BoxSource", "Contender", "group_of", "validate"]
+__all__ = ["BoxSource", "Clipped", "Contender", "group_of", "validate"]
 
 Array = npt.NDArray[np.float64]
 Image = npt.NDArray[np.uint8]
@@ -33,6 +34,8 @@ BoxSource = Callable[[Image, Sample], "Box | None"]
 logger = logging.getLogger(__name__)
 
 CLEAN = "clean"
+# Frames whose clipped activations are counted, spread over the data set.
+_CLIPPED = 32
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,21 @@ class Contender:
     def subject(self) -> Subject:
         """What the report says about it."""
         return Subject(self.name, self.network_digest, self.engine.info.to_dict())
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """Activations beyond the calibrated ranges.
+
+    Attributes:
+        share: of the frames' activations, 0..1.
+        usual: of the calibration crops', 0..1; None where it is not known.
+        worst: tensor with the largest share, and that share.
+    """
+
+    share: float
+    usual: float | None
+    worst: tuple[str, float]
 
 
 @dataclass
@@ -95,6 +113,8 @@ def validate(
     resamples: int = DEFAULT_RESAMPLES,
     seed: int = DEFAULT_SEED,
     progress: Callable[[int, int], None] | None = None,
+    calibration: Appearance | None = None,
+    clipped: Callable[[Sequence[Crops]], Clipped] | None = None,
 ) -> ValidationReport:
     """Measure a network, or an artifact against its reference.
 
@@ -118,6 +138,9 @@ def validate(
         resamples: of the bootstrap.
         seed: of the bootstrap.
         progress: called with (frames done, frames in all) after every batch.
+        calibration: how the crops look that the artifact's scales come from; the frames are held
+            against them.
+        clipped: given some of the crops, counts the activations that the artifact clips.
 
     Raises:
         DataError: a photo cannot be used, no frame is left, or the data set has no labels.
@@ -141,6 +164,9 @@ def validate(
         return sample, crop_face(photo, sample.box, preprocessing)
 
     used: list[Sample] = []
+    looks: list[Array] = []
+    some: list[Crops] = []
+    every = max(1, len(chosen) // _CLIPPED)
     answers: dict[tuple[str, str], _Answers] = {}
     contenders = {"reference": reference} | ({"artifact": artifact} if artifact else {})
     crops = prefetch(
@@ -161,6 +187,12 @@ def validate(
                 used.append(sample)
                 pictures.append(crop)
         if pictures:
+            if calibration is not None:
+                looks.append(measure_crops(pictures))
+                # Copies: a view would keep its whole batch.
+                start = len(used) - len(pictures)
+                wanted = (p for i, p in enumerate(pictures, start) if i % every == 0)
+                some += [np.array(p) for p in wanted][: _CLIPPED - len(some)]
             clean = np.stack(pictures)
             for condition in (CLEAN, *names):
                 seen = clean if condition == CLEAN else CONDITIONS[condition](clean)
@@ -186,6 +218,16 @@ def validate(
     if box_source is not None:
         protocol["boxes"] = box_words
     joined = {key: a.joined() for key, a in answers.items()}
+    check = None
+    if calibration is not None:
+        found = None if clipped is None else clipped(some)
+        check = AppearanceCheck.of(
+            calibration,
+            np.concatenate(looks),
+            clipped=None if found is None else found.share,
+            calibration_clipped=None if found is None else found.usual,
+            worst=None if found is None else found.worst,
+        ).to_dict()
     return _report(
         dataset.name,
         used,
@@ -199,6 +241,7 @@ def validate(
         preprocessing=preprocessing.to_dict(),
         preprocessing_digest=preprocessing.digest,
         batch=batch,
+        appearance=check,
         missed=tuple(missed),
         skipped=tuple(
             {"name": s.name, "reason": s.reason} for s in (*dataset.skipped, *skips.found)
@@ -306,7 +349,16 @@ def _drop(
         angles=(interval(worse[:, 0]), interval(worse[:, 1]), interval(worse[:, 2])),
         geodesic=interval(turned[0] - turned[1]),
         bands=tuple(
-            BandDrop(low, high, int(mask.sum()), interval(frame, mask) if mask.any() else None)
+            BandDrop(
+                low,
+                high,
+                int(mask.sum()),
+                interval(frame, mask),
+                float(apart[mask].mean()),
+                float(spread[mask].mean()),
+            )
+            if mask.any()
+            else BandDrop(low, high, 0, None)
             for low, high, mask in yaw_bands(truth)
         ),
         mean_difference=_triple(apart.mean(axis=0)),

@@ -1,0 +1,394 @@
+"""Accuracy-controlled precision in a build: which layers stay in floating point, and at what cost.
+
+Called only where the all-INT8 graph misses the gate: then the sensitivity of every layer is
+measured on the calibration's held-back crops, its price is taken from the best latency model there
+is for the target, and assignments are tried on the held-out crops until the drop fits.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from edgehp.artifact.manifest import Manifest, MixedRecord
+from edgehp.build.accuracy import mean_drop
+from edgehp.build.crops import CropSet
+from edgehp.build.engine import BuiltEngine, build_here, compare_engines
+from edgehp.build.graphs import QuantisedGraph, half_graph, onnx_model, write_graph
+from edgehp.build.plan import Plan, make_plan
+from edgehp.build.request import BuildRequest
+from edgehp.build.run import emulator, run_graph, runs_here
+from edgehp.build.sensitivity import layers_of, sensitivity_of, sensitivity_report
+from edgehp.build.work import Work
+from edgehp.engines import PROCESSOR_ENGINES
+from edgehp.engines.base import Prediction
+from edgehp.errors import EnvironmentalError
+from edgehp.quantization.graphview import GraphView
+from edgehp.quantization.latency import (
+    LatencyModel,
+    counted_latency,
+    roofline_latency,
+    shared_latency,
+)
+from edgehp.quantization.search import NotReachedError, SearchResult, search
+from edgehp.targets import Peaks, Target
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = [
+    "Mixed",
+    "MixedBuild",
+    "against_half",
+    "find_mixed",
+    "latency_model",
+    "price_layers",
+]
+
+# Graphs that are tried on the held-out crops.
+MOST_EVALUATIONS = 40
+# A processor's float layers are FP32; a GPU's body is FP16.
+_FP16_BYTES = 2
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A mixed assignment that keeps the drop.
+
+    Attributes:
+        graph: the Q/DQ graph.
+        record: for the manifest.
+        report: the sensitivity of every layer, as a JSON file.
+    """
+
+    graph: onnx.ModelProto
+    record: MixedRecord
+    report: str
+
+    @property
+    def sentence(self) -> str:
+        """Which layers stay in floating point and what that costs."""
+        r = self.record
+        text = (
+            f"{len(r.float_layers)} layers stay in {r.float_precision.upper()} to keep the drop: "
+            f"{', '.join(r.float_layers)}; predicted to cost {r.predicted_cost_ms:+.3f} ms on top "
+            f"of {r.predicted_all_int8_ms:.3f} ({r.latency_model})"
+        )
+        if r.measured_ms is not None and r.measured_all_int8_ms is not None:
+            text += f"; measured {r.measured_ms:.3f} ms against {r.measured_all_int8_ms:.3f}"
+        if r.predicted_ms >= r.predicted_float_ms:
+            text += (
+                f"; that is predicted to be no faster than {r.float_precision.upper()} throughout "
+                f"({r.predicted_float_ms:.3f} ms): build --precision {r.float_precision} instead"
+            )
+        return text
+
+
+def latency_model(
+    plan: Plan,
+    made: QuantisedGraph,
+    batch: int,
+    *,
+    threads: int | None = None,
+    totals: Callable[[], tuple[float, float]] | None = None,
+) -> LatencyModel:
+    """Prices of the layers on the plan's target, by the best means there is.
+
+    OpenVINO's counters where that is the engine; else measured times of whole engines, if they can
+    run here; else the roofline of the target's data.
+
+    Args:
+        plan: of the build.
+        made: the quantised graph.
+        batch: images a call.
+        threads: processor threads.
+        totals: measures (INT8, floating point) engines in milliseconds; None where they cannot
+            run here.
+    """
+    source, layers = made.found.source, layers_of(made)
+    if plan.kind == "openvino":
+        return counted_latency(source, made.model, layers, batch=batch, threads=threads)
+    if totals is not None:
+        integer_ms, float_ms = totals()
+        words = (
+            f"measured here: whole {plan.kind} engines of {integer_ms:.3f} and {float_ms:.3f} ms "
+            f"at batch {batch}, shared out by operations"
+        )
+        return shared_latency(
+            source, layers, integer_ms=integer_ms, float_ms=float_ms, source=words
+        )
+    peaks = _peaks(plan.target)
+    bandwidth = peaks.bandwidth_gb_s
+    return roofline_latency(
+        source,
+        layers,
+        integer_ops_per_s=peaks.int8_tops * 1e12,
+        float_ops_per_s=peaks.fp16_tflops * 1e12,
+        bytes_per_s=None if bandwidth is None else bandwidth * 1e9,
+        float_bytes=_FP16_BYTES,
+        batch=batch,
+        source=f"roofline of {peaks.name} at batch {batch}, not measured",
+    )
+
+
+def price_layers(
+    manifest: Manifest, made: QuantisedGraph, *, threads: int | None = None
+) -> LatencyModel:
+    """Prices of an artifact's layers, for its table of sensitivities.
+
+    Args:
+        manifest: of the artifact.
+        made: its quantised graph.
+        threads: processor threads.
+
+    Raises:
+        UsageError: its target is not known here.
+    """
+    batch = manifest.build.recipe.get("batch", [1, 1, 1])[1]
+    plan = make_plan(BuildRequest(manifest.target.name, manifest.precision.asked))
+    return latency_model(plan, made, batch, threads=threads)
+
+
+def _peaks(target: Target) -> Peaks:
+    """The mode a module is delivered with; else the slowest, for which the choice matters most."""
+    known = target.power_modes or target.boards
+    default = [p for p in known if p.default]
+    return default[0] if default else min(known, key=lambda p: p.int8_tops)
+
+
+def find_mixed(
+    made: QuantisedGraph,
+    crops: npt.NDArray[np.uint8],
+    evaluate: Callable[[onnx.ModelProto], float],
+    latency: LatencyModel,
+    *,
+    max_drop: float,
+    all_int8_drop: float,
+    float_precision: str,
+    threads: int | None = None,
+) -> Mixed:
+    """Search the fastest assignment whose drop fits.
+
+    One convolution, the least sensitive, always stays in INT8: without any the artifact would be
+    another precision under INT8's name.
+
+    Args:
+        made: the all-INT8 graph.
+        crops: calibration crops.
+        evaluate: Q/DQ graph -> drop on the held-out crops, degrees.
+        latency: of the layers.
+        max_drop: what `evaluate` may give at most, degrees.
+        all_int8_drop: of the all-INT8 engine.
+        float_precision: ``"fp16"`` or ``"fp32"``: what layers outside INT8 run in.
+        threads: processor threads.
+
+    Raises:
+        NotReachedError: no assignment fits; the message names the best found.
+    """
+    sensitivity = sensitivity_of(made, crops, threads=threads)
+    nodes = GraphView(made.found.source).nodes
+    ranked = sensitivity.ranked()
+    last = [s.layer for s in reversed(ranked) if nodes[s.layer].op_type == "Conv"][:1]
+    result = search(
+        lambda kept: evaluate(made.keeping(kept)) if kept else all_int8_drop,
+        sensitivity,
+        latency.integer_ms,
+        latency.float_ms,
+        max_drop=max_drop,
+        never_float=last,
+        max_evaluations=MOST_EVALUATIONS,
+    )
+    return Mixed(
+        made.keeping(result.keep_float),
+        _record(result, latency, all_int8_drop, float_precision),
+        sensitivity_report(sensitivity, made, latency),
+    )
+
+
+def _record(
+    result: SearchResult, latency: LatencyModel, all_int8_drop: float, float_precision: str
+) -> MixedRecord:
+    kept = set(result.keep_float)
+    return MixedRecord(
+        float_layers=tuple(n for n in latency.float_ms if n in kept),
+        float_precision=float_precision,
+        all_int8_drop=all_int8_drop,
+        predicted_ms=result.latency,
+        predicted_all_int8_ms=result.fastest,
+        predicted_float_ms=sum(latency.float_ms.values()),
+        latency_model=latency.source,
+        evaluations=result.evaluations,
+    )
+
+
+class MixedBuild:
+    """The search as a step of a build: what it measures with, and what it changes.
+
+    Args:
+        work: of the build.
+        made: the all-INT8 graph.
+        crops: calibration crops.
+        held_out: what the gate measures on.
+        reference: FP32's answers on them.
+        drop: of the all-INT8 engine, degrees.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        made: QuantisedGraph,
+        crops: CropSet,
+        held_out: CropSet,
+        reference: Prediction,
+        drop: float,
+    ) -> None:
+        self._work = work
+        self._made = made
+        self._crops = crops
+        self._held_out = held_out
+        self._reference = reference
+        self._drop = drop
+        self._all_int8: Path | None = None
+
+    def run(self, graph: Path, reference: Path, built: BuiltEngine | None) -> Mixed:
+        """Search, and replace the file `graph` by what was found.
+
+        Args:
+            graph: file of the all-INT8 graph.
+            reference: file of the float graph.
+            built: the all-INT8 engine; None where the build is deferred.
+
+        Raises:
+            NotReachedError: no assignment keeps the drop.
+        """
+        work, request = self._work, self._work.request
+        here = built is not None and runs_here(
+            work.plan.kind, built.target.compute_capabilities, work.device
+        )
+        totals = None
+        if built is not None and here:
+            path = built.path
+
+            def totals() -> tuple[float, float]:
+                return self._totals(path, reference)
+
+        latency = latency_model(
+            work.plan, self._made, request.batch[1], threads=request.threads, totals=totals
+        )
+        budget = self._budget(graph, here)
+        try:
+            found = find_mixed(
+                self._made,
+                self._crops.crops,
+                self._evaluate,
+                latency,
+                max_drop=budget,
+                all_int8_drop=self._drop,
+                float_precision="fp16" if work.plan.half else "fp32",
+                threads=request.threads,
+            )
+        except NotReachedError as e:
+            less = ""
+            if budget < request.max_drop:
+                less = (
+                    f" ({request.max_drop:g} are allowed, less what the engine itself loses "
+                    "against its emulation)"
+                )
+            raise NotReachedError(
+                f"no artifact was made: on {self._held_out.source}, {e}{less}", e.best
+            ) from e
+        if built is not None and here:
+            self._all_int8 = work.writer.scratch / f"all-int8{built.path.suffix}"
+            shutil.copyfile(built.path, self._all_int8)
+        write_graph(found.graph, graph)
+        return found
+
+    def rebuild(self, mixed: Mixed, graph: Path, built: BuiltEngine) -> BuiltEngine:
+        """The engine of the mixed graph in the place of the all-INT8 one.
+
+        Raises:
+            CompatibilityError: other layers than those named are outside INT8.
+        """
+        work = self._work
+        if work.place is None:
+            raise EnvironmentalError("an engine can only be built again where it was built")
+        for name in built.engine.files:
+            (work.writer.path / name).unlink()
+        return build_here(
+            work.plan,
+            work.place,
+            graph,
+            work.writer.path,
+            work.request.batch,
+            work.request.threads,
+            mixed=mixed.record,
+        )
+
+    def timed(self, mixed: Mixed, built: BuiltEngine) -> Mixed:
+        """The same with measured times of both engines, where they run here."""
+        if self._all_int8 is None:
+            return mixed
+        ms = compare_engines(
+            self._work.plan.kind,
+            built.path,
+            self._all_int8,
+            batch_of(self._held_out, self._work.request.batch[1]),
+            self._work.request.threads,
+        )
+        record = replace(
+            mixed.record, measured_ms=round(ms[0], 4), measured_all_int8_ms=round(ms[1], 4)
+        )
+        return replace(mixed, record=record)
+
+    def _evaluate(self, model: onnx.ModelProto) -> float:
+        work = self._work
+        path = write_graph(model, work.writer.scratch / "candidate.onnx")
+        answers, _ = run_graph(
+            emulator(work.plan), path, self._held_out, threads=work.request.threads
+        )
+        return mean_drop(self._reference, answers.clean, self._held_out)
+
+    def _budget(self, graph: Path, here: bool) -> float:
+        """The gate, less what the engine loses more than the emulation that the search runs."""
+        limit = self._work.request.max_drop
+        if not here or self._work.plan.kind in PROCESSOR_ENGINES:
+            return limit
+        answers, _ = run_graph(emulator(self._work.plan), graph, self._held_out)
+        emulated = mean_drop(self._reference, answers.clean, self._held_out)
+        return max(0.0, limit - max(0.0, self._drop - emulated))
+
+    def _totals(self, integer: Path, reference: Path) -> tuple[float, float]:
+        work = self._work
+        if work.plan.kind not in PROCESSOR_ENGINES:
+            return against_half(work, onnx_model(reference), integer, self._held_out)
+        crops = batch_of(self._held_out, work.request.batch[1])
+        return compare_engines(work.plan.kind, integer, reference, crops, work.request.threads)
+
+
+def against_half(
+    work: Work, model: onnx.ModelProto, integer: Path, held_out: CropSet
+) -> tuple[float, float]:
+    """Median milliseconds of an INT8 engine and of the FP16 engine of the same float graph.
+
+    Raises:
+        EnvironmentalError: not on the device.
+    """
+    if work.place is None:
+        raise EnvironmentalError("INT8 and FP16 can only be compared on the device")
+    folder, request = work.writer.scratch, work.request
+    half = half_graph(model) if work.place.knows_half_scales else model
+    path = write_graph(half, folder / "fp16.onnx")
+    other = build_here(work.plan.in_half(), work.place, path, folder, request.batch)
+    crops = batch_of(held_out, request.batch[1])
+    return compare_engines(work.plan.kind, integer, other.path, crops)
+
+
+def batch_of(held_out: CropSet, batch: int) -> npt.NDArray[np.uint8]:
+    """The first `batch` held-out crops, repeated where there are fewer."""
+    return np.ascontiguousarray(np.resize(held_out.crops, (batch, *held_out.crops.shape[1:])))

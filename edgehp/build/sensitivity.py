@@ -1,0 +1,226 @@
+"""The sensitivity of a build's layers: measured on held-back crops, and as a report."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgehp._hashing import sha256_bytes, sha256_file
+from edgehp.artifact.check import Artifact
+from edgehp.artifact.manifest import Calibration
+from edgehp.build.crops import CropSet, calibration_list, load_calibration
+from edgehp.build.graphs import REFERENCE_GRAPH, QuantisedGraph, onnx_model
+from edgehp.errors import CompatibilityError, UsageError
+from edgehp.networks.bundled import Network, resolve_network
+from edgehp.quantization.graphview import GraphView, network_digest
+from edgehp.quantization.latency import LatencyModel
+from edgehp.quantization.placement import quantisable_layers
+from edgehp.quantization.quantise import quantise
+from edgehp.quantization.select import Difference, Judge, Subset, split_crops
+from edgehp.quantization.sensitivity import Sensitivity, measure_sensitivity
+from edgehp.quantization.table import CalibrationTable
+from edgehp.quantization.thresholds import METHODS
+from edgehp.targets import load_target
+
+__all__ = [
+    "layers_of",
+    "quantised_again",
+    "sensitivity_of",
+    "sensitivity_report",
+    "sensitivity_values",
+]
+
+logger = logging.getLogger(__name__)
+
+# Crops that the sensitivity is measured on: enough to rank layers, and two graphs a layer are run.
+MOST_JUDGED = 64
+SCHEMA_VERSION = 1
+
+
+def layers_of(made: QuantisedGraph) -> tuple[str, ...]:
+    """The layers that the graph quantises, in graph order."""
+    view = GraphView(made.found.source)
+    kept = made.found.recipe.keep_float
+    return tuple(n for n in quantisable_layers(view, made.found.flavour) if n not in kept)
+
+
+def sensitivity_of(
+    made: QuantisedGraph,
+    crops: npt.NDArray[np.uint8],
+    *,
+    most: int = MOST_JUDGED,
+    threads: int | None = None,
+) -> Sensitivity:
+    """What each layer's INT8 costs, on crops that the calibration held back.
+
+    Args:
+        made: the quantised graph.
+        crops: all calibration crops [N, S, S, 3]; those that `quantise` held back are used.
+        most: how many of them.
+        threads: processor threads.
+    """
+    held = split_crops(list(crops))[1]
+    chosen = held[:: max(1, -(-len(held) // most))]
+    judge = Judge(made.found.source, Subset(list(crops), chosen), threads=threads)
+    # The FP32 body: what counts here is INT8's share, and a graph is emitted several times faster.
+    return measure_sensitivity(
+        lambda recipe: made.keeping(recipe.keep_float, half=False),
+        made.found.recipe,
+        layers_of(made),
+        judge,
+    )
+
+
+def quantised_again(
+    artifact: Artifact, calibration: Path | None = None, *, threads: int | None = None
+) -> tuple[QuantisedGraph, CropSet]:
+    """Repeat the quantisation of an artifact: same network, same crops, same choices.
+
+    The Q/DQ graph that comes out is compared with the artifact's, so that what is measured on it
+    is about this artifact.
+
+    Args:
+        artifact: of INT8.
+        calibration: the crops it was calibrated on, where those were not the shipped ones.
+        threads: processor threads.
+
+    Raises:
+        UsageError: the artifact is not quantised, or its crops must be given.
+        CompatibilityError: other crops or another network than it was made from.
+    """
+    manifest = artifact.manifest
+    record = manifest.calibration
+    if record is None or record.table is None:
+        raise UsageError(
+            f"{artifact.path} is {manifest.precision.asked}: without scales nothing is sensitive; "
+            "give an INT8 artifact"
+        )
+    network = _network(artifact)
+    crops = _crops(artifact, record, calibration)
+    method, corrected, strength = _choices(record.method, artifact.path)
+    stored = onnx_model(artifact.graph_path)
+    half = any(t.data_type == t.FLOAT16 for t in stored.graph.initializer)
+    flavour = load_target(manifest.target.name).flavour
+    found = quantise(
+        network.graph(),
+        list(crops.crops),
+        network.spec,
+        flavour=flavour,
+        method=method,
+        body="fp16" if half else "fp32",
+        bias_correction=corrected,
+        equalisation=strength,
+        table=CalibrationTable.load(artifact.path / record.table),
+        threads=threads,
+    )
+    made = QuantisedGraph(found.model, found.table.to_json(), record.method, found, half)
+    mixed = manifest.precision.mixed
+    same = made.model if mixed is None else made.keeping(mixed.float_layers)
+    if network_digest(same) != network_digest(stored):
+        logger.warning(
+            "quantising again gave another graph than %s holds: the table is of the same network, "
+            "crops and method, but not of the very same numbers",
+            artifact.path,
+        )
+    return made, crops
+
+
+def _network(artifact: Artifact) -> Network:
+    record, own = artifact.manifest.network, artifact.path / REFERENCE_GRAPH
+    network = resolve_network(str(own) if own.is_file() else record.source)
+    if not own.is_file() and sha256_file(network.path) != record.weights_sha256:
+        raise CompatibilityError(
+            f"{record.source} is not the network that {artifact.path} was made from: its SHA-256 "
+            f"is not {record.weights_sha256[:16]}...; build the artifact again"
+        )
+    return network
+
+
+def _crops(artifact: Artifact, record: Calibration, given: Path | None) -> CropSet:
+    manifest = artifact.manifest
+    if given is None and manifest.build.recipe.get("calibration") is not None:
+        raise UsageError(
+            f"{artifact.path} was calibrated on {record.source}: give it with --calibration"
+        )
+    crops = load_calibration(given, manifest.preprocessing)
+    if sha256_bytes(calibration_list(crops)) != record.list_sha256:
+        raise CompatibilityError(
+            f"{given or crops.source}: not the {record.count} crops that {artifact.path} was "
+            "calibrated on; give those, or build the artifact again"
+        )
+    return crops
+
+
+def _choices(text: str, where: Path) -> tuple[str, bool, float]:
+    """Method, bias correction and equalisation from what `QuantisedModel.chosen` says."""
+    method, *more = text.split("+")
+    strength, corrected = 0.0, False
+    for part in more:
+        if part == "bias":
+            corrected = True
+        elif part.startswith("equal"):
+            try:
+                strength = float(part.removeprefix("equal"))
+            except ValueError:
+                method = ""
+        else:
+            method = ""
+    if method not in METHODS:
+        raise UsageError(
+            f"{where} was quantised by {text!r}, which cannot be repeated from the calibration "
+            "crops alone"
+        )
+    return method, corrected, strength
+
+
+def sensitivity_values(
+    found: Sensitivity, made: QuantisedGraph, latency: LatencyModel | None = None
+) -> dict[str, Any]:
+    """The table as a dictionary for JSON, in graph order.
+
+    ``degrees`` of a layer is its ``alone.angles``: what `edgehp report` draws.
+
+    Args:
+        found: the sensitivity.
+        made: the graph it is of.
+        latency: prices of the layers, where they are known.
+    """
+    kinds = {n.name: n.op_type for n in made.found.source.graph.node}
+    return {
+        "kind": "sensitivity",
+        "schema": SCHEMA_VERSION,
+        "flavour": made.found.flavour,
+        "method": made.method,
+        "latency_model": None if latency is None else latency.source,
+        "all_int8": _difference(found.full),
+        "layers": [
+            {
+                "name": s.layer,
+                "operator": kinds.get(s.layer),
+                "degrees": s.alone.angles,
+                "gain": s.gain,
+                "alone": _difference(s.alone),
+                "left_out": _difference(s.left_out),
+                "int8_ms": None if latency is None else latency.integer_ms[s.layer],
+                "float_ms": None if latency is None else latency.float_ms[s.layer],
+            }
+            for s in found.layers
+        ],
+    }
+
+
+def sensitivity_report(
+    found: Sensitivity, made: QuantisedGraph, latency: LatencyModel | None = None
+) -> str:
+    """`sensitivity_values` as the text of a file."""
+    values = sensitivity_values(found, made, latency)
+    return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _difference(d: Difference) -> dict[str, float]:
+    return {"angles": d.angles, "spread": d.spread, "worst": d.worst}

@@ -1,0 +1,53 @@
+"""What an artifact says of the crops it was calibrated on, for those that it is validated on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgehp.engines.base import Crops
+    from edgehp.validation.appearance import Appearance
+    from edgehp.validation.run import Clipped
+    from edgehp.validation.subjects import OpenedNetwork
+
+__all__ = ["calibration_looks", "clipping_of"]
+
+logger = logging.getLogger(__name__)
+
+
+def calibration_looks(tested: OpenedNetwork | None) -> Appearance | None:
+    """How the crops look that the artifact was calibrated on, where it says so."""
+    from edgehp.validation.appearance import Appearance
+
+    record = tested.artifact.manifest.calibration if tested and tested.artifact else None
+    if record is None or record.appearance is None:
+        return None
+    return Appearance.from_dict(record.appearance)
+
+
+def clipping_of(
+    tested: OpenedNetwork | None, threads: int | None
+) -> Callable[[Sequence[Crops]], Clipped] | None:
+    """Counts what the artifact's graph clips; None where the packages for it are not here."""
+    artifact = None if tested is None else tested.artifact
+    record = None if artifact is None else artifact.manifest.calibration
+    if artifact is None or record is None:
+        return None
+    if find_spec("onnx") is None or not (find_spec("openvino") or find_spec("onnxruntime")):
+        logger.info("clipped activations are not counted: that takes onnx and a processor engine")
+        return None
+    usual, path = record.clipped, artifact.graph_path
+
+    def count(crops: Sequence[Crops]) -> Clipped:
+        import onnx
+
+        from edgehp.quantization.clipping import measure_clipping
+        from edgehp.validation.run import Clipped
+
+        found = measure_clipping(onnx.load(str(path)), crops, threads=threads)
+        return Clipped(found.share, usual, found.worst)
+
+    return count

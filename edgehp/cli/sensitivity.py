@@ -1,0 +1,110 @@
+"""``edgehp sensitivity``: what each layer's INT8 costs in degrees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["command"]
+
+
+@click.command("sensitivity", short_help="Say what each layer's INT8 costs in degrees.")
+@click.argument("artifact", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="The faces the artifact was calibrated on, where those were not the shipped ones.",
+)
+@click.option(
+    "--crops",
+    type=click.IntRange(1, 10_000),
+    default=64,
+    show_default=True,
+    help="Crops to measure on, of those that the calibration held back.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Processor threads.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Write the plot here, as SVG.")
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+def command(
+    artifact: Path | None,
+    calibration: Path | None,
+    crops: int,
+    threads: int | None,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Quantise one layer of ARTIFACT at a time, and leave one out at a time.
+
+    ARTIFACT is an INT8 artifact (default: the newest under dist/), of any target: the graph it is
+    made from runs on this processor. The table goes into its reports/, where 'edgehp report' finds
+    it and draws it.
+    """
+    # Imported here: `edgehp --help` must not pay for numpy and onnx.
+    from edgehp.artifact import load_artifact, newest_artifact
+    from edgehp.artifact.check import REPORTS
+    from edgehp.build.mixed import price_layers
+    from edgehp.build.sensitivity import quantised_again, sensitivity_of, sensitivity_values
+    from edgehp.cli._output import Steps, print_json
+    from edgehp.report.files import write_report, write_text
+
+    steps = Steps()
+    path = artifact or newest_artifact()
+    with steps("open"):
+        opened = load_artifact(path, bytes_only=True)
+    with steps("quantise"):
+        made, faces = quantised_again(opened, calibration, threads=threads)
+    with steps("latency"):
+        latency = price_layers(opened.manifest, made, threads=threads)
+    with steps("sensitivity"):
+        found = sensitivity_of(made, faces.crops, most=crops, threads=threads)
+    values = sensitivity_values(found, made, latency)
+    values["artifact"] = opened.manifest.name
+    mixed = opened.manifest.precision.mixed
+    kept = () if mixed is None else mixed.float_layers
+    written = write_report(values, path / REPORTS, "sensitivity")
+    if plot is not None:
+        from edgehp.report.gather import Layer
+        from edgehp.report.plots import sensitivity_plot
+
+        rows = [Layer(r["name"], r["degrees"], r["gain"]) for r in values["layers"]]
+        write_text(plot, sensitivity_plot(rows, kept))
+    if as_json:
+        print_json(values)
+    else:
+        _print(values, kept)
+        click.echo(f"\nwritten to {written}; 'edgehp report {path}' draws it")
+
+
+def _print(values: dict[str, Any], kept: tuple[str, ...]) -> None:
+    from edgehp.cli._output import print_table
+
+    full = values["all_int8"]
+    click.echo(
+        f"{values['artifact']}: mean |difference| to FP32 with every layer in INT8 "
+        f"{full['angles']:.4f} degrees (spread {full['spread']:.4f}, worst angle "
+        f"{full['worst']:.2f})\nms: {values['latency_model']}\n"
+    )
+    rows = sorted(values["layers"], key=lambda r: (-r["gain"], -r["degrees"]))
+    print_table(
+        ("layer", "operator", "alone", "its spread", "gain", "INT8 ms", "float ms"),
+        [
+            (
+                f"{r['name']} *" if r["name"] in kept else r["name"],
+                r["operator"],
+                f"{r['degrees']:.4f}",
+                f"{r['alone']['spread']:.4f}",
+                f"{r['gain']:+.4f}",
+                f"{r['int8_ms']:.4f}",
+                f"{r['float_ms']:.4f}",
+            )
+            for r in rows
+        ],
+        range(2, 7),
+    )
+    click.echo(
+        "\nalone: this layer in INT8, all others in floating point; gain: what the difference "
+        "falls by when\nthis layer alone goes back to floating point (negative: its error cancels "
+        "others')" + ("; * stays in floating point in this artifact" if kept else "")
+    )

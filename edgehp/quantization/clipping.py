@@ -1,0 +1,115 @@
+"""How many activations a Q/DQ graph cuts off: what its scales have not seen before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from edgehp.errors import DataError
+from edgehp.quantization.graphview import GraphView
+from edgehp.quantization.runner import Runner
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Clipping", "measure_clipping"]
+
+Crop = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """Activations beyond the range of their QuantizeLinear.
+
+    Attributes:
+        share: of all quantised activations, 0..1; tensors count by their elements.
+        tensors: tensor -> its own share.
+    """
+
+    share: float
+    tensors: Mapping[str, float]
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The tensor with the largest share, and that share."""
+        name = max(self.tensors, key=lambda n: self.tensors[n])
+        return name, self.tensors[name]
+
+
+def measure_clipping(
+    model: onnx.ModelProto,
+    crops: Iterable[Crop],
+    *,
+    engine: str = "auto",
+    threads: int | None = None,
+) -> Clipping:
+    """Count the activations that a Q/DQ graph clips.
+
+    A value counts where it is more than half a step beyond the last level, so that mere rounding
+    does not.
+
+    Args:
+        model: the Q/DQ graph.
+        crops: uint8 [S, S, 3], RGB.
+        engine: see `edgehp.quantization.runner.Runner`.
+        threads: of the engine.
+
+    Raises:
+        DataError: the graph quantises no activation, or no crops.
+    """
+    limits = _limits(model)
+    if not limits:
+        raise DataError("the graph has no QuantizeLinear behind an activation; quantise it first")
+    probed = _with_outputs(model, tuple(limits))
+    runner = Runner(probed, tuple(limits), engine=engine, threads=threads)
+    beyond = dict.fromkeys(limits, 0)
+    seen = dict.fromkeys(limits, 0)
+    for batch in runner.stream(crops):
+        for (name, (low, high)), values in zip(limits.items(), batch, strict=True):
+            beyond[name] += int(np.count_nonzero((values < low) | (values > high)))
+            seen[name] += values.size
+    if not any(seen.values()):
+        raise DataError("no crops to count clipped activations on: expected at least one")
+    return Clipping(
+        sum(beyond.values()) / sum(seen.values()),
+        MappingProxyType({n: beyond[n] / max(1, seen[n]) for n in limits}),
+    )
+
+
+def _limits(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:
+    """Activation tensor -> the values that its QuantizeLinear represents."""
+    view = GraphView(model)
+    found: dict[str, tuple[float, float]] = {}
+    for node in view.of_type("QuantizeLinear"):
+        name = node.input[0]
+        if view.is_constant(name) or not view.is_constant(node.input[1]):
+            continue
+        scale = float(view.array(node.input[1]).reshape(-1)[0])
+        zero, kind = 0, np.dtype(np.uint8)
+        if len(node.input) > 2 and node.input[2]:
+            point = view.array(node.input[2])
+            zero, kind = int(point.reshape(-1)[0]), point.dtype
+        info = np.iinfo(kind)
+        low, high = (info.min - zero - 0.5) * scale, (info.max - zero + 0.5) * scale
+        if name in found:
+            low, high = max(low, found[name][0]), min(high, found[name][1])
+        found[name] = (low, high)
+    return found
+
+
+def _with_outputs(model: onnx.ModelProto, names: tuple[str, ...]) -> onnx.ModelProto:
+    from onnx import ModelProto, helper
+
+    out = ModelProto()
+    out.CopyFrom(model)
+    known = {o.name for o in out.graph.output}
+    for name in names:
+        if name not in known:
+            # An empty type: the runtime infers it, whatever the body's precision.
+            out.graph.output.append(helper.make_empty_tensor_value_info(name))
+    return out

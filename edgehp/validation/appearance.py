@@ -1,0 +1,210 @@
+"""Whether crops look like those that the scales come from: cheap statistics of the pictures.
+
+Scales chosen on pictures of another kind clip what they have not seen. The comparison is one-sided
+on purpose: calibration crops may be more varied than what is validated on, not less.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from edgehp.errors import DataError
+
+__all__ = ["STATISTICS", "Appearance", "AppearanceCheck", "measure_crops"]
+
+Crops = npt.NDArray[np.uint8]
+Values = npt.NDArray[np.float64]
+
+# Columns of what `measure_crops` gives, and how a person says that a crop has more or less of it.
+STATISTICS = ("brightness", "contrast", "saturation", "sharpness")
+_WORDS = {
+    "brightness": ("darker", "brighter"),
+    "contrast": ("flatter", "of more contrast"),
+    "saturation": ("paler", "more colourful"),
+    "sharpness": ("softer", "sharper"),
+}
+# 95 % of the calibration crops lie between.
+_LOW, _HIGH = 2.5, 97.5
+# Of crops of the same kind one in twenty lies outside, of a hundred crops seldom one in eight.
+_MOST_OUTSIDE = 0.4
+# Activations beyond their range: this many times as often as on the calibration crops, and at
+# least one in this many; below, the clipping is what the method chose on purpose.
+_MORE_CLIPPED = 5.0
+_LEAST_CLIPPED = 0.002
+
+
+def measure_crops(crops: Iterable[npt.NDArray[np.uint8]]) -> Values:
+    """Statistics of each crop: [n, 4] in the order of `STATISTICS`.
+
+    Brightness is the mean and contrast the standard deviation of the grey levels 0..255;
+    saturation is the mean of (largest - smallest channel), 0..255; sharpness the mean absolute
+    Laplacian over the contrast, so that it does not depend on the light.
+
+    Args:
+        crops: uint8 [S, S, 3], RGB.
+    """
+    rows = []
+    for crop in crops:
+        grey = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        contrast = float(grey.std())
+        edges = float(np.abs(cv2.Laplacian(grey, cv2.CV_32F)).mean())
+        colour = (crop.max(-1).astype(np.int16) - crop.min(-1)).mean()
+        rows.append((float(grey.mean()), contrast, float(colour), edges / (contrast + 1.0)))
+    return np.asarray(rows, np.float64).reshape(-1, len(STATISTICS))
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """How a set of crops looks: for each of `STATISTICS` the ends of its middle 95 % and median."""
+
+    count: int
+    ranges: Mapping[str, tuple[float, float, float]]
+
+    @classmethod
+    def of(cls, values: Values) -> Appearance:
+        """The summary of what `measure_crops` gave.
+
+        Raises:
+            DataError: no crops.
+        """
+        if len(values) == 0:
+            raise DataError("no crops to look at: expected at least one")
+        low, middle, high = np.percentile(values, (_LOW, 50, _HIGH), axis=0)
+        return cls(
+            len(values),
+            MappingProxyType(
+                {
+                    n: (round(float(a), 4), round(float(b), 4), round(float(c), 4))
+                    for n, a, b, c in zip(STATISTICS, low, middle, high, strict=True)
+                }
+            ),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary for JSON."""
+        return {"count": self.count, **{n: list(r) for n, r in self.ranges.items()}}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Appearance:
+        """The inverse of `to_dict`.
+
+        Raises:
+            DataError: a statistic is missing or is not three finite numbers.
+        """
+        ranges = {}
+        for name in STATISTICS:
+            found = values.get(name)
+            numbers = isinstance(found, (list, tuple)) and all(
+                isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+                for v in found
+            )
+            if not isinstance(found, (list, tuple)) or not numbers or len(found) != 3:
+                raise DataError(
+                    f"the appearance of the calibration crops has {name} {str(found)[:40]!r}, "
+                    "expected three numbers; build the artifact again"
+                )
+            ranges[name] = (float(found[0]), float(found[1]), float(found[2]))
+        return cls(int(values.get("count", 0)), MappingProxyType(ranges))
+
+
+@dataclass(frozen=True)
+class AppearanceCheck:
+    """Crops to validate on, held against the calibration crops.
+
+    Attributes:
+        calibration: of the calibration crops.
+        validation: of those validated on.
+        outside: statistic -> share of the latter, 0..1, outside the middle 95 % of the former.
+        clipped: share of their activations beyond the calibrated ranges, 0..1; None if not
+            measured.
+        calibration_clipped: the same of the calibration crops.
+        worst: tensor with the largest share, and that share; None if not measured.
+    """
+
+    calibration: Appearance
+    validation: Appearance
+    outside: Mapping[str, float]
+    clipped: float | None = None
+    calibration_clipped: float | None = None
+    worst: tuple[str, float] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        calibration: Appearance,
+        values: Values,
+        *,
+        clipped: float | None = None,
+        calibration_clipped: float | None = None,
+        worst: tuple[str, float] | None = None,
+    ) -> AppearanceCheck:
+        """Compare.
+
+        Args:
+            calibration: of the calibration crops.
+            values: what `measure_crops` gave for the crops to validate on.
+            clipped: see the attributes; `calibration_clipped` and `worst` likewise.
+            calibration_clipped: see the attributes.
+            worst: see the attributes.
+
+        Raises:
+            DataError: no crops.
+        """
+        outside = {}
+        for i, name in enumerate(STATISTICS):
+            low, _, high = calibration.ranges[name]
+            outside[name] = float(((values[:, i] < low) | (values[:, i] > high)).mean())
+        return cls(
+            calibration,
+            Appearance.of(values),
+            MappingProxyType(outside),
+            clipped,
+            calibration_clipped,
+            worst,
+        )
+
+    @property
+    def warning(self) -> str | None:
+        """One sentence with the figures where the calibration crops look unlike these, or None."""
+        parts = []
+        for name in STATISTICS:
+            if self.outside[name] > _MOST_OUTSIDE:
+                was, found = self.calibration.ranges[name][1], self.validation.ranges[name][1]
+                word = _WORDS[name][int(found > was)]
+                parts.append(
+                    f"{self.outside[name]:.0%} are {word} than nearly all of them (median {name} "
+                    f"{found:.3g} against {was:.3g})"
+                )
+        base = self.calibration_clipped or 0.0
+        if self.clipped is not None and self.clipped > max(_LEAST_CLIPPED, _MORE_CLIPPED * base):
+            most = f", most at {self.worst[0]} with {self.worst[1]:.1%}" if self.worst else ""
+            parts.append(
+                f"{self.clipped:.2%} of their activations lie beyond the calibrated ranges "
+                f"({base:.2%} of the calibration crops'{most})"
+            )
+        if not parts:
+            return None
+        return (
+            "the calibration crops look unlike those validated on: of the latter "
+            f"{'; '.join(parts)}: calibrate on crops from the camera that will be used"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary for JSON, with the warning."""
+        return {
+            "calibration": self.calibration.to_dict(),
+            "validation": self.validation.to_dict(),
+            "outside": dict(self.outside),
+            "clipped": self.clipped,
+            "calibration_clipped": self.calibration_clipped,
+            "worst": None if self.worst is None else list(self.worst),
+            "warning": self.warning,
+        }

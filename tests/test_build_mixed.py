@@ -1,0 +1,247 @@
+"""Accuracy-controlled precision: only where needed, exactly the layers named, or exit 3."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from edgehp.artifact import load_artifact
+from edgehp.artifact.manifest import MixedRecord
+from edgehp.build.engine import convolutions_of
+from edgehp.build.mixed import latency_model
+from edgehp.build.pipeline import BuildResult, build
+from edgehp.build.plan import make_plan
+from edgehp.build.request import BuildRequest
+from edgehp.cli.build import command
+from edgehp.cli.sensitivity import command as sensitivity_command
+from edgehp.engines.audit import LayerPrecision, PrecisionAudit
+from edgehp.errors import AccuracyError, CompatibilityError, UsageError
+from edgehp.quantization.search import NotReachedError
+from edgehp.report.gather import gather
+from edgehp.report.page import html_page, markdown
+from tests.mixed_parts import CONVOLUTIONS, convolutions_in_float, small_parts
+
+ANYTHING = 90.0
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="module")
+def request_(parts: Path) -> BuildRequest:
+    return BuildRequest(
+        target="cpu",
+        network=str(parts / "small.onnx"),
+        calibration=parts / "cal.zip",
+        method="minmax",
+        # Without labels the deviation counts: nothing but more floating point makes it smaller.
+        validate_on=parts / "bare.zip",
+        max_drop=ANYTHING,
+        output=parts / "dist",
+        threads=1,
+        mixed=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def plain(request_: BuildRequest) -> BuildResult:
+    return build(request_)
+
+
+@pytest.fixture(scope="module")
+def half_drop(plain: BuildResult) -> float:
+    assert plain.manifest.accuracy is not None
+    return plain.manifest.accuracy.drop / 2
+
+
+@pytest.fixture(scope="module")
+def mixed(request_: BuildRequest, parts: Path, half_drop: float) -> BuildResult:
+    return build(replace(request_, max_drop=half_drop, output=parts / "mixed"))
+
+
+def test_what_fits_is_not_searched(plain: BuildResult) -> None:
+    assert plain.manifest.precision.mixed is None
+    assert plain.manifest.precision.counts == {"int8": CONVOLUTIONS}
+    assert not [s for s in plain.manifest.build.steps if s.name == "search"]
+    assert not (plain.path / "sensitivity.json").exists()
+
+
+def test_layers_go_back_to_float_until_the_drop_fits(mixed: BuildResult, half_drop: float) -> None:
+    manifest = load_artifact(mixed.path).manifest
+    assert manifest == mixed.manifest
+    found, accuracy = manifest.precision.mixed, manifest.accuracy
+    assert found is not None
+    assert accuracy is not None
+    assert accuracy.drop <= half_drop < found.all_int8_drop
+    # The manifest names what the graph does, no more and no less.
+    kept = set(found.float_layers) & set(convolutions_of(mixed.path / "engine.onnx"))
+    assert convolutions_in_float(mixed.path / "engine.onnx") == kept
+    assert manifest.precision.counts.get("fp32", 0) == len(kept) < CONVOLUTIONS
+    assert found.float_precision == "fp32"
+    assert "measured here: counters of OpenVINO" in found.latency_model
+    assert found.measured_ms is not None
+    assert any("predicted to cost" in w for w in manifest.build.warnings)
+
+
+def test_the_sensitivity_that_was_measured_is_kept(mixed: BuildResult) -> None:
+    record = mixed.manifest.file("sensitivity.json")
+    assert record.role == "report"
+    material = gather([mixed.path])
+    assert {x.name for x in material.sensitivity} >= {"conv1", "a.add", "heads"}
+    page, text = html_page(material), markdown(material)
+    assert mixed.manifest.precision.mixed is not None
+    for layer in mixed.manifest.precision.mixed.float_layers:
+        assert layer in text
+    for words in ("Layers in floating point", "Sensitivity of the layers", "Accuracy at the build"):
+        assert words in page
+    assert "near-infrared" in page
+
+
+def test_out_of_reach_ends_with_exit_code_3_and_nothing_written(
+    request_: BuildRequest, tmp_path: Path
+) -> None:
+    with pytest.raises(NotReachedError, match="no artifact was made") as e:
+        build(replace(request_, max_drop=0.0, output=tmp_path))
+    assert isinstance(e.value, AccuracyError)
+    assert e.value.exit_code == 3
+    assert "best found" in str(e.value)
+    assert "predicted to cost" in str(e.value)
+    assert len(e.value.best.keep_float) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_deferred_build_for_another_board_searches_by_its_roofline(
+    request_: BuildRequest, parts: Path, tmp_path: Path
+) -> None:
+    from tests.test_build import Somewhere
+
+    request = replace(request_, target="orin-nano-8gb", defer=True, output=tmp_path)
+    drop = build(request, device=Somewhere()).manifest.accuracy
+    assert drop is not None
+    result = build(replace(request, max_drop=drop.drop * 0.6), device=Somewhere())
+    found = result.manifest.precision.mixed
+    assert found is not None
+    assert found.float_precision == "fp16"
+    assert found.latency_model == "roofline of 15W at batch 1, not measured"
+    assert found.measured_ms is None
+    assert found.predicted_cost_ms > 0
+    artifact = load_artifact(result.path, allow_deferred=True)
+    names = set(found.float_layers) & set(convolutions_of(artifact.graph_path))
+    assert convolutions_in_float(artifact.graph_path) == names
+
+
+@pytest.mark.parametrize(
+    ("outside", "words"),
+    [
+        ([], "but not a.conv1"),
+        (["a.conv1 + a.relu1", "b.conv2"], "b.conv2 too"),
+        (["__myl_fused_7"], "__myl_fused_7 too"),
+    ],
+)
+def test_the_audit_takes_exactly_the_layers_named(
+    plain: BuildResult, outside: list[str], words: str
+) -> None:
+    from edgehp.build.engine import _require_exactly
+
+    graph = plain.path / "engine.onnx"
+    record = MixedRecord(("a.conv1", "a.add"), "fp16", 0.1, 1, 1, 2, "test", 3)
+
+    def audit(names: list[str]) -> PrecisionAudit:
+        rows = [LayerPrecision(n, "Convolution", "fp16") for n in names]
+        return PrecisionAudit("test", (*rows, LayerPrecision("conv1", "Convolution", "int8")))
+
+    _require_exactly(record, audit(["a.conv1/WithoutBiases"]), convolutions_of(graph))
+    with pytest.raises(CompatibilityError, match=words):
+        _require_exactly(record, audit(outside), convolutions_of(graph))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "searched"),
+    [
+        ([], False),
+        (["--max-drop", "0.3"], True),
+        (["--max-drop", "0.3", "--no-mixed"], False),
+        (["--mixed"], True),
+    ],
+)
+def test_a_limit_that_was_typed_is_searched_for(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], searched: bool
+) -> None:
+    seen: list[BuildRequest] = []
+
+    def record(request: BuildRequest, *_: object) -> BuildResult:
+        seen.append(request)
+        raise UsageError("far enough")
+
+    monkeypatch.setattr("edgehp.build.pipeline.build", record)
+    CliRunner().invoke(command, ["--target", "cpu", *arguments])
+    assert [r.mixed for r in seen] == [searched]
+
+
+def test_other_precisions_have_nothing_to_mix() -> None:
+    with pytest.raises(UsageError, match="--mixed"):
+        BuildRequest("cpu", precision="fp32", mixed=True)
+
+
+def test_the_sensitivity_command_repeats_the_quantisation(
+    plain: BuildResult, parts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = [str(plain.path), "--threads", "1", "--crops", "8"]
+    refused = CliRunner().invoke(sensitivity_command, arguments)
+    assert isinstance(refused.exception, UsageError)
+    assert "--calibration" in str(refused.exception)
+    wrong = CliRunner().invoke(
+        sensitivity_command, [*arguments, "--calibration", str(parts / "bare.zip")]
+    )
+    assert isinstance(wrong.exception, CompatibilityError)
+    arguments += ["--calibration", str(parts / "cal.zip"), "--plot", str(tmp_path / "s.svg")]
+    result = CliRunner().invoke(sensitivity_command, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    # The graph that came out is the artifact's.
+    assert "another graph" not in caplog.text
+    values = json.loads((plain.path / "reports" / "sensitivity.json").read_text("utf-8"))
+    assert values["kind"] == "sensitivity"
+    assert len(values["layers"]) == 11
+    for row in values["layers"]:
+        assert row["degrees"] == row["alone"]["angles"] >= 0
+        assert row["gain"] == pytest.approx(
+            values["all_int8"]["angles"] - row["left_out"]["angles"]
+        )
+        assert row["name"] in result.output
+    assert (tmp_path / "s.svg").read_text("utf-8").startswith("<svg")
+    # Written beside the listed files: the artifact is still what its manifest says.
+    load_artifact(plain.path)
+    assert [x.name for x in gather([plain.path]).sensitivity] == [
+        r["name"] for r in values["layers"]
+    ]
+
+
+def test_a_float_artifact_has_no_sensitivity(request_: BuildRequest, tmp_path: Path) -> None:
+    request = replace(request_, precision="fp32", calibration=None, mixed=False, output=tmp_path)
+    path = build(request).path
+    result = CliRunner().invoke(sensitivity_command, [str(path)])
+    assert isinstance(result.exception, UsageError)
+    assert "INT8 artifact" in str(result.exception)
+
+
+def test_engines_other_than_openvino_share_out_measured_times(request_: BuildRequest) -> None:
+    from edgehp.build.crops import load_calibration
+    from edgehp.build.graphs import open_network, quantised_graph
+
+    network, _, _ = open_network(request_.network, None)
+    crops = load_calibration(request_.calibration, network.spec.preprocessing)
+    made = quantised_graph(
+        network.graph(), crops.crops[:10], network, "cpu", "minmax", half=False, threads=1
+    )
+    plan = replace(make_plan(BuildRequest("cpu")), kind="onnxruntime")
+    model = latency_model(plan, made, 1, totals=lambda: (2.0, 6.0))
+    assert sum(model.integer_ms.values()) == pytest.approx(2.0)
+    assert sum(model.float_ms.values()) == pytest.approx(6.0)
+    assert model.measured
+    assert "whole onnxruntime engines" in model.source
