@@ -23,7 +23,7 @@ from edgehp.errors import CompatibilityError, DataError, EdgehpError, Environmen
 from edgehp.shipping import slots
 from edgehp.shipping.bundle import VerifiedBundle, make_bundle, verify_bundle
 from edgehp.shipping.container import MAX_FILE_SIZE, pack_front
-from edgehp.shipping.keys import read_public_key
+from edgehp.shipping.keys import Identity, read_public_key
 from tests import ship_parts as parts
 
 NAME = "colours-cpu-fp32"
@@ -167,6 +167,12 @@ def test_only_trusted_keys_are_believed(
     (mine,), (theirs,) = signer.trust, other.trust
     with pytest.raises(CompatibilityError, match="not by the key"):
         verify_bundle(bundle.path, [replace(theirs, fingerprint=mine.fingerprint)])
+
+
+def test_a_key_is_no_identity(bundle: VerifiedBundle) -> None:
+    pytest.importorskip("sigstore")
+    with pytest.raises(CompatibilityError, match="no keyless signature"):
+        verify_bundle(bundle.path, Identity("release@example.com", "https://issuer.example.com"))
 
 
 def test_what_is_no_public_key(signer: parts.Signer, tmp_path: Path) -> None:

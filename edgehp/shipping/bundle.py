@@ -129,7 +129,9 @@ def make_bundle(
     """
     source = load_artifact(artifact, bytes_only=True)
     name = source.manifest.name
-    output = artifact.parent / f"{artifact.name}{SUFFIX}" if output is None else output
+    if output is None:
+        whole = artifact.resolve()
+        output = whole.parent / f"{whole.name}{SUFFIX}"
     if output.is_dir():
         raise UsageError(f"{output} is a folder; name the file to write with --output")
     signer = None if key is None else public_half(key, password)
