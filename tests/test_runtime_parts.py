@@ -24,6 +24,7 @@ from edgehp.datasets.rendered import read_origins, read_rendered
 from edgehp.errors import DataError, EnvironmentalError, UsageError
 from edgehp.pose import geodesic_degrees, matrix_from_euler
 from edgehp.prediction.faces import DetectedFace, network_box, overlap
+from edgehp.runtime.detection import BackgroundDetection, InlineDetection
 from edgehp.runtime.distraction import Area, DistractionMonitor, DistractionRules
 from edgehp.runtime.filter import RotationFilter, lag_seconds, rotation_exp, rotation_log
 from edgehp.runtime.frames import FrameHealth, as_rgb
@@ -32,7 +33,7 @@ from edgehp.runtime.output import PipeSink, SocketSink
 from edgehp.runtime.settings import Settings, load_settings
 from edgehp.runtime.sources import parse_source
 from edgehp.runtime.speed import FileSpeed, LineSpeed, parse_speed
-from edgehp.runtime.tracking import BackgroundDetection, FaceTracker, InlineDetection, carry
+from edgehp.runtime.tracking import FaceTracker, carry
 from edgehp.runtime.watchdog import Watchdog
 
 

@@ -527,6 +527,37 @@ def test_the_command_runs_stops_on_a_signal_and_leaves_nothing(tmp_path, photos)
     assert b"SIGTERM" in err and b"Traceback" not in err
 
 
+def test_the_current_slot_runs_is_confirmed_and_gives_way_to_the_other_when_damaged(
+    tmp_path, photos
+):
+    from edgehp.shipping.slots import install, status
+    from tests import ship_parts
+
+    signer, root = ship_parts.new_signer(tmp_path), tmp_path / "root"
+    for name, offset in (("first", 0.0), ("second", 0.1)):
+        artifact = ship_parts.tiny_artifact(tmp_path / name, offset=offset)
+        bundle = ship_parts.quick_bundle(tmp_path / f"{name}.bundle", artifact, signer)
+        install(bundle, signer.trust, root, device=ship_parts.Device(), selftest=ship_parts.here)
+
+    def pitch() -> tuple[float, str]:
+        done = subprocess.run(
+            command("--slots", root, "--source", photos, "--box", "8,8,88,88", "--every-frame",
+                    "--limit", 2),
+            capture_output=True, text=True, timeout=WAIT * 2,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[0])["raw"]["pitch"], done.stderr
+
+    second, _ = pitch()
+    found = status(root)
+    assert found.current.artifact_name == "second" and found.unconfirmed_starts == 0
+    with (found.current.artifact / "engine.onnx").open("ab") as file:
+        file.write(b"x")
+    first, err = pitch()
+    assert first == pytest.approx(second - 0.1, abs=0.03) and "engine.onnx" in err
+    assert status(root).current.artifact_name == "first"
+
+
 def test_a_reader_of_stdout_that_has_enough_ends_the_command(tmp_path, photos):
     network = pose_graph(tmp_path / "net.onnx")
     process = subprocess.Popen(

@@ -105,7 +105,8 @@ class Clip:
 
 def _mask(side: int) -> npt.NDArray[np.float32]:
     y, x = (np.mgrid[0:side, 0:side] + 0.5) / side * 2 - 1
-    return np.clip((1.0 - np.maximum(np.abs(x), np.abs(y))) / 0.12, 0, 1).astype(np.float32)
+    inwards = 1.0 - np.maximum(np.abs(x), np.abs(y))
+    return np.asarray(np.clip(inwards / 0.12, 0, 1), np.float32)
 
 
 def _noisy(back: npt.NDArray[np.float32], rng: np.random.Generator) -> Image:

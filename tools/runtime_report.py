@@ -38,16 +38,13 @@ from edgehp._resources import resource_dir  # noqa: E402
 from edgehp.engines.base import Crops, Engine, EngineInfo, Prediction  # noqa: E402
 from edgehp.pose import geodesic_degrees, matrix_from_euler  # noqa: E402
 from edgehp.prediction.faces import CenterFace, find_weights, overlap  # noqa: E402
+from edgehp.runtime.detection import BackgroundDetection, InlineDetection  # noqa: E402
 from edgehp.runtime.engine import EngineHost  # noqa: E402
 from edgehp.runtime.filter import lag_seconds, rotation_exp, rotation_log  # noqa: E402
 from edgehp.runtime.loop import Runtime, Summary  # noqa: E402
-from edgehp.runtime.settings import CaptureSettings, FilterSettings, Settings  # noqa: E402
+from edgehp.runtime.settings import FilterSettings, Settings  # noqa: E402
 from edgehp.runtime.sources import CaptureSource, parse_source  # noqa: E402
-from edgehp.runtime.tracking import (  # noqa: E402
-    BackgroundDetection,
-    FaceTracker,
-    InlineDetection,
-)
+from edgehp.runtime.tracking import FaceTracker  # noqa: E402
 from edgehp.validation.subjects import OpenedNetwork, open_artifact, open_network  # noqa: E402
 
 Array = npt.NDArray[np.float64]
@@ -292,6 +289,10 @@ def faults(opener: Opener, video: Path) -> bool:
     def loss(pixels: Image) -> object:
         raise OSError(19, "No such device")
 
+    def late(pixels: Image) -> object:
+        time.sleep(0.5)
+        return pixels
+
     def hang(pixels: Image) -> object:
         time.sleep(length)
         return pixels
@@ -305,7 +306,7 @@ def faults(opener: Opener, video: Path) -> bool:
         "garbage: noise": ("stuck_camera", lambda p: np.roll(noise, rng.integers(999), 0)),
         "garbage: wrong shape": ("stuck_camera", lambda p: p.reshape(-1)[:1000]),
         "garbage: wrong type": ("stuck_camera", lambda p: p.astype(np.float64)),
-        "late frames": ("stale_frame", lambda p: (time.sleep(0.5), p)[1]),
+        "late frames": ("stale_frame", late),
     }
     good = True
     for name, (state, fault) in cases.items():
@@ -341,9 +342,7 @@ def _one_fault(
         return Camera(video, fault=broken)
 
     lines = Lines()
-    # Nothing here lasts long enough for a camera to be opened again because it is stuck.
-    settings = Settings(capture=CaptureSettings())
-    runtime = Runtime(live(camera, "camera"), EngineHost(opener), tracker(False), [lines], settings)
+    runtime = Runtime(live(camera, "camera"), EngineHost(opener), tracker(False), [lines])
     timer = threading.Timer(begin + length + 3.0, runtime.stop, ("the time is over",))
     timer.start()
     runtime.run()

@@ -147,7 +147,7 @@ def command(
 def _engine(
     artifact: Path | None, slots: Path | None, network: str | None, threads: int | None
 ) -> tuple[EngineHost, Callable[[], None] | None]:
-    """The engine, and what to call once it has answered for a frame."""
+    """The engine, and what to call once it is seen to work."""
     from edgehp.runtime.engine import EngineHost
     from edgehp.validation.subjects import open_network
 
@@ -155,13 +155,20 @@ def _engine(
         return EngineHost(lambda: open_network(network, threads=threads)), None
     if slots is None:
         return EngineHost(lambda: _tested(artifact, threads)), None
-    from edgehp.shipping import slots as shipping
+    from edgehp.errors import EdgehpError
+    from edgehp.shipping import start
 
-    started = shipping.boot(slots)
-    if started.fell_back is not None:
-        logger.warning("runs slot %s, since %s", started.slot.name, started.fell_back)
-    path = started.slot.artifact
-    return EngineHost(lambda: _tested(path, threads)), lambda: shipping.confirm(slots)
+    # It says itself where it falls back to the other slot.
+    path = start.boot(slots).slot.artifact
+
+    def confirm() -> None:
+        try:
+            start.confirm(slots)
+        except EdgehpError as e:
+            # A full disk must not stop a network that works.
+            logger.warning("%s", e)
+
+    return EngineHost(lambda: _tested(path, threads)), confirm
 
 
 def _tested(artifact: Path | None, threads: int | None) -> OpenedNetwork:
@@ -182,12 +189,8 @@ def _tested(artifact: Path | None, threads: int | None) -> OpenedNetwork:
 
 
 def _tracker(box: str | None, settings: Settings, inline: bool) -> Tracker:
-    from edgehp.runtime.tracking import (
-        BackgroundDetection,
-        FaceTracker,
-        FixedBox,
-        InlineDetection,
-    )
+    from edgehp.runtime.detection import BackgroundDetection, InlineDetection
+    from edgehp.runtime.tracking import FaceTracker, FixedBox
 
     if box is not None:
         return FixedBox(_box(box))

@@ -127,7 +127,9 @@ class FrameHealth:
         if neighbours < _NOISE:
             if deviation < _DARK_NOISE:
                 return Fault("featureless", "sensor noise and nothing else: dark?")
-            return Fault("garbage", f"neighbouring pixels correlate by {neighbours:.2f} only: noise")
+            return Fault(
+                "garbage", f"neighbouring pixels correlate by {neighbours:.2f} only: noise"
+            )
         return None
 
 

@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 # Longest wait for a frame: how often readers are served and the clock is looked at without one.
 _TICK = 0.05
+# A run that has lasted so long does not die of its engine.
+_SETTLED_NS = 30_000_000_000
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class Runtime:
         metrics: counters.
         every_frame: do not drop frames of a file.
         limit: end after this many frames.
-        first_answer: called once, when the engine has answered for a frame.
+        confirm: called once, when the engine has answered for a frame or the run has lasted half a
+            minute: nobody may sit in the car, or the camera be broken, and neither is its fault.
     """
 
     source: CaptureSource
@@ -90,7 +93,7 @@ class Runtime:
     metrics: Metrics = field(default_factory=NoMetrics)
     every_frame: bool = False
     limit: int | None = None
-    first_answer: Callable[[], None] | None = None
+    confirm: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         """What the run changes."""
@@ -152,9 +155,12 @@ class Runtime:
         return Summary(reason, totals, dict(self._states))
 
     def _loop(self, capture: CaptureThread) -> str:
+        settled = time.monotonic_ns() + _SETTLED_NS
         while not self._stop.is_set():
             frame = capture.take(_TICK)
             self.watchdog.alive()
+            if time.monotonic_ns() > settled:
+                self._confirm()
             for sink in self.sinks:
                 sink.pump()
                 if sink.broken:
@@ -218,9 +224,7 @@ class Runtime:
             answer = self.engine.infer(crop[None])
         except EngineFaultError as e:
             return "engine_fault", str(e), Pose(face.box, face.detected), None
-        if self.first_answer is not None:
-            self.first_answer()
-            self.first_answer = None
+        self._confirm()
         angles = answer.angles[0].astype(np.float64)
         bins = self.engine.network.bins or DEFAULT_BINS
         rules = Rules(bins, self.settings.tracking.min_confidence)
@@ -240,6 +244,11 @@ class Runtime:
             judgement.confidence,
         )
         return judgement.state, None, pose, rotation
+
+    def _confirm(self) -> None:
+        if self.confirm is not None:
+            self.confirm()
+            self.confirm = None
 
     def _stuck(
         self, frame: CapturedFrame, capture: CaptureThread, kind: str, text: str

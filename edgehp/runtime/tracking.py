@@ -6,14 +6,13 @@ Mikolajczyk, Matas, "Forward-Backward Error: Automatic Detection of Tracking Fai
 A head that turns carries its surface across the box, so the box drifts; the detector corrects it
 every few frames, looking only around the box, which costs a tenth of looking at everything.
 
-Detection runs beside the loop (`BackgroundDetection`): the frames that come meanwhile are tracked,
-and a box found in an older frame is carried to the newest one in a single step of flow. So a slow
-detector costs no frames and no latency; it only corrects later.
+Detection runs beside the loop (`edgehp.runtime.detection`): the frames that come meanwhile are
+tracked, and a box found in an older frame is carried to the newest one in a single step of flow. So
+a slow detector costs no frames; it only corrects later.
 """
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,17 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.crop import Box
-from edgehp.errors import EdgehpError
-from edgehp.prediction.faces import DetectedFace, FaceDetector, network_box, overlap
+from edgehp.prediction.faces import DetectedFace, network_box, overlap
+from edgehp.runtime.detection import Detection, Job
 
 __all__ = [
-    "BackgroundDetection",
-    "Detection",
     "FaceTracker",
     "FixedBox",
-    "Found",
-    "InlineDetection",
-    "Job",
     "TrackedFace",
     "Tracker",
     "carry",
@@ -66,41 +60,6 @@ class TrackedFace:
     box: Box
     detected: bool
     score: float | None
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """A frame in which to look for faces: all of it, or a region."""
-
-    photo: Image
-    grey: Image
-    region: Box | None
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """The answer to a job; `error` where the detector failed."""
-
-    job: Job
-    faces: tuple[DetectedFace, ...]
-    error: EdgehpError | None = None
-
-
-class Detection(Protocol):
-    """Runs a detector, at once or beside."""
-
-    @property
-    def busy(self) -> bool:
-        """Whether a job is in work."""
-
-    def request(self, job: Job) -> None:
-        """Start a job; only while not busy."""
-
-    def poll(self) -> Found | None:
-        """The answer to the last job, once."""
-
-    def close(self) -> None:
-        """Stop."""
 
 
 class Tracker(Protocol):
@@ -219,107 +178,6 @@ class FaceTracker:
         self._box = _between(self._box, box) if same and self._box is not None else box
         self._score, self._misses = face.score, 0
         return True
-
-
-class InlineDetection:
-    """Runs the detectors in the caller's thread: every frame waits, results do not depend on time.
-
-    Two detectors, because a region needs fewer pixels than a whole frame, and OpenCV's network must
-    keep one input shape.
-    """
-
-    def __init__(self, whole: FaceDetector, region: FaceDetector) -> None:
-        self._whole, self._region = whole, region
-        self._found: Found | None = None
-
-    @property
-    def busy(self) -> bool:
-        """Never."""
-        return False
-
-    def request(self, job: Job) -> None:
-        """Do the job now."""
-        try:
-            faces = self._look(job)
-        except EdgehpError as e:
-            self._found = Found(job, (), e)
-        else:
-            self._found = Found(job, tuple(faces))
-
-    def poll(self) -> Found | None:
-        """The answer, once."""
-        found, self._found = self._found, None
-        return found
-
-    def close(self) -> None:
-        """Nothing runs."""
-
-    def _look(self, job: Job) -> list[DetectedFace]:
-        height, width = job.photo.shape[:2]
-        if job.region is None:
-            return self._whole.detect(job.photo)
-        b = job.region
-        x, y = max(0, int(b.x_min)), max(0, int(b.y_min))
-        part = job.photo[y : min(height, int(b.y_max)), x : min(width, int(b.x_max))]
-        if min(part.shape[:2]) < 16:
-            return self._whole.detect(job.photo)
-        return [
-            DetectedFace(
-                Box(f.box.x_min + x, f.box.y_min + y, f.box.x_max + x, f.box.y_max + y), f.score
-            )
-            for f in self._region.detect(np.ascontiguousarray(part))
-        ]
-
-
-class BackgroundDetection:
-    """Runs an `InlineDetection` in a thread of its own, one job at a time."""
-
-    def __init__(self, inline: InlineDetection) -> None:
-        self._inline = inline
-        self._changed = threading.Condition()
-        self._job: Job | None = None
-        self._found: Found | None = None
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="detection", daemon=True)
-        self._thread.start()
-
-    @property
-    def busy(self) -> bool:
-        """Whether a job is in work or its answer not yet taken."""
-        with self._changed:
-            return self._job is not None or self._found is not None
-
-    def request(self, job: Job) -> None:
-        """Start the job."""
-        with self._changed:
-            self._job = job
-            self._changed.notify_all()
-
-    def poll(self) -> Found | None:
-        """The answer, once it is there."""
-        with self._changed:
-            found, self._found = self._found, None
-            return found
-
-    def close(self) -> None:
-        """Stop after the job in work."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        self._thread.join(2.0)
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                while self._job is None and not self._closed:
-                    self._changed.wait()
-                if self._closed or self._job is None:
-                    return
-                job = self._job
-            self._inline.request(job)
-            found = self._inline.poll()
-            with self._changed:
-                self._job, self._found = None, found
 
 
 def carry(box: Box, before: Image, after: Image, scale: float) -> Box | None:
