@@ -102,7 +102,7 @@ def quantised_again(
         )
     network = _network(artifact)
     crops = _crops(artifact, record, calibration)
-    method, corrected, strength = _choices(record.method, artifact.path)
+    method, options = _choices(record.method, artifact.path)
     stored = onnx_model(artifact.graph_path)
     half = any(t.data_type == t.FLOAT16 for t in stored.graph.initializer)
     flavour = load_target(manifest.target.name).flavour
@@ -113,10 +113,9 @@ def quantised_again(
         flavour=flavour,
         method=method,
         body="fp16" if half else "fp32",
-        bias_correction=corrected,
-        equalisation=strength,
         table=CalibrationTable.load(artifact.path / record.table),
         threads=threads,
+        **options,
     )
     made = QuantisedGraph(found.model, found.table.to_json(), record.method, found, half)
     mixed = manifest.precision.mixed
@@ -156,26 +155,30 @@ def _crops(artifact: Artifact, record: Calibration, given: Path | None) -> CropS
     return crops
 
 
-def _choices(text: str, where: Path) -> tuple[str, bool, float]:
-    """Method, bias correction and equalisation from what `QuantisedModel.chosen` says."""
+def _choices(text: str, where: Path) -> tuple[str, dict[str, Any]]:
+    """Method and options of `quantise` that give what `QuantisedModel.chosen` says."""
     method, *more = text.split("+")
-    strength, corrected = 0.0, False
+    options: dict[str, Any] = {"bias_correction": False, "equalisation": 0.0}
+    known = method in METHODS
     for part in more:
         if part == "bias":
-            corrected = True
+            options["bias_correction"] = True
+        elif part == "rounded":
+            # The name does not say which of both was rounded: it is chosen again, the same way.
+            options |= {"rounding": True, "bias_correction": None}
         elif part.startswith("equal"):
             try:
-                strength = float(part.removeprefix("equal"))
+                options["equalisation"] = float(part.removeprefix("equal"))
             except ValueError:
-                method = ""
+                known = False
         else:
-            method = ""
-    if method not in METHODS:
+            known = False
+    if not known:
         raise UsageError(
             f"{where} was quantised by {text!r}, which cannot be repeated from the calibration "
             "crops alone"
         )
-    return method, corrected, strength
+    return method, options
 
 
 def sensitivity_values(

@@ -33,8 +33,11 @@ _WORDS = {
 }
 # 95 % of the calibration crops lie between.
 _LOW, _HIGH = 2.5, 97.5
-# Of crops of the same kind one in twenty lies outside, of a hundred crops seldom one in eight.
-_MOST_OUTSIDE = 0.4
+# Of crops of the same kind one in twenty lies outside, of a hundred crops seldom one in eight. From
+# rendered heads to photos: 42 % by brightness, 35 % by contrast.
+_MOST_OUTSIDE = 0.3
+# A side with less than this share of what lies outside is not worth a word.
+_BOTH_SIDES = 0.25
 # Activations beyond their range: this many times as often as on the calibration crops, and at
 # least one in this many; below, the clipping is what the method chose on purpose.
 _MORE_CLIPPED = 5.0
@@ -122,7 +125,8 @@ class AppearanceCheck:
     Attributes:
         calibration: of the calibration crops.
         validation: of those validated on.
-        outside: statistic -> share of the latter, 0..1, outside the middle 95 % of the former.
+        outside: statistic -> shares of the latter, 0..1, below and above the middle 95 % of the
+            former.
         clipped: share of their activations beyond the calibrated ranges, 0..1; None if not
             measured.
         calibration_clipped: the same of the calibration crops.
@@ -131,7 +135,7 @@ class AppearanceCheck:
 
     calibration: Appearance
     validation: Appearance
-    outside: Mapping[str, float]
+    outside: Mapping[str, tuple[float, float]]
     clipped: float | None = None
     calibration_clipped: float | None = None
     worst: tuple[str, float] | None = None
@@ -161,7 +165,8 @@ class AppearanceCheck:
         outside = {}
         for i, name in enumerate(STATISTICS):
             low, _, high = calibration.ranges[name]
-            outside[name] = float(((values[:, i] < low) | (values[:, i] > high)).mean())
+            below, above = (values[:, i] < low).mean(), (values[:, i] > high).mean()
+            outside[name] = (round(float(below), 4), round(float(above), 4))
         return cls(
             calibration,
             Appearance.of(values),
@@ -176,12 +181,17 @@ class AppearanceCheck:
         """One sentence with the figures where the calibration crops look unlike these, or None."""
         parts = []
         for name in STATISTICS:
-            if self.outside[name] > _MOST_OUTSIDE:
+            share = sum(self.outside[name])
+            if share > _MOST_OUTSIDE:
                 was, found = self.calibration.ranges[name][1], self.validation.ranges[name][1]
-                word = _WORDS[name][int(found > was)]
+                words = [
+                    word
+                    for word, side in zip(_WORDS[name], self.outside[name], strict=True)
+                    if side > _BOTH_SIDES * share
+                ]
                 parts.append(
-                    f"{self.outside[name]:.0%} are {word} than nearly all of them (median {name} "
-                    f"{found:.3g} against {was:.3g})"
+                    f"{share:.0%} are {' or '.join(words)} than nearly all of the former (median "
+                    f"{name} {found:.3g} against {was:.3g})"
                 )
         base = self.calibration_clipped or 0.0
         if self.clipped is not None and self.clipped > max(_LEAST_CLIPPED, _MORE_CLIPPED * base):
@@ -202,7 +212,7 @@ class AppearanceCheck:
         return {
             "calibration": self.calibration.to_dict(),
             "validation": self.validation.to_dict(),
-            "outside": dict(self.outside),
+            "outside": {n: list(sides) for n, sides in self.outside.items()},
             "clipped": self.clipped,
             "calibration_clipped": self.calibration_clipped,
             "worst": None if self.worst is None else list(self.worst),

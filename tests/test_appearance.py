@@ -1,0 +1,134 @@
+"""Whether crops look like the calibration's: a warning where they do not, silence where they do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import pytest
+
+from edgehp.errors import DataError
+from edgehp.quantization.clipping import measure_clipping
+from edgehp.quantization.quantise import quantise
+from edgehp.validation.appearance import STATISTICS, Appearance, AppearanceCheck, measure_crops
+from edgehp.validation.robustness import CONDITIONS
+from tests.helpers import random_crops
+from tests.quantization_graphs import SIZE, small_network
+
+
+def checked(calibration: np.ndarray, validation: np.ndarray, **more: object) -> AppearanceCheck:
+    own = Appearance.of(measure_crops(calibration))
+    return AppearanceCheck.of(own, measure_crops(validation), **more)  # type: ignore[arg-type]
+
+
+def darker(crops: np.ndarray, gain: float) -> np.ndarray:
+    return (crops * gain).astype(np.uint8)
+
+
+def test_crops_of_one_kind_do_not_warn(seed: int) -> None:
+    check = checked(random_crops(66, 48, seed), random_crops(64, 48, seed + 1))
+    assert check.warning is None
+    assert set(check.outside) == set(STATISTICS)
+    assert max(map(sum, check.outside.values())) < 0.3
+
+
+def test_near_black_calibration_crops_warn_with_the_figures() -> None:
+    crops = random_crops(130, 48, 1)
+    check = checked(darker(crops[:66], 0.04), crops[66:])
+    assert check.outside["brightness"] == (0, 1)
+    text = str(check.warning)
+    assert "look unlike" in text
+    assert "100% are brighter than nearly all of the former" in text
+    assert f"median brightness {check.validation.ranges['brightness'][1]:.3g} against 4." in text
+    assert text.count(".") > 1
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("condition", "word"), [("dark", "darker"), ("blurred", "softer"), ("near-infrared", "paler")]
+)
+def test_each_condition_shows(condition: str, word: str) -> None:
+    crops = random_crops(130, 48, 1)
+    check = checked(crops[:66], CONDITIONS[condition](crops[66:]))
+    assert word in str(check.warning)
+
+
+def test_both_sides_are_said_where_both_are_outside() -> None:
+    crops = random_crops(130, 48, 1)
+    grey = (crops[66:] * 0.1).astype(np.uint8)
+    check = checked(crops[:66], np.concatenate([grey[::2], 255 - grey[1::2]]))
+    assert "100% are darker or brighter" in str(check.warning)
+
+
+def test_varied_calibration_crops_cover_what_is_narrower() -> None:
+    crops = random_crops(132, 48, 1)
+    varied = np.concatenate([darker(crops[:33], 0.2), darker(crops[33:66], 0.6), crops[66:99]])
+    assert checked(varied, darker(crops[99:], 0.5)).warning is None
+
+
+def test_clipped_activations_warn_by_themselves() -> None:
+    crops = random_crops(130, 48, 1)
+    same = (crops[:66], crops[66:])
+    check = checked(*same, clipped=0.02, calibration_clipped=0.001, worst=("conv1", 0.11))
+    assert "2.00% of their activations lie beyond the calibrated ranges" in str(check.warning)
+    assert "most at conv1 with 11.0%" in str(check.warning)
+    # What a method clips on purpose is no news.
+    assert checked(*same, clipped=0.004, calibration_clipped=0.001).warning is None
+    assert checked(*same, clipped=0.0015, calibration_clipped=0.0).warning is None
+    assert checked(*same).to_dict()["clipped"] is None
+
+
+def test_the_summary_survives_its_file() -> None:
+    own = Appearance.of(measure_crops(random_crops(20, 48, 1)))
+    assert Appearance.from_dict(own.to_dict()) == own
+    for broken in ({}, {**own.to_dict(), "contrast": [1, 2]}, {**own.to_dict(), "contrast": None}):
+        with pytest.raises(DataError, match="expected three numbers"):
+            Appearance.from_dict(broken)
+    with pytest.raises(DataError, match="no crops"):
+        Appearance.of(measure_crops([]))
+
+
+@pytest.fixture(scope="module", params=["cpu", "tensorrt"])
+def quantised(request: pytest.FixtureRequest) -> onnx.ModelProto:
+    crops = list(random_crops(40, SIZE, 1))
+    flavour = request.param
+    return quantise(
+        small_network(), crops, flavour=flavour, method="minmax", equalisation=0.0, threads=1
+    ).model
+
+
+def test_clipping_is_counted_beyond_the_last_level(quantised: onnx.ModelProto) -> None:
+    crops = random_crops(40, SIZE, 1)
+    usual = measure_clipping(quantised, crops, threads=1)
+    # Min-max of four in five of these crops: hardly anything lies beyond.
+    assert usual.share < 0.002
+    harsh = np.where(crops > 127, 255, 0).astype(np.uint8)
+    beyond = measure_clipping(quantised, harsh, threads=1)
+    assert beyond.share > 5 * usual.share
+    assert beyond.worst[1] == max(beyond.tensors.values()) > beyond.share
+    again = measure_clipping(quantised, harsh, engine="onnxruntime", threads=1)
+    assert beyond.share == pytest.approx(again.share, rel=0.05)
+
+
+def test_a_tensor_that_is_squeezed_shows_its_own_share(quantised: onnx.ModelProto) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(quantised)
+    node = next(n for n in _quantisers(model) if n.input[0] == "relu")
+    scale = next(t for t in model.graph.initializer if t.name == node.input[1])
+    small = onnx.numpy_helper.to_array(scale) / 8
+    scale.CopyFrom(onnx.numpy_helper.from_array(small.astype(np.float32), scale.name))
+    found = measure_clipping(model, random_crops(8, SIZE, 1), threads=1)
+    assert found.worst[0] == "relu"
+    assert found.worst[1] > 0.1
+
+
+def _quantisers(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    return (n for n in model.graph.node if n.op_type == "QuantizeLinear")
+
+
+def test_a_float_graph_and_no_crops_are_refused(quantised: onnx.ModelProto) -> None:
+    with pytest.raises(DataError, match="no QuantizeLinear"):
+        measure_clipping(small_network(), random_crops(1, SIZE))
+    with pytest.raises(DataError, match="no crops"):
+        measure_clipping(quantised, [], threads=1)
