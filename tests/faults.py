@@ -29,6 +29,7 @@ import signal
 import stat
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -76,7 +77,10 @@ def killed(action: Callable[[], object], point: int) -> Killed:
     reading, writing = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
-    child = os.fork()
+    with warnings.catch_warnings():
+        # From Python 3.12 on, of forking beside threads: the child only runs `action` and dies.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
     if child == 0:
         _in_child(action, point, writing)
     os.close(writing)
