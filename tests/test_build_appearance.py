@@ -1,0 +1,141 @@
+"""Builds and validations say aloud when the calibration crops look unlike the others."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from edgehp.artifact import load_artifact
+from edgehp.build.pipeline import BuildResult, build
+from edgehp.build.request import BuildRequest
+from edgehp.cli._calibrated import calibration_looks, clipping_of
+from edgehp.cli.validate import command
+from edgehp.datasets.faces import read_faces
+from edgehp.report.gather import gather
+from edgehp.report.page import breakdown_rows, html_page
+from edgehp.validation.report import ValidationReport
+from edgehp.validation.run import validate
+from edgehp.validation.subjects import open_artifact, open_reference
+from tests.mixed_parts import small_parts
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="module")
+def request_(parts: Path) -> BuildRequest:
+    return BuildRequest(
+        target="cpu",
+        network=str(parts / "small.onnx"),
+        calibration=parts / "cal.zip",
+        method="minmax",
+        validate_on=parts / "val.zip",
+        max_drop=90.0,
+        output=parts / "like",
+        threads=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def like(request_: BuildRequest) -> BuildResult:
+    return build(request_)
+
+
+@pytest.fixture(scope="module")
+def unlike(request_: BuildRequest, parts: Path) -> BuildResult:
+    return build(replace(request_, calibration=parts / "black.zip", output=parts / "unlike"))
+
+
+def warned(result: BuildResult) -> list[str]:
+    return [w for w in result.manifest.build.warnings if "look unlike" in w]
+
+
+def test_a_build_warns_of_near_black_calibration_crops(unlike: BuildResult) -> None:
+    (text,) = warned(unlike)
+    assert "100% are brighter than nearly all of the former" in text
+    assert "of their activations lie beyond the calibrated ranges" in text
+    # All that a later validation needs is in the manifest.
+    record = load_artifact(unlike.path).manifest.calibration
+    assert record is not None
+    assert record.appearance is not None
+    assert record.appearance["brightness"][1] < 10
+    assert record.clipped is not None
+    assert record.clipped < 0.002
+
+
+def test_a_build_is_silent_where_they_look_alike(like: BuildResult) -> None:
+    assert warned(like) == []
+
+
+def test_the_gate_is_broken_down(like: BuildResult) -> None:
+    accuracy = like.manifest.accuracy
+    assert accuracy is not None
+    assert accuracy.difference is not None
+    assert accuracy.difference > 0
+    assert accuracy.spread_difference is not None
+    assert accuracy.spread_difference > 0
+    subsets = {s.name: s for s in accuracy.subsets}
+    assert {"|yaw| 0-30", "|yaw| 30-60", "dark", "blurred", "near-infrared"} <= set(subsets)
+    bands = [s for name, s in subsets.items() if name.startswith("|yaw|")]
+    assert sum(s.count for s in bands) == accuracy.count == 64
+    # The parts make up the whole.
+    whole = sum(s.count * s.drop for s in bands) / accuracy.count
+    assert whole == pytest.approx(accuracy.drop, abs=1e-9)
+    apart = sum(s.count * s.spread_difference for s in bands) / accuracy.count
+    assert apart == pytest.approx(accuracy.spread_difference, abs=1e-6)
+    for s in subsets.values():
+        assert s.interval[0] <= s.drop <= s.interval[1]
+        assert s.difference >= abs(s.drop) - 1e-9
+    assert subsets["dark"].drop != subsets["blurred"].drop
+
+
+def validated(result: BuildResult, faces: Path) -> ValidationReport:
+    with open_artifact(result.path, threads=1) as tested, open_reference(tested) as reference:
+        return validate(
+            reference.contender(),
+            tested.contender(),
+            read_faces(faces),
+            tested.preprocessing,
+            resamples=200,
+            calibration=calibration_looks(tested),
+            clipped=clipping_of(tested, 1),
+        )
+
+
+def test_a_validation_warns_and_breaks_down_too(
+    like: BuildResult, unlike: BuildResult, parts: Path
+) -> None:
+    quiet, loud = (validated(r, parts / "val.zip").to_dict() for r in (like, unlike))
+    assert quiet["appearance"]["warning"] is None
+    assert quiet["appearance"]["clipped"] < 0.01
+    assert "100% are brighter" in loud["appearance"]["warning"]
+    assert loud["appearance"]["clipped"] > 10 * quiet["appearance"]["clipped"]
+    rows = {row[0]: row for row in breakdown_rows(quiet)}
+    assert {"all", "|yaw| 0 to 30°", "dark", "blurred", "near-infrared"} <= set(rows)
+    assert all(float(row[3]) > 0 and float(row[4]) > 0 for row in rows.values())
+    for band in quiet["drop"]["bands"]:
+        assert (band["spread_difference"] is None) == (band["frames"] == 0)
+
+
+def test_the_command_shows_all_of_it(unlike: BuildResult, caplog: pytest.LogCaptureFixture) -> None:
+    report = unlike.path / "reports" / "validation.json"
+    report.parent.mkdir()
+    arguments = [str(unlike.path), "--limit", "24", "--threads", "1", "--max-drop", "90"]
+    result = CliRunner().invoke(
+        command, [*arguments, "--report", str(report)], catch_exceptions=False
+    )
+    assert result.exit_code == 0
+    assert "of spread" in result.output
+    table = [line for line in result.output.splitlines() if line.startswith("  near-infrared")]
+    assert len(table[0].split()) == 7
+    assert "look unlike those validated on" in caplog.text
+    assert "look unlike" in json.loads(report.read_text("utf-8"))["appearance"]["warning"]
+    page = html_page(gather([unlike.path]))
+    for words in ("Artifact against FP32", "Accuracy at the build", "look unlike", "|spread|"):
+        assert words in page
