@@ -26,7 +26,7 @@ _AWARE: dict[str, Any] = {
     "augmentation": "gentle",
     "flatten": 0.3,
 }
-_AWARE_ONLY = ("target", "flavour", "label_weight", "limit", "calibration_method")
+_AWARE_ONLY = ("target", "flavour", "label_weight", "calibration_method")
 
 
 @click.command("distill", short_help="Distil teachers into the student network.")
@@ -68,7 +68,8 @@ _AWARE_ONLY = ("target", "flavour", "label_weight", "limit", "calibration_method
     "--limit",
     type=click.IntRange(0),
     default=0,
-    help="Quantization-aware: photos of an epoch at most, evenly spread. Default: all.",
+    help="Photos at most, evenly spread: of a short fine-tune, or of an epoch of a "
+    "quantization-aware run. Default: all.",
 )
 @click.option(
     "--calibration-method",
@@ -113,6 +114,9 @@ def command(
 
     settings = _training.config(options)
     found, extra = _training.items(photos, options)
+    if 0 < options["limit"] < len(found):
+        count = options["limit"]
+        found = [found[i * len(found) // count] for i in range(count)]
     with _training.progress_bar(settings.epochs) as report:
         result = train_final(
             found,
