@@ -23,24 +23,16 @@ sys.path[:0] = [str(TOOLS), str(TOOLS.parent)]
 
 import click  # noqa: E402
 import numpy as np  # noqa: E402
-from quantizers.cores import core_file, split  # noqa: E402
-from quantizers.figures import figures  # noqa: E402
+from quantizers.figures import Figures, figures  # noqa: E402
 from quantizers.job import Job  # noqa: E402
 from quantizers.parent import Outcome, measure_latency, run_row  # noqa: E402
+from quantizers.prepare import Crops, prepare  # noqa: E402
 from quantizers.rows import FP32, ROWS  # noqa: E402
 from quantizers.table import markdown  # noqa: E402
 
 from edgehp._files import write_whole  # noqa: E402
-from edgehp._resources import resource_dir  # noqa: E402
-from edgehp.crop import Preprocessing, crop_face  # noqa: E402
-from edgehp.datasets.aflw2000 import read_aflw2000  # noqa: E402
-from edgehp.datasets.base import Sample  # noqa: E402
-from edgehp.datasets.faces import read_faces  # noqa: E402
-from edgehp.errors import EdgehpError, UsageError  # noqa: E402
+from edgehp.errors import EdgehpError  # noqa: E402
 from edgehp.networks.bundled import resolve_network  # noqa: E402
-from edgehp.networks.graph import graph_bytes  # noqa: E402
-
-SHIPPED = "shipped"
 
 
 @click.command()
@@ -104,9 +96,8 @@ def main(
         folder = Path(scratch) if work is None else work.resolve()
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            heading = _prepare(
-                folder, network, calibration, root, boxes, crops, control_crops, photos, seed
-            )
+            chosen = Crops(calibration, crops, control_crops, root, boxes, photos, seed)
+            heading = prepare(folder, resolve_network(network), chosen)
         except EdgehpError as e:
             raise click.ClickException(str(e)) from e
         outcomes: dict[str, Outcome] = {}
@@ -125,9 +116,7 @@ def main(
         if reference is None:
             raise click.ClickException(f"no FP32 to compare with: {outcomes[FP32].reason}")
         truth = np.load(folder / "truth.npy")
-        found = {
-            n: figures(o.answers, reference, truth) for n, o in outcomes.items() if o.answers
-        }
+        found = {n: figures(o.answers, reference, truth) for n, o in outcomes.items() if o.answers}
         times = {}
         if latency:
             files = [o.made.file for n, o in outcomes.items() if o.made and n in found]
@@ -138,54 +127,6 @@ def main(
         if out is not None:
             write_whole(out.with_suffix(".md"), text)
             write_whole(out.with_suffix(".json"), _json(outcomes, found, times, heading))
-
-
-def _prepare(
-    folder: Path,
-    network: str,
-    calibration: str,
-    root: Path,
-    boxes: Path | None,
-    count: int,
-    control: int,
-    photos: int,
-    seed: int,
-) -> str:
-    """Write graphs and crops that every row uses; the heading that says what they are."""
-    found = resolve_network(network)
-    model = found.graph()
-    spec = found.spec.preprocessing
-    _keep(folder / "fp32.onnx", graph_bytes(model))
-    _keep(core_file(folder), graph_bytes(split(model)))
-    shipped = resource_dir("calibration") / "rendered-heads.zip"
-    source = shipped if calibration == SHIPPED else Path(calibration)
-    faces = read_faces(source).samples
-    if len(faces) < count + control:
-        raise UsageError(f"{source.name} has {len(faces)} faces, {count + control} are asked for")
-    order = np.random.default_rng(seed).permutation(len(faces))
-    for name, chosen in (("calibration", order[:count]), ("control", order[count:][:control])):
-        _crops(folder / f"{name}.npy", [faces[i] for i in sorted(chosen)], spec)
-    aflw2000 = root.is_dir() and any(root.glob("image*.mat"))
-    data = read_aflw2000(root, boxes=boxes) if aflw2000 else read_faces(root)
-    if not data.labelled:
-        raise UsageError(f"{root.name}: no labels to measure the error with")
-    samples = list(data.samples)
-    if photos and photos < len(samples):
-        samples = [samples[i * len(samples) // photos] for i in range(photos)]
-    _crops(folder / "photos.npy", samples, spec)
-    np.save(folder / "truth.npy", np.array([s.angles for s in samples], np.float64))
-    return (
-        f"{Path(network).stem}, {spec.size} px; {count} calibration crops of {source.name} "
-        f"(seed {seed}); {len(samples)} photos of {root.name}; angles in degrees."
-    )
-
-
-def _crops(path: Path, samples: Sequence[Sample], spec: Preprocessing) -> None:
-    np.save(path, np.stack([crop_face(s.load(), s.box, spec) for s in samples]))
-
-
-def _keep(path: Path, content: bytes) -> None:
-    write_whole(path, content)
 
 
 def _inputs(row: str) -> tuple[str, ...]:
@@ -206,7 +147,7 @@ def _given(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def _json(
-    outcomes: dict[str, Outcome], found: dict[str, object], times: dict[str, float], heading: str
+    outcomes: dict[str, Outcome], found: dict[str, Figures], times: dict[str, float], heading: str
 ) -> str:
     rows = {}
     for name, o in outcomes.items():
@@ -215,7 +156,7 @@ def _json(
         rows[name] = {
             "title": ROWS[name].title,
             "reason": o.reason or None,
-            "figures": f.to_dict() if f is not None else None,  # type: ignore[attr-defined]
+            "figures": f.to_dict() if f is not None else None,
             "seconds": made.seconds if made else None,
             "peak_mib": made.peak_mib if made else None,
             "megabytes": made.size_mb if made else None,

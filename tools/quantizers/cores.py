@@ -74,7 +74,9 @@ def joined(model: onnx.ModelProto, core: onnx.ModelProto) -> onnx.ModelProto:
     after = [n for n in outside if n.output[0] not in early]
     used = {name for node in outside for name in node.input}
     own = [t for t in model.graph.initializer if t.name in used]
-    taken = {t.name for t in core.graph.initializer} | {o for n in core.graph.node for o in n.output}
+    taken = {t.name for t in core.graph.initializer} | {
+        o for n in core.graph.node for o in n.output
+    }
     if clash := sorted(taken & ({t.name for t in own} - {FIRST, LAST})):
         raise DataError(f"the quantised network uses the names {', '.join(clash[:4])}")
     graph = onnx.helper.make_graph(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from quantizers.job import OWN, Job, Made
 
 from edgehp.errors import DataError, UsageError
 from edgehp.networks.bundled import resolve_network
@@ -23,6 +22,7 @@ from edgehp.quantization.select import Judge
 from edgehp.quantization.sensitivity import measure_sensitivity
 from edgehp.quantization.trained import read_trained
 from edgehp.targets import load_target
+from quantizers.job import OWN, Job, Made
 
 if TYPE_CHECKING:
     import onnx
@@ -69,9 +69,7 @@ def controlled(job: Job, flavour: str) -> Made:
     model = _model(job)
     judge = Judge(model, control, threads=job.threads)
     ranking = Judge(model, control[:_RANKING], threads=job.threads)
-    emitter = partial(
-        emit, found.source, found.source_table, flavour=flavour, body=_BODY[flavour]
-    )
+    emitter = partial(emit, found.source, found.source_table, flavour=flavour, body=_BODY[flavour])
     view = GraphView(found.source)
     layers = quantisable_layers(view, flavour)
     sensitivity = measure_sensitivity(emitter, found.recipe, layers, ranking)
@@ -82,9 +80,7 @@ def controlled(job: Job, flavour: str) -> Made:
         return judge(emitter(recipe)).angles
 
     try:
-        result = search(
-            drop, sensitivity, prices.integer_ms, prices.float_ms, max_drop=job.budget
-        )
+        result = search(drop, sensitivity, prices.integer_ms, prices.float_ms, max_drop=job.budget)
         reached = f"reached {result.drop:.3f} <= {job.budget:g}"
     except NotReachedError as e:
         result = e.best
@@ -103,9 +99,7 @@ def _kept(result: SearchResult, total: int) -> str:
 
 def _quantised(job: Job, flavour: str) -> QuantisedModel:
     crops = list(np.load(job.path("calibration.npy"), mmap_mode="r"))
-    found = quantise(
-        _model(job), crops, flavour=flavour, body=_BODY[flavour], threads=job.threads
-    )
+    found = quantise(_model(job), crops, flavour=flavour, body=_BODY[flavour], threads=job.threads)
     if found.findings:
         raise DataError(f"the lint finds {found.findings[0].rule}: {found.findings[0].message}")
     return found

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from edgehp.validation.statistics import Interval
 from quantizers.figures import Figures
 from quantizers.parent import Outcome
 from quantizers.rows import FP32, ROWS
-
-from edgehp.validation.statistics import Interval
 
 __all__ = ["markdown"]
 
