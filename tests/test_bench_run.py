@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import jsonschema
 import pytest
 
+from edgehp._files import write_whole
 from edgehp.benchmark import session
 from edgehp.benchmark.peaks import MeasuredPeaks, measure_peaks
+from edgehp.benchmark.power import MeterInfo, Rail, Sample
+from edgehp.benchmark.power.base import POWER
+from edgehp.benchmark.power.ina3221 import Ina3221Meter
 from edgehp.benchmark.roofline import count_work, peaks_for, roofline
 from edgehp.benchmark.schema import benchmark_schema, report_fault
+from edgehp.benchmark.watch import HostWatch
 from edgehp.cli.main import main
-from edgehp.errors import DataError, UsageError
+from edgehp.errors import DataError, MeasurementError, UsageError
 from edgehp.targets import load_target
 from tests.bench_artifact import make_artifact
 
@@ -161,19 +168,133 @@ def test_another_artifact_takes_turns(
     assert report["subjects"]["reference"]["name"].startswith("other-cpu-fp32")
 
 
-def test_ctrl_c_writes_what_was_measured(artifact: Path, tmp_path: Path) -> None:
+class EmulatedJetson(Ina3221Meter):
+    """6 W at the module's input; from the 20th reading on, each brings an over-current event."""
+
+    def __init__(self, root: Path) -> None:
+        monitor = "sys/bus/i2c/devices/1-0040/hwmon/hwmon1"
+        files = {"sys/bus/i2c/devices/1-0040/name": "ina3221",
+                 "sys/class/thermal/thermal_zone0/type": "gpu-thermal",
+                 "sys/class/thermal/thermal_zone0/temp": 52_000,
+                 "sys/class/hwmon/hwmon3/oc1_event_cnt": 4}  # fmt: skip
+        for n, label in ((1, "VDD_IN"), (2, "NC"), (3, "VDD_SOC")):
+            files |= {f"{monitor}/in{n}_label": label, f"{monitor}/in{n}_input": 5000,
+                      f"{monitor}/curr{n}_input": 1200 // n}  # fmt: skip
+        for name, text in files.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(f"{text}\n")
+        self.root, self.reads = root, 0
+        super().__init__(root)
+
+    def read(self) -> Sample:
+        self.reads += 1
+        if self.reads >= 20:
+            events = self.root / "sys/class/hwmon/hwmon3/oc1_event_cnt"
+            write_whole(events, f"{self.reads}\n")
+        return super().read()
+
+
+def test_an_emulated_jetson_that_throttles_is_invalid_and_its_energy_stands(
+    artifact: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session, "open_meter", lambda *_: (EmulatedJetson(tmp_path), None))
+    monkeypatch.setattr(session, "HostWatch", lambda sources: HostWatch(sources, tmp_path))
+    arguments = (artifact, *QUICK, "--duration", "3", "--against", "none", "--require-power")
+    code, out, err = bench(capsys, *arguments, "--output", tmp_path)
+    assert code == 6
+    assert re.search(r"throttling: over-current event oc1 counted \d+ more", err)
+    report = report_of((tmp_path / "bench-single-stream.json").read_text())
+    assert set(report["power"]["meter"]["rails"]) == {"VDD_IN", "VDD_SOC"}
+    energy = report["results"]["artifact"]["energy"]
+    assert energy["watts"] == pytest.approx({"VDD_IN": 6, "VDD_SOC": 2, "total": 6})
+    assert energy["net_joules"]["total"] == pytest.approx(0, abs=1e-6)
+    assert "foreign load: /proc/stat cannot be read" in report["validity"]["unknown"]
+    assert "6 W" in out
+
+
+class DyingMeter:
+    """10 W, thirty times; then its service is gone."""
+
+    info = MeterInfo("jtop", POWER, (Rail("VDD_IN", "all"),), ("VDD_IN",), "all", 0.01)
+
+    def __init__(self) -> None:
+        self.left = 30
+
+    def read(self) -> Sample:
+        self.left -= 1
+        if self.left < 0:
+            raise MeasurementError("the service of jetson-stats stopped during the run")
+        return Sample(perf_counter(), {"VDD_IN": 10.0})
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_service_that_dies_leaves_no_energy_and_fails_where_power_is_required(
+    artifact: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session, "open_meter", lambda *_: (DyingMeter(), None))
+    common = (artifact, *QUICK, "--against", "none", "--output", tmp_path, "--allow-invalid")
+    code, out, _ = bench(capsys, *common, "--json")
+    assert code == 0
+    report = report_of(out)
+    assert report["power"]["reason"] == "the service of jetson-stats stopped during the run"
+    energy = report["results"]["artifact"]["energy"]
+    assert energy["joules"] == {"VDD_IN": None, "total": None}
+    assert "before the measured time: the meter stopped" in energy["reasons"]["VDD_IN"]
+    # The latencies of the same run stand.
+    assert report["results"]["artifact"]["stages"]["inference"]["count"] > 0
+    code, _, err = bench(capsys, *common, "--require-power")
+    assert code == 6
+    assert "stopped during the run" in err
+
+
+def start_bench(output: Path, artifact: Path, **streams: Any) -> subprocess.Popen[str]:
     words = "-v bench --duration 10 --warm-up 0 --threads 1 --against none --power none"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "edgehp", *words.split(" "), "--output", tmp_path, artifact],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+    return subprocess.Popen(
+        [sys.executable, "-m", "edgehp", *words.split(" "), "--output", output, artifact],
         text=True,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
         # A test run in the background inherits that interruptions are ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        **streams,
     )
+
+
+def test_a_terminal_is_shown_how_the_run_goes(artifact: Path, tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    process = start_bench(tmp_path, artifact, stdout=subprocess.DEVNULL, stderr=theirs)
+    os.close(theirs)
+    shown = ""
+    try:
+        while "p99" not in shown:
+            shown += os.read(ours, 4096).decode(errors="replace")
+        process.send_signal(signal.SIGINT)
+        while True:
+            shown += os.read(ours, 4096).decode(errors="replace")
+    except OSError:
+        pass  # what reading a terminal gives whose other end was closed
+    finally:
+        os.close(ours)
+        assert process.wait(60) == 130
+    line = r"single-stream: measure  artifact +\d+%  p50 [\d.]+ ms  p99 [\d.]+ ms"
+    assert re.search(line, shown)
+    assert "interrupted; the report is marked partial" in shown
+
+
+def test_ctrl_c_writes_what_was_measured(artifact: Path, tmp_path: Path) -> None:
+    process = start_bench(tmp_path, artifact, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stderr is not None
     for line in process.stderr:
+        # No display where there is no terminal.
+        assert "\x1b" not in line
+        assert "p50" not in line
         if "turn 2:" in line:
             process.send_signal(signal.SIGINT)
             break
