@@ -23,13 +23,13 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from edgehp.benchmark.host import peak_memory_mib  # noqa: E402
-from edgehp.crop import Preprocessing, crop_face  # noqa: E402
-from edgehp.datasets.base import Sample  # noqa: E402
-from edgehp.datasets.faces import read_faces  # noqa: E402
-from edgehp.networks.bundled import resolve_network  # noqa: E402
-from edgehp.quantization.calibrate import calibrate  # noqa: E402
-from edgehp.quantization.quantise import quantise  # noqa: E402
+from edgehp.benchmark.host import peak_memory_mib
+from edgehp.crop import Preprocessing, crop_face
+from edgehp.datasets.base import Sample
+from edgehp.datasets.faces import read_faces
+from edgehp.networks.bundled import resolve_network
+from edgehp.quantization.calibrate import calibrate
+from edgehp.quantization.quantise import quantise
 
 STEPS = ("calibrate", "quantise")
 MOST_MIB = 700.0
