@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from edgehp.artifact import load_artifact
 from edgehp.artifact.manifest import MixedRecord
 from edgehp.build.engine import convolutions_of
-from edgehp.build.mixed import latency_model
 from edgehp.build.pipeline import BuildResult, build
 from edgehp.build.plan import make_plan
+from edgehp.build.prices import latency_model
 from edgehp.build.request import BuildRequest
 from edgehp.cli.build import command
 from edgehp.cli.sensitivity import command as sensitivity_command
@@ -136,6 +138,27 @@ def test_a_deferred_build_for_another_board_searches_by_its_roofline(
     assert convolutions_in_float(artifact.graph_path) == names
 
 
+def test_tensorrt_rtx_builds_the_mixture_and_its_audit_agrees(
+    request_: BuildRequest, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    from tests.test_build import Somewhere
+
+    request = replace(request_, target="rtx-30", output=tmp_path)
+    plain = build(request, device=Somewhere()).manifest
+    assert plain.accuracy is not None
+    found = build(replace(request, max_drop=plain.accuracy.drop * 0.7), device=Somewhere()).manifest
+    mixed = found.precision.mixed
+    assert mixed is not None
+    assert mixed.float_precision == "fp16"
+    assert "roofline of RTX 3060" in mixed.latency_model
+    kept = set(mixed.float_layers) & {
+        r.layer for r in plain.precision.audit if r.kind == "Convolution"
+    }
+    assert found.precision.counts.get("int8") == CONVOLUTIONS - len(kept)
+    assert found.precision.counts.get("fp16", 0) == len(kept)
+
+
 @pytest.mark.parametrize(
     ("outside", "words"),
     [
@@ -190,7 +213,7 @@ def test_other_precisions_have_nothing_to_mix() -> None:
 
 
 def test_the_sensitivity_command_repeats_the_quantisation(
-    plain: BuildResult, parts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    plain: BuildResult, parts: Path, tmp_path: Path
 ) -> None:
     arguments = [str(plain.path), "--threads", "1", "--crops", "8"]
     refused = CliRunner().invoke(sensitivity_command, arguments)
@@ -203,8 +226,6 @@ def test_the_sensitivity_command_repeats_the_quantisation(
     arguments += ["--calibration", str(parts / "cal.zip"), "--plot", str(tmp_path / "s.svg")]
     result = CliRunner().invoke(sensitivity_command, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    # The graph that came out is the artifact's.
-    assert "another graph" not in caplog.text
     values = json.loads((plain.path / "reports" / "sensitivity.json").read_text("utf-8"))
     assert values["kind"] == "sensitivity"
     assert len(values["layers"]) == 11
@@ -220,6 +241,23 @@ def test_the_sensitivity_command_repeats_the_quantisation(
     assert [x.name for x in gather([plain.path]).sensitivity] == [
         r["name"] for r in values["layers"]
     ]
+
+
+def test_another_graph_than_the_artifacts_is_not_analysed(plain: BuildResult) -> None:
+    import onnx
+
+    from edgehp.build.sensitivity import _other_than
+
+    graph = onnx.load(str(plain.path / "engine.onnx"))
+    assert _other_than(graph, graph) is None
+    changed = onnx.ModelProto()
+    changed.CopyFrom(graph)
+    scale = next(t for t in changed.graph.initializer if t.name.endswith("scale"))
+    values = onnx.numpy_helper.to_array(scale) * np.float32(1.5)
+    scale.CopyFrom(onnx.numpy_helper.from_array(values, scale.name))
+    assert _other_than(graph, changed) == scale.name
+    del changed.graph.node[-1]
+    assert _other_than(graph, changed) == "its nodes"
 
 
 def test_a_float_artifact_has_no_sensitivity(request_: BuildRequest, tmp_path: Path) -> None:
@@ -245,3 +283,22 @@ def test_engines_other_than_openvino_share_out_measured_times(request_: BuildReq
     assert sum(model.float_ms.values()) == pytest.approx(6.0)
     assert model.measured
     assert "whole onnxruntime engines" in model.source
+
+
+@pytest.mark.parametrize("value", ['"much"', "NaN", "null"])
+def test_a_sensitivity_report_of_others_is_drawn_or_refused(
+    plain: BuildResult, tmp_path: Path, value: str
+) -> None:
+    from edgehp.report.plots import sensitivity_plot
+
+    path = Path(shutil.copytree(plain.path, tmp_path / "artifact"))
+    (path / "reports").mkdir(exist_ok=True)
+    file = path / "reports" / "sensitivity.json"
+    text = '{"kind": "sensitivity", "layers": [{"name": "conv1", "degrees": %s}]}'
+    file.write_text(text % "0.25", "utf-8")
+    found = gather([path]).sensitivity
+    assert [(x.name, x.degrees, x.gain) for x in found] == [("conv1", 0.25, None)]
+    assert sensitivity_plot(found, ["conv1"]).startswith("<svg")
+    file.write_text(text % value, "utf-8")
+    with pytest.raises(CompatibilityError, match="not a sensitivity report"):
+        gather([path])

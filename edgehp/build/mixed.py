@@ -16,45 +16,29 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from edgehp.artifact.manifest import Manifest, MixedRecord
+from edgehp.artifact.manifest import MixedRecord
 from edgehp.build.accuracy import mean_drop
 from edgehp.build.crops import CropSet
 from edgehp.build.engine import BuiltEngine, build_here, compare_engines
 from edgehp.build.graphs import QuantisedGraph, half_graph, onnx_model, write_graph
-from edgehp.build.plan import Plan, make_plan
-from edgehp.build.request import BuildRequest
+from edgehp.build.prices import latency_model
 from edgehp.build.run import emulator, run_graph, runs_here
-from edgehp.build.sensitivity import layers_of, sensitivity_of, sensitivity_report
+from edgehp.build.sensitivity import sensitivity_of, sensitivity_report
 from edgehp.build.work import Work
 from edgehp.engines import PROCESSOR_ENGINES
 from edgehp.engines.base import Prediction
 from edgehp.errors import EnvironmentalError
 from edgehp.quantization.graphview import GraphView
-from edgehp.quantization.latency import (
-    LatencyModel,
-    counted_latency,
-    roofline_latency,
-    shared_latency,
-)
+from edgehp.quantization.latency import LatencyModel
 from edgehp.quantization.search import NotReachedError, SearchResult, search
-from edgehp.targets import Peaks, Target
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = [
-    "Mixed",
-    "MixedBuild",
-    "against_half",
-    "find_mixed",
-    "latency_model",
-    "price_layers",
-]
+__all__ = ["Mixed", "MixedBuild", "against_half", "find_mixed"]
 
 # Graphs that are tried on the held-out crops.
 MOST_EVALUATIONS = 40
-# A processor's float layers are FP32; a GPU's body is FP16.
-_FP16_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -88,78 +72,6 @@ class Mixed:
                 f"({r.predicted_float_ms:.3f} ms): build --precision {r.float_precision} instead"
             )
         return text
-
-
-def latency_model(
-    plan: Plan,
-    made: QuantisedGraph,
-    batch: int,
-    *,
-    threads: int | None = None,
-    totals: Callable[[], tuple[float, float]] | None = None,
-) -> LatencyModel:
-    """Prices of the layers on the plan's target, by the best means there is.
-
-    OpenVINO's counters where that is the engine; else measured times of whole engines, if they can
-    run here; else the roofline of the target's data.
-
-    Args:
-        plan: of the build.
-        made: the quantised graph.
-        batch: images a call.
-        threads: processor threads.
-        totals: measures (INT8, floating point) engines in milliseconds; None where they cannot
-            run here.
-    """
-    source, layers = made.found.source, layers_of(made)
-    if plan.kind == "openvino":
-        return counted_latency(source, made.model, layers, batch=batch, threads=threads)
-    if totals is not None:
-        integer_ms, float_ms = totals()
-        words = (
-            f"measured here: whole {plan.kind} engines of {integer_ms:.3f} and {float_ms:.3f} ms "
-            f"at batch {batch}, shared out by operations"
-        )
-        return shared_latency(
-            source, layers, integer_ms=integer_ms, float_ms=float_ms, source=words
-        )
-    peaks = _peaks(plan.target)
-    bandwidth = peaks.bandwidth_gb_s
-    return roofline_latency(
-        source,
-        layers,
-        integer_ops_per_s=peaks.int8_tops * 1e12,
-        float_ops_per_s=peaks.fp16_tflops * 1e12,
-        bytes_per_s=None if bandwidth is None else bandwidth * 1e9,
-        float_bytes=_FP16_BYTES,
-        batch=batch,
-        source=f"roofline of {peaks.name} at batch {batch}, not measured",
-    )
-
-
-def price_layers(
-    manifest: Manifest, made: QuantisedGraph, *, threads: int | None = None
-) -> LatencyModel:
-    """Prices of an artifact's layers, for its table of sensitivities.
-
-    Args:
-        manifest: of the artifact.
-        made: its quantised graph.
-        threads: processor threads.
-
-    Raises:
-        UsageError: its target is not known here.
-    """
-    batch = manifest.build.recipe.get("batch", [1, 1, 1])[1]
-    plan = make_plan(BuildRequest(manifest.target.name, manifest.precision.asked))
-    return latency_model(plan, made, batch, threads=threads)
-
-
-def _peaks(target: Target) -> Peaks:
-    """The mode a module is delivered with; else the slowest, for which the choice matters most."""
-    known = target.power_modes or target.boards
-    default = [p for p in known if p.default]
-    return default[0] if default else min(known, key=lambda p: p.int8_tops)
 
 
 def find_mixed(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ from edgehp.build.crops import CropSet, calibration_list, load_calibration
 from edgehp.build.graphs import REFERENCE_GRAPH, QuantisedGraph, onnx_model
 from edgehp.errors import CompatibilityError, UsageError
 from edgehp.networks.bundled import Network, resolve_network
-from edgehp.quantization.graphview import GraphView, network_digest
+from edgehp.quantization.graphview import GraphView
 from edgehp.quantization.latency import LatencyModel
 from edgehp.quantization.placement import quantisable_layers
 from edgehp.quantization.quantise import quantise
@@ -27,6 +26,9 @@ from edgehp.quantization.table import CalibrationTable
 from edgehp.quantization.thresholds import METHODS
 from edgehp.targets import load_target
 
+if TYPE_CHECKING:
+    import onnx
+
 __all__ = [
     "layers_of",
     "quantised_again",
@@ -35,7 +37,6 @@ __all__ = [
     "sensitivity_values",
 ]
 
-logger = logging.getLogger(__name__)
 
 # Crops that the sensitivity is measured on: enough to rank layers, and two graphs a layer are run.
 MOST_JUDGED = 64
@@ -91,7 +92,8 @@ def quantised_again(
 
     Raises:
         UsageError: the artifact is not quantised, or its crops must be given.
-        CompatibilityError: other crops or another network than it was made from.
+        CompatibilityError: other crops or another network than it was made from, or a graph that
+            is not the artifact's.
     """
     manifest = artifact.manifest
     record = manifest.calibration
@@ -120,13 +122,34 @@ def quantised_again(
     made = QuantisedGraph(found.model, found.table.to_json(), record.method, found, half)
     mixed = manifest.precision.mixed
     same = made.model if mixed is None else made.keeping(mixed.float_layers)
-    if network_digest(same) != network_digest(stored):
-        logger.warning(
-            "quantising again gave another graph than %s holds: the table is of the same network, "
-            "crops and method, but not of the very same numbers",
-            artifact.path,
+    if (fault := _other_than(stored, same)) is not None:
+        raise CompatibilityError(
+            f"quantising again gave another graph than {artifact.path} holds ({fault}): it was "
+            "made by another version of edgehp; build it again"
         )
     return made, crops
+
+
+def _other_than(one: onnx.ModelProto, other: onnx.ModelProto) -> str | None:
+    """What two graphs differ in beyond the digits that a table's file drops; None for nothing."""
+    from onnx import numpy_helper
+
+    kinds = ([(n.op_type, n.name) for n in m.graph.node] for m in (one, other))
+    if next(kinds) != next(kinds):
+        return "its nodes"
+    a, b = (
+        {str(t.name): np.asarray(numpy_helper.to_array(t)) for t in m.graph.initializer}
+        for m in (one, other)
+    )
+    for name in a.keys() | b.keys():
+        x, y = a.get(name), b.get(name)
+        if x is None or y is None or x.shape != y.shape or x.dtype != y.dtype:
+            return name
+        # A scale on the verge moves a weight by one level.
+        relative, least = (0.0, 1.0) if np.issubdtype(x.dtype, np.integer) else (0.01, 1e-3)
+        if not np.allclose(x.astype(np.float64), y.astype(np.float64), relative, least):
+            return name
+    return None
 
 
 def _network(artifact: Artifact) -> Network:

@@ -44,7 +44,7 @@ def command(
     # Imported here: `edgehp --help` must not pay for numpy and onnx.
     from edgehp.artifact import load_artifact, newest_artifact
     from edgehp.artifact.check import REPORTS
-    from edgehp.build.mixed import price_layers
+    from edgehp.build.prices import price_layers
     from edgehp.build.sensitivity import quantised_again, sensitivity_of, sensitivity_values
     from edgehp.cli._output import Steps, print_json
     from edgehp.report.files import write_report, write_text
@@ -84,7 +84,7 @@ def _print(values: dict[str, Any], kept: tuple[str, ...]) -> None:
     click.echo(
         f"{values['artifact']}: mean |difference| to FP32 with every layer in INT8 "
         f"{full['angles']:.4f} degrees (spread {full['spread']:.4f}, worst angle "
-        f"{full['worst']:.2f})\nms: {values['latency_model']}\n"
+        f"{full['worst']:.2f})\nms: {values['latency_model'] or 'not known'}\n"
     )
     rows = sorted(values["layers"], key=lambda r: (-r["gain"], -r["degrees"]))
     print_table(
@@ -96,8 +96,8 @@ def _print(values: dict[str, Any], kept: tuple[str, ...]) -> None:
                 f"{r['degrees']:.4f}",
                 f"{r['alone']['spread']:.4f}",
                 f"{r['gain']:+.4f}",
-                f"{r['int8_ms']:.4f}",
-                f"{r['float_ms']:.4f}",
+                None if r["int8_ms"] is None else f"{r['int8_ms']:.4f}",
+                None if r["float_ms"] is None else f"{r['float_ms']:.4f}",
             )
             for r in rows
         ],
