@@ -163,6 +163,8 @@ def validation_report() -> dict[str, Any]:
             "angles": [interval(0.02)] * 3,
             "geodesic": interval(0.03),
             "bands": bands,
+            "mean_difference_overall": 0.09,
+            "spread_difference_overall": 0.03,
         },
     }
 

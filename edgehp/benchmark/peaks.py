@@ -86,7 +86,7 @@ def measure_peaks(precision: str, threads: int | None, seconds: float = 0.5) -> 
     bandwidth = _bandwidth(used, seconds)
     logger.info("measured peaks: %s operations a second, %.1f GB/s", rates, bandwidth)
     return MeasuredPeaks(
-        "this processor, measured",
+        "this processor",
         precision,
         max(rates),
         bandwidth,

@@ -161,6 +161,7 @@ def roofline_plot(report: Mapping[str, Any]) -> str | None:
         ax.set_xscale("log")
         ax.set_yscale("log")
         ax.set_ylim(min(found["reached_ops_per_s"], low * bandwidth) / 2e12, peak / 0.5e12)
+        _plain_ticks(ax)
         ax.set_xlabel("operations a byte (log)")
         ax.set_ylabel("10¹² operations a second (log)")
         ax.set_title(f"peaks of {found['peaks']['name']}", fontsize=9, loc="left")
