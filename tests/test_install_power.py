@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from edgehp.errors import DataError
 from edgehp.shipping import slots
 from edgehp.shipping.examine import is_whole
 from edgehp.shipping.records import SLOT_NAMES, read_slot
@@ -93,9 +94,9 @@ class Case:
 
 CASES = {
     "install": Case(lambda s, root: s.install("three", root), frozenset({"two", "three"})),
-    # Four times as many calls, most of them of the writer that `edgehp build` uses too.
+    # Nearly twice as many calls, most of them of the writer that `edgehp build` uses too.
     "install deferred": Case(
-        lambda s, root: s.install("late", root), frozenset({"two", "late"}), every=5
+        lambda s, root: s.install("late", root), frozenset({"two", "late"}), every=3
     ),
     "rollback": Case(
         lambda s, root: slots.rollback(root, selftest=parts.here), frozenset({"one", "two"})
@@ -110,14 +111,15 @@ def test_killed_at_every_call(scene: Scene, tmp_path: Path, seed: int) -> None:
 
 
 def _killed_points(scene: Scene, case: Case, folder: Path, seed: int) -> int:
-    count = calls_of(lambda: case.action(scene, _copy(scene, folder / "count")))
-    shutil.rmtree(folder / "count")
+    counted = _copy(scene, folder / "counted")
+    count = calls_of(lambda: case.action(scene, counted))
+    shutil.rmtree(counted)
     seen = set()
     points = range(seed % case.every, count, case.every)
     for point in points:
         root = _copy(scene, folder / "root")
         # The copy is made here, so that every call of the child belongs to the action.
-        killed(lambda: case.action(scene, root), point)  # noqa: B023
+        assert killed(lambda: case.action(scene, root), point).killed  # noqa: B023
         seen.add(name := started(root))
         assert name in case.allowed, (point, seed)
         if point % 16 == 0:
@@ -156,3 +158,24 @@ def test_what_was_not_flushed_is_lost_or_torn(
 def _copy(scene: Scene, target: Path) -> Path:
     shutil.copytree(scene.root, target)
     return target
+
+
+def test_the_first_installation(scene: Scene, tmp_path: Path, seed: int) -> None:
+    """There is nothing to return to yet: nothing is installed, or a whole slot is."""
+    rng = random.Random(seed)
+    root = tmp_path / "root"
+    root.mkdir()
+    recording = recorded(lambda: scene.install("one", root), root)
+    seen = set()
+    for moment in range(len(recording)):
+        for how in ("nothing", "names", "random"):
+            found = tmp_path / "found"
+            recording.after_cut(moment, found, how, rng)
+            try:
+                seen.add(started(found))
+            except DataError:
+                seen.add("nothing")
+            if moment % 8 == 0:
+                swept(scene, found)
+            shutil.rmtree(found)
+    assert seen == {"nothing", "one"}

@@ -272,8 +272,9 @@ def _sign(folder: Path, signature: Path, key: Path | None, password: str | None)
     signer = signing.Config().set_hashing_config(config)
     if key is None:
         failed, oidc = require("sigstore.errors", "sign").Error, require("sigstore.oidc", "sign")
-        signer.use_sigstore_signer(use_ambient_credentials=True)
         try:
+            # Asks for Sigstore's roots at once.
+            signer.use_sigstore_signer(use_ambient_credentials=True)
             signer.sign(folder, signature)
         except (failed, oidc.IssuerError, oidc.ExpiredIdentity, OSError) as e:
             raise EnvironmentalError(
