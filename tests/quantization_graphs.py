@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 SIZE = 16
@@ -82,3 +83,26 @@ def constant_of(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
 
 def set_constant(model: onnx.ModelProto, name: str, values: npt.NDArray[np.generic]) -> None:
     constant_of(model, name).CopyFrom(numpy_helper.from_array(np.asarray(values), name))
+
+
+def rtx_plan(model: onnx.ModelProto) -> int:
+    """Size in bytes of the engine that TensorRT-RTX builds; a refusal fails the test."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    net = builder.create_network()
+    parser = trt.OnnxParser(net, logger)
+    assert parser.parse(model.SerializeToString()), [
+        parser.get_error(i).desc() for i in range(parser.num_errors)
+    ]
+    config = builder.create_builder_config()
+    profile = builder.create_optimization_profile()
+    size = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    shapes = [(b, size, size, 3) for b in (1, 4, 8)]
+    assert profile.set_shape("crops", *shapes) is not False
+    config.add_optimization_profile(profile)
+    config.num_compute_capabilities = 1
+    assert config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+    plan = builder.build_serialized_network(net, config)
+    assert plan is not None
+    return int(plan.nbytes)

@@ -21,7 +21,7 @@ from edgehp.quantization.runner import Runner
 from edgehp.quantization.select import Judge, split_crops
 from edgehp.quantization.table import CalibrationTable
 from tests.helpers import random_crops
-from tests.quantization_graphs import SIZE, constant_of, node_of, small_network
+from tests.quantization_graphs import SIZE, constant_of, node_of, rtx_plan, small_network
 
 CROPS = random_crops(12, SIZE)
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -313,22 +313,5 @@ def test_mistakes_are_refused(network: onnx.ModelProto, table: CalibrationTable)
 def test_tensorrt_rtx_parses_and_builds(
     network: onnx.ModelProto, table: CalibrationTable, options: dict[str, Any]
 ) -> None:
-    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
     model = emit(network, table, Recipe("mse"), flavour="tensorrt", **options)
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    net = builder.create_network()
-    parser = trt.OnnxParser(net, logger)
-    assert parser.parse(model.SerializeToString()), [
-        parser.get_error(i).desc() for i in range(parser.num_errors)
-    ]
-    config = builder.create_builder_config()
-    profile = builder.create_optimization_profile()
-    shapes = [(b, SIZE, SIZE, 3) for b in (1, 4, 8)]
-    assert profile.set_shape("crops", *shapes) is not False
-    config.add_optimization_profile(profile)
-    config.num_compute_capabilities = 1
-    assert config.set_compute_capability(trt.ComputeCapability.SM86, 0)
-    plan = builder.build_serialized_network(net, config)
-    assert plan is not None
-    assert plan.nbytes > 1000
+    assert rtx_plan(model) > 1000

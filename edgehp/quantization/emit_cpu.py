@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgehp.quantization.exact_input import with_exact_input
 from edgehp.quantization.graphview import GraphView
 from edgehp.quantization.placement import place
 from edgehp.quantization.qdq import Recipe, insert_qdq
@@ -38,6 +39,8 @@ def emit_cpu(
     Raises:
         UsageError: a node in `recipe.keep_float` that does not exist.
     """
+    if recipe.exact_input:
+        model, table = with_exact_input(model, table, "uint8")
     view = GraphView(model)
     placement = place(view, "cpu", recipe.keep_float, quantise_sum=quantise_sum)
     return insert_qdq(model, view, placement, table, recipe, grid="uint8")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgehp.errors import UsageError
+from edgehp.quantization.exact_input import with_exact_input
 from edgehp.quantization.graphview import GraphView
 from edgehp.quantization.halves import to_half_body
 from edgehp.quantization.placement import place
@@ -47,6 +48,8 @@ def emit_tensorrt(
     """
     if body not in BODIES:
         raise UsageError(f"body {body!r} is none of {', '.join(BODIES)}")
+    if recipe.exact_input:
+        model, table = with_exact_input(model, table, "int8")
     view = GraphView(model)
     placement = place(view, "tensorrt", recipe.keep_float, head=head)
     half: frozenset[str] = frozenset()

@@ -45,6 +45,10 @@ class Recipe:
         keep_float: nodes that stay in floating point.
         bias_correction: fold the mean error of rounded weights into the float biases.
         weights: node -> int8 weight to use in place of rounding to nearest (on the same scales).
+        biases: node -> float32 bias to use with these weights; `bias_correction` leaves such a
+            node alone.
+        exact_input: rewrite the centring so that the picture is quantised without error
+            (`edgehp.quantization.exact_input`).
     """
 
     method: str = "minmax"
@@ -52,6 +56,8 @@ class Recipe:
     keep_float: frozenset[str] = frozenset()
     bias_correction: bool = False
     weights: Mapping[str, npt.NDArray[np.int8]] = field(default_factory=dict)
+    biases: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    exact_input: bool = False
 
     def __post_init__(self) -> None:
         """Refuse methods that do not exist."""
@@ -155,10 +161,25 @@ def insert_qdq(
         if q.shape != weight.shape or q.dtype != np.int8:
             raise UsageError(f"{name}: given int8 weights {q.dtype} {q.shape}, not {weight.shape}")
         nodes[name].input[1] = inserter.weight(original.input[1], q, scales, is_half)
-        if recipe.bias_correction:
+        if name in recipe.biases:
+            _replace_bias(inserter, nodes[name], original, recipe.biases[name], is_half)
+        elif recipe.bias_correction:
             _correct_bias(inserter, nodes[name], source, table, q, scales, is_half)
     inserter.finish()
     return out
+
+
+def _replace_bias(
+    inserter: _Inserter,
+    node: onnx.NodeProto,
+    original: onnx.NodeProto,
+    bias: npt.NDArray[np.floating],
+    half: bool,
+) -> None:
+    if len(original.input) < 3:
+        raise UsageError(f"{node.name} has no bias to replace")
+    name = f"{original.input[2]}.corrected"
+    node.input[2] = inserter.constant(name, bias.astype(np.float16 if half else np.float32))
 
 
 def _correct_bias(
@@ -183,8 +204,7 @@ def _correct_bias(
     per_channel = error.reshape(*weight.shape[:2], -1).sum(2)
     shift = per_channel @ np.asarray(seen.channel_mean)
     bias = source.array(original.input[2]).astype(np.float64) - shift
-    name = f"{original.input[2]}.corrected"
-    node.input[2] = inserter.constant(name, bias.astype(np.float16 if half else np.float32))
+    _replace_bias(inserter, node, original, bias, half)
 
 
 class _Inserter:

@@ -21,6 +21,8 @@ from edgehp.quantization.graphview import network_digest
 from edgehp.quantization.lint import Finding, lint
 from edgehp.quantization.placement import FLAVOURS
 from edgehp.quantization.qdq import Recipe
+from edgehp.quantization.reconstruct import reconstruct
+from edgehp.quantization.runner import input_of
 from edgehp.quantization.select import Difference, Judge, Subset, select, split_crops
 from edgehp.quantization.table import CalibrationTable, crops_digest
 from edgehp.quantization.thresholds import METHODS
@@ -40,6 +42,9 @@ _CORRECTED = "+bias"
 _STRENGTHS = (0.5, 0.9)
 # Crops that a strength is tried on: enough to rank strengths; the winner is calibrated on all.
 _TRIAL = 128
+_ROUNDED = "+rounded"
+# Crops that weights are rounded on. At 112 pixels; larger pictures have more pixels to learn from.
+_ROUNDING = 256
 
 Crop = npt.NDArray[np.uint8]
 
@@ -53,7 +58,8 @@ class QuantisedModel:
         table: the calibration table of the float graph; reuse this one.
         recipe: the choices made.
         scores: candidate -> difference to FP32 on the held-back crops; a name is the method,
-            ``"+bias"`` with bias correction, ``"+equalS"`` with equalisation of strength S.
+            ``"+bias"`` with bias correction, ``"+equalS"`` with equalisation of strength S,
+            ``"+rounded"`` with weights rounded jointly and the picture quantised exactly.
         chosen: key of `scores` that `model` is.
         held_back: how many crops the scores were measured on.
         findings: of the lint; empty for a clean graph.
@@ -92,7 +98,10 @@ class _Candidate:
     emitter: Callable[..., onnx.ModelProto]
 
     def __call__(self) -> onnx.ModelProto:
-        return self.emitter(self.source, self.table, self.recipe)
+        return self.with_recipe(self.recipe)
+
+    def with_recipe(self, recipe: Recipe) -> onnx.ModelProto:
+        return self.emitter(self.source, self.table, recipe)
 
 
 def emit(
@@ -132,6 +141,7 @@ def quantise(
     quantise_sum: bool = True,
     bias_correction: bool | None = None,
     equalisation: float | None = None,
+    rounding: bool | None = None,
     table: CalibrationTable | None = None,
     judge: Judge | None = None,
     threads: int | None = None,
@@ -152,6 +162,9 @@ def quantise(
         bias_correction: True or False; None tries both and keeps the better.
         equalisation: strength 0..1 of the cross-layer equalisation, 0 for none; None tries some
             (with ``"auto"`` only) on some of the crops and keeps the best.
+        rounding: True rounds weights jointly on the crops (`edgehp.quantization.reconstruct`) and
+            quantises the picture exactly, False rounds to nearest; None tries both (with
+            ``"auto"`` only) and keeps the better.
         table: a table to reuse; it must belong to this graph and to these crops.
         judge: reuse an earlier one (of the same held-back crops).
         threads: of the engine; None takes all cores.
@@ -209,6 +222,15 @@ def quantise(
             ranges = calibrate(winner.source, own, methods=(winner.recipe.method,), threads=threads)
             winner = replace(winner, table=ranges)
             scores.update(select({best: winner}, judge).scores)
+    if rounding or (rounding is None and method == AUTO):
+        recipe = replace(winner.recipe, exact_input=True)
+        few = own[:: -(-len(own) // _rounding_crops(model))]
+        recipe = reconstruct(winner.source, winner.with_recipe, recipe, few, threads=threads)
+        name = best.replace(_CORRECTED, "") + _ROUNDED
+        more = {name: replace(winner, recipe=recipe)}
+        scores.update(select(more, judge).scores)
+        if rounding or scores[name].angles < scores[best].angles:
+            best, winner = name, more[name]
     for name, d in scores.items():
         _log.info("%s: mean |angle difference| to FP32 %.4f degrees", name, d.angles)
     quantised = winner()
@@ -225,6 +247,11 @@ def quantise(
         source_table=winner.table,
         equalisation=winner.equalisation,
     )
+
+
+def _rounding_crops(model: onnx.ModelProto) -> int:
+    _, height, width = input_of(model)
+    return max(_ROUNDING // 4, min(_ROUNDING, _ROUNDING * 112 * 112 // (height * width)))
 
 
 def _same_preprocessing(model: onnx.ModelProto, spec: NetworkSpec | None) -> None:
