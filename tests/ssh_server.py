@@ -10,12 +10,15 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 EDGEHP = f"{sys.executable} -m edgehp"
+PROGRAM = f"{sys.executable} {REPO / 'tests' / 'board_program.py'}"
+TENSORRT = f"{sys.executable} {REPO / 'tests' / 'board_tensorrt.py'}"
 
 
 def need_sshd() -> str:
@@ -29,7 +32,8 @@ def need_sshd() -> str:
 class Server:
     """One board: a server, its temporary folder, and the processes of its connections."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, *more: str) -> None:
+        """`more`: further lines of its configuration."""
         self.name = name
         self.folder = folder / name
         self.temporary = self.folder / "tmp"
@@ -55,6 +59,7 @@ class Server:
             "PermitRootLogin prohibit-password",
             "MaxStartups 100",
             f"SetEnv TMPDIR={self.temporary} PYTHONPATH={REPO} OMP_NUM_THREADS=1",
+            *more,
         ]
         (self.folder / "sshd_config").write_text("\n".join(lines) + "\n")
         self.process: subprocess.Popen[bytes] | None = None
@@ -101,10 +106,8 @@ class Server:
     def signal(self, number: int) -> None:
         """Send a signal to every connection's process."""
         for pid in self.connections():
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, number)
-            except ProcessLookupError:
-                pass
 
     def drop(self) -> None:
         """Every connection is gone at once, as of a board that loses power."""

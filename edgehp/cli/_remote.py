@@ -298,7 +298,8 @@ class _Show:
             if line.startswith(_ERROR):
                 self.said.add(line.removeprefix(_ERROR))
             logged = _LOGGED.fullmatch(line)
-            self._line(f"{board.host}: {logged[2] if logged else line}", err=True)
+            text = logged[2] if logged else line.removeprefix("edgehp: ")
+            self._line(f"{board.host}: {text}", err=True)
 
         def stdout(line: str) -> None:
             if self._stdout:

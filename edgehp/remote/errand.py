@@ -16,7 +16,7 @@ from edgehp.errors import EdgehpError, EnvironmentalError
 from edgehp.remote.boards import Board
 from edgehp.remote.lease import Lease
 from edgehp.remote.scripts import FOLDER_GONE, RUN
-from edgehp.remote.ssh import CONNECTION_FAILED, Session, plain
+from edgehp.remote.ssh import CONNECTION_FAILED, ConnectionLostError, Session, plain
 from edgehp.remote.transfer import Cargo, fetch, files_below, send
 
 __all__ = ["INTERRUPTED", "Control", "Errand", "Listener", "Outcome", "Returned", "Sent", "run"]
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 INTERRUPTED = 130
 _LONGEST_LINE = 1 << 26
 _KILLED = 128
+_ATTEMPTS = 3
+_PAUSE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -202,23 +204,43 @@ class _Job:
         self.stdout: list[str] = []
         self.results: list[Path] = []
         self._said = ""
+        self._sending = False
 
     def run(self) -> tuple[int, str | None]:
         cargo = self._cargo()
-        self.listener.step("connecting")
-        with Lease(self.board, track=self.control.track) as lease:
-            if not self.errand.any_version:
-                lease.require_same_version()
-            if cargo:
-                self._send(lease, cargo)
-            self.control.check()
-            status = self._command(lease)
-            self._fetch(lease, status)
+        attempt = 0
+        while True:
+            try:
+                status = self._once(cargo)
+                break
+            except ConnectionLostError as e:
+                # Nothing has run yet and the board has tidied up: from the beginning.
+                attempt += 1
+                if not self._sending or attempt == _ATTEMPTS:
+                    raise
+                self.control.check()
+                logger.warning("%s; trying again", e)
+                time.sleep(_PAUSE_S * attempt)
         if status == 0:
             return 0, None
         if status == INTERRUPTED or self.control.interrupted:
             return INTERRUPTED, "interrupted"
         return status, self._said or f"the command ended with exit code {status}"
+
+    def _once(self, cargo: Sequence[Cargo]) -> int:
+        self._sending = False
+        self.listener.step("connecting")
+        with Lease(self.board, track=self.control.track) as lease:
+            if not self.errand.any_version:
+                lease.require_same_version()
+            if cargo:
+                self._sending = True
+                self._send(lease, cargo)
+                self._sending = False
+            self.control.check()
+            status = self._command(lease)
+            self._fetch(lease, status)
+            return status
 
     def _cargo(self) -> list[Cargo]:
         cargo: list[Cargo] = []
@@ -276,8 +298,8 @@ class _Job:
             self.listener.stderr(line)
 
         self.listener.step("running")
-        arguments = [lease.folder, *self.board.command, *self._words(lease.folder)]
-        with Session(self.board, RUN, arguments, on_stderr=stderr) as session:
+        arguments = [*self.board.command, *self._words(lease.folder)]
+        with lease.session(RUN, arguments, on_stderr=stderr) as session:
             self.control.track(session, lease)
             reader = threading.Thread(target=self._read, args=(session, here), daemon=True)
             reader.start()
@@ -286,15 +308,11 @@ class _Job:
             finally:
                 self.control.track(None)
             reader.join(5)
-            if not lease.alive:
-                # Whatever the status says: the board has stopped the command by itself.
+            ended = status in (CONNECTION_FAILED, FOLDER_GONE) or status < 0
+            if ended or not lease.alive:
+                # Whatever the status says: without its connection the board has stopped it.
                 self.control.check()
-                raise lease.lost("the command ran")
-            if status == CONNECTION_FAILED:
-                raise session.failure("the command ran")
-            if status < 0 or status == FOLDER_GONE:
-                self.control.check()
-                raise session.failure("the command ran")
+                raise lease.lost("the command ran", session)
             if status > _KILLED and status != INTERRUPTED and not self._said:
                 self._said = f"the command was killed by signal {status - _KILLED}"
             return status

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import re
 import subprocess
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 
 from edgehp import __version__
@@ -22,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds between signs of life, and how many may be missing until the board tidies up by itself.
 BEAT_S = 10.0
-PATIENCE_S = 60.0
+# More than a slow line may take for what is queued before a sign.
+PATIENCE_S = 120.0
 # The board gives an interrupted command ten seconds before it kills it.
 _CLOSING_S = 20.0
 # Logging in, and one start of Python on a slow board.
@@ -66,6 +69,7 @@ class Lease:
         self._patience_s = patience_s
         self._track = track or (lambda _: None)
         self._session: Session | None = None
+        self._private: tempfile.TemporaryDirectory[str] | None = None
         self._closing = threading.Event()
         self._beat: threading.Thread | None = None
         self._write = threading.Lock()
@@ -78,7 +82,10 @@ class Lease:
                 missing there.
         """
         arguments = [f"{self._patience_s:g}", *self.board.command]
-        self._session = Session(self.board, HOLD, arguments, talk=True)
+        self._private = tempfile.TemporaryDirectory(prefix="edgehp-")
+        self._session = Session(
+            self.board, HOLD, arguments, talk=True, control=self._control, master=True
+        )
         watchdog = threading.Timer(_OPENING_S, self._session.kill)
         watchdog.daemon = True
         watchdog.start()
@@ -131,6 +138,28 @@ class Lease:
         self.version = words.split()[-1] if words.split() else ""
         logger.debug("%s: %s, edgehp %s", host, self.folder, self.version)
 
+    @property
+    def _control(self) -> Path | None:
+        return None if self._private is None else Path(self._private.name, "s")
+
+    def session(
+        self,
+        script: str,
+        arguments: Sequence[str],
+        *,
+        talk: bool = False,
+        on_stderr: Callable[[str], None] | None = None,
+    ) -> Session:
+        """Start a script over the same connection; arguments as of `Session`."""
+        return Session(
+            self.board,
+            script,
+            [self.folder, *arguments],
+            talk=talk,
+            control=self._control,
+            on_stderr=on_stderr,
+        )
+
     def require_same_version(self) -> None:
         """Refuse a board whose edgehp is not this one.
 
@@ -148,13 +177,15 @@ class Lease:
         """Whether the connection that holds the folder still stands."""
         return self._session is not None and self._session.process.poll() is None
 
-    def lost(self, doing: str) -> ConnectionLostError:
-        """The error for a connection that has ended."""
-        if self._session is None:
-            raise ValueError("the lease was never entered")
-        with suppress(subprocess.TimeoutExpired):
-            self._session.wait(1)
-        return self._session.failure(doing)
+    def lost(self, doing: str, session: Session) -> ConnectionLostError:
+        """The error for a session that ended with its connection."""
+        found = session
+        if self._session is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self._session.wait(1)
+                # The one that made the connection knows why it ended.
+                found = self._session
+        return found.failure(doing)
 
     def interrupt(self) -> None:
         """Interrupt the command that runs in the folder, as Ctrl-C does."""
@@ -189,14 +220,16 @@ class Lease:
     def _close(self) -> None:
         self._closing.set()
         session, self._session = self._session, None
-        if session is None:
-            return
-        with session:
-            with suppress(OSError), self._write:
-                session.stdin.close()
-            try:
-                session.wait(_CLOSING_S)
-            except subprocess.TimeoutExpired:
-                logger.warning(
-                    "%s did not say that it has removed %s", self.board.host, self.folder
-                )
+        if session is not None:
+            with session:
+                with suppress(OSError), self._write:
+                    session.stdin.close()
+                try:
+                    session.wait(_CLOSING_S)
+                except subprocess.TimeoutExpired:
+                    logger.warning(
+                        "%s did not say that it has removed %s", self.board.host, self.folder
+                    )
+        if self._private is not None:
+            self._private.cleanup()
+            self._private = None

@@ -11,7 +11,7 @@ import base64
 import shlex
 from collections.abc import Sequence
 
-__all__ = ["FETCH", "FOLDER_GONE", "HOLD", "LIST", "MARK", "NOTHING_THERE", "RUN", "SEND", "encode"]
+__all__ = ["FETCH", "FOLDER_GONE", "HOLD", "MARK", "NOTHING_THERE", "RUN", "SEND", "encode"]
 
 # Login shells may greet on stdout; what counts begins after this line.
 MARK = b"edgehp-board-begins\n"
@@ -89,11 +89,6 @@ SEND = f"""
 umask 077
 cd "$1/in" || exit {FOLDER_GONE}
 tar -xof - || exit 96
-find . -type f -exec sha256sum -z -- {{}} +
-"""
-
-LIST = f"""
-cd "$1/in" || exit {FOLDER_GONE}
 find . -type f -exec sha256sum -z -- {{}} +
 """
 

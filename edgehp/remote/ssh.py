@@ -40,9 +40,6 @@ _FIRM = (
     "ForwardX11=no",
     "ClearAllForwardings=yes",
     "PermitLocalCommand=no",
-    # A shared connection would bring its own keep-alives, or none.
-    "ControlMaster=no",
-    "ControlPath=none",
     # The messages that `Session.failure` reads.
     "LogLevel=INFO",
 )
@@ -52,8 +49,17 @@ _LONGEST_GREETING = 1 << 20
 _LONGEST_LINE = 1 << 26
 
 
-def ssh_command() -> list[str]:
+# A socket's name has about 100 characters, and ssh adds some while it makes it.
+_LONGEST_SOCKET = 80
+
+
+def ssh_command(control: Path | None = None, master: bool = False) -> list[str]:
     """The program and its options: ``$EDGEHP_SSH``, else ``ssh``.
+
+    Args:
+        control: the socket over which sessions share one connection. Never the user's own: that
+            would bring its own keep-alives, or none.
+        master: whether this is the session that makes the connection.
 
     Raises:
         UsageError: the variable holds no command.
@@ -65,7 +71,12 @@ def ssh_command() -> list[str]:
         raise UsageError(f"{PROGRAM}={text!r}: {e}") from e
     if not words:
         raise UsageError(f"{PROGRAM} is empty: expected a command such as 'ssh -F FILE', or unset")
-    firm = [word for option in _FIRM for word in ("-o", option)]
+    shared = control is not None and len(os.fsencode(control)) <= _LONGEST_SOCKET
+    control_options = (
+        f"ControlPath={control if shared else 'none'}",
+        f"ControlMaster={'yes' if shared and master else 'no'}",
+    )
+    firm = [word for option in (*_FIRM, *control_options) for word in ("-o", option)]
     usual = [word for option in _USUAL for word in ("-o", option)]
     return [words[0], *firm, *words[1:], *usual, "-T"]
 
@@ -93,6 +104,8 @@ class Session:
         arguments: Sequence[str],
         *,
         talk: bool = False,
+        control: Path | None = None,
+        master: bool = False,
         on_stderr: Callable[[str], None] | None = None,
     ) -> None:
         """Start it.
@@ -102,6 +115,8 @@ class Session:
             script: what, one of `edgehp.remote.scripts`.
             arguments: of the script.
             talk: whether stdin is a pipe to write into; it is empty otherwise.
+            control: the socket of the connection to use or make; see `ssh_command`.
+            master: whether to make it.
             on_stderr: given every line of its stderr, from a thread.
 
         Raises:
@@ -115,7 +130,10 @@ class Session:
         self._last: deque[str] = deque(maxlen=20)
         try:
             self.process = subprocess.Popen(
-                [*ssh_command(), "-E", name, "--", board.host, encode(script, arguments)],
+                [
+                    *ssh_command(control, master),
+                    *("-E", name, "--", board.host, encode(script, arguments)),
+                ],
                 stdin=subprocess.PIPE if talk else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

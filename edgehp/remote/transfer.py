@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import tarfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,20 +15,20 @@ from typing import IO
 
 from edgehp.errors import DataError, EnvironmentalError
 from edgehp.remote.lease import Lease
-from edgehp.remote.scripts import FETCH, FOLDER_GONE, LIST, NOTHING_THERE, SEND
-from edgehp.remote.ssh import CONNECTION_FAILED, ConnectionLostError, Session
+from edgehp.remote.scripts import FETCH, FOLDER_GONE, NOTHING_THERE, SEND
+from edgehp.remote.ssh import CONNECTION_FAILED, Session
 
 __all__ = ["Cargo", "Watch", "fetch", "files_below", "send"]
 
 logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
-_PAUSE_S = 1.0
 _MOST_FILES = 1_000_000
 # Of what comes back: an artifact is some tens of megabytes, a report two.
 _MOST_BACK = 4 << 30
 _MOST_FILES_BACK = 10_000
 _LISTING = 1 << 28
+_PIECE = 1 << 18
 
 # Told (bytes done, bytes in all).
 Watch = Callable[[int, int], None]
@@ -87,7 +86,7 @@ def send(
 ) -> None:
     """Put files into ``in/`` on the board, and see by their hashes that they are there.
 
-    After a lost connection only what did not arrive whole is sent again.
+    What did not arrive as it was is sent again.
 
     Args:
         lease: of the board.
@@ -96,27 +95,18 @@ def send(
         track: given each session, to end it from another thread.
 
     Raises:
-        EnvironmentalError: the connection was lost, or the board has no space.
+        ConnectionLostError: the connection was lost, and the folder with it.
+        EnvironmentalError: the board has no space, or files do not arrive as they were sent.
         DataError: a file here changed or went away meanwhile.
     """
     missing = {c.name: c for c in cargo}
-    hashes: dict[str, str] = {}
-    for attempt in range(_ATTEMPTS):
-        try:
-            if attempt:
-                _pause(lease, attempt, f"{len(missing)} files to send")
-                there = _ask(lease, LIST, track)
-            else:
-                there = {}
-            missing = _without(missing, hashes, there)
-            if missing:
-                there = _send_once(lease, list(missing.values()), hashes, watch, track)
-                missing = _without(missing, hashes, there)
-        except ConnectionLostError:
-            if attempt == _ATTEMPTS - 1:
-                raise
+    for _ in range(_ATTEMPTS):
+        hashes: dict[str, str] = {}
+        there = _send_once(lease, list(missing.values()), hashes, watch, track)
+        missing = _without(missing, hashes, there)
         if not missing:
             return
+        logger.warning("%s: %d files did not arrive as sent", lease.board.host, len(missing))
     raise EnvironmentalError(
         f"{lease.board.host}: {len(missing)} of {len(cargo)} files did not arrive as they were "
         f"sent, in {_ATTEMPTS} attempts ({next(iter(missing))!r}): check its disk and the network"
@@ -127,13 +117,6 @@ def _without(
     missing: Mapping[str, Cargo], sent: Mapping[str, str], there: Mapping[str, str]
 ) -> dict[str, Cargo]:
     return {n: c for n, c in missing.items() if n not in there or there[n] != sent.get(n)}
-
-
-def _pause(lease: Lease, attempt: int, what: str) -> None:
-    time.sleep(_PAUSE_S * attempt)
-    if not lease.alive:
-        raise lease.lost("transferring files")
-    logger.info("%s: trying again: %s", lease.board.host, what)
 
 
 def _send_once(
@@ -148,13 +131,19 @@ def _send_once(
         total = sum(c.source.stat().st_size for c in cargo)
     except OSError as e:
         raise DataError(f"{e.filename}: cannot be read ({e.strerror}), so not be sent") from e
-    with Session(lease.board, SEND, [lease.folder], talk=True) as session:
+    with lease.session(SEND, [], talk=True) as session:
         track(session)
         done = 0
         # Either side may go away while this one writes; the exit status then says why.
         with (
             suppress(BrokenPipeError),
-            tarfile.open(fileobj=session.stdin, mode="w|", format=tarfile.GNU_FORMAT) as tar,
+            tarfile.open(
+                fileobj=session.stdin,
+                mode="w|",
+                bufsize=_PIECE,
+                copybufsize=_PIECE,
+                format=tarfile.GNU_FORMAT,
+            ) as tar,
         ):
             for c in cargo:
                 try:
@@ -176,18 +165,12 @@ def _send_once(
         return _answer(session, lease, "sending files")
 
 
-def _ask(lease: Lease, script: str, track: Callable[[Session], None]) -> dict[str, str]:
-    with Session(lease.board, script, [lease.folder]) as session:
-        track(session)
-        return _answer(session, lease, "comparing files")
-
-
 def _answer(session: Session, lease: Lease, doing: str) -> dict[str, str]:
     """The hashes that a script printed."""
     data = session.begin().read(_LISTING)
     status = session.wait()
     if status in (CONNECTION_FAILED, FOLDER_GONE) or status < 0:
-        raise session.failure(doing) if status != FOLDER_GONE else lease.lost(doing)
+        raise lease.lost(doing, session)
     if status:
         raise EnvironmentalError(
             f"{lease.board.host}: {doing} failed there: {session.last_words or status}; free "
@@ -240,48 +223,45 @@ def fetch(lease: Lease, what: str, into: Path, track: Callable[[Session], None])
         Where it is now, each hash compared; None where there is nothing on the board.
 
     Raises:
-        EnvironmentalError: the connection was lost, or what came is not what was there.
+        ConnectionLostError: the connection was lost.
+        EnvironmentalError: what came is not what was there, or nothing one would ask for.
     """
-    attempt = 0
-    while True:
+    for attempt in range(_ATTEMPTS):
         here = into / str(attempt)
         here.mkdir()
-        try:
-            if attempt:
-                _pause(lease, attempt, "results to fetch")
-            return here / what if _fetch_once(lease, what, here, track) else None
-        except ConnectionLostError:
-            attempt += 1
-            if attempt == _ATTEMPTS:
-                raise
+        found = _fetch_once(lease, what, here, track)
+        if found is not None:
+            return here / what if found else None
+        logger.warning("%s: results did not arrive as sent", lease.board.host)
+    raise EnvironmentalError(
+        f"the results of {lease.board.host} did not arrive as they were sent, in {_ATTEMPTS} "
+        "attempts: check its disk and the network, and run it again"
+    )
 
 
-def _fetch_once(lease: Lease, what: str, here: Path, track: Callable[[Session], None]) -> bool:
+def _fetch_once(
+    lease: Lease, what: str, here: Path, track: Callable[[Session], None]
+) -> bool | None:
+    """Whether something was there; None where it did not arrive as it was sent."""
     doing = "fetching results"
-    with Session(lease.board, FETCH, [lease.folder, what]) as session:
+    with lease.session(FETCH, [what]) as session:
         track(session)
+        listed: dict[str, str] | None = None
         found: dict[str, str] = {}
-        listed = None
-        problem = "it ended too early"
         try:
-            with tarfile.open(fileobj=session.begin(), mode="r|") as tar:
+            with tarfile.open(fileobj=session.begin(), mode="r|", bufsize=_PIECE) as tar:
                 listed, found = _unpack(tar, what, here)
         except (tarfile.TarError, EOFError) as e:
-            problem = str(e)
+            logger.debug("%s: %s", lease.board.host, e)
         except _Unwanted as e:
             raise EnvironmentalError(f"{lease.board.host} sent {e}; nothing of it is kept") from e
         status = session.wait()
         if status == NOTHING_THERE:
             return False
-        if status == FOLDER_GONE:
-            raise lease.lost(doing)
-        if status:
-            raise session.failure(doing)
-        if listed != found:
-            raise EnvironmentalError(
-                f"the results of {lease.board.host} did not arrive as they were sent ({problem}): "
-                "run it again"
-            )
+        if status in (CONNECTION_FAILED, FOLDER_GONE) or status < 0:
+            raise lease.lost(doing, session)
+        if status or listed != found:
+            return None
         return bool(found)
 
 
@@ -318,7 +298,7 @@ def _unpack(tar: tarfile.TarFile, what: str, here: Path) -> tuple[dict[str, str]
         digest = hashlib.sha256()
         # "x": a name that comes twice is refused.
         with target.open("xb") as file:
-            while data := source.read(1 << 20):
+            while data := source.read(_PIECE):
                 digest.update(data)
                 file.write(data)
         found[name] = digest.hexdigest()

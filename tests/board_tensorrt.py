@@ -1,0 +1,35 @@
+"""edgehp on a board whose TensorRT is played by OpenVINO: everything around it is real."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgehp.build import engine, finish
+from edgehp.build.plan import Place, Plan, make_plan
+from edgehp.build.request import BuildRequest
+from edgehp.cli.main import main
+from edgehp.driver import Gpu
+from edgehp.engines.build import BuildOptions
+
+MODULE = "Jetson Orin Nano (p3767-0003)"
+
+
+def place_here(plan: Plan, device: object) -> Place:
+    del plan, device
+    return Place(Gpu("Orin", "8.7"), MODULE, "10.3.0")
+
+
+def plan_here(request: BuildRequest) -> Plan:
+    return replace(make_plan(request), kind="openvino")
+
+
+def options_here(plan: Plan, place: Place, batch: object, threads: object) -> BuildOptions:
+    del plan, place, threads
+    return BuildOptions(precision="int8", batch=batch, threads=1)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    finish.find_place = place_here
+    finish.make_plan = plan_here
+    engine.options = options_here  # type: ignore[assignment]
+    main()

@@ -1,0 +1,413 @@
+"""Boards over SSH, against real OpenSSH servers on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from edgehp._hashing import sha256_file
+from edgehp.artifact import load_artifact
+from edgehp.artifact.manifest import (
+    BuildRecord,
+    EngineRecord,
+    Golden,
+    Manifest,
+    NetworkRecord,
+    PrecisionRecord,
+    TargetRecord,
+)
+from edgehp.artifact.write import ArtifactWriter
+from edgehp.cli import main as root
+from edgehp.networks.spec import KD_RESNET
+from tests import bench_artifact, build_parts
+from tests.board_tensorrt import MODULE
+from tests.ssh_server import EDGEHP, PROGRAM, REPO, TENSORRT, Server
+
+# ruff: noqa: SIM905
+BENCH = "bench --power none --threads 1 --duration 1 --idle 0 --warm-up 1 --allow-invalid".split()
+REPORT = "bench-single-stream.json"
+
+
+def small_artifact(folder: Path, size: int = 1000) -> Path:
+    """An artifact that no engine will open: its files are small."""
+    crops = np.zeros((2 * 32, 32, 3), np.uint8)
+    spec = KD_RESNET.with_size(32)
+    zeros = ((0.0, 0.0, 0.0),) * 2
+    with ArtifactWriter(folder / "small-cpu-fp32") as writer:
+        (writer.path / "engine.onnx").write_bytes(np.random.default_rng(0).bytes(size))
+        cv2.imwrite(str(writer.path / "golden.png"), crops)
+        manifest = Manifest(
+            state="complete",
+            name="small-cpu-fp32",
+            created="2026-01-02T03:04:05Z",
+            edgehp_version="0",
+            network=NetworkRecord(spec.to_dict(), spec.digest, "0" * 64, "random", "none"),
+            preprocessing=spec.preprocessing,
+            target=TargetRecord("cpu"),
+            precision=PrecisionRecord("fp32", "fp32", "compiled model", {"fp32": 1}, ()),
+            engine=EngineRecord("openvino", ("engine.onnx",), {"openvino": "1"}, 1, 1, 8, "x86_64"),
+            graph="engine.onnx",
+            calibration=None,
+            accuracy=None,
+            golden=Golden("golden.png", zeros, zeros, 0.5),
+            build=BuildRecord({}, (), ()),
+            files=(),
+        )
+        writer.commit(manifest, {"engine.onnx": "engine", "golden.png": "golden"})
+    return folder / "small-cpu-fp32"
+
+
+class Rack:
+    """Two boards, the user's SSH configuration and an artifact."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.known_hosts = folder / "known_hosts"
+        self.config = folder / "config"
+        # The second greets everybody, as some login shells do.
+        greeting = "echo Welcome; echo to xavier >&2"
+        self.orin = Server(folder, "orin")
+        self.xavier = Server(
+            folder, "xavier", f'ForceCommand {greeting}; eval "$SSH_ORIGINAL_COMMAND"'
+        )
+        self.boards = (self.orin, self.xavier)
+        self.config.write_text("".join(b.config(self.known_hosts) for b in self.boards))
+        self.artifact = small_artifact(folder / "dist")
+
+    def trust(self) -> None:
+        self.known_hosts.write_text("".join(f"{b.known()}\n" for b in self.boards))
+
+    def ssh(self, *options: str) -> str:
+        return " ".join(["ssh", "-F", str(self.config), *options])
+
+    def running(self, board: Server) -> None:
+        """Wait until a command runs on the board."""
+        for _ in range(1200):
+            if any((board.temporary / name / "pid").exists() for name in board.leftovers()):
+                # What it needs to be ready for an interruption.
+                time.sleep(0.3)
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"nothing runs on {board.name}")
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rack]:
+    rack = Rack(tmp_path_factory.mktemp("rack"))
+    for board in rack.boards:
+        board.start()
+    yield rack
+    for board in rack.boards:
+        board.stop()
+
+
+@pytest.fixture
+def rack(servers: Rack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Rack]:
+    servers.trust()
+    monkeypatch.setenv("EDGEHP_SSH", servers.ssh())
+    monkeypatch.chdir(tmp_path)
+    yield servers
+    for board in servers.boards:
+        board.signal(signal.SIGCONT)
+        assert board.tidy(), f"{board.name} still has {board.leftovers()}"
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def invoke(*words: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            root.main([str(w) for w in words])
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return int(stopped.value.code or 0), out, err
+
+    return invoke
+
+
+def bench(*words: object, program: str = PROGRAM) -> list[object]:
+    return [*BENCH, *words, "--remote-command", program]
+
+
+def program(*modes: str) -> str:
+    return " ".join([PROGRAM, *(f"mode:{m}" for m in modes)])
+
+
+def test_a_benchmark_runs_there_and_its_report_lands_here(rack: Rack, run, tmp_path) -> None:
+    artifact = bench_artifact.make_artifact(tmp_path / "dist")
+    # Without a name it is the newest here that travels.
+    code, out, err = run(*bench("--host", "orin", program=EDGEHP))
+    assert code == 0, err
+    report = artifact / "reports" / REPORT
+    assert json.loads(report.read_text())["kind"] == "benchmark"
+    # The path that is printed is the one here.
+    assert f"report: {report.relative_to(tmp_path)}" in out
+    assert "edgehp-" not in out
+    assert "orin: turn 1: artifact" in err
+
+
+def test_what_travels_is_the_artifact_and_the_frames(rack: Rack, run, tmp_path: Path) -> None:
+    (tmp_path / "my frames.zip").write_bytes(b"zip")
+    (rack.artifact / "reports").mkdir(exist_ok=True)
+    (rack.artifact / "reports" / "old.json").write_text("{}")
+    code, out, _ = run(
+        *bench(rack.artifact, "--host", "xavier", "--frames", "my frames.zip", "--json")
+    )
+    assert code == 0
+    said = json.loads(out)
+    manifest = load_artifact(rack.artifact).manifest
+    name = rack.artifact.name
+    wanted = {f"{name}/{f.path}": f.sha256 for f in manifest.files}
+    wanted[f"{name}/manifest.json"] = sha256_file(rack.artifact / "manifest.json")
+    wanted["my frames.zip"] = sha256_file(tmp_path / "my frames.zip")
+    sent = {k: v for k, v in said["files"].items() if not k.endswith(REPORT)}
+    assert sent == wanted
+    # Options as they were typed, places as they are there.
+    assert said["words"][:2] == ["-v", "bench"]
+    assert {"--power=none", "--duration=1.0", "--allow-invalid", "--json"} <= set(said["words"])
+    assert said["folder"] == str(rack.artifact / "reports")
+
+
+@pytest.mark.parametrize("code", [3, 6, 77])
+def test_the_exit_code_is_that_of_the_command_there(rack: Rack, run, tmp_path, code: int) -> None:
+    words = bench(
+        rack.artifact, "--host", "orin", "--output", tmp_path, program=program(f"exit={code}")
+    )
+    found, _, err = run(*words)
+    assert found == code
+    assert "orin: error: found this, expected that" in err
+    assert err.count("found this") == 1
+    # A gate that was missed has a report too.
+    assert json.loads((tmp_path / REPORT).read_text()) == {"state": "complete"}
+
+
+def test_an_unknown_host_key_is_refused(rack: Rack, run) -> None:
+    rack.known_hosts.write_text("")
+    code, out, err = run(*bench(rack.artifact, "--host", "orin"))
+    assert (code, out) == (5, "")
+    assert err.count("\n") == 1
+    assert "not among your known hosts" in err
+    assert "ssh orin" in err
+    assert rack.known_hosts.read_text() == ""
+
+
+def test_the_users_own_ssh_cannot_be_talked_out_of_it(rack: Rack, run, monkeypatch) -> None:
+    rack.known_hosts.write_text("")
+    monkeypatch.setenv("EDGEHP_SSH", rack.ssh("-o", "StrictHostKeyChecking=no"))
+    assert run(*bench(rack.artifact, "--host", "orin"))[0] == 5
+    assert rack.known_hosts.read_text() == ""
+
+
+def test_a_changed_host_key_is_refused_as_such(rack: Rack, run) -> None:
+    words = rack.orin.known().split()
+    rack.known_hosts.write_text(f"{words[0]} {' '.join(rack.xavier.host_key)}\n")
+    code, _, err = run(*bench(rack.artifact, "--host", "orin"))
+    assert code == 5
+    assert "not the one in your known hosts" in err
+
+
+def test_a_board_without_edgehp_or_with_another(rack: Rack, run) -> None:
+    code, _, err = run(*BENCH, rack.artifact, "--host", "orin")
+    assert code == 5
+    assert "edgehp was not found on orin" in err
+    assert "--remote-command" in err
+    words = bench(rack.artifact, "--host", "orin", program=program("version=0.0.7"))
+    code, _, err = run(*words)
+    assert code == 5
+    assert err == (
+        "edgehp: error: orin has edgehp 0.0.7, this machine 0.1.0: install the same version on "
+        "both\n"
+    )
+    # The doctor is asked about just that.
+    words = ["doctor", "--host", "orin", "--remote-command", program("version=0.0.7")]
+    assert run(*words)[0] == 0
+
+
+def test_a_board_that_is_not_there(rack: Rack, run) -> None:
+    rack.config.write_text(rack.config.read_text() + "\nHost off\n  HostName 127.0.0.1\n  Port 1\n")
+    code, _, err = run(*bench(rack.artifact, "--host", "off"))
+    assert code == 5
+    assert "off cannot be reached" in err
+    assert "refused" in err
+
+
+def test_a_dropped_connection_is_said_and_stops_the_command(rack: Rack, run) -> None:
+    def drop() -> None:
+        rack.running(rack.orin)
+        rack.orin.drop()
+
+    thread = threading.Thread(target=drop)
+    thread.start()
+    code, _, err = run(*bench(rack.artifact, "--host", "orin", program=program("hang=60")))
+    thread.join()
+    assert code == 5
+    assert "the connection to orin was lost" in err
+    # `rack` sees to it that nothing is left there.
+
+
+def test_a_board_that_falls_silent_is_noticed(rack: Rack, run, monkeypatch) -> None:
+    options = ("-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=2")
+    monkeypatch.setenv("EDGEHP_SSH", rack.ssh(*options))
+
+    def freeze() -> None:
+        rack.running(rack.orin)
+        rack.orin.signal(signal.SIGSTOP)
+
+    thread = threading.Thread(target=freeze)
+    thread.start()
+    started = time.monotonic()
+    code, _, err = run(*bench(rack.artifact, "--host", "orin", program=program("hang=60")))
+    thread.join()
+    assert code == 5
+    assert "the connection to orin was lost" in err
+    assert time.monotonic() - started < 30
+    # It comes back to life: what still runs there is stopped, as `rack` checks.
+
+
+def test_one_of_two_boards_vanishes_and_costs_its_own_row(rack: Rack, run, tmp_path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text(
+        f"# the rack\norin {program('hang=2')}\nxavier {program('hang=60')}\n\nnowhere.invalid\n"
+    )
+
+    def drop() -> None:
+        rack.running(rack.xavier)
+        rack.xavier.drop()
+
+    thread = threading.Thread(target=drop)
+    thread.start()
+    code, out, err = run(*bench(rack.artifact, "--hosts", hosts, "--output", tmp_path / "reports"))
+    thread.join()
+    assert code == 5
+    rows = {line.split()[0]: line for line in out.splitlines()[-3:]}
+    assert rows["orin"].split()[1:3] == ["ok", "0"]
+    assert rows["xavier"].split()[1:3] == ["FAILED", "5"]
+    assert "was lost while" in rows["xavier"]
+    assert "no address is known" in rows["nowhere.invalid"]
+    assert err.splitlines()[-1].endswith("2 of 3 boards failed: xavier, nowhere.invalid")
+    assert json.loads((tmp_path / "reports" / "orin" / REPORT).read_text())["state"] == "complete"
+    assert not (tmp_path / "reports" / "xavier").exists()
+
+
+def test_many_boards_as_json(rack: Rack, run, tmp_path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text(f"orin {program('exit=6')}\nxavier\n")
+    code, out, _ = run(*bench(rack.artifact, "--hosts", hosts, "--json", "--output", tmp_path))
+    assert code == 6
+    rows = json.loads(out)
+    assert [(r["host"], r["exit_code"], r["error"]) for r in rows] == [
+        ("orin", 6, "found this, expected that"),
+        ("xavier", 0, None),
+    ]
+    assert [r["files"] for r in rows] == [
+        [str(tmp_path / name / REPORT)] for name in ("orin", "xavier")
+    ]
+    assert rows[1]["result"]["folder"] == str(tmp_path / "xavier")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_what_stops_here_stops_there(rack: Rack, tmp_path: Path, number: signal.Signals) -> None:
+    words = bench(rack.artifact, "--host", "orin", "--output", tmp_path, program=program("hang=60"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgehp", *map(str, words)],
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+    )
+    rack.running(rack.orin)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert "interrupted" in err
+        # The command had its chance to write what it had measured.
+        assert json.loads((tmp_path / REPORT).read_text()) == {"state": "partial"}
+    else:
+        assert process.returncode == -9
+    # `rack` sees to it that nothing is left there, though nobody here asked for it.
+
+
+def test_a_command_that_takes_too_long(rack: Rack, run) -> None:
+    words = bench(
+        rack.artifact, "--host", "orin", "--remote-timeout", 1, program=program("hang=60")
+    )
+    code, _, err = run(*words)
+    assert code == 5
+    assert "did not end on orin within 1 s" in err
+
+
+def test_an_altered_artifact_does_not_travel(rack: Rack, run, tmp_path: Path) -> None:
+    copy = small_artifact(tmp_path)
+    (copy / "engine.onnx").write_bytes((copy / "engine.onnx").read_bytes()[:-1] + b"?")
+    code, _, err = run(*bench(copy, "--host", "orin"))
+    assert code == 4
+    assert "was changed" in err
+
+
+def test_photos_are_sent_or_are_there(rack: Rack, run, tmp_path: Path) -> None:
+    photos = tmp_path / "-rf $(touch pwned) `id`"
+    (photos / "sub").mkdir(parents=True)
+    names = ["plain.jpg", "a b.jpg", "-rf", "new\nline", "'\"$HOME\\", "sub/ü.png", "*"]
+    for name in names:
+        (photos / name).write_bytes(name.encode())
+    (photos / os.fsdecode(b"latin-\xe9")).write_bytes(b"x")
+    (photos / "loop").symlink_to(photos)
+    words = ["validate", rack.artifact, "--host", "xavier", "--dataset", "aflw2000", "--json"]
+    words += ["--remote-command", PROGRAM]
+    code, out, _ = run(*words, "--data-root", photos)
+    assert code == 0
+    files = {k for k in json.loads(out)["files"] if k.startswith(photos.name)}
+    wanted = {f"{photos.name}/{n}".encode().decode("latin-1") for n in names}
+    assert files == wanted | {f"{photos.name}/latin-\xe9"}
+    code, out, _ = run(*words, "--remote-data-root", "/data/my aflw")
+    said = json.loads(out)["words"]
+    assert said[said.index("--data-root") + 1] == "/data/my aflw"
+    code, _, err = run(*words)
+    assert code == 2
+    assert "--remote-data-root" in err
+
+
+def test_a_deferred_build_is_finished_there(rack: Rack, run, tmp_path: Path) -> None:
+    build_parts.checkpoint(tmp_path / "net.safetensors")
+    build_parts.faces(tmp_path / "cal.zip", 66, 1)
+    build_parts.faces(tmp_path / "val.zip", 64, 2, labels=True)
+    words = (
+        "build --target orin-nano-8gb --network net.safetensors --calibration cal.zip --threads 1"
+    )
+    words += (
+        " --calibration-method minmax --validate-on val.zip --max-drop 90 --no-mixed --host orin"
+    )
+    code, out, err = run(*words.split(), "--remote-command", TENSORRT)
+    assert code == 0, err
+    path = Path("dist/kd-resnet18-orin-nano-8gb-int8")
+    manifest = load_artifact(path, bytes_only=True).manifest
+    assert manifest.state == "complete"
+    assert manifest.target.module == MODULE
+    assert manifest.accuracy is not None
+    assert manifest.accuracy.measured_with.endswith("the engine itself")
+    # As if it were built here: the path, no word of the half of the way, nothing beside it.
+    assert str(path) in out
+    assert "Deferred" not in out
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    assert "orin: engine:" in err
+
+
+def test_options_that_do_not_fit_together(rack: Rack, run, tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("orin\n")
+    assert run("bench", "--host", "orin", "--hosts", "hosts")[0] == 2
+    assert run("bench", "--remote-command", "x")[0] == 2
+    code, _, err = run("bench", "--host", "-oProxyCommand=touch pwned")
+    assert code == 2
+    assert "cannot be a host" in err
+    assert run("bench", "--hosts", "missing")[0] == 1
