@@ -38,10 +38,11 @@ _LOW, _HIGH = 2.5, 97.5
 _MOST_OUTSIDE = 0.3
 # A side with less than this share of what lies outside is not worth a word.
 _BOTH_SIDES = 0.25
-# Activations beyond their range: this many times as often as on the calibration crops, and at
-# least one in this many; below, the clipping is what the method chose on purpose.
+# Activations beyond their range: this many times as often as on the calibration crops, and more
+# than one in a thousand; below, the clipping is what the method chose on purpose. kd-resnet18-112
+# calibrated on rendered heads clips 0.003 % of them, 0.02 % of others like them, 0.12 % of photos.
 _MORE_CLIPPED = 5.0
-_LEAST_CLIPPED = 0.002
+_LEAST_CLIPPED = 0.001
 
 
 def measure_crops(crops: Iterable[npt.NDArray[np.uint8]]) -> Values:
