@@ -196,6 +196,12 @@ def test_warm_up_ends_when_it_is_stable_or_says_that_it_is_not() -> None:
     assert found.seconds >= 60
 
 
+def test_warm_up_meets_every_batch_that_cameras_may_fill() -> None:
+    engine = TestedEngine(Time(), 0.01)
+    warm_up(lane(engine, batch=4), 0, engine.time, smaller=True)
+    assert engine.batches == [1, 2, 3, 4]
+
+
 def test_networks_take_turns_in_the_order_abba() -> None:
     engines = {r: TestedEngine(Time(), 0.0) for r in ("artifact", "reference")}
     lanes = [lane(e, role=r) for r, e in engines.items()]

@@ -130,10 +130,26 @@ class WarmUp:
         }
 
 
-def warm_up(lane: Lane, limit_s: float, clock: Callable[[], float] = perf_counter) -> WarmUp:
-    """Run the lane until the median latency of three blocks in a row agrees, or time is up."""
+def warm_up(
+    lane: Lane,
+    limit_s: float,
+    clock: Callable[[], float] = perf_counter,
+    smaller: bool = False,
+) -> WarmUp:
+    """Run the lane until the median latency of three blocks in a row agrees, or time is up.
+
+    Args:
+        lane: what to warm up.
+        limit_s: the longest this may take, in seconds.
+        clock: monotonic seconds.
+        smaller: run every smaller batch once before, where a scenario uses them: engines prepare
+            for a size when they see it first.
+    """
     batches = lane.batches(lane.batch)
     start = clock()
+    if smaller:
+        for size in range(1, lane.batch):
+            lane.engine.infer(next(lane.batches(size)))
     medians: list[float] = []
     calls = 0
     spread: float | None = None

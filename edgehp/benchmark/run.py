@@ -124,7 +124,9 @@ def measure(
             idle = (at, perf_counter())
         for lane in lanes:
             tell(Progress("warm-up", lane.role))
-            warm_ups.append(warm_up(lane, plan.warm_up_s))
+            # Cameras that happen to wait together share a call: any number of them.
+            cameras = plan.scenario == "multi-camera"
+            warm_ups.append(warm_up(lane, plan.warm_up_s, smaller=cameras))
         begun = perf_counter()
         forward = True
         with _no_collections():

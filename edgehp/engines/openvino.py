@@ -227,7 +227,9 @@ class OpenVinoEngine(EngineBase):
         if not self._throughput:
             compiled = self._compile(None, "THROUGHPUT")
             count = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-            self._throughput = [compiled.create_infer_request() for _ in range(max(count, 1))]
+            # As many again wait: a stream that is done takes the next, while whoever makes the
+            # crops shares a processor with another stream, which is then behind.
+            self._throughput = [compiled.create_infer_request() for _ in range(2 * max(count, 1))]
         return self._throughput
 
     def _finish(self, request: Any, crops: Crops) -> Prediction:
