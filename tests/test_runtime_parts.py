@@ -304,6 +304,28 @@ def test_a_detection_that_comes_late_is_carried_to_the_newest_frame():
     assert face.detected and overlap(face.box, network_box(Box(158, 80, 258, 180))) > 0.95
 
 
+@pytest.mark.parametrize("error", [cv2.error("broken"), EnvironmentalError("broken")])
+def test_a_detector_that_fails_is_an_error_and_not_an_empty_car(error):
+    class Failing(Detector):
+        def detect(self, photo):
+            raise error
+
+    inline = InlineDetection(Failing(None), Failing(None))
+    photo = cv2.cvtColor(scene(), cv2.COLOR_GRAY2RGB)
+    with pytest.raises(EnvironmentalError):
+        FaceTracker(inline).update(photo)
+    tracker = FaceTracker(BackgroundDetection(inline))
+
+    def fails() -> bool:
+        try:
+            return tracker.update(photo) is not None
+        except EnvironmentalError:
+            return True
+
+    wait_for(fails)
+    tracker.close()
+
+
 # --- distraction ----------------------------------------------------------------------------------
 
 DOWN, AHEAD = matrix_from_euler([-35, 0, 0]), matrix_from_euler([0, 0, 0])
@@ -543,12 +565,12 @@ def test_the_service_manager_hears_ready_life_and_stop(folder, abstract):
     server.settimeout(20)
     dog = Watchdog({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "20000"})
     assert dog.enabled and dog.interval == pytest.approx(0.01)
-    dog.ready("reading")
+    dog.ready("reading\nMAINPID=1")
     dog.alive()
     dog.alive()  # too soon for another
     dog.stopping()
     assert [server.recv(100) for _ in range(3)] == [
-        b"READY=1\nSTATUS=reading",
+        b"READY=1\nSTATUS=reading MAINPID=1",
         b"WATCHDOG=1",
         b"STOPPING=1",
     ]

@@ -154,7 +154,7 @@ class CaptureThread:
             try:
                 capture = self.source.open()
             except (EdgehpError, cv2.error, OSError) as e:
-                reason = str(e)
+                reason = _line(e)
                 if not self.source.live:
                     self._finish(e if isinstance(e, EdgehpError) else EdgehpError(reason))
                     return
@@ -183,7 +183,7 @@ class CaptureThread:
                 try:
                     got, pixels = capture.read()
                 except (cv2.error, OSError) as e:
-                    return frames, f"reading failed: {e}"
+                    return frames, f"reading failed: {_line(e)}"
                 now, utc = time.monotonic_ns(), time.time_ns()
                 if not got or pixels is None:
                     return frames, "the stream ended: read() gave no frame"
@@ -217,3 +217,8 @@ class CaptureThread:
         with self._changed:
             self._ended, self._error, self._lost = True, error, None
             self._changed.notify_all()
+
+
+def _line(error: Exception) -> str:
+    """OpenCV's messages have several lines."""
+    return " ".join(str(error).split())

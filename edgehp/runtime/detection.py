@@ -6,11 +6,12 @@ import threading
 from dataclasses import dataclass
 from typing import Protocol
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from edgehp.crop import Box
-from edgehp.errors import EdgehpError
+from edgehp.errors import EdgehpError, EnvironmentalError
 from edgehp.prediction.faces import DetectedFace, FaceDetector
 
 __all__ = ["BackgroundDetection", "Detection", "Found", "InlineDetection", "Job"]
@@ -75,6 +76,8 @@ class InlineDetection:
             faces = self._look(job)
         except EdgehpError as e:
             self._found = Found(job, (), e)
+        except cv2.error as e:
+            self._found = Found(job, (), EnvironmentalError(f"the face detector failed: {e.err}"))
         else:
             self._found = Found(job, tuple(faces))
 
@@ -128,7 +131,13 @@ class BackgroundDetection:
             self._changed.notify_all()
 
     def poll(self) -> Found | None:
-        """The answer, once it is there."""
+        """The answer, once it is there.
+
+        Raises:
+            EnvironmentalError: the thread died; without this, there would be no face for ever.
+        """
+        if not self._thread.is_alive():
+            raise EnvironmentalError("the face detector's thread died; start the process again")
         with self._changed:
             found, self._found = self._found, None
             return found

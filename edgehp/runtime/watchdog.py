@@ -46,11 +46,11 @@ class Watchdog:
 
     def ready(self, status: str) -> None:
         """The service has started."""
-        self._send(f"READY=1\nSTATUS={status}")
+        self._send(f"READY=1\nSTATUS={_line(status)}")
 
     def status(self, status: str) -> None:
         """One line for ``systemctl status``."""
-        self._send(f"STATUS={status}")
+        self._send(f"STATUS={_line(status)}")
 
     def alive(self) -> None:
         """Call often: sends a sign of life when half of the allowed silence is over."""
@@ -76,6 +76,11 @@ class Watchdog:
             self._socket.sendto(message.encode(), self._address)
         except OSError as e:
             logger.warning("the service manager did not take %r: %s", message.split("\n")[0], e)
+
+
+def _line(text: str) -> str:
+    """One line: another would be an assignment of its own to the service manager."""
+    return " ".join(text.split())[:200]
 
 
 def _interval(env: Mapping[str, str]) -> float | None:
