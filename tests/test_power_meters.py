@@ -169,6 +169,7 @@ def fake_nvml(**answers: Any) -> SimpleNamespace:
     defaults = {
         "nvmlInit": None,
         "nvmlShutdown": None,
+        "nvmlDeviceGetCount": 1,
         "nvmlDeviceGetHandleByIndex": "handle",
         "nvmlDeviceGetTotalEnergyConsumption": NVMLError("not supported"),
         "nvmlDeviceGetPowerUsage": 70_000,
@@ -204,6 +205,24 @@ def test_nvml_that_restarts_or_dies_is_an_error(second: Any) -> None:
 def test_nvml_without_a_driver_says_so() -> None:
     with pytest.raises(EnvironmentalError, match="driver not loaded"):
         NvmlMeter(module=fake_nvml(nvmlInit=NVMLError("driver not loaded")))
+
+
+def test_of_several_gpus_the_one_that_is_measured_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = fake_nvml(nvmlDeviceGetCount=2)
+    asked: list[Any] = []
+    for name in ("nvmlDeviceGetHandleByIndex", "nvmlDeviceGetHandleByUUID"):
+        setattr(nvml, name, lambda which: asked.append(which))
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(EnvironmentalError, match="set CUDA_DEVICE_ORDER=PCI_BUS_ID"):
+        NvmlMeter(module=nvml)
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    NvmlMeter(module=nvml)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5ebe9f43")
+    NvmlMeter(module=nvml)
+    NvmlMeter(0, nvml)
+    assert asked == [1, "GPU-5ebe9f43", 0]
 
 
 def test_throttling_of_a_gpu_is_named() -> None:

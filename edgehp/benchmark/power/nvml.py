@@ -6,6 +6,7 @@ reading is a fallback for older boards.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -34,12 +35,15 @@ class NvmlMeter:
     """The energy counter of one GPU, or its power where there is no counter."""
 
     def __init__(
-        self, index: int = 0, module: Any = None, clock: Callable[[], float] = perf_counter
+        self,
+        index: int | None = None,
+        module: Any = None,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         """Open the driver's library.
 
         Args:
-            index: of the GPU.
+            index: of the GPU in NVML's order; None: the one that CUDA counts first.
             module: stands for the package ``pynvml``; imported when omitted.
             clock: monotonic seconds.
 
@@ -103,7 +107,7 @@ class NvmlMeter:
 class GpuState:
     """Adds a GPU's temperature, clock and throttling to the state of the machine."""
 
-    def __init__(self, index: int = 0, module: Any = None) -> None:
+    def __init__(self, index: int | None = None, module: Any = None) -> None:
         """Open the driver's library; arguments and errors as of `NvmlMeter`."""
         self._nvml, self._handle = _open(index, module)
 
@@ -130,7 +134,7 @@ def open_gpu_state() -> GpuState | None:
         return None
 
 
-def _open(index: int, module: Any) -> tuple[Any, Any]:
+def _open(index: int | None, module: Any) -> tuple[Any, Any]:
     try:
         nvml = import_module("pynvml") if module is None else module
     except ImportError as e:
@@ -139,9 +143,29 @@ def _open(index: int, module: Any) -> tuple[Any, Any]:
         ) from e
     try:
         nvml.nvmlInit()
+        if index is None:
+            return nvml, _first_of_cuda(nvml)
         return nvml, nvml.nvmlDeviceGetHandleByIndex(index)
     except nvml.NVMLError as e:
-        raise EnvironmentalError(f"NVML finds no GPU {index} ({e})") from e
+        raise EnvironmentalError(f"NVML finds no GPU {index or 0} ({e})") from e
+
+
+def _first_of_cuda(nvml: Any) -> Any:
+    """The GPU that CUDA counts first, which is where engines run.
+
+    NVML counts by the bus, CUDA by speed unless told otherwise, and sees only what
+    ``CUDA_VISIBLE_DEVICES`` names: with several GPUs the power of another one would be read.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    if visible.startswith("GPU-"):
+        return nvml.nvmlDeviceGetHandleByUUID(visible)
+    count = nvml.nvmlDeviceGetCount()
+    if count > 1 and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        raise EnvironmentalError(
+            f"there are {count} GPUs, and NVML may count them in another order than CUDA: set "
+            "CUDA_DEVICE_ORDER=PCI_BUS_ID, and CUDA_VISIBLE_DEVICES to the one that is measured"
+        )
+    return nvml.nvmlDeviceGetHandleByIndex(int(visible) if visible.isdigit() else 0)
 
 
 def _throttle_call(nvml: Any) -> Any:
