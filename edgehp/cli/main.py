@@ -26,7 +26,7 @@ COMMANDS = {
     "validate": "Measure an artifact's accuracy against its FP32 reference.",
     "bench": "Measure latency, throughput and power on this device.",
     "sensitivity": "Say what each layer's INT8 costs in degrees.",
-    "predict": "Head pose of the faces in a photo, a folder, a video or a camera.",
+    "predict": "Head pose of the faces in a photo, folder, video or camera.",
     "run": "Follow a driver's head: camera to JSON lines, without end.",
     "label": "Let teacher networks label face crops.",
     "train": "Train a network, or the base network of the offset ensemble.",

@@ -101,10 +101,11 @@ def search(
         more = len(best.keep_float) - _NAMED
         names = f" ({some}{f' and {more} more' if more > 0 else ''})" if some else ""
         raise NotReachedError(
-            f"no mixed assignment keeps the drop within {max_drop:g}: the best found of "
-            f"{best.evaluations} has {best.drop:.4f} with {len(best.keep_float)} of {len(layers)} "
-            f"layers in floating point{names}, predicted to cost {best.cost:+.3f} ms; allow a "
-            "larger drop, calibrate on crops nearer to the task, or train with quantisation",
+            f"no mixed assignment keeps the drop within {max_drop:g}: the best found has "
+            f"{best.drop:.4f} with {len(best.keep_float)} of {len(layers)} layers in floating "
+            f"point{names}, predicted to cost {best.cost:+.3f} ms, of {best.evaluations} tried; "
+            "allow a larger drop, calibrate on crops nearer to the task, or train with "
+            "quantisation",
             best,
         )
     return state.result(_give_back(state, kept, max_drop))
