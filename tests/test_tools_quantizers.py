@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +11,10 @@ import numpy as np
 import onnx
 import pytest
 
+from edgehp.errors import UsageError
+from edgehp.networks.bundled import resolve_network
 from edgehp.networks.graph import graph_bytes
+from tests import build_parts
 from tests.helpers import random_crops
 from tests.quantization_graphs import SIZE, small_network
 
@@ -127,10 +129,63 @@ def test_a_trained_row_without_its_file_says_so(folder: Path, tmp_path: Path) ->
     assert "network.safetensors" in outcome.reason
 
 
-def test_peak_memory_is_the_childs_own(folder: Path) -> None:
-    ballast = np.ones(200 << 20, np.uint8)
-    run(folder, "ort-minmax", budget=0.9)
-    made = json.loads((folder / "ort-minmax" / "made.json").read_text(encoding="utf-8"))
+def test_crops_are_chosen_by_seed_and_never_serve_twice(tmp_path: Path) -> None:
+    prepare = tool("quantizers.prepare")
+    network = resolve_network(str(build_parts.checkpoint(tmp_path / "n.safetensors", 32)))
+    faces = build_parts.faces(tmp_path / "faces.zip", 12, 1, size=32)
+    photos = build_parts.faces(tmp_path / "photos.zip", 6, 2, labels=True, size=32)
+    found = []
+    for seed in (0, 0, 1):
+        chosen = prepare.Crops(str(faces), 8, 4, photos, limit=3, seed=seed)
+        heading = prepare.prepare(tmp_path / "work", network, chosen)
+        found.append([np.load(tmp_path / "work" / f"{n}.npy") for n in ("calibration", "control")])
+    assert "8 calibration crops of faces.zip (seed 1); 3 photos of photos.zip" in heading
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    assert (found[0][0] != found[2][0]).any()
+    for calibration, control in found:
+        both = np.concatenate([calibration, control])
+        assert len({c.tobytes() for c in both}) == len(both) == 12
+    assert np.load(tmp_path / "work" / "truth.npy").shape == (3, 3)
+    with pytest.raises(UsageError, match="12 faces, 10 to calibrate and 4 to control"):
+        prepare.prepare(tmp_path / "work", network, prepare.Crops(str(faces), 10, 4, photos))
+
+
+def test_the_sweep_shows_both_kinds_of_weights(tmp_path: Path) -> None:
+    sweep = tool("input_size_sweep")
+    own = str(build_parts.checkpoint(tmp_path / "own.safetensors", 64))
+    tuned = str(build_parts.checkpoint(tmp_path / "tuned.safetensors", 32))
+    networks = sweep._networks(own, (32, 64), [f"32={tuned}"])
+    assert [(size, kind) for size, kind, _ in networks] == [
+        (32, "as shipped"),
+        (32, "fine-tuned"),
+        (64, "as shipped"),
+    ]
+    assert [n.spec.preprocessing.size for *_, n in networks] == [32, 32, 64]
+    with pytest.raises(UsageError, match="takes 64 pixels"):
+        sweep._networks(own, (32,), [f"32={own}"])
+    points = [
+        sweep.Point(s, k, s * s / 28000, 5.0, 5.1, (-0.1, 0.3), ms, ms)
+        for s, k, ms in ((32, "as shipped", 1.0), (32, "fine-tuned", 1.0), (64, "as shipped", None))
+    ]
+    lines = sweep.table(points, "heading").splitlines()
+    assert len({line.count("|") for line in lines[2:]}) == 1
+    assert lines[-1].endswith("| not measured | not measured |")
+    for name in ("a.svg", "b.svg"):
+        sweep.draw(points, tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_the_memory_of_a_calibration_is_measured_in_a_child(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = build_parts.checkpoint(tmp_path / "n.safetensors", 32)
+    faces = build_parts.faces(tmp_path / "faces.zip", 4, 1, size=32)
+    arguments = [str(faces), "--network", str(network), "--counts", "4,12", "--threads", "1"]
+    ballast = np.ones(700 << 20, np.uint8)
+    assert tool("calibration_memory").main([*arguments, "--step", "calibrate"]) == 0
     assert ballast.all()
-    # With this process's memory counted in, it would be several hundred MiB more.
-    assert made["peak_mib"] < 600
+    cells = capsys.readouterr().out.splitlines()[-1].split("|")
+    few, many = (float(c) for c in cells[2:4])
+    # Neither this process's memory nor that of more crops is in it.
+    assert 100 < few < 700
+    assert abs(many - few) < 0.1 * few
