@@ -255,6 +255,26 @@ def test_a_service_that_dies_leaves_no_energy_and_fails_where_power_is_required(
     assert "stopped during the run" in err
 
 
+def test_an_interruption_before_the_first_turn_leaves_an_honest_report(
+    artifact: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgehp.benchmark.run.warm_up", interrupted)
+    code, _, err = bench(capsys, artifact, *QUICK, "--against", "none", "--output", tmp_path)
+    assert code == 130
+    assert "marked partial" in err
+    report = report_of((tmp_path / "bench-single-stream.json").read_text())
+    assert report["state"] == "partial"
+    assert report["results"]["artifact"]["images"] == 0
+    assert report["results"]["artifact"]["absent"]["inference"] == "no turn was finished"
+    assert not report["validity"]["valid"]
+
+
 def start_bench(output: Path, artifact: Path, **streams: Any) -> subprocess.Popen[str]:
     words = "-v bench --duration 10 --warm-up 0 --threads 1 --against none --power none"
     return subprocess.Popen(

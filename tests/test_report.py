@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import re
 import shutil
@@ -29,6 +30,7 @@ from edgehp.errors import DataError, MeasurementError
 from edgehp.report.compare import compare_benchmarks, why_not
 from edgehp.report.files import read_report
 from edgehp.targets import load_target
+from tests.bench_artifact import make_artifact
 
 SPEC = Preprocessing(32)
 
@@ -77,7 +79,12 @@ def benchmark_report() -> dict[str, Any]:
         role = ("artifact", "reference", "reference", "artifact")[i % 4]
         times = rng.lognormal(np.log(0.006 if role == "artifact" else 0.018), 0.05, 200)
         crop = np.full(200, 0.0004)
-        stages = {"preprocessing": crop, "inference": times, "call": times, "end_to_end": times + crop}
+        stages = {
+            "preprocessing": crop,
+            "inference": times,
+            "call": times,
+            "end_to_end": times + crop,
+        }
         turns.append(Turn(role, "end-to-end", 10.0 + i, 10.9 + i, 200, 200, stages, {}))
     recorder = PowerRecorder(ScriptedMeter())
     recorder._samples += [
@@ -210,6 +217,22 @@ def test_the_page_is_whole_and_needs_no_network(sources: Path) -> None:
         assert attribute.startswith(("data:", "#")), attribute
     assert not re.search(r"url\((?!#)|@import", text)
     assert "default-src 'none'" in text
+
+
+def test_an_artifact_with_its_reports_shows_its_manifest(
+    sources: Path, tmp_path: Path, benchmark_report: dict[str, Any]
+) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    artifact = make_artifact(tmp_path / "dist")
+    (artifact / "reports").mkdir()
+    shutil.copy(sources / "a.json", artifact / "reports" / "bench-single-stream.json")
+    assert run(artifact) == 0
+    text = (artifact / "reports" / "report.html").read_text()
+    assert "<h2>Manifest</h2>" in text
+    sha = hashlib.sha256((artifact / "engine.onnx").read_bytes()).hexdigest()
+    assert sha in text
+    assert sha in (artifact / "reports" / "report.md").read_text()
 
 
 def test_markdown_has_the_figures(sources: Path) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgehp.benchmark.stats import PERCENTILES
+
 __all__ = ["Table", "number", "summary_rows"]
 
 
@@ -27,7 +29,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def summary_rows(report: Mapping[str, Any]) -> Table:
-    """One row a network and stage: count, p50, p90, p99, max and images a second."""
+    """One row a network and stage: count, percentiles, the slowest, and images a second."""
     rows: list[tuple[str, ...]] = []
     notes: list[str] = []
     scenario = report["scenario"]
@@ -36,10 +38,12 @@ def summary_rows(report: Mapping[str, Any]) -> Table:
         label = f"{role} {subject['precision']}"
         offline = result["offline"]
         if offline is not None:
-            rows.append((f"{label} end to end", "-", "-", "-", "-", "-",
-                         number(offline["end_to_end_images_per_s"], 4)))  # fmt: skip
-            rows.append((f"{label} inference only", "-", "-", "-", "-", "-",
-                         number(offline["inference_images_per_s"], 4)))  # fmt: skip
+            nothing = ("-",) * (len(PERCENTILES) + 2)
+            for title, key in (
+                ("end to end", "end_to_end_images_per_s"),
+                ("inference only", "inference_images_per_s"),
+            ):
+                rows.append((f"{label} {title}", *nothing, number(offline[key], 4)))
             if offline["overlap"] is not None:
                 span = ""
                 if offline.get("overlap_low") is not None:
@@ -66,7 +70,7 @@ def summary_rows(report: Mapping[str, Any]) -> Table:
             rate = number(result["images_per_s"], 4) if stage == "end_to_end" else ""
             rows.append(
                 (f"{label} {title}", str(latency["count"]),
-                 *(number(at[p]["ms"]) + ("" if at[p]["enough"] else "?") for p in (50, 90, 99)),
+                 *(number(at[p]["ms"]) + ("" if at[p]["enough"] else "?") for p in PERCENTILES),
                  number(latency["max_ms"]), rate)
             )  # fmt: skip
         if result["arrived"] is not None:
@@ -96,7 +100,8 @@ def summary_rows(report: Mapping[str, Any]) -> Table:
         f"{report['subjects']['artifact']['name']}, {scenario['duration_s']:g} s a network, "
         f"{threads or 'unknown number of'} threads"
     )
-    headers = ("milliseconds", "count", "p50", "p90", "p99", "max", "images/s")
+    percentiles = (f"p{p:g}" for p in PERCENTILES)
+    headers = ("milliseconds", "count", *percentiles, "max", "images/s")
     return Table(title, headers, tuple(rows), tuple(notes))
 
 
