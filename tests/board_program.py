@@ -26,6 +26,7 @@ def main() -> int:
     output = _after(words, "--output")
     if "hang" in modes:
         try:
+            Path(os.environ["TMPDIR"], "hangs").touch()
             time.sleep(float(modes["hang"]))
         except KeyboardInterrupt:
             _write(output, "partial")

@@ -32,8 +32,8 @@ def need_sshd() -> str:
 class Server:
     """One board: a server, its temporary folder, and the processes of its connections."""
 
-    def __init__(self, folder: Path, name: str, *more: str) -> None:
-        """`more`: further lines of its configuration."""
+    def __init__(self, folder: Path, name: str, *more: str, path: Path | None = None) -> None:
+        """`more`: further lines of its configuration; `path`: first of its PATH."""
         self.name = name
         self.folder = folder / name
         self.temporary = self.folder / "tmp"
@@ -58,7 +58,8 @@ class Server:
             "KbdInteractiveAuthentication no",
             "PermitRootLogin prohibit-password",
             "MaxStartups 100",
-            f"SetEnv TMPDIR={self.temporary} PYTHONPATH={REPO} OMP_NUM_THREADS=1",
+            f"SetEnv TMPDIR={self.temporary} PYTHONPATH={REPO} OMP_NUM_THREADS=1"
+            + (f" PATH={path}:/usr/bin:/bin" if path else ""),
             *more,
         ]
         (self.folder / "sshd_config").write_text("\n".join(lines) + "\n")

@@ -30,6 +30,7 @@ from edgehp.artifact.manifest import (
 from edgehp.artifact.write import ArtifactWriter
 from edgehp.cli import main as root
 from edgehp.networks.spec import KD_RESNET
+from edgehp.remote import boards, lease
 from tests import bench_artifact, build_parts
 from tests.board_tensorrt import MODULE
 from tests.ssh_server import EDGEHP, PROGRAM, REPO, TENSORRT, Server
@@ -81,7 +82,12 @@ class Rack:
         self.xavier = Server(
             folder, "xavier", f'ForceCommand {greeting}; eval "$SSH_ORIGINAL_COMMAND"'
         )
-        self.boards = (self.orin, self.xavier)
+        self.rogue = Server(folder, "rogue", path=folder / "rogue" / "bin")
+        tar = self.rogue.folder / "bin" / "tar"
+        tar.parent.mkdir()
+        tar.write_text(f"#!{sys.executable}\n{ROGUE_TAR}")
+        tar.chmod(0o755)
+        self.boards = (self.orin, self.xavier, self.rogue)
         self.config.write_text("".join(b.config(self.known_hosts) for b in self.boards))
         self.artifact = small_artifact(folder / "dist")
 
@@ -92,11 +98,11 @@ class Rack:
         return " ".join(["ssh", "-F", str(self.config), *options])
 
     def running(self, board: Server) -> None:
-        """Wait until a command runs on the board."""
+        """Wait until a command hangs on the board."""
+        mark = board.temporary / "hangs"
         for _ in range(1200):
-            if any((board.temporary / name / "pid").exists() for name in board.leftovers()):
-                # What it needs to be ready for an interruption.
-                time.sleep(0.3)
+            if mark.exists():
+                mark.unlink()
                 return
             time.sleep(0.05)
         raise AssertionError(f"nothing runs on {board.name}")
@@ -329,7 +335,7 @@ def test_what_stops_here_stops_there(rack: Rack, tmp_path: Path, number: signal.
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     if number == signal.SIGINT:
-        assert process.returncode == 130
+        assert process.returncode == 130, err
         assert "interrupted" in err
         # The command had its chance to write what it had measured.
         assert json.loads((tmp_path / REPORT).read_text()) == {"state": "partial"}
@@ -411,3 +417,94 @@ def test_options_that_do_not_fit_together(rack: Rack, run, tmp_path: Path) -> No
     assert code == 2
     assert "cannot be a host" in err
     assert run("bench", "--hosts", "missing")[0] == 1
+
+
+def test_a_connection_lost_while_sending_begins_anew(rack: Rack, run, tmp_path: Path) -> None:
+    """Half a file never arrives: what came before the loss is gone with its folder."""
+    artifact = small_artifact(tmp_path, size=20_000_000)
+    folders: list[str] = []
+
+    def drop_once(board: Server) -> None:
+        for _ in range(1200):
+            found = [n for n in board.leftovers() if list((board.temporary / n).rglob("*.onnx"))]
+            if found:
+                folders.extend(found)
+                board.drop()
+                return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=drop_once, args=(rack.orin,))
+    thread.start()
+    code, out, err = run(*bench(artifact, "--host", "orin", "--json"))
+    thread.join()
+    assert folders, "the connection was not dropped"
+    assert code == 0, err
+    said = json.loads(out)
+    assert "trying again" in err
+    assert said["files"][f"{artifact.name}/engine.onnx"] == sha256_file(artifact / "engine.onnx")
+    assert folders[0] not in " ".join(said["words"])
+
+
+# What a board may put in place of tar: what it sends is what no board has a reason to.
+ROGUE_TAR = """
+import io, os, sys, tarfile
+if "-cf" not in sys.argv:
+    os.execv("/bin/tar", ["tar", *sys.argv[1:]])
+kind = open(os.path.join(os.path.dirname(__file__), "kind")).read()
+sums = open("sums", "rb").read()
+name = sums.split(b"\\0")[0][66:].decode()
+data = open(name, "rb").read()
+members = {
+    "changed": (name, data[:-1] + b"?", {}),
+    "truncated": (name, data, {}),
+    "traversal": (name + "/../../../../../escaped", b"x", {}),
+    "absolute": ("/tmp/edgehp-escaped", b"x", {}),
+    "link": (name, b"", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}),
+    "elsewhere": ("in/other", b"x", {}),
+}
+out = io.BytesIO()
+with tarfile.open(fileobj=out, mode="w|") as tar:
+    for name, data, more in [("sums", sums, {}), *([members[kind]] if kind in members else [])]:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        for key, value in more.items():
+            setattr(info, key, value)
+        tar.addfile(info, io.BytesIO(data))
+whole = out.getvalue()
+sys.stdout.buffer.write(whole[:1100] if kind == "truncated" else whole)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("changed", "did not arrive as they were sent"),
+        ("truncated", "did not arrive as they were sent"),
+        ("missing", "did not arrive as they were sent"),
+        ("traversal", "no plain file"),
+        ("absolute", "no plain file"),
+        ("link", "no plain file"),
+        ("elsewhere", "not asked for"),
+    ],
+)
+def test_a_board_that_sends_something_else(
+    rack: Rack, run, tmp_path: Path, kind: str, words: str
+) -> None:
+    (rack.rogue.folder / "bin" / "kind").write_text(kind)
+    found, _, err = run(*bench(rack.artifact, "--host", "rogue", "--output", tmp_path / "out"))
+    assert found == 5
+    assert words in err
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_a_caller_that_falls_silent_is_given_up(rack: Rack) -> None:
+    """A network that swallows everything looks like this from the board."""
+    board = boards.parse_board("orin", PROGRAM)
+    with lease.Lease(board, beat_s=60, patience_s=1) as held:
+        assert held.folder.startswith(str(rack.orin.temporary))
+        assert Path(held.folder).stat().st_mode & 0o777 == 0o700
+        assert rack.orin.tidy(60)
+    with lease.Lease(board, beat_s=0.2, patience_s=2) as held:
+        time.sleep(3)
+        assert Path(held.folder).is_dir()
+        assert held.alive

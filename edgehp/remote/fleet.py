@@ -26,9 +26,14 @@ def run_all(
     outcomes: list[Outcome | None] = [None] * len(errands)
     controls = [Control() for _ in errands]
 
+    ended = [threading.Event() for _ in errands]
+
     def work(i: int) -> None:
         board, errand = errands[i]
-        outcomes[i] = run(board, errand, controls[i], listener(board))
+        try:
+            outcomes[i] = run(board, errand, controls[i], listener(board))
+        finally:
+            ended[i].set()
 
     threads = [
         threading.Thread(target=work, args=(i,), name=board.host)
@@ -38,10 +43,11 @@ def run_all(
         thread.start()
     presses = 0
     end: float | None = None
-    while any(t.is_alive() for t in threads):
+    while not all(event.is_set() for event in ended):
         try:
-            for thread in threads:
-                thread.join(0.1)
+            # Not Thread.join: interrupted, it takes a thread that runs for one that has ended.
+            for event in ended:
+                event.wait(0.1)
             if end is not None and time.monotonic() > end:
                 end = None
                 for control in controls:
@@ -54,6 +60,8 @@ def run_all(
                 else:
                     control.abandon()
             end = time.monotonic() + _GRACE_S
+    for thread in threads:
+        thread.join()
     # A thread that has died of a fault of this program has shown its traceback.
     return [
         outcome or Outcome(board, 1, "edgehp itself failed; see above", 0.0)

@@ -83,7 +83,7 @@ def ssh_command(control: Path | None = None, master: bool = False) -> list[str]:
 
 def plain(text: str) -> str:
     """`text` without control characters: what a board writes must not steer this terminal."""
-    return "".join(c for c in text if c >= " " or c == "\t").replace("\x7f", "")
+    return "".join(c for c in text if c == "\t" or (c >= " " and not "\x7f" <= c <= "\x9f"))
 
 
 class ConnectionLostError(EnvironmentalError):

@@ -1,0 +1,132 @@
+"""What needs no server: names of boards, lists of them, and scripts past any login shell."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from edgehp.errors import DataError, EnvironmentalError, UsageError
+from edgehp.remote.boards import Board, parse_board, read_boards
+from edgehp.remote.errand import Outcome
+from edgehp.remote.fleet import exit_code
+from edgehp.remote.scripts import MARK, encode
+from edgehp.remote.ssh import Session, plain, ssh_command
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["orin", "user@orin", "10.0.0.7", "ssh://me@orin.lab:2222", "[fe80::1%eth0]", "fe80::1", "a_b"],
+)
+def test_hosts_as_ssh_takes_them(host: str) -> None:
+    assert parse_board(host) == Board(host, ("edgehp",))
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "",
+        "-oProxyCommand=touch x",
+        "user@-oProxyCommand=x",
+        "-l@orin",
+        "orin;reboot",
+        "orin reboot",
+        "$(reboot)",
+        "`id`@orin",
+        "orin\n",
+        "orin\0",
+        "a" * 300,
+        "user@",
+        "ssh://",
+        "ssh://orin/path",
+        "ü",
+    ],
+)
+def test_hosts_that_are_something_else(host: str) -> None:
+    with pytest.raises(UsageError, match="cannot be a host"):
+        parse_board(host)
+
+
+@pytest.mark.parametrize("command", ["", "  ", "'open", "a\nb"])
+def test_commands_that_are_none(command: str) -> None:
+    with pytest.raises(UsageError, match="--remote-command"):
+        parse_board("orin", command)
+
+
+def test_a_list_of_boards(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text("# rack 1\norin\n\n  me@xavier  '~/my venv/bin/edgehp' # slow\nthor x -y\n")
+    assert read_boards(path, "python3 -m edgehp") == (
+        Board("orin", ("python3", "-m", "edgehp")),
+        Board("me@xavier", ("~/my venv/bin/edgehp",)),
+        Board("thor", ("x", "-y")),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"", "found 0 hosts"),
+        (b"# none\n", "found 0 hosts"),
+        (b"orin\nxavier\norin\n", "line 3: orin is in the list twice"),
+        (b"\xff\xfe", "text file"),
+        ("".join(f"b{i}\n" for i in range(300)).encode(), "found 300 hosts"),
+    ],
+)
+def test_lists_that_are_none(tmp_path: Path, text: bytes, words: str) -> None:
+    path = tmp_path / "hosts"
+    path.write_bytes(text)
+    with pytest.raises(DataError, match=words):
+        read_boards(path)
+    with pytest.raises(UsageError, match="line 2"):
+        path.write_bytes(b"orin\n-x\n")
+        read_boards(path)
+
+
+HOSTILE = ["plain", "a b", "-rf", "$(id)", "`id`", "'", '"', "\\", "new\nline", "!!", "~", "*", "",
+           os.fsdecode(b"\xff")]  # fmt: skip
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash", "zsh", "fish", "csh", "tcsh"])
+def test_words_reach_a_script_as_they_are(shell: str, tmp_path: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+    line = encode('printf "%s\\0" "$@"', HOSTILE)
+    assert "\n" not in line
+    done = subprocess.run([shell, "-c", line], capture_output=True, check=True, cwd=tmp_path)
+    assert done.stdout.startswith(b"\n" + MARK)
+    said = done.stdout.removeprefix(b"\n" + MARK).split(b"\0")[:-1]
+    assert said == [os.fsencode(w) for w in HOSTILE]
+
+
+def test_what_a_board_writes_steers_no_terminal() -> None:
+    assert plain("\x1b]0;x\x07a\tb\x7f\r\x9b31m") == "]0;xa\tb31m"
+
+
+def test_ssh_is_the_users_own_but_never_lax(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEHP_SSH", "myssh -F 'a file' -o StrictHostKeyChecking=no")
+    words = ssh_command()
+    assert words[0] == "myssh"
+    # The first value wins.
+    assert words.index("StrictHostKeyChecking=yes") < words.index("StrictHostKeyChecking=no")
+    assert words[words.index("-F") + 1] == "a file"
+    for text in ("", "'open"):
+        monkeypatch.setenv("EDGEHP_SSH", text)
+        with pytest.raises(UsageError, match="EDGEHP_SSH"):
+            ssh_command()
+
+
+def test_no_ssh_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EDGEHP_SSH", str(tmp_path / "ssh"))
+    with pytest.raises(EnvironmentalError, match="openssh-client"):
+        Session(Board("orin"), "true", [])
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"), [((0, 0), 0), ((0, 5), 5), ((3, 5), 1), ((6, 6), 6), ((5, 130), 130)]
+)
+def test_the_exit_code_of_many(codes: tuple[int, ...], code: int) -> None:
+    assert exit_code([Outcome(Board("x"), c, None, 0.0) for c in codes]) == code
