@@ -50,8 +50,9 @@ from edgehp.build.request import BuildRequest
 from edgehp.build.run import ITSELF, emulator, reference_bytes, run_graph, runs_here
 from edgehp.build.work import Work
 from edgehp.engines import PROCESSOR_ENGINES, processor_engine
-from edgehp.errors import EnvironmentalError
+from edgehp.errors import EnvironmentalError, UsageError
 from edgehp.networks.bundled import Network
+from edgehp.quantization.trained import TRAINED
 from edgehp.validation.metrics import frame_errors
 
 if TYPE_CHECKING:
@@ -262,6 +263,11 @@ def _engine_graph(
         half=work.half,
         threads=request.threads,
     )
+    if made.method == TRAINED and request.calibration is not None:
+        raise UsageError(
+            f"{network.path.name} holds trained integers, which no crops calibrate: leave "
+            "--calibration out, or choose a --calibration-method to quantise its float weights"
+        )
     write_graph(made.model, path)
     return made
 
@@ -281,7 +287,8 @@ def _calibration(
         duplicates=crops.duplicates,
         list=CALIBRATION_LIST,
         list_sha256=sha256_bytes(listing),
-        method=made.method,
+        # Trained integers need no crops: here they only tell how far the graph is from FP32.
+        method=f"{TRAINED}, crops only compared" if made.method == TRAINED else made.method,
         table=CALIBRATION_TABLE,
         appearance=check.calibration.to_dict(),
         clipped=check.calibration_clipped,

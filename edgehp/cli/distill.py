@@ -20,9 +20,9 @@ __all__ = ["command"]
 # What a quantisation-aware run takes where the user says nothing: it begins near its end. The rate
 # is in rounding steps of the weights.
 _AWARE: dict[str, Any] = {
-    "epochs": 2,
+    "epochs": 4,
     "batch": 64,
-    "learning_rate": 0.02,
+    "learning_rate": 0.005,
     "augmentation": "gentle",
     "flatten": 0.3,
 }

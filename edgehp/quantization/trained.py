@@ -18,38 +18,47 @@ can be exchanged alone, and ``preprocessing`` ties it to the input size it was t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from edgehp.errors import CheckpointError, DataError, EnvironmentalError
+from edgehp.errors import CheckpointError, DataError, EnvironmentalError, UsageError
 from edgehp.networks.checkpoint import QUANTISED_PREFIX
 from edgehp.quantization.graphview import GraphView
+from edgehp.quantization.lint import lint
 from edgehp.quantization.placement import FLAVOURS, place
 from edgehp.quantization.qdq import Recipe
-from edgehp.quantization.quantise import emit
+from edgehp.quantization.quantise import QuantisedModel, emit
+from edgehp.quantization.select import Judge, Subset, split_crops
 from edgehp.quantization.table import CalibrationTable
 
 if TYPE_CHECKING:
     import onnx
 
+    from edgehp.networks.spec import NetworkSpec
+
 __all__ = [
+    "TRAINED",
     "TRAINED_METHOD",
     "TrainedLayer",
     "TrainedQuantisation",
     "layers_digest",
     "read_trained",
     "stored_tensors",
+    "trained_for",
 ]
 
+TRAINED = "trained"
 TRAINED_METHOD = "minmax"
 _TABLE = "table"
 _PARTS = ("weight", "scale", "bias")
 
+Crop = npt.NDArray[np.uint8]
 Tensors = Mapping[str, npt.NDArray[np.generic]]
 
 
@@ -142,9 +151,75 @@ class TrainedQuantisation:
             CheckpointError: these layers are not that graph's.
             UsageError: an FP16 body in the ``cpu`` flavour.
         """
+        source = self.float_graph(model)
+        return emit(source, self.table, self._recipe(), flavour=self.flavour, body=body)
+
+    def quantised(
+        self,
+        model: onnx.ModelProto,
+        crops: Sequence[Crop],
+        *,
+        body: str = "fp32",
+        threads: int | None = None,
+    ) -> QuantisedModel:
+        """`graph` as `edgehp.quantization.quantise.quantise` gives one, compared with `model`.
+
+        Args:
+            model: the deployed graph of the float network; not modified.
+            crops: uint8 [S, S, 3] RGB; those that `quantise` would hold back judge the result.
+            body: see `graph`.
+            threads: of the engine; None takes all cores.
+
+        Raises:
+            CheckpointError, UsageError: as `graph`.
+        """
+        source, recipe = self.float_graph(model), self._recipe()
+        made = emit(source, self.table, recipe, flavour=self.flavour, body=body)
+        held = split_crops(crops)[1]
+        difference = Judge(model, Subset(crops, held), threads=threads)(made)
+        return QuantisedModel(
+            model=made,
+            table=self.table,
+            recipe=recipe,
+            scores=MappingProxyType({TRAINED: difference}),
+            chosen=TRAINED,
+            held_back=len(held),
+            findings=lint(made, self.flavour, head=self.flavour == "cpu"),
+            flavour=self.flavour,
+            source=source,
+            source_table=self.table,
+        )
+
+    def _recipe(self) -> Recipe:
         integers = {n: q for n, la in self.layers.items() if (q := la.integers) is not None}
-        recipe = Recipe(method=TRAINED_METHOD, weights=integers)
-        return emit(self.float_graph(model), self.table, recipe, flavour=self.flavour, body=body)
+        return Recipe(method=TRAINED_METHOD, weights=integers)
+
+
+def trained_for(path: Path | str, spec: NetworkSpec, flavour: str) -> TrainedQuantisation | None:
+    """What a checkpoint holds for a flavour; None where nothing in it was trained as integers.
+
+    Raises:
+        UsageError: it holds integers of the other flavour alone, or of another preprocessing.
+        CheckpointError, EnvironmentalError: as `read_trained`.
+    """
+    found = read_trained(path)
+    if not found:
+        return None
+    name = Path(path).name
+    advice = "or choose a --calibration-method to quantise its float weights after training"
+    if flavour not in found:
+        raise UsageError(
+            f"{name} holds integers trained for the flavour {', '.join(found)}, not {flavour}: "
+            f"train those too with 'edgehp distill --quantization-aware --flavour {flavour} "
+            f"--start {name}', {advice}"
+        )
+    trained = found[flavour]
+    if trained.table.preprocessing != spec.preprocessing.digest:
+        raise UsageError(
+            f"{name} holds integers trained for other crops than these of "
+            f"{spec.preprocessing.size} pixels: build at the size they were trained at, {advice}"
+        )
+    return trained
 
 
 def layers_digest(layers: Mapping[str, TrainedLayer]) -> str:

@@ -36,7 +36,7 @@ __all__ = ["FakeQuantised"]
 _INT8 = 127
 # A learning step moves a scale by this share of what it moves a weight by, relative to its size:
 # a scale acts on a whole tensor, a weight on one product.
-_SCALE_RATE = 0.05
+_SCALE_RATE = 0.5
 _HALF_TINY = 2.0**-24  # the smallest positive float16
 
 

@@ -60,6 +60,8 @@ logger = logging.getLogger(__name__)
 
 # Post-training quantisation, where the run begins, sees this many photos.
 _CALIBRATION = 256
+# Enough to tell 0.01 degrees: the errors are compared photo by photo.
+_MOST_HELD_BACK = 1024
 _GRIDS = {"cpu": "uint8", "tensorrt": "int8"}
 # Longer averages would remember the start: a run has a few hundred steps.
 _LONGEST_AVERAGE = 0.95
@@ -134,7 +136,7 @@ def train_quantised(
         labelled: whether the items' rotations are labels; False shows no errors against them.
         label_weight: factor on the loss against the labels, beside that against the float network.
         extra: photos that are all trained on.
-        limit: largest number of items, evenly spread over them; 0 takes all.
+        limit: largest number of photos to train on, evenly spread; 0 takes all.
         method: how the start is calibrated, see `edgehp.quantization.quantise.quantise`.
         device: ``"cpu"`` or ``"cuda"``.
         held_back: share of `items`.
@@ -142,7 +144,8 @@ def train_quantised(
 
     Returns:
         Its history has, besides the errors, ``difference``: mean |angle difference| to the float
-        network on held-back photos in degrees; the first row is that of the start.
+        network on held-back photos in degrees; the first row is that of the start. The weights are
+        those of the epoch with the smallest difference or, with `label_weight`, the smallest error.
 
     Raises:
         UsageError: unknown flavour, a precision that cannot hold the sums, or a checkpoint that
@@ -154,7 +157,9 @@ def train_quantised(
         raise UsageError("FP16 cannot hold the sums of 8-bit products: use bf16 or fp32")
     if label_weight and not labelled:
         raise UsageError("a weight for the labels needs photos with labels")
-    items = items[:: max(1, -(-len(items) // limit))] if limit else items
+    every, held = split(items, held_back)
+    train = _spread(every, limit or len(every))
+    items = [*train, *_spread(held, _MOST_HELD_BACK)]
     config = replace(
         config,
         average=min(config.average, _LONGEST_AVERAGE),
@@ -164,7 +169,7 @@ def train_quantised(
         task=f"quantisation-aware, {flavour}, labels {label_weight:g}, {sha256_file(start)[:16]}",
     )
     torch.manual_seed(config.seed)
-    crops = _crops(split(items, held_back)[0], spec, config)
+    crops = _crops(train, spec, config)
     logger.info("quantising after training on %d crops: where the run begins", len(crops))
     began = quantise(
         build_graph(weights, spec),
@@ -178,8 +183,14 @@ def train_quantised(
     teacher = _float_network(weights, spec).to(device)
     objective = FloatTeacher(teacher, spec, labels=label_weight)
 
+    figures = _Figures(objective, config, labelled)
+    wanted = "mean" if label_weight else "difference"
+
     def write(trainer: Trainer) -> Path:
         path = folder / f"{spec.name}.safetensors"
+        scores = [row[wanted] for row in trainer.history]
+        if path.is_file() and scores[-1] > min(scores):
+            return path  # an earlier epoch was better on the held-back photos
         with averaged(trainer) as network:
             done = trained_quantisation(network, began.source_table, spec)
         tensors: dict[str, npt.NDArray[np.generic]] = {}
@@ -187,10 +198,6 @@ def train_quantised(
             tensors |= stored_tensors(one)
         save_weights(path, weights, spec, _smallest(weights), extra=tensors)
         return path
-
-    def figures(trainer: Trainer, held: Sequence[TrainingItem]) -> dict[str, Any]:
-        with averaged(trainer) as network:
-            return _figures(network, objective, held, config, trainer.device, labelled)
 
     return run(
         fake_quantised(began, spec),
@@ -305,43 +312,56 @@ def _smallest(weights: Weights) -> type[np.floating[Any]]:
     return np.float16 if exact else np.float32
 
 
+def _spread(items: Sequence[TrainingItem], most: int) -> Sequence[TrainingItem]:
+    """At most this many items, evenly spread over all."""
+    return items[:: max(1, -(-len(items) // max(1, most)))]
+
+
 def _crops(
     items: Sequence[TrainingItem], spec: NetworkSpec, config: TrainConfig
 ) -> list[npt.NDArray[np.uint8]]:
-    some = items[:: max(1, len(items) // _CALIBRATION)][:_CALIBRATION]
+    some = _spread(items, _CALIBRATION)
     found = plain_batches(some, spec.preprocessing, config.batch, workers=config.workers)
     return [crop for batch in found for crop in batch.crops]
 
 
-@torch.no_grad()
-def _figures(
-    network: FakeQuantised,
-    objective: FloatTeacher,
-    held: Sequence[TrainingItem],
-    config: TrainConfig,
-    device: torch.device,
-    labelled: bool,
-) -> dict[str, Any]:
+class _Figures:
     """Difference to the float network and, with labels, the errors of both, in float32."""
-    spec = objective.spec
-    ours: list[npt.NDArray[np.float64]] = []
-    theirs: list[npt.NDArray[np.float64]] = []
-    truth = []
-    for batch in plain_batches(held, spec.preprocessing, config.batch, workers=config.workers):
-        images, _ = to_tensors(batch, spec, device)
-        for net, into in ((network, ours), (objective.teacher, theirs)):
-            angles = objective.angles(net, images).float().cpu().numpy()
-            into.append(pose.to_aflw2000(angles, spec.convention))
-        truth.append(batch.angles)
-    p, q, t = np.concatenate(ours), np.concatenate(theirs), np.concatenate(truth)
-    found: dict[str, Any] = {"difference": float(np.abs(p - q).mean())}
-    if labelled:
-        mae = pose.angle_errors(p, t).mean(0)
-        distance = pose.geodesic_degrees(pose.matrix_from_euler(p), pose.matrix_from_euler(t))
-        found |= {
+
+    def __init__(self, objective: FloatTeacher, config: TrainConfig, labelled: bool) -> None:
+        self._objective, self._config, self._labelled = objective, config, labelled
+        self._float: npt.NDArray[np.float64] | None = None
+
+    def __call__(self, trainer: Trainer, held: Sequence[TrainingItem]) -> dict[str, Any]:
+        """The figures of the trainer's averaged weights on `held`, always the same items."""
+        with averaged(trainer) as network:
+            ours = self._angles(network, held, trainer.device)
+        if self._float is None:
+            self._float = self._angles(self._objective.teacher, held, trainer.device)
+        found: dict[str, Any] = {"difference": float(np.abs(ours - self._float).mean())}
+        if not self._labelled:
+            return found
+        matrices = np.stack([i.matrix for i in held])
+        truth = pose.euler_from_matrix(matrices)
+        mae = pose.angle_errors(ours, truth).mean(0)
+        distance = pose.geodesic_degrees(pose.matrix_from_euler(ours), matrices)
+        return {
+            **found,
             "mae": tuple(float(v) for v in mae),
             "mean": float(mae.mean()),
             "geodesic": float(distance.mean()),
-            "float_mean": float(pose.angle_errors(q, t).mean()),
+            "float_mean": float(pose.angle_errors(self._float, truth).mean()),
         }
-    return found
+
+    @torch.no_grad()
+    def _angles(
+        self, network: nn.Module, items: Sequence[TrainingItem], device: torch.device
+    ) -> npt.NDArray[np.float64]:
+        spec, config = self._objective.spec, self._config
+        found = []
+        plain = plain_batches(items, spec.preprocessing, config.batch, workers=config.workers)
+        for batch in plain:
+            images, _ = to_tensors(batch, spec, device)
+            angles = self._objective.angles(network, images).float().cpu().numpy()
+            found.append(pose.to_aflw2000(angles, spec.convention))
+        return np.concatenate(found)
