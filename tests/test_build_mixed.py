@@ -302,3 +302,44 @@ def test_a_sensitivity_report_of_others_is_drawn_or_refused(
     file.write_text(text % value, "utf-8")
     with pytest.raises(CompatibilityError, match="not a sensitivity report"):
         gather([path])
+
+
+def test_what_openvino_computes_in_float_beside_is_given_back_too(
+    request_: BuildRequest, tmp_path: Path
+) -> None:
+    from edgehp.artifact.write import ArtifactWriter
+    from edgehp.build.crops import held_out_crops, load_calibration
+    from edgehp.build.engine import build_here
+    from edgehp.build.graphs import open_network, quantised_graph, write_graph
+    from edgehp.build.mixed import MixedBuild
+    from edgehp.build.plan import Place
+    from edgehp.build.run import run_graph
+    from edgehp.build.work import Work
+    from tests.test_build import Somewhere
+
+    network, _, _ = open_network(request_.network, None)
+    crops = load_calibration(request_.calibration, network.spec.preprocessing)
+    held_out = held_out_crops(request_.validate_on, network.spec.preprocessing)
+    model = network.graph()
+    made = quantised_graph(model, crops.crops[:10], network, "cpu", "minmax", half=False, threads=1)
+    plan = make_plan(request_)
+    with ArtifactWriter(tmp_path / "a") as writer:
+        float_file = write_graph(model, tmp_path / "float.onnx")
+        reference = run_graph("openvino", float_file, held_out, threads=1)[0].clean
+        work = Work(request_, plan, Place(), writer, Somewhere())
+        search = MixedBuild(work, made, crops, held_out, reference, 1.0)
+        # Both read the same tensor; with one of them in floating point OpenVINO computes the other
+        # so too, although it is quantised.
+        drop, kept = search._evaluate(frozenset({"b.conv1"}))
+        assert kept == {"b.conv1", "b.downsample"}
+        assert drop > 0
+        assert search._evaluate(frozenset({"a.conv1"}))[1] == {"a.conv1"}
+        for layers, fits in ((kept, True), (frozenset({"b.conv1"}), False)):
+            graph = write_graph(made.keeping(layers), tmp_path / "mixed.onnx")
+            record = MixedRecord(tuple(layers), "fp32", 1.0, 1, 1, 2, "test", 1)
+            arguments = (plan, Place(), graph, writer.path, (1, 1, 8), 1)
+            if fits:
+                assert build_here(*arguments, mixed=record).precision.counts["fp32"] == 2
+            else:
+                with pytest.raises(CompatibilityError, match=r"b\.downsample"):
+                    build_here(*arguments, mixed=record)

@@ -29,6 +29,7 @@ __all__ = [
     "build_here",
     "compare_engines",
     "convolutions_of",
+    "outside_int8",
     "planned_precision",
 ]
 
@@ -141,21 +142,26 @@ def convolutions_of(graph: Path) -> tuple[str, ...]:
     return tuple(n.name for n in nodes if n.op_type == "Conv")
 
 
+def outside_int8(audit: PrecisionAudit, convolutions: tuple[str, ...]) -> frozenset[str]:
+    """The convolutions that an engine does not compute in INT8.
+
+    Runtimes fuse and rename: a row belongs to a convolution whose name it holds as a whole word. A
+    row that belongs to none is given by its own name.
+    """
+    found: set[str] = set()
+    for row in audit.rows:
+        if row.kind == "Convolution" and row.precision != "int8":
+            words = {row.layer, *row.layer.replace("/WithoutBiases", "").split(" + ")}
+            found |= words & set(convolutions) or {row.layer}
+    return frozenset(found)
+
+
 def _require_exactly(
     mixed: MixedRecord, audit: PrecisionAudit, convolutions: tuple[str, ...]
 ) -> None:
-    """Refuse an engine whose convolutions outside INT8 are others than the gate's search named.
-
-    Runtimes fuse and rename: a row belongs to a convolution whose name it holds as a whole word.
-    """
+    """Refuse an engine whose convolutions outside INT8 are others than the gate's search named."""
     kept = set(mixed.float_layers) & set(convolutions)
-    outside = set()
-    for row in audit.rows:
-        if row.kind != "Convolution" or row.precision == "int8":
-            continue
-        words = {row.layer, *row.layer.replace("/WithoutBiases", "").split(" + ")}
-        found = words & set(convolutions)
-        outside |= found or {row.layer}
+    outside = outside_int8(audit, convolutions)
     if outside != kept:
         more, fewer = sorted(outside - kept), sorted(kept - outside)
         what = [f"{', '.join(more)} too"] if more else []

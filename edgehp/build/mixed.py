@@ -17,20 +17,26 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.artifact.manifest import MixedRecord
-from edgehp.build.accuracy import mean_drop
+from edgehp.build.accuracy import mean_drop, predict
 from edgehp.build.crops import CropSet
-from edgehp.build.engine import BuiltEngine, build_here, compare_engines
+from edgehp.build.engine import (
+    BuiltEngine,
+    build_here,
+    compare_engines,
+    convolutions_of,
+    outside_int8,
+)
 from edgehp.build.graphs import QuantisedGraph, half_graph, onnx_model, write_graph
 from edgehp.build.prices import latency_model
-from edgehp.build.run import emulator, run_graph, runs_here
-from edgehp.build.sensitivity import sensitivity_of, sensitivity_report
+from edgehp.build.run import BATCH, emulator, run_graph, runs_here
+from edgehp.build.sensitivity import layers_of, sensitivity_of, sensitivity_report
 from edgehp.build.work import Work
-from edgehp.engines import PROCESSOR_ENGINES
+from edgehp.engines import PROCESSOR_ENGINES, open_engine
 from edgehp.engines.base import Prediction
 from edgehp.errors import EnvironmentalError
 from edgehp.quantization.graphview import GraphView
 from edgehp.quantization.latency import LatencyModel
-from edgehp.quantization.search import NotReachedError, SearchResult, search
+from edgehp.quantization.search import NotReachedError, search
 
 if TYPE_CHECKING:
     import onnx
@@ -77,7 +83,7 @@ class Mixed:
 def find_mixed(
     made: QuantisedGraph,
     crops: npt.NDArray[np.uint8],
-    evaluate: Callable[[onnx.ModelProto], float],
+    evaluate: Callable[[frozenset[str]], tuple[float, frozenset[str]]],
     latency: LatencyModel,
     *,
     max_drop: float,
@@ -93,7 +99,8 @@ def find_mixed(
     Args:
         made: the all-INT8 graph.
         crops: calibration crops.
-        evaluate: Q/DQ graph -> drop on the held-out crops, degrees.
+        evaluate: layers in floating point -> drop on the held-out crops in degrees, and the layers
+            that really are: a runtime may compute others in floating point beside them.
         latency: of the layers.
         max_drop: what `evaluate` may give at most, degrees.
         all_int8_drop: of the all-INT8 engine.
@@ -107,8 +114,16 @@ def find_mixed(
     nodes = GraphView(made.found.source).nodes
     ranked = sensitivity.ranked()
     last = [s.layer for s in reversed(ranked) if nodes[s.layer].op_type == "Conv"][:1]
+    real: dict[frozenset[str], frozenset[str]] = {}
+
+    def drop(kept: frozenset[str]) -> float:
+        if not kept:
+            return all_int8_drop
+        value, real[kept] = evaluate(kept)
+        return value
+
     result = search(
-        lambda kept: evaluate(made.keeping(kept)) if kept else all_int8_drop,
+        drop,
         sensitivity,
         latency.integer_ms,
         latency.float_ms,
@@ -116,27 +131,19 @@ def find_mixed(
         never_float=last,
         max_evaluations=MOST_EVALUATIONS,
     )
-    return Mixed(
-        made.keeping(result.keep_float),
-        _record(result, latency, all_int8_drop, float_precision),
-        sensitivity_report(sensitivity, made, latency),
-    )
-
-
-def _record(
-    result: SearchResult, latency: LatencyModel, all_int8_drop: float, float_precision: str
-) -> MixedRecord:
-    kept = set(result.keep_float)
-    return MixedRecord(
+    kept = real[frozenset(result.keep_float)]
+    gains = (latency.float_ms[n] - latency.integer_ms[n] for n in kept)
+    record = MixedRecord(
         float_layers=tuple(n for n in latency.float_ms if n in kept),
         float_precision=float_precision,
         all_int8_drop=all_int8_drop,
-        predicted_ms=result.latency,
+        predicted_ms=max(0.0, result.fastest + sum(gains)),
         predicted_all_int8_ms=result.fastest,
         predicted_float_ms=sum(latency.float_ms.values()),
         latency_model=latency.source,
         evaluations=result.evaluations,
     )
+    return Mixed(made.keeping(kept), record, sensitivity_report(sensitivity, made, latency))
 
 
 class MixedBuild:
@@ -258,13 +265,24 @@ class MixedBuild:
         )
         return replace(mixed, record=record)
 
-    def _evaluate(self, model: onnx.ModelProto) -> float:
+    def _evaluate(self, kept: frozenset[str]) -> tuple[float, frozenset[str]]:
+        """The drop with these layers in floating point, and those that really are.
+
+        OpenVINO computes some convolutions in FP32 although they are quantised, where their
+        neighbours are not. Such a layer loses accuracy and wins no time: it is given back too.
+        """
         work = self._work
-        path = write_graph(model, work.writer.scratch / "candidate.onnx")
-        answers, _ = run_graph(
-            emulator(work.plan), path, self._held_out, threads=work.request.threads
-        )
-        return mean_drop(self._reference, answers.clean, self._held_out)
+        path = work.writer.scratch / "candidate.onnx"
+        kind, threads = emulator(work.plan), work.request.threads
+        while True:
+            write_graph(self._made.keeping(kept), path)
+            with open_engine(kind, path, threads=threads, batch=BATCH) as engine:
+                audit = getattr(engine, "audit", None) if kind == work.plan.kind else None
+                beside = outside_int8(audit, convolutions_of(path)) - kept if audit else frozenset()
+                if not beside or not beside <= set(layers_of(self._made)):
+                    answers = predict(engine, self._held_out.crops, BATCH)
+                    return mean_drop(self._reference, answers, self._held_out), kept
+            kept |= beside
 
     def _budget(self, graph: Path, here: bool) -> float:
         """The gate, less what the engine loses more than the emulation that the search runs."""

@@ -19,6 +19,7 @@ from edgehp.errors import CompatibilityError, EnvironmentalError
 from edgehp.validation.robustness import CONDITIONS
 
 __all__ = [
+    "BATCH",
     "ITSELF",
     "emulator",
     "load_reference",
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 # Ends what `edgehp.artifact.manifest.Accuracy.measured_with` says where no emulation stood in.
 ITSELF = ", the engine itself"
 # Larger batches are no faster on a processor and hold more activations.
-_BATCH = 8
+BATCH = 8
 
 
 def emulator(plan: Plan) -> str:
@@ -64,7 +65,7 @@ def run_graph(
     path: Path,
     crops: CropSet,
     *,
-    most: int = _BATCH,
+    most: int = BATCH,
     threads: int | None = None,
     harder: bool = False,
 ) -> tuple[Answers, str]:
@@ -82,7 +83,7 @@ def run_graph(
         DataError: the answers are not finite.
         EnvironmentalError: the runtime failed.
     """
-    batch = min(_BATCH, most)
+    batch = min(BATCH, most)
     with open_engine(kind, path, threads=threads, batch=batch) as engine:
         clean = predict(engine, crops.crops, batch)
         changed = harder_crops(crops) if harder else {}
