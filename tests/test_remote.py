@@ -409,6 +409,19 @@ def test_a_deferred_build_is_finished_there(rack: Rack, run, tmp_path: Path) -> 
     assert "orin: engine:" in err
 
 
+def test_an_installation_takes_bundle_and_keys_along(rack: Rack, run, tmp_path: Path) -> None:
+    for name in ("new.edgehp", "a.pub", "b.pub"):
+        (tmp_path / name).write_text(name)
+    words = ["install", "new.edgehp", "--public-key", "a.pub", "--public-key", "b.pub"]
+    words += ["--root", "/opt/slots", "--json", "--host", "orin", "--remote-command", PROGRAM]
+    code, out, err = run(*words)
+    assert code == 0, err
+    said = json.loads(out)
+    assert set(said["files"]) == {"new.edgehp", "a.pub", "b.pub"}
+    assert said["words"].count("--public-key") == 2
+    assert "--root=/opt/slots" in said["words"]
+
+
 def test_options_that_do_not_fit_together(rack: Rack, run, tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("orin\n")
     assert run("bench", "--host", "orin", "--hosts", "hosts")[0] == 2

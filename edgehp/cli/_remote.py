@@ -21,6 +21,9 @@ from edgehp.remote.boards import DEFAULT_COMMAND, Board, parse_board, read_board
 if TYPE_CHECKING:
     from edgehp.remote.errand import Errand, Listener, Outcome, Returned, Sent
 
+    Part = str | Sent | Returned | None
+    Change = Part | tuple[Part, ...]
+
 __all__ = ["Job", "Journey", "Trip", "over_ssh", "sent_artifact", "sent_if_found"]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -62,12 +65,12 @@ class Job:
     """What one board is to do.
 
     Attributes:
-        changes: what takes the place of a parameter, by its name: text, what travels, or None to
-            leave it out. Parameters not named go along as they were typed.
+        changes: what takes the place of a parameter, by its name: text, what travels, several of
+            them, or None to leave it out. Parameters not named go along as they were typed.
         replace: a whole command line in place of the user's own, None to keep that.
     """
 
-    changes: Mapping[str, str | Sent | Returned | None] = field(default_factory=dict)
+    changes: Mapping[str, Change] = field(default_factory=dict)
     replace: tuple[str | Sent | Returned, ...] | None = None
 
 
@@ -209,10 +212,13 @@ def _errand(journey: Journey, trip: Trip, timeout_s: float | None) -> Errand:
     from edgehp.remote.errand import Errand, Sent
 
     parameters = trip.given
-    changes: dict[str, str | Sent | Returned | None] = {}
+    changes: dict[str, Change] = {}
     for name in journey.sends:
-        if parameters.get(name) is not None:
-            changes[name] = Sent(Path(parameters[name]))
+        value = parameters.get(name)
+        if isinstance(value, tuple):
+            changes[name] = tuple(Sent(Path(v)) for v in value)
+        elif value is not None:
+            changes[name] = Sent(Path(value))
     for name in journey.finds:
         if parameters.get(name) is not None:
             changes[name] = sent_if_found(parameters[name])
@@ -236,7 +242,7 @@ def _before() -> tuple[str, ...]:
 
 
 def _words(
-    parameters: Mapping[str, Any], changes: Mapping[str, str | Sent | Returned | None]
+    parameters: Mapping[str, Any], changes: Mapping[str, Change]
 ) -> tuple[str | Sent | Returned, ...]:
     """The command line again, from what click has read of it."""
     context = click.get_current_context()
@@ -248,12 +254,13 @@ def _words(
             continue
         if name in changes:
             change = changes[name]
-            if change is None:
-                continue
-            if isinstance(parameter, click.Argument):
-                arguments.append(change)
-            else:
-                words += [_flag(parameter), change]
+            for part in change if isinstance(change, tuple) else (change,):
+                if part is None:
+                    continue
+                if isinstance(parameter, click.Argument):
+                    arguments.append(part)
+                else:
+                    words += [_flag(parameter), part]
         elif not _typed(name):
             continue
         elif isinstance(parameter, click.Argument):

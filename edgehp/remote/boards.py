@@ -14,7 +14,10 @@ __all__ = ["DEFAULT_COMMAND", "Board", "parse_board", "read_boards"]
 DEFAULT_COMMAND = "edgehp"
 # Neither part may begin with "-": ssh would read it as an option. Nothing here means anything to a
 # shell, because ssh hands the names on to ProxyCommand and Match exec of the user's configuration.
-_NAME = re.compile(r"(ssh://)?([\w.+][\w.+%-]*@)?(\[[0-9A-Fa-f:.%]+\]|[\w.:][\w.:%-]*)", re.ASCII)
+_NAME = re.compile(
+    r"(ssh://)?([\w.+][\w.+%-]*@)?(\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\](?::\d+)?|[\w.:][\w.:%-]*)",
+    re.ASCII,
+)
 _LARGEST_LIST = 1 << 20
 _MOST_BOARDS = 256
 
@@ -53,7 +56,7 @@ def parse_board(host: str, command: str = DEFAULT_COMMAND) -> Board:
         words = shlex.split(command)
     except ValueError as e:
         raise UsageError(f"--remote-command {command!r}: {e}") from e
-    if not words or any("\0" in w or "\n" in w for w in words):
+    if not words or any("\0" in w for w in words):
         raise UsageError(f"--remote-command {command!r}: expected a command such as 'edgehp'")
     return Board(host, tuple(words))
 

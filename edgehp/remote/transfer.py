@@ -141,7 +141,6 @@ def _send_once(
                 fileobj=session.stdin,
                 mode="w|",
                 bufsize=_PIECE,
-                copybufsize=_PIECE,
                 format=tarfile.GNU_FORMAT,
             ) as tar,
         ):
