@@ -430,17 +430,29 @@ def test_the_service_manager_is_told_by_the_loop_itself(opener):
         server = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         server.bind(f"{folder}/n")
         server.settimeout(WAIT)
-        dog = Watchdog({"NOTIFY_SOCKET": f"{folder}/n", "WATCHDOG_USEC": "2000"})
-        run(live(), opener, lambda r: len(r) > 3, watchdog=dog)
-        server.setblocking(False)
-        told = []
-        while True:
-            try:
-                told.append(server.recv(200).split(b"\n")[0])
-            except BlockingIOError:
-                break
+        told: list[bytes] = []
+
+        def listen() -> None:
+            # The kernel keeps a few datagrams only.
+            while told[-1:] != [b"STOPPING=1"]:
+                told.append(server.recv(300))
+
+        listener = threading.Thread(target=listen)
+        listener.start()
+        dog = Watchdog({"NOTIFY_SOCKET": f"{folder}/n", "WATCHDOG_USEC": "20000"})
+        ended = iter([False] * 4 + [True])
+        run(
+            live(lambda n: None if next(ended, False) else good(n)),
+            opener,
+            lambda r: "camera_lost" in states(r) and states(r)[-1] == "ok",
+            Settings(capture=replace(FAST.capture, retry_first=0.5)),
+            watchdog=dog,
+        )
+        listener.join(WAIT)
         server.close()
-    assert told[0] == b"READY=1" and told[-1] == b"STOPPING=1" and b"WATCHDOG=1" in told
+    assert told[0].startswith(b"READY=1\n") and told[-1] == b"STOPPING=1" and b"WATCHDOG=1" in told
+    status = [t for t in told if t.startswith(b"STATUS=")]
+    assert status[0].startswith(b"STATUS=camera_lost") and status[-1] == b"STATUS=reading camera:0"
 
 
 # --- the real detector, a real network, 1080p ---------------------------------------------------

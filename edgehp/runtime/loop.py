@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -167,7 +167,9 @@ class Runtime:
                     return "the reader went away"
             if frame is not None:
                 self._last_frame_ns = frame.monotonic_ns
-                self._state = None
+                if self._state is not None:
+                    self._state = None
+                    self.watchdog.status(f"reading {self.source.name}")
                 self._frame(frame, capture)
                 if self.limit is not None and self._frames >= self.limit:
                     return "limit"
@@ -189,7 +191,7 @@ class Runtime:
         if not self.every_frame and state == "ok" and latency > self._stale:
             state, reason = "stale_frame", f"the result took {latency:.2f} s"
         events = self._monitor.update(frame.seconds, rotation, speed)
-        pose = Pose(**{**vars(pose), "area": self._monitor.area})
+        pose = replace(pose, area=self._monitor.area)
         status = capture.status()
         self._states[state] += 1
         self._write(frame_line(frame, now, state, reason, pose, speed, status.dropped))

@@ -219,7 +219,8 @@ class SocketSink:
 
     def pump(self) -> None:
         """Let in new readers, send what waits, forget those that left."""
-        with contextlib.suppress(BlockingIOError, InterruptedError, ConnectionError):
+        # Nobody there, one that left again, no descriptors left: next time it may be better.
+        with contextlib.suppress(OSError):
             while True:
                 connection, _ = self._server.accept()
                 if len(self._readers) >= _READERS:
