@@ -210,6 +210,14 @@ def check_crops(crops: Crops, size: int) -> Crops:
     Raises:
         DataError: they are anything else.
     """
+    if (
+        isinstance(crops, np.ndarray)
+        and crops.dtype == np.uint8
+        and crops.ndim == 4
+        and crops.shape[0] > 0
+        and crops.shape[1:] == (size, size, 3)
+    ):
+        return np.ascontiguousarray(crops)
     expected = f"expected uint8 RGB crops [N, {size}, {size}, 3] with N >= 1"
     if not isinstance(crops, np.ndarray):
         raise DataError(f"{expected}, found {type(crops).__name__}: pass a numpy array")
@@ -225,9 +233,7 @@ def check_crops(crops: Crops, size: int) -> Crops:
         raise DataError(f"{expected}, found {found}: channels come last here, not first")
     if crops.ndim != 4 or crops.shape[1:] != (size, size, 3):
         raise DataError(f"{expected}, found {found}: cut the crops with edgehp.crop.crop_face")
-    if crops.shape[0] == 0:
-        raise DataError(f"{expected}, found an empty batch: skip frames without a face")
-    return np.ascontiguousarray(crops)
+    raise DataError(f"{expected}, found an empty batch: skip frames without a face")
 
 
 def check_processor(device: str | None, runtime: str) -> None:
