@@ -1,4 +1,4 @@
-"""The memory of a calibration does not grow with the number of crops."""
+"""The memory of a calibration, and of fitting weights, does not grow with the number of crops."""
 
 from __future__ import annotations
 
@@ -9,17 +9,28 @@ import pytest
 
 PROGRAM = """
 import sys
+from functools import partial
 import numpy as np
 from edgehp.benchmark.host import peak_memory_mib
 from edgehp.quantization.calibrate import calibrate
+from edgehp.quantization.qdq import Recipe
+from edgehp.quantization.quantise import emit
+from edgehp.quantization.reconstruct import reconstruct
 from tests.quantization_graphs import SIZE, small_network
 
-def crops(count):
-    rng = np.random.default_rng(0)
-    for _ in range(count):
-        yield rng.integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)
+class Crops:
+    def __init__(self, count):
+        self.count = count
 
-table = calibrate(small_network(), crops(int(sys.argv[1])), threads=1)
+    def __iter__(self):
+        rng = np.random.default_rng(0)
+        for _ in range(self.count):
+            yield rng.integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)
+
+crops = Crops(int(sys.argv[1]))
+table = calibrate(small_network(), crops, threads=1)
+emitter = partial(emit, small_network(), table, flavour="cpu")
+reconstruct(small_network(), emitter, Recipe(), crops, threads=1)
 assert table.crop_count == int(sys.argv[1])
 print(peak_memory_mib())
 """

@@ -92,10 +92,44 @@ def test_the_picture_is_quantised_without_error(
 
 
 @pytest.mark.parametrize("body", ["fp32", "fp16"])
-def test_tensorrt_rtx_builds_the_exact_picture(
+def test_the_full_stem_has_half_the_step_and_the_same_answer(
     network: onnx.ModelProto, table: CalibrationTable, body: str
 ) -> None:
-    recipe = Recipe("mse", exact_input=True)
+    crops = random_crops(6, 32, seed=11)
+    graphs = [
+        emit(network, table, Recipe("minmax", full_stem=f), flavour="tensorrt", body=body)
+        for f in (False, True)
+    ]
+    assert not [n for n in graphs[1].graph.node if n.name == "relu"]
+    truth = Runner(with_outputs(network, ["maxpool"]), ["maxpool"], threads=1)(crops)[0]
+    rms = []
+    for graph in graphs:
+        tensor = node_of(graph, "layer1.0.add").input[1]
+        names = [tensor if ".dq" in tensor else node_of(graph, "layer1.0.add").input[0]]
+        got = Runner(with_outputs(graph, names), names, threads=1)(crops)[0]
+        got = got - got.min()  # the shift of the full stem
+        rms.append(float(np.sqrt(np.mean((got - truth) ** 2))))
+    assert rms[1] < 0.75 * rms[0]
+    judge = Judge(network, crops, threads=1)
+    assert judge(graphs[1]).angles < 1.2 * judge(graphs[0]).angles + 0.2
+
+
+def test_a_float_layer_in_the_stem_leaves_it_as_it_is(
+    network: onnx.ModelProto, table: CalibrationTable
+) -> None:
+    kept = frozenset({"layer1.0.conv1"})
+    plain, full = (
+        emit(network, table, Recipe("mse", keep_float=kept, full_stem=f), flavour="tensorrt")
+        for f in (False, True)
+    )
+    assert plain.SerializeToString() == full.SerializeToString()
+
+
+@pytest.mark.parametrize("body", ["fp32", "fp16"])
+def test_tensorrt_rtx_builds_the_exact_picture_and_the_full_stem(
+    network: onnx.ModelProto, table: CalibrationTable, body: str
+) -> None:
+    recipe = Recipe("mse", exact_input=True, full_stem=True)
     model = emit(network, table, recipe, flavour="tensorrt", body=body)
     assert lint(model, "tensorrt") == ()
     assert rtx_plan(model) > 1000
@@ -129,7 +163,7 @@ def test_rounding_is_recorded_and_can_be_asked_for() -> None:
     network = small_network()
     crops = random_crops(40, SIZE, seed=6)
     asked = quantise(network, crops, flavour="cpu", method="mse", rounding=True, threads=1)
-    assert asked.chosen == "mse+rounded"
+    assert asked.chosen == "mse+exact+rounded"
     assert asked.recipe.weights
     assert asked.recipe.exact_input
     plain = quantise(network, crops, flavour="cpu", method="mse", table=asked.table, threads=1)

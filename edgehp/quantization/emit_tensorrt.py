@@ -15,6 +15,7 @@ from edgehp.quantization.graphview import GraphView
 from edgehp.quantization.halves import to_half_body
 from edgehp.quantization.placement import place
 from edgehp.quantization.qdq import Recipe, insert_qdq
+from edgehp.quantization.stem import with_full_stem
 from edgehp.quantization.table import CalibrationTable
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def emit_tensorrt(
         raise UsageError(f"body {body!r} is none of {', '.join(BODIES)}")
     if recipe.exact_input:
         model, table = with_exact_input(model, table, "int8")
+    if recipe.full_stem:
+        model, table = with_full_stem(model, table, recipe, half=body == "fp16")
     view = GraphView(model)
     placement = place(view, "tensorrt", recipe.keep_float, head=head)
     half: frozenset[str] = frozenset()

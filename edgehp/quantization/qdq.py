@@ -45,10 +45,12 @@ class Recipe:
         keep_float: nodes that stay in floating point.
         bias_correction: fold the mean error of rounded weights into the float biases.
         weights: node -> int8 weight to use in place of rounding to nearest (on the same scales).
-        biases: node -> float32 bias to use with these weights; `bias_correction` leaves such a
-            node alone.
+        bias_shifts: node -> float32 [Cout] to add to its bias, because of these weights;
+            `bias_correction` leaves such a node alone.
         exact_input: rewrite the centring so that the picture is quantised without error
             (`edgehp.quantization.exact_input`).
+        full_stem: use all 256 levels behind the stem's ReLU (`edgehp.quantization.stem`;
+            symmetric activations only).
     """
 
     method: str = "minmax"
@@ -56,8 +58,9 @@ class Recipe:
     keep_float: frozenset[str] = frozenset()
     bias_correction: bool = False
     weights: Mapping[str, npt.NDArray[np.int8]] = field(default_factory=dict)
-    biases: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    bias_shifts: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     exact_input: bool = False
+    full_stem: bool = False
 
     def __post_init__(self) -> None:
         """Refuse methods that do not exist."""
@@ -161,8 +164,9 @@ def insert_qdq(
         if q.shape != weight.shape or q.dtype != np.int8:
             raise UsageError(f"{name}: given int8 weights {q.dtype} {q.shape}, not {weight.shape}")
         nodes[name].input[1] = inserter.weight(original.input[1], q, scales, is_half)
-        if name in recipe.biases:
-            _replace_bias(inserter, nodes[name], original, recipe.biases[name], is_half)
+        if name in recipe.bias_shifts:
+            bias = source.array(original.input[2]) + recipe.bias_shifts[name]
+            _replace_bias(inserter, nodes[name], original, bias, is_half)
         elif recipe.bias_correction:
             _correct_bias(inserter, nodes[name], source, table, q, scales, is_half)
     inserter.finish()
@@ -176,8 +180,6 @@ def _replace_bias(
     bias: npt.NDArray[np.floating],
     half: bool,
 ) -> None:
-    if len(original.input) < 3:
-        raise UsageError(f"{node.name} has no bias to replace")
     name = f"{original.input[2]}.corrected"
     node.input[2] = inserter.constant(name, bias.astype(np.float16 if half else np.float32))
 

@@ -42,7 +42,7 @@ _CORRECTED = "+bias"
 _STRENGTHS = (0.5, 0.9)
 # Crops that a strength is tried on: enough to rank strengths; the winner is calibrated on all.
 _TRIAL = 128
-_ROUNDED = "+rounded"
+_EXACT, _FULL, _ROUNDED = "+exact", "+full", "+rounded"
 # Crops that weights are rounded on. At 112 pixels; larger pictures have more pixels to learn from.
 _ROUNDING = 256
 
@@ -59,7 +59,8 @@ class QuantisedModel:
         recipe: the choices made.
         scores: candidate -> difference to FP32 on the held-back crops; a name is the method,
             ``"+bias"`` with bias correction, ``"+equalS"`` with equalisation of strength S,
-            ``"+rounded"`` with weights rounded jointly and the picture quantised exactly.
+            ``"+exact"`` with the picture quantised exactly, ``"+full"`` with all 256 levels behind
+            the stem, ``"+rounded"`` with weights rounded jointly.
         chosen: key of `scores` that `model` is.
         held_back: how many crops the scores were measured on.
         findings: of the lint; empty for a clean graph.
@@ -163,8 +164,8 @@ def quantise(
         equalisation: strength 0..1 of the cross-layer equalisation, 0 for none; None tries some
             (with ``"auto"`` only) on some of the crops and keeps the best.
         rounding: True rounds weights jointly on the crops (`edgehp.quantization.reconstruct`) and
-            quantises the picture exactly, False rounds to nearest; None tries both (with
-            ``"auto"`` only) and keeps the better.
+            quantises the picture exactly, False does neither; None tries it (with ``"auto"``
+            only) and keeps what is nearer.
         table: a table to reuse; it must belong to this graph and to these crops.
         judge: reuse an earlier one (of the same held-back crops).
         threads: of the engine; None takes all cores.
@@ -223,14 +224,21 @@ def quantise(
             winner = replace(winner, table=ranges)
             scores.update(select({best: winner}, judge).scores)
     if rounding or (rounding is None and method == AUTO):
-        recipe = replace(winner.recipe, exact_input=True)
-        few = own[:: -(-len(own) // _rounding_crops(model))]
-        recipe = reconstruct(winner.source, winner.with_recipe, recipe, few, threads=threads)
-        name = best.replace(_CORRECTED, "") + _ROUNDED
-        more = {name: replace(winner, recipe=recipe)}
-        scores.update(select(more, judge).scores)
-        if rounding or scores[name].angles < scores[best].angles:
-            best, winner = name, more[name]
+        picture = replace(winner, recipe=replace(winner.recipe, exact_input=True))
+        finer = {best + _EXACT: picture}
+        if flavour == "tensorrt":
+            recipe = replace(picture.recipe, full_stem=True)
+            finer[best + _EXACT + _FULL] = replace(picture, recipe=recipe)
+        found = select(finer, judge)
+        scores.update(found.scores)
+        start, few = finer[found.best], own[:: -(-len(own) // _rounding_crops(model))]
+        recipe = reconstruct(start.source, start.with_recipe, start.recipe, few, threads=threads)
+        name = found.best.replace(_CORRECTED, "") + _ROUNDED
+        finer[name] = replace(start, recipe=recipe)
+        scores.update(select({name: finer[name]}, judge).scores)
+        nearest = min((best, found.best, name), key=lambda n: scores[n].angles)
+        best = name if rounding else nearest
+        winner = finer.get(best, winner)
     for name, d in scores.items():
         _log.info("%s: mean |angle difference| to FP32 %.4f degrees", name, d.angles)
     quantised = winner()

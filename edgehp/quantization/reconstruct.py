@@ -7,7 +7,7 @@ second moments are kept, of as many layers at once as the largest layer alone ne
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -40,29 +40,31 @@ def reconstruct(
     source: onnx.ModelProto,
     emitter: Emitter,
     recipe: Recipe,
-    crops: Sequence[npt.NDArray[np.uint8]],
+    crops: Iterable[npt.NDArray[np.uint8]],
     *,
     damping: float = 0.01,
     threads: int | None = None,
     most_layers: int = 99,
 ) -> Recipe:
-    """The recipe with `weights` and `biases` fitted to the crops.
+    """The recipe with `weights` and `bias_shifts` fitted to the crops.
 
     Args:
         source: float graph.
         emitter: emits a recipe of it.
         recipe: methods and layers kept in floating point.
-        crops: uint8 [S, S, 3] each; read once for every layer.
+        crops: uint8 [S, S, 3] each; read once for every group of layers.
         damping: see `edgehp.quantization.rounding.round_jointly`.
         threads: of the engine; None takes all cores.
         most_layers: fitted on one pass over the crops, as if the others of them were rounded to
             nearest; as many as fit into the memory of the largest.
     """
     view = GraphView(source)
-    weights, biases = dict(recipe.weights), dict(recipe.biases)
+    weights, shifts = dict(recipe.weights), dict(recipe.bias_shifts)
     done: set[str] = set()
     while True:
-        current = replace(recipe, weights=weights, biases=biases, bias_correction=False)
+        current = replace(
+            recipe, weights=dict(weights), bias_shifts=dict(shifts), bias_correction=False
+        )
         graph = GraphView(emitter(current))
         todo = [n for n in _layers(graph, view) if n not in done]
         if not todo:
@@ -74,7 +76,7 @@ def reconstruct(
             flat = fit.weight.reshape(len(fit.weight), -1)
             q, shift = round_jointly(flat, fit.scales, fit.moments, damping=damping)
             weights[fit.name] = q.reshape(fit.weight.shape)
-            biases[fit.name] = (fit.bias + shift).astype(np.float32)
+            shifts[fit.name] = shift.astype(np.float32)
             done.add(fit.name)
         _log.info("rounded %d layers, last %s", len(done), group[-1])
 
@@ -116,7 +118,6 @@ class _Window:
 class _Fit:
     name: str
     weight: Array
-    bias: npt.NDArray[np.float64]
     scales: npt.NDArray[np.float64]
     input: str
     window: _Window | None
@@ -137,7 +138,6 @@ class _Fit:
         return cls(
             name,
             weight,
-            graph.array(node.input[2]).astype(np.float64),
             graph.array(graph.producer[node.input[1]].input[1]).astype(np.float64),
             node.input[0],
             window,
@@ -148,7 +148,7 @@ class _Fit:
 def _measure(
     graph: onnx.ModelProto,
     fits: Sequence[_Fit],
-    crops: Sequence[npt.NDArray[np.uint8]],
+    crops: Iterable[npt.NDArray[np.uint8]],
     threads: int | None,
 ) -> None:
     inputs = list(dict.fromkeys(f.input for f in fits))

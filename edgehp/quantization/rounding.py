@@ -8,6 +8,8 @@ It is minimised over the integers by coordinate descent, one column at a time, a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,7 +17,7 @@ __all__ = ["Moments", "round_jointly"]
 
 _INT8 = 127
 _BLOCK = 128
-# Samples multiplied at once: the product of a large layer takes 85 MB, so few products are better.
+# Samples multiplied at once: each product reads and writes the whole matrix.
 _TOGETHER = 1024
 _SWEEPS = 3
 
@@ -52,7 +54,9 @@ class Moments:
         if self._waiting:
             x = np.concatenate(self._waiting)
             self._waiting.clear()
-            self._products += x.T @ x
+            # The upper half only, by strips: a product of the whole size would double the memory.
+            for part in _strips(len(self._products)):
+                self._products[part, part.start :] += x[:, part].T @ x[:, part.start :]
 
     def finish(self) -> tuple[npt.NDArray[np.float64], Array]:
         """Mean [K] and covariance [K, K]. To be called once: it works in place."""
@@ -61,9 +65,10 @@ class Moments:
         mean = self._sum / count
         small = mean.astype(np.float32)
         self._products /= np.float32(count)
-        for start in range(0, len(small), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            self._products[part] -= np.outer(small[part], small)
+        for part in _strips(len(small)):
+            behind = slice(part.start, None)
+            self._products[part, behind] -= np.outer(small[part], small[behind])
+            self._products[behind, part] = self._products[part, behind].T
         origin = 0.0 if self._origin is None else self._origin.astype(np.float64)
         return mean + origin, self._products
 
@@ -93,11 +98,15 @@ def round_jointly(
     # The first sweep starts from the real weights: each column makes up for those before it.
     values = weight.astype(np.float32)
     for _ in range(_SWEEPS):
-        for start in range(0, len(a), _BLOCK):
-            _sweep(values, weight, slice(start, start + _BLOCK), a, step)
+        for part in _strips(len(a)):
+            _sweep(values, weight, part, a, step)
     q = np.clip(np.round(values / step[:, None]), -_INT8, _INT8).astype(np.int8)
     error = q * scales.astype(np.float64)[:, None] - weight
     return q, -(error @ mean)
+
+
+def _strips(size: int) -> Iterator[slice]:
+    return (slice(start, start + _BLOCK) for start in range(0, size, _BLOCK))
 
 
 def _sweep(values: Array, weight: Array, part: slice, a: Array, step: Array) -> None:
