@@ -71,7 +71,8 @@ def run_row(job: Job, limit: float, inputs: tuple[str, ...], *, accept: bool = T
     if not accept:
         return Outcome(made, "", out / "answers.npz")
     if reason := _step("accept", file, out / "accept.json", limit):
-        return Outcome(made, "", out / "answers.npz", False, reason)
+        # Where the file lies says nothing.
+        return Outcome(made, "", out / "answers.npz", False, reason.replace(f"{made.file}: ", ""))
     verdict = json.loads((out / "accept.json").read_text(encoding="utf-8"))
     accepted, why = verdict["accepted"], verdict["reason"]
     return Outcome(made, "", out / "answers.npz", accepted, why)

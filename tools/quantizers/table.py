@@ -52,7 +52,7 @@ def markdown(
                     "" if reference or ROWS[name].given else f"{made.peak_mib:.0f}",
                     f"{made.size_mb:.1f}",
                     "not measured" if ms is None else f"{ms:.2f}",
-                    "accepted" if outcome.accepted else "no",
+                    {True: "accepted", False: "no", None: "not tried"}[outcome.accepted],
                 )
             )
         )
@@ -63,7 +63,7 @@ def markdown(
             )
         if made.note:
             notes.append(f"- {title}: {made.note}")
-        if not outcome.accepted:
+        if outcome.accepted is False:
             refusals.append(f"- {title}: {outcome.accept_reason}")
     lines += _subsets(found)
     for words, rows in (
