@@ -97,6 +97,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=8, help="of each")
     parser.add_argument("--seconds", type=int, default=4, help="of a turn")
     options = parser.parse_args()
+    if options.turns < 3:
+        parser.error("--turns: an interval needs at least 3")
     artifact = load_artifact(options.artifact)
     if artifact.engine.kind != "openvino":
         sys.exit(f"{options.artifact} is of {artifact.engine.kind}; an artifact of openvino needed")
