@@ -242,6 +242,12 @@ def test_every_frame_of_a_file_is_processed_with_the_time_of_the_film(opener, tm
     assert summary.totals["dropped"] == 0 and [r["frame"] for r in records[:-1]] == [*range(1, 13)]
 
 
+def test_a_file_read_frame_by_frame_is_never_late(opener):
+    source = CaptureSource("slow.mp4", False, lambda: Camera(lambda n: good(n) if n < 4 else None,
+                           pause=0.4), 30.0)  # fmt: skip
+    assert states(run(source, opener, every_frame=True)[0]) == ["ok"] * 3
+
+
 def test_a_photo_that_cannot_be_read_is_a_state_and_not_the_end(opener, tmp_path):
     for i in range(3):
         cv2.imwrite(str(tmp_path / f"{i}.png"), good(i))

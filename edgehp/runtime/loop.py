@@ -179,7 +179,9 @@ class Runtime:
                 raise status.error
             if status.ended:
                 return "end of source"
-            self._without_frame(status)
+            # A file read at its own pace may take its time.
+            if not self.every_frame:
+                self._without_frame(status)
         return self._stop_reason or "stopped"
 
     def _frame(self, frame: CapturedFrame, capture: CaptureThread) -> None:
