@@ -26,7 +26,9 @@ def main() -> int:
     output = _after(words, "--output")
     if "hang" in modes:
         try:
-            Path(os.environ["TMPDIR"], "hangs").touch()
+            mark = Path(os.environ["TMPDIR"], "hangs")
+            mark.with_suffix(".new").write_text(str(os.getpid()))
+            mark.with_suffix(".new").rename(mark)
             time.sleep(float(modes["hang"]))
         except KeyboardInterrupt:
             _write(output, "partial")

@@ -64,6 +64,8 @@ class Server:
         ]
         (self.folder / "sshd_config").write_text("\n".join(lines) + "\n")
         self.process: subprocess.Popen[bytes] | None = None
+        # The command that was last seen to hang there.
+        self.hanging: int | None = None
 
     def start(self) -> None:
         if os.geteuid() == 0:
@@ -119,12 +121,17 @@ class Server:
         return sorted(p.name for p in self.temporary.glob("edgehp-*"))
 
     def tidy(self, seconds: float = 15) -> bool:
-        """Whether nothing of edgehp is left there, after some time at most."""
+        """Whether no folder and no command is left there, after some time at most."""
         for _ in range(int(seconds * 10)):
-            if not self.leftovers():
+            if not self.leftovers() and not self._hangs():
                 return True
             time.sleep(0.1)
         return False
+
+    def _hangs(self) -> bool:
+        path = Path(f"/proc/{self.hanging}/cmdline")
+        # A process that nobody waits for has no command line any more.
+        return self.hanging is not None and path.exists() and path.read_bytes() != b""
 
     def known(self) -> str:
         return f"[127.0.0.1]:{self.port} {' '.join(self.host_key)}"

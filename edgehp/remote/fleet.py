@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ __all__ = ["exit_code", "run_all"]
 
 # What an interrupted command may take to write its report, and the board to tidy up.
 _GRACE_S = 30.0
+_LOOK_S = 0.05
 
 
 def run_all(
@@ -25,7 +27,6 @@ def run_all(
     """
     outcomes: list[Outcome | None] = [None] * len(errands)
     controls = [Control() for _ in errands]
-
     ended = [threading.Event() for _ in errands]
 
     def work(i: int) -> None:
@@ -39,27 +40,15 @@ def run_all(
         threading.Thread(target=work, args=(i,), name=board.host)
         for i, (board, _) in enumerate(errands)
     ]
-    for thread in threads:
-        thread.start()
-    presses = 0
-    end: float | None = None
-    while not all(event.is_set() for event in ended):
-        try:
-            # Not Thread.join: interrupted, it takes a thread that runs for one that has ended.
-            for event in ended:
-                event.wait(0.1)
-            if end is not None and time.monotonic() > end:
-                end = None
-                for control in controls:
-                    control.abandon()
-        except KeyboardInterrupt:
-            presses += 1
-            for control in controls:
-                if presses == 1:
-                    control.interrupt()
-                else:
-                    control.abandon()
-            end = time.monotonic() + _GRACE_S
+    # Counted, not raised: an exception in the middle of a lock or a start would leave it broken.
+    presses: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: presses.append(number))
+    try:
+        for thread in threads:
+            thread.start()
+        _watch(ended, controls, presses)
+    finally:
+        signal.signal(signal.SIGINT, before)
     for thread in threads:
         thread.join()
     # A thread that has died of a fault of this program has shown its traceback.
@@ -67,6 +56,25 @@ def run_all(
         outcome or Outcome(board, 1, "edgehp itself failed; see above", 0.0)
         for outcome, (board, _) in zip(outcomes, errands, strict=True)
     ]
+
+
+def _watch(
+    ended: Sequence[threading.Event], controls: Sequence[Control], presses: Sequence[int]
+) -> None:
+    """Wait for all errands and pass on what was pressed."""
+    passed_on = 0
+    end: float | None = None
+    while not all(event.is_set() for event in ended):
+        time.sleep(_LOOK_S)
+        overdue = end is not None and time.monotonic() > end
+        if len(presses) > passed_on or overdue:
+            for control in controls:
+                if passed_on or overdue:
+                    control.abandon()
+                else:
+                    control.interrupt()
+            passed_on = len(presses)
+            end = None if overdue else time.monotonic() + _GRACE_S
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:
