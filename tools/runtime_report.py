@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import sys
@@ -413,6 +414,9 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--only", choices=["accuracy", "pace", "overload", "faults"])
     p.add_argument("--video", type=Path, help="keep the video here")
     args = p.parse_args(argv)
+    # Ten minutes are long: what is measured shows at once, also in a file.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
 
     def opener() -> OpenedNetwork:
         if args.artifact is not None:
