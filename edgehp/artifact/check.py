@@ -25,6 +25,7 @@ from edgehp.artifact.manifest import (
     MANIFEST_NAME,
     EngineRecord,
     Manifest,
+    TargetRecord,
     parse_manifest,
 )
 from edgehp.engines.base import Crops, Engine
@@ -34,6 +35,7 @@ from edgehp.pose import angle_errors
 __all__ = [
     "Artifact",
     "check_device",
+    "check_fit",
     "golden_crops",
     "load_artifact",
     "newest_artifact",
@@ -140,12 +142,27 @@ def check_device(manifest: Manifest, device: DeviceProbe, where: str) -> None:
         CompatibilityError: they differ.
         EnvironmentalError: the runtime is not installed, or the driver is broken.
     """
-    engine, target = manifest.engine, manifest.target
-    if engine is None:
-        return
-    rebuild = (
-        f"build it here: edgehp build --target {target.name} --precision {manifest.precision.asked}"
-    )
+    if manifest.engine is not None:
+        check_fit(manifest.target, manifest.engine, manifest.precision.asked, device, where)
+
+
+def check_fit(
+    target: TargetRecord, engine: EngineRecord | None, asked: str, device: DeviceProbe, where: str
+) -> None:
+    """As `check_device`, from these records of a manifest alone; without an engine only the board.
+
+    Args:
+        target: where the engine may run, or shall be built.
+        engine: None before a deferred build is finished.
+        asked: the precision, for the advice in messages.
+        device: facts about the device.
+        where: what is checked, for messages.
+
+    Raises:
+        CompatibilityError: they differ.
+        EnvironmentalError: the runtime is not installed, or the driver is broken.
+    """
+    rebuild = f"build it here: edgehp build --target {target.name} --precision {asked}"
     if target.compute_capabilities:
         wanted = " or ".join(target.compute_capabilities)
         try:
@@ -170,7 +187,8 @@ def check_device(manifest: Manifest, device: DeviceProbe, where: str) -> None:
             f"{where} was built on {target.module!r}; this is {module or 'no Jetson'!r}, whose "
             f"clocks, memory and number of SMs differ; {rebuild}"
         )
-    _check_version(engine, device, where, rebuild)
+    if engine is not None:
+        _check_version(engine, device, where, rebuild)
 
 
 def _check_version(engine: EngineRecord, device: DeviceProbe, where: str, rebuild: str) -> None:

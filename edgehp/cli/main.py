@@ -34,6 +34,8 @@ COMMANDS = {
     "bundle": "Put an artifact into one signed file.",
     "verify": "Check the signature and the hashes of a bundle.",
     "install": "Install a bundle beside what runs, test it, switch to it.",
+    "repo": "Keep a repository of bundles for a fleet.",
+    "update": "Install the newest bundle of a repository that fits here.",
     "status": "Say what is installed on this device.",
     "rollback": "Test the other slot and switch to it.",
     "targets": "List the targets an artifact can be built for, or explain one.",

@@ -64,6 +64,9 @@ PACKAGES = (
     Package("matplotlib", ("matplotlib",), "report"),
     Package("jtop", ("jetson-stats",), "jetson"),
     Package("pynvml", ("nvidia-ml-py",), "nvml"),
+    Package("cryptography", ("cryptography",), "ship"),
+    Package("tuf", ("tuf",), "ship"),
+    Package("model_signing", ("model-signing",), "sign"),
 )
 BASE = ("click", "numpy", "cv2")
 # Any one of these runs an artifact (each its own kind); the second pair only on a GPU.
@@ -79,6 +82,12 @@ NEEDS: dict[str, tuple[tuple[str, ...], bool]] = {
     "label": (("onnxruntime",), False),
     "train": (("torch", "safetensors", "tensorboard"), False),
     "distill": (("torch", "safetensors", "tensorboard"), False),
+    "bundle": (("cryptography", "model_signing"), False),
+    "verify": (("cryptography",), False),
+    "install": (("cryptography",), True),
+    "repo": (("cryptography", "tuf"), False),
+    "update": (("cryptography", "tuf"), True),
+    "rollback": ((), True),
     "targets": ((), False),
     "doctor": ((), False),
     "report": (("jinja2", "matplotlib"), False),

@@ -28,6 +28,7 @@ ROOMS = (
     "edgehp.engines",
     "edgehp.pose",
     "edgehp.prediction",
+    "edgehp.shipping",
     "edgehp.targets",
     "edgehp.validation",
 )

@@ -1,0 +1,105 @@
+"""``edgehp repo``: a repository of bundles for a fleet."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from edgehp.cli._trust import read_trust, trust_options
+
+__all__ = ["command"]
+
+PASSWORD_VARIABLE = "EDGEHP_KEY_PASSWORD"
+
+_FOLDER = click.argument("repository", type=click.Path(path_type=Path))
+_KEYS = click.option(
+    "--keys",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder with root.pem, targets.pem, snapshot.pem and timestamp.pem, or those needed. "
+    f"The password of encrypted ones is taken from ${PASSWORD_VARIABLE}.",
+)
+
+
+def _password() -> str | None:
+    return os.environ.get(PASSWORD_VARIABLE) or None
+
+
+@click.group("repo", short_help="Keep a repository of bundles for a fleet.")
+def command() -> None:
+    """Keep a repository of bundles that devices update themselves from (edgehp update).
+
+    It is a folder of static files, signed with The Update Framework (TUF): serve it with any web
+    server, or carry it on a USB stick. See docs/field-updates.md.
+    """
+
+
+@command.command("init", short_help="Make an empty repository and its keys.")
+@_FOLDER
+@_KEYS
+def init(repository: Path, keys: Path) -> None:
+    """Make an empty REPOSITORY, and its keys where there are none.
+
+    Move root.pem to a medium that stays offline: it is needed for rotate-key alone.
+    """
+    from edgehp.shipping import repository as work
+
+    root = work.init(repository, keys, password=_password())
+    click.echo(f"{root}  give it to every device, with its image")
+
+
+@command.command("add", short_help="Put a bundle into it, as its newest.")
+@_FOLDER
+@click.argument("bundle", type=click.Path(path_type=Path))
+@trust_options
+def add(
+    repository: Path,
+    bundle: Path,
+    public_keys: tuple[Path, ...],
+    identity: str | None,
+    issuer: str | None,
+) -> None:
+    """Put BUNDLE into REPOSITORY as its newest; devices see it after 'edgehp repo publish'."""
+    from edgehp.shipping import repository as work
+
+    offer = work.add(repository, bundle, read_trust(public_keys, identity, issuer))
+    click.echo(
+        f"{offer.path}  serial {offer.serial}, for {offer.target.name}, {offer.precision}, "
+        f"content {offer.content[:16]}"
+    )
+
+
+@command.command("publish", short_help="Sign what is new, or renew the timestamp.")
+@_FOLDER
+@_KEYS
+@click.option(
+    "--days",
+    type=click.IntRange(1, 3650),
+    help="How long devices believe that nothing newer exists. Default: 30.",
+)
+def publish(repository: Path, keys: Path, days: int | None) -> None:
+    """Sign what was added or rotated and make it public; without news, renew the timestamp.
+
+    To renew, the timestamp's key alone is enough: do so before it expires, say every day.
+    """
+    from edgehp.shipping import repository as work
+
+    made = work.publish(repository, keys, days=days, password=_password())
+    for role, version in made.versions.items():
+        click.echo(f"{role}  version {version}")
+
+
+@command.command("rotate-key", short_help="Replace the key of a role by a new one.")
+@_FOLDER
+@click.argument("role", type=click.Choice(("root", "targets", "snapshot", "timestamp")))
+@_KEYS
+def rotate_key(repository: Path, role: str, keys: Path) -> None:
+    """Replace the key of ROLE by a new one; needs root.pem. Then run 'edgehp repo publish'.
+
+    Devices refuse what the old key signs from the moment they see the new root.
+    """
+    from edgehp.shipping import repository as work
+
+    click.echo(f"{work.rotate_key(repository, role, keys, password=_password())}  is the new key")

@@ -1,0 +1,320 @@
+"""Where updates come from: a web server or a folder, read within bounds, resumed where cut."""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import os
+import stat
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from edgehp import __version__
+from edgehp.errors import CompatibilityError, DataError, EnvironmentalError
+from edgehp.shipping import disk
+
+__all__ = [
+    "DirectorySource",
+    "HttpSource",
+    "MissingError",
+    "Pace",
+    "Source",
+    "download",
+    "open_source",
+    "read_bounded",
+]
+
+logger = logging.getLogger(__name__)
+
+_CHUNK = 256 * 1024
+
+
+class MissingError(DataError):
+    """The repository has no such file."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How slow a server may be.
+
+    Attributes:
+        silence_s: longest wait for a connection, and for the next byte.
+        grace_s: nothing is said about the speed before.
+        bytes_per_s: least mean speed of a file after that.
+    """
+
+    silence_s: float = 30.0
+    grace_s: float = 60.0
+    bytes_per_s: float = 1000.0
+
+
+class Source(Protocol):
+    """Files by their path in a repository."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    def pieces(self, path: str, start: int) -> AbstractContextManager[tuple[int, Iterator[bytes]]]:
+        """The file `path` from byte `start` on, or from 0 if that cannot be: where, and what.
+
+        Raises:
+            MissingError: there is no such file.
+            EnvironmentalError: it cannot be read, now or while it is read.
+        """
+
+
+@dataclass(frozen=True)
+class DirectorySource:
+    """A repository in a folder, such as a USB stick."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The folder."""
+        return str(self.folder)
+
+    @contextmanager
+    def pieces(self, path: str, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
+        """See `Source.pieces`."""
+        full = self.folder / path
+        try:
+            # O_NONBLOCK: a named pipe must not make us wait for a writer.
+            descriptor = os.open(full, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError) as e:
+            raise MissingError(f"{full}: there is no such file in the repository") from e
+        except OSError as e:
+            raise EnvironmentalError(f"{full} cannot be read ({e.strerror or e})") from e
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise MissingError(f"{full} is no regular file")
+            yield start, self._read(descriptor, start, full)
+        finally:
+            os.close(descriptor)
+
+    @staticmethod
+    def _read(descriptor: int, at: int, full: Path) -> Iterator[bytes]:
+        while True:
+            try:
+                piece = os.pread(descriptor, _CHUNK, at)
+            except OSError as e:
+                raise EnvironmentalError(
+                    f"{full} cannot be read on from byte {at} ({e.strerror or e}); check the medium"
+                ) from e
+            if not piece:
+                return
+            at += len(piece)
+            yield piece
+
+
+@dataclass(frozen=True)
+class HttpSource:
+    """A repository on a web server. What it says is believed by signatures alone, TLS or not."""
+
+    url: str
+    pace: Pace = field(default_factory=Pace)
+
+    @property
+    def name(self) -> str:
+        """The URL."""
+        return self.url
+
+    @contextmanager
+    def pieces(self, path: str, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
+        """See `Source.pieces`; asks for a range where `start` is not 0."""
+        url = f"{self.url.rstrip('/')}/{urllib.parse.quote(path)}"
+        response, begin = self._open(url, start)
+        try:
+            yield begin, self._read(response, url)
+        finally:
+            response.close()
+
+    def _open(self, url: str, start: int) -> tuple[http.client.HTTPResponse, int]:
+        opener = urllib.request.OpenerDirector()
+        # No handler for file:, ftp: and data:, wherever a redirection leads.
+        for handler in (
+            urllib.request.ProxyHandler,
+            urllib.request.HTTPHandler,
+            urllib.request.HTTPSHandler,
+            urllib.request.HTTPRedirectHandler,
+            urllib.request.HTTPDefaultErrorHandler,
+            urllib.request.HTTPErrorProcessor,
+            urllib.request.UnknownHandler,
+        ):
+            opener.add_handler(handler())
+        headers = {"User-Agent": f"edgehp/{__version__}", "Accept-Encoding": "identity"}
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        try:
+            response = opener.open(
+                urllib.request.Request(url, headers=headers), timeout=self.pace.silence_s
+            )
+        except urllib.error.HTTPError as e:
+            e.close()
+            if start and e.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                return self._open(url, 0)
+            if e.code in (
+                http.HTTPStatus.NOT_FOUND,
+                http.HTTPStatus.FORBIDDEN,
+                http.HTTPStatus.GONE,
+            ):
+                raise MissingError(f"{url}: the server has no such file ({e.code})") from e
+            raise EnvironmentalError(
+                f"{url}: the server answers {e.code} {e.reason}; try again later"
+            ) from e
+        except (OSError, http.client.HTTPException, ValueError) as e:
+            reason = getattr(e, "reason", None) or e
+            raise EnvironmentalError(
+                f"{url} cannot be reached ({reason}); check the network and --repository"
+            ) from e
+        if not start or response.status != http.HTTPStatus.PARTIAL_CONTENT:
+            return response, 0
+        if not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            response.close()
+            return self._open(url, 0)
+        return response, start
+
+    def _read(self, response: http.client.HTTPResponse, url: str) -> Iterator[bytes]:
+        began, count = time.monotonic(), 0
+        promised = response.headers.get("Content-Length", "")
+        while True:
+            try:
+                piece = response.read1(_CHUNK)
+            except (OSError, http.client.HTTPException) as e:
+                raise EnvironmentalError(
+                    f"{url}: the connection was lost ({e}); run the command again"
+                ) from e
+            if not piece:
+                break
+            count += len(piece)
+            seconds = time.monotonic() - began
+            if seconds > self.pace.grace_s and count < seconds * self.pace.bytes_per_s:
+                raise EnvironmentalError(
+                    f"{url} came at {count / seconds:.0f} bytes a second, expected "
+                    f"{self.pace.bytes_per_s:.0f} at least; use a better connection or a USB stick"
+                )
+            yield piece
+        if promised.isdecimal() and count < int(promised):
+            raise EnvironmentalError(
+                f"{url}: the connection ended after {count} of {promised} bytes; run the command "
+                "again, it goes on from there"
+            )
+
+
+def open_source(repository: str, pace: Pace | None = None) -> Source:
+    """The repository behind a URL (``http://``, ``https://``, ``file://``) or the path of a folder.
+
+    Raises:
+        DataError: there is no such folder, or it holds no repository.
+    """
+    parts = urllib.parse.urlsplit(repository)
+    if parts.scheme in ("http", "https"):
+        return HttpSource(repository, pace or Pace())
+    folder = Path(urllib.parse.unquote(parts.path) if parts.scheme == "file" else repository)
+    if not (folder / "metadata").is_dir():
+        raise DataError(
+            f"{folder} is no repository: it has no folder 'metadata'; give the folder made by "
+            "'edgehp repo init', or a URL that begins with http:// or https://"
+        )
+    return DirectorySource(folder)
+
+
+def read_bounded(source: Source, path: str, limit: int) -> bytes:
+    """A whole file of at most `limit` bytes.
+
+    Raises:
+        MissingError: there is no such file.
+        CompatibilityError: it goes on after `limit` bytes.
+        EnvironmentalError: it cannot be read.
+    """
+    data = bytearray()
+    with source.pieces(path, 0) as (_, pieces):
+        for piece in pieces:
+            data += piece
+            if len(data) > limit:
+                raise _endless(source, path, limit)
+    return bytes(data)
+
+
+def download(
+    source: Source, path: str, target: Path, length: int, advance: Callable[[int], None]
+) -> None:
+    """Make `target` the file `path` of `length` bytes; what it holds already is not fetched again.
+
+    Nothing is verified. What was fetched stays when this raises `EnvironmentalError`.
+
+    Args:
+        source: the repository.
+        path: in it.
+        target: on this disk.
+        length: in bytes, as signed.
+        advance: told the number of bytes that are there.
+
+    Raises:
+        MissingError: there is no such file.
+        CompatibilityError: it goes on after `length` bytes; `target` is removed.
+        EnvironmentalError: it cannot be read, or ended early.
+        OSError: the disk is full or refuses.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(target, flags, 0o644)
+    try:
+        at = os.fstat(descriptor).st_size
+        if at > length:
+            os.ftruncate(descriptor, 0)
+            at = 0
+        if at < length:
+            at = _fetched(source, path, descriptor, at, length, advance)
+        if at < length:
+            raise EnvironmentalError(
+                f"{source.name}: {path} ended after {at} of {length} bytes; copy or publish the "
+                "repository again"
+            )
+    except CompatibilityError:
+        disk.remove_tree(target)
+        raise
+    finally:
+        os.fsync(descriptor)
+        os.close(descriptor)
+    disk.flush_folder(target.parent)
+
+
+def _fetched(
+    source: Source,
+    path: str,
+    descriptor: int,
+    at: int,
+    length: int,
+    advance: Callable[[int], None],
+) -> int:
+    """Append what is missing and return the length reached."""
+    with source.pieces(path, at) as (start, pieces):
+        if start:
+            logger.info("%s: going on from byte %d of %d", path, start, length)
+        if start != at:
+            os.ftruncate(descriptor, start)
+        at = start
+        for piece in pieces:
+            at += len(piece)
+            if at > length:
+                raise _endless(source, path, length)
+            left = memoryview(piece)
+            while left:
+                left = left[os.write(descriptor, left) :]
+            advance(at)
+    return at
+
+
+def _endless(source: Source, path: str, limit: int) -> CompatibilityError:
+    return CompatibilityError(
+        f"{source.name}: {path} does not end after the {limit} bytes it may have (endless data); "
+        "nothing of it is kept: somebody alters the repository, or a copy of it is broken"
+    )

@@ -1,0 +1,449 @@
+"""A repository of bundles: static files that any web server or USB stick carries, signed with TUF.
+
+A folder with::
+
+    metadata/    N.root.json, N.targets.json, N.snapshot.json, timestamp.json
+    targets/     the bundles, each named after its hash
+    .staged/     what the next `publish` makes public: targets.json, root.json
+
+Four keys, each a PEM file ``<role>.pem`` in a folder of keys: ``root`` says who the others are and
+is used for nothing else, so that it can stay offline; ``targets`` lists bundles; ``snapshot`` and
+``timestamp`` bind the lists to each other and to the present. None of them signs a bundle: that
+takes the release key (`edgehp.shipping.bundle`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgehp._hashing import sha256_file
+from edgehp.errors import DataError, EnvironmentalError, UsageError
+from edgehp.shipping import disk
+from edgehp.shipping.bundle import verify_bundle
+from edgehp.shipping.keys import Trust, read_key_file, require
+from edgehp.shipping.offer import FIELD, Offer
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import CryptoSigner
+    from tuf.api.metadata import Metadata, Root, Targets
+
+__all__ = ["LIFETIMES", "ROLES", "Published", "add", "init", "publish", "rotate_key"]
+
+ROLES = ("root", "targets", "snapshot", "timestamp")
+# How long a signature of each role counts, in days. A car may stand for long and a repository may
+# travel on a USB stick; the timestamp decides how long a withheld update stays unnoticed.
+LIFETIMES = {"root": 1095, "targets": 365, "snapshot": 365, "timestamp": 30}
+_STAGED = ".staged"
+# Beside the list of targets, and signed with it: serials are never used twice.
+_SERIAL = "edgehp-serial"
+
+
+@dataclass(frozen=True)
+class Published:
+    """Role -> version of the metadata that was signed now; roles that stayed are left out."""
+
+    versions: dict[str, int]
+
+
+def init(
+    folder: Path, keys: Path, *, password: str | None = None, now: datetime | None = None
+) -> Path:
+    """Make an empty repository and its four keys.
+
+    Args:
+        folder: new or empty.
+        keys: folder for the private keys; those that are there already are used.
+        password: encrypts new keys, opens those that are there.
+        now: the time; the clock's when omitted.
+
+    Returns:
+        The root metadata (``metadata/1.root.json``) that devices are given.
+
+    Raises:
+        UsageError: there is a repository, or a key cannot be used.
+        EnvironmentalError: the disk refuses, or a package is missing.
+    """
+    _require_tuf()
+    from tuf.api.metadata import Metadata, Root, Targets
+
+    if (folder / "metadata").exists():
+        raise UsageError(f"{folder} holds a repository already; choose another folder")
+    with _writing(folder):
+        signers = {}
+        for role in ROLES:
+            path = keys / f"{role}.pem"
+            if not path.exists():
+                _new_key(path, password)
+            signers[role] = _signer(path, password)
+        root = Root(expires=_expiry("root", now), consistent_snapshot=True)
+        for role, signer in signers.items():
+            root.add_key(signer.public_key, role)
+        signed = Metadata(root)
+        signed.sign(signers["root"])
+        targets = Metadata(Targets(expires=_expiry("targets", now)))
+        targets.signed.unrecognized_fields[_SERIAL] = 0
+        for name in ("metadata", "targets", _STAGED):
+            disk.make_folder(folder / name)
+        _write(folder / _STAGED / "targets.json", targets)
+        _write(folder / "metadata" / "1.root.json", signed)
+    publish(folder, keys, password=password, now=now)
+    return folder / "metadata" / "1.root.json"
+
+
+def add(folder: Path, bundle: Path, trust: Trust) -> Offer:
+    """Put a bundle into the repository, with the next serial; devices see it after `publish`.
+
+    Args:
+        folder: the repository.
+        bundle: made by `make_bundle`.
+        trust: whom devices believe; a bundle that they would refuse is refused here.
+
+    Raises:
+        DataError, CompatibilityError: as `verify_bundle`; or no repository.
+        UsageError: its content is listed as the newest already.
+        EnvironmentalError: the disk refuses, or a package is missing.
+    """
+    _require_tuf()
+    from tuf.api.metadata import TargetFile
+
+    verified = verify_bundle(bundle, trust)
+    targets = _staged_or_published(folder)
+    serial = 1 + int(targets.signed.unrecognized_fields.get(_SERIAL, 0))
+    offer = Offer.of(verified, serial)
+    for path, listed in targets.signed.targets.items():
+        known = (listed.custom or {}).get(FIELD, {})
+        if known.get("content") == offer.content and known.get("serial") == serial - 1:
+            raise UsageError(f"{folder} lists this bundle already, as its newest: {path}")
+    with _writing(folder):
+        digest = sha256_file(bundle)
+        public = folder / "targets" / f"{digest}.{offer.path}"
+        copy = folder / _STAGED / "copy"
+        disk.remove_tree(copy)
+        with bundle.open("rb") as source:
+            disk.write_file(copy, iter(lambda: source.read(2**20), b""))
+        # What was verified is what is listed, whatever happened to the file meanwhile.
+        if verify_bundle(copy, trust).digest != verified.digest or sha256_file(copy) != digest:
+            raise DataError(f"{bundle} changed while it was copied; add it again")
+        target = TargetFile(copy.stat().st_size, {"sha256": digest}, offer.path)
+        target.unrecognized_fields["custom"] = {FIELD: offer.to_dict()}
+        disk.make_folder(public.parent)
+        os.rename(copy, public)  # noqa: PTH104 - from one folder to another, both flushed
+        disk.flush_folder(public.parent)
+        targets.signed.targets[offer.path] = target
+        targets.signed.unrecognized_fields[_SERIAL] = serial
+        _write(folder / _STAGED / "targets.json", targets)
+    return offer
+
+
+def publish(
+    folder: Path,
+    keys: Path,
+    *,
+    days: int | None = None,
+    password: str | None = None,
+    now: datetime | None = None,
+) -> Published:
+    """Sign what was added or rotated and make it public; without news, renew the timestamp.
+
+    Only the keys of what has to be signed are opened: a server that renews the timestamp every day
+    needs no other. The timestamp is written last, so that a device sees the old lists or the new.
+
+    Args:
+        folder: the repository.
+        keys: folder with ``<role>.pem``.
+        days: how long the timestamp counts; 30 when omitted.
+        password: of the keys.
+        now: the time; the clock's when omitted.
+
+    Raises:
+        DataError: no repository.
+        UsageError: a key is missing or is not the one that the root names.
+        EnvironmentalError: the disk refuses, or a package is missing.
+    """
+    _require_tuf()
+    from tuf.api.metadata import Metadata, MetaFile, Snapshot, Timestamp
+
+    metadata = folder / "metadata"
+    made: dict[str, int] = {}
+
+    def signed(role: str, root: Metadata[Root], item: Metadata[Any]) -> bytes:
+        signer = _signer(keys / f"{role}.pem", password)
+        item.signed.expires = _expiry(role, now, days if role == "timestamp" else None)
+        item.signatures.clear()
+        item.sign(signer)
+        if not _counts(root, role, item):
+            raise UsageError(
+                f"{keys / f'{role}.pem'} is not the key that the root names for {role}; give the "
+                "folder with the newest keys, or rotate: edgehp repo rotate-key"
+            )
+        made[role] = item.signed.version
+        return item.to_bytes()
+
+    with _writing(folder):
+        rotated = folder / _STAGED / "root.json"
+        root = _read(rotated) if rotated.exists() else newest_root(folder)
+        # Everything is signed before anything is written: a missing key changes nothing.
+        files: list[tuple[str, bytes]] = []
+        staged, public = folder / _STAGED / "targets.json", _newest(folder, "targets")
+        targets = _read(staged) if staged.exists() else _read(public)  # type: ignore[arg-type]
+        renew = staged.exists() or not _lasts(root, "targets", targets, now)
+        if renew:
+            targets.signed.version = 1 + _version(public)
+            files.append(
+                (f"{targets.signed.version}.targets.json", signed("targets", root, targets))
+            )
+        path = _newest(folder, "snapshot")
+        snapshot = Metadata(Snapshot()) if path is None else _read(path)
+        if renew or not _lasts(root, "snapshot", snapshot, now):
+            snapshot.signed.version = 1 + _version(path)
+            if renew:
+                snapshot.signed.meta = {"targets.json": _described(MetaFile, targets, files[-1][1])}
+            files.append(
+                (f"{snapshot.signed.version}.snapshot.json", signed("snapshot", root, snapshot))
+            )
+            description = _described(MetaFile, snapshot, files[-1][1])
+        else:
+            description = _read(metadata / "timestamp.json").signed.snapshot_meta
+        path = metadata / "timestamp.json"
+        timestamp = _read(path) if path.exists() else Metadata(Timestamp())
+        timestamp.signed.version = 1 + (timestamp.signed.version if path.exists() else 0)
+        timestamp.signed.snapshot_meta = description
+        files.append(("timestamp.json", signed("timestamp", root, timestamp)))
+        if rotated.exists():
+            name = f"{root.signed.version}.root.json"
+            made["root"] = root.signed.version
+            # Before the timestamp: what it names must be signed by keys that devices can learn of.
+            files.insert(-1, (name, rotated.read_bytes()))
+        for name, data in files:
+            disk.replace_file(metadata / name, data)
+        disk.remove_tree(staged)
+        disk.remove_tree(rotated)
+    return Published(made)
+
+
+def rotate_key(
+    folder: Path,
+    role: str,
+    keys: Path,
+    *,
+    password: str | None = None,
+    now: datetime | None = None,
+) -> Path:
+    """Replace the key of a role by a new one; devices refuse the old one once `publish` has run.
+
+    The new root is signed by the root key, and a new root key by the old one as well. The old key's
+    file gets the suffix ``.revoked``.
+
+    Args:
+        folder: the repository.
+        role: one of `ROLES`.
+        keys: folder with ``root.pem``, where the new key is written.
+        password: of the keys, old and new.
+        now: the time; the clock's when omitted.
+
+    Returns:
+        The file of the new key.
+
+    Raises:
+        DataError: no repository.
+        UsageError: no such role, or the root key is missing or another.
+        EnvironmentalError: the disk refuses, or a package is missing.
+    """
+    _require_tuf()
+    if role not in ROLES:
+        raise UsageError(f"no role {role!r}; expected one of {', '.join(ROLES)}")
+    staged = folder / _STAGED / "root.json"
+    with _writing(folder):
+        published = newest_root(folder)
+        root = _read(staged) if staged.exists() else newest_root(folder)
+        path = keys / f"{role}.pem"
+        fresh = keys / f"{role}.pem.new"
+        signers = [_signer(keys / "root.pem", password)]
+        disk.remove_tree(fresh)
+        _new_key(fresh, password)
+        new = _signer(fresh, password)
+        for keyid in list(root.signed.roles[role].keyids):
+            root.signed.revoke_key(keyid, role)
+        root.signed.add_key(new.public_key, role)
+        root.signed.version = published.signed.version + 1
+        root.signed.expires = _expiry("root", now)
+        if role == "root":
+            signers.append(new)
+        signers += _revoked_root(published, keys, password, signers)
+        root.signatures.clear()
+        for signer in signers:
+            root.sign(signer, append=True)
+        if not (_counts(published, "root", root) and _counts(root, "root", root)):
+            disk.remove_tree(fresh)
+            raise UsageError(
+                f"{keys / 'root.pem'} is not the root key of {folder}; give the folder that "
+                "holds it"
+            )
+        if path.exists():
+            old = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+            disk.move(path, keys / f"{role}.pem.{old}.revoked")
+        disk.move(fresh, path)
+        disk.make_folder(staged.parent)
+        _write(staged, root)
+    return path
+
+
+def newest_root(folder: Path) -> Metadata[Root]:
+    """The root metadata that is public.
+
+    Raises:
+        DataError: no repository.
+    """
+    path = _newest(folder, "root")
+    if path is None:
+        raise DataError(f"{folder} is no repository; make one with: edgehp repo init {folder}")
+    return _read(path)
+
+
+def _revoked_root(
+    published: Metadata[Root], keys: Path, password: str | None, have: list[CryptoSigner]
+) -> list[CryptoSigner]:
+    """The public root's own key, where an unpublished rotation put it aside."""
+    wanted = set(published.signed.roles["root"].keyids) - {s.public_key.keyid for s in have}
+    found = []
+    for path in sorted(keys.glob("root.pem.*.revoked")) if wanted else []:
+        signer = _signer(path, password)
+        if signer.public_key.keyid in wanted:
+            found.append(signer)
+    return found
+
+
+def _require_tuf() -> None:
+    require("tuf.api.metadata", "sign")
+    require("cryptography", "sign")
+
+
+def _new_key(path: Path, password: str | None) -> None:
+    """A new P-256 key, in a file that only its owner reads."""
+    ec = require("cryptography.hazmat.primitives.asymmetric.ec", "sign")
+    serialization = require("cryptography.hazmat.primitives.serialization", "sign")
+    encryption = (
+        serialization.BestAvailableEncryption(password.encode())
+        if password
+        else serialization.NoEncryption()
+    )
+    data = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
+    )
+    if not path.parent.is_dir():
+        disk.make_folder(path.parent)
+        os.chmod(path.parent, 0o700)  # noqa: PTH101
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    disk.flush_folder(path.parent)
+
+
+def _signer(path: Path, password: str | None) -> CryptoSigner:
+    """A private key that signs.
+
+    Raises:
+        UsageError: the file is missing, holds no such key, or the password is missing or wrong.
+    """
+    from securesystemslib.signer import CryptoSigner
+
+    data = read_key_file(path)
+    serialization = require("cryptography.hazmat.primitives.serialization", "sign")
+    unsupported = require("cryptography.exceptions", "sign").UnsupportedAlgorithm
+    try:
+        secret = password.encode() if password and b"ENCRYPTED" in data else None
+        return CryptoSigner(serialization.load_pem_private_key(data, secret))
+    except (ValueError, TypeError, unsupported) as e:
+        text = " ".join(str(e).split())[:120]
+        raise UsageError(
+            f"{path}: no private key that can be used ({text}); give its password in "
+            "$EDGEHP_KEY_PASSWORD, or another file"
+        ) from e
+
+
+def _expiry(role: str, now: datetime | None, days: int | None = None) -> datetime:
+    at = (now or datetime.now(timezone.utc)).astimezone(timezone.utc).replace(microsecond=0)
+    return at + timedelta(days=LIFETIMES[role] if days is None else days)
+
+
+def _lasts(root: Metadata[Root], role: str, item: Metadata[Any], now: datetime | None) -> bool:
+    """Whether it is rightly signed, and for half of its lifetime at least."""
+    at = (now or datetime.now(timezone.utc)).astimezone(timezone.utc)
+    half = timedelta(days=LIFETIMES[role] / 2)
+    expires: datetime = item.signed.expires
+    return _counts(root, role, item) and expires - at > half
+
+
+def _counts(root: Metadata[Root], role: str, item: Metadata[Any]) -> bool:
+    """Whether the keys that `root` names for `role` have signed."""
+    from tuf.api.exceptions import UnsignedMetadataError
+
+    try:
+        root.signed.verify_delegate(role, item.signed_bytes, item.signatures)
+    except UnsignedMetadataError:
+        return False
+    return True
+
+
+def _described(kind: Callable[..., Any], item: Metadata[Any], data: bytes) -> Any:
+    digest = hashlib.sha256(data).hexdigest()
+    return kind(item.signed.version, len(data), {"sha256": digest})
+
+
+def _staged_or_published(folder: Path) -> Metadata[Targets]:
+    newest_root(folder)
+    staged = folder / _STAGED / "targets.json"
+    path = staged if staged.exists() else _newest(folder, "targets")
+    if path is None:
+        raise DataError(f"{folder}: the list of targets is missing; restore it from a copy")
+    return _read(path)
+
+
+def _newest(folder: Path, role: str) -> Path | None:
+    """The file with the largest version, None where there is none."""
+    found = [
+        (int(path.name.partition(".")[0]), path)
+        for path in (folder / "metadata").glob(f"*.{role}.json")
+        if path.name.partition(".")[0].isdecimal()
+    ]
+    return max(found)[1] if found else None
+
+
+def _version(path: Path | None) -> int:
+    return 0 if path is None else int(path.name.partition(".")[0])
+
+
+def _read(path: Path) -> Metadata[Any]:
+    from tuf.api.metadata import Metadata
+    from tuf.api.serialization import DeserializationError
+
+    try:
+        return Metadata.from_bytes(path.read_bytes())
+    except DeserializationError as e:
+        raise DataError(f"{path} is no TUF metadata ({e}); restore it from a copy") from e
+
+
+def _write(path: Path, item: Metadata[Any]) -> None:
+    disk.replace_file(path, item.to_bytes())
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        name = f"{e.filename}: " if e.filename else ""
+        raise EnvironmentalError(
+            f"cannot write the repository {folder} ({name}{e.strerror or e}); check its owner and "
+            "the disk"
+        ) from e

@@ -1,0 +1,285 @@
+"""The signed lists of a repository: fetched, verified by python-tuf, and remembered whole.
+
+What a device has once accepted is what protects it from older lists later. It is kept in one file
+that is replaced by one rename, ``updates/memory.json``; python-tuf works on a scratch copy of it,
+because its own writes are not flushed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgehp._json import strict_json
+from edgehp.artifact.manifest import canonical_digest
+from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
+from edgehp.shipping import disk
+from edgehp.shipping.fetch import MissingError, Source, read_bounded
+from edgehp.shipping.keys import require
+from edgehp.shipping.offer import FIELD, Offer
+
+if TYPE_CHECKING:
+    from tuf.api.metadata import TargetFile
+    from tuf.ngclient import FetcherInterface
+
+__all__ = ["Listed", "Lists", "Memory", "read_memory", "refresh", "write_memory"]
+
+logger = logging.getLogger(__name__)
+
+_MEMORY = "memory.json"
+_SCHEMA = 1
+_LARGEST_MEMORY = 64 * 2**20
+_LARGEST_ROOT = 512_000
+_HISTORY = "root_history"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a device remembers of its repository.
+
+    Attributes:
+        files: name -> text of the accepted TUF metadata.
+        serial: the newest that an update installed here.
+        keys: identifiers of the keys that signed the list with that serial.
+    """
+
+    files: dict[str, str] = field(default_factory=dict)
+    serial: int = 0
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An offer, the target file it stands for and where that is in the repository."""
+
+    offer: Offer
+    target: TargetFile
+    location: str
+
+    @property
+    def sha256(self) -> str:
+        """Of the bundle file."""
+        return self.target.hashes["sha256"]
+
+
+@dataclass(frozen=True)
+class Lists:
+    """What a repository offers now.
+
+    Attributes:
+        listed: every bundle, the newest first.
+        keys: identifiers of the keys that may sign this list.
+    """
+
+    listed: tuple[Listed, ...]
+    keys: tuple[str, ...]
+
+
+def read_memory(folder: Path) -> Memory:
+    """What is remembered in `folder`; nothing where the file is missing or damaged."""
+    path = folder / _MEMORY
+    try:
+        with path.open("rb") as f:
+            values = strict_json(f.read(_LARGEST_MEMORY))
+        if values.get("digest") != canonical_digest(values) or values["schema"] != _SCHEMA:
+            raise ValueError("its digest or schema does not fit")
+        return Memory(
+            {str(k): str(v) for k, v in dict(values["files"]).items()},
+            int(values["serial"]),
+            tuple(map(str, values["keys"])),
+        )
+    except FileNotFoundError:
+        return Memory()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        logger.warning("%s is damaged (%s): what was seen before is forgotten", path, e)
+        return Memory()
+
+
+def write_memory(folder: Path, memory: Memory) -> None:
+    """Replace what is remembered; when this returns it is on disk.
+
+    Raises:
+        OSError: the disk is full or refuses.
+    """
+    values = {
+        "schema": _SCHEMA,
+        "files": memory.files,
+        "serial": memory.serial,
+        "keys": list(memory.keys),
+    }
+    values["digest"] = canonical_digest(values)
+    disk.replace_file(folder / _MEMORY, json.dumps(values).encode())
+
+
+def read_root_metadata(path: Path) -> bytes:
+    """The bytes of the root metadata that a device was given.
+
+    Raises:
+        UsageError: it cannot be read, or is too large to be that.
+    """
+    try:
+        with path.open("rb") as f:
+            data = f.read(_LARGEST_ROOT + 1)
+    except OSError as e:
+        raise UsageError(
+            f"{path}: the root metadata cannot be read ({e.strerror or e}); give the file "
+            "'1.root.json' of the repository, brought here by a way that is trusted"
+        ) from e
+    if len(data) > _LARGEST_ROOT:
+        raise UsageError(f"{path}: more than {_LARGEST_ROOT} bytes, expected TUF root metadata")
+    return data
+
+
+def refresh(source: Source, root_metadata: Path, folder: Path) -> Lists:
+    """Fetch and verify the lists of a repository; what was accepted is remembered in `folder`.
+
+    Args:
+        source: the repository.
+        root_metadata: file with a root of trust (any version) that came with the device.
+        folder: where to remember; exists.
+
+    Raises:
+        CompatibilityError: the repository is older than what was seen, out of date, mixed, endless,
+            or not signed by its keys.
+        DataError: it is no repository.
+        EnvironmentalError: it cannot be reached, the disk refuses, or a package is missing.
+        UsageError: `root_metadata` is not what it should be.
+    """
+    require("tuf.ngclient", "ship")
+    require("cryptography", "ship")
+    from tuf.api.exceptions import DownloadError, RepositoryError
+    from tuf.api.metadata import Metadata, Root, Targets
+    from tuf.ngclient import Updater
+
+    bootstrap = read_root_metadata(root_metadata)
+    memory = read_memory(folder)
+    asked: list[str] = []
+    with _scratch(folder, memory) as scratch:
+        try:
+            updater = Updater(
+                metadata_dir=str(scratch),
+                # Joined to the name of a file: paths in the repository, not URLs.
+                metadata_base_url="metadata/",
+                fetcher=_fetcher(source, asked),
+                bootstrap=bootstrap,
+            )
+        except (RepositoryError, ValueError) as e:
+            raise UsageError(
+                f"{root_metadata} is no TUF root metadata ({_short(e)}); give the file "
+                "'1.root.json' of the repository, brought here by a way that is trusted"
+            ) from e
+        try:
+            updater.refresh()
+        except (RepositoryError, DownloadError, ValueError) as e:
+            raise _refusal(source.name, asked[-1] if asked else "metadata", e) from e
+        finally:
+            # New keys are kept even if what they signed is refused: old ones are worth nothing now.
+            found = _accepted(scratch)
+            if found != memory.files:
+                write_memory(folder, replace(memory, files=found))
+        root = Metadata[Root].from_bytes((scratch / "root.json").read_bytes()).signed
+        targets = Metadata[Targets].from_bytes((scratch / "targets.json").read_bytes()).signed
+    listed = []
+    for path, target in targets.targets.items():
+        try:
+            offer = Offer.from_dict(path, target.custom[FIELD])
+            located = f"targets/{target.hashes['sha256']}.{path}"
+            listed.append(Listed(offer, target, located))
+        except (ValueError, KeyError, TypeError) as e:
+            logger.info("%s: passed over, it is no bundle (%s)", path, _short(e))
+    listed.sort(key=lambda one: (one.offer.serial, one.offer.path), reverse=True)
+    return Lists(tuple(listed), tuple(sorted(root.roles[Targets.type].keyids)))
+
+
+def _fetcher(source: Source, asked: list[str]) -> FetcherInterface:
+    """What python-tuf reads through; notes what was asked for."""
+    from tuf.api.exceptions import DownloadHTTPError
+    from tuf.ngclient import FetcherInterface
+
+    class Fetcher(FetcherInterface):
+        def _fetch(self, url: str) -> Iterator[bytes]:
+            raise NotImplementedError("only whole, bounded files are read")
+
+        def download_bytes(self, url: str, max_length: int) -> bytes:
+            asked.append(url)
+            try:
+                return read_bounded(source, url, max_length)
+            except MissingError as e:
+                # How it notices that there is no newer root.
+                raise DownloadHTTPError(str(e), 404) from e
+
+    return Fetcher()
+
+
+@contextmanager
+def _scratch(folder: Path, memory: Memory) -> Iterator[Path]:
+    """A folder with the remembered files, as python-tuf lays them out; removed afterwards."""
+    scratch = folder / f".work-{secrets.token_hex(4)}"
+    try:
+        (scratch / _HISTORY).mkdir(parents=True)
+        for name, text in memory.files.items():
+            if Path(name).name == name and name.endswith(".json"):
+                inside = _HISTORY if name.endswith(".root.json") else "."
+                (scratch / inside / name).write_bytes(text.encode())
+        yield scratch
+    except OSError as e:
+        raise EnvironmentalError(
+            f"cannot write to {folder} ({e.strerror or e}); check its owner and the disk"
+        ) from e
+    finally:
+        disk.remove_tree(scratch)
+
+
+def _accepted(scratch: Path) -> dict[str, str]:
+    """Name -> text of the files that python-tuf accepted."""
+    found = sorted((scratch / _HISTORY).glob("*.root.json"))
+    found += [
+        p for n in ("timestamp", "snapshot", "targets") if (p := scratch / f"{n}.json").exists()
+    ]
+    return {path.name: path.read_bytes().decode() for path in found}
+
+
+def _refusal(name: str, asked: str, error: Exception) -> CompatibilityError | DataError:
+    """The sentence for what python-tuf found at the file `asked`."""
+    from tuf.api import exceptions as tuf
+
+    file = Path(asked).name
+    where = f"{name}: {file}"
+    said = _short(error)
+    if isinstance(error, tuf.ExpiredMetadataError):
+        now = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+        return CompatibilityError(
+            f"{name} is out of date (freeze): {said}, and it is {now} UTC here; somebody holds "
+            "newer lists back, or nobody published: run 'edgehp repo publish', or set the clock"
+        )
+    if isinstance(error, tuf.UnsignedMetadataError):
+        return CompatibilityError(
+            f"{where} is not signed by a key that counts (wrong or revoked key): forged, or "
+            "published with a key that was rotated; get the repository from its publisher"
+        )
+    if isinstance(error, tuf.LengthOrHashMismatchError) or (
+        isinstance(error, tuf.BadVersionNumberError) and file.endswith("targets.json")
+    ):
+        return CompatibilityError(
+            f"{where} does not belong to the other lists (mix and match): {said}; copy or publish "
+            "the repository again, whole"
+        )
+    if isinstance(error, tuf.BadVersionNumberError):
+        return CompatibilityError(
+            f"{where} is older than what this device has seen (rollback): {said}; get the newest "
+            "copy of the repository"
+        )
+    if isinstance(error, tuf.DownloadHTTPError):
+        return DataError(f"{said}; it is no complete repository: publish or copy it again")
+    return CompatibilityError(f"{where} is no TUF metadata ({said}); publish or copy it again")
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,289 @@
+"""Updates: from a repository to the newest bundle that fits this board, installed.
+
+Under the root directory of the slots::
+
+    updates/lock          flock of the one update
+    updates/memory.json   what was accepted of the repository (`edgehp.shipping.trusted`)
+    updates/<sha256>.part a bundle on its way
+
+The signed lists say which bundle is the newest for this board, and guard against older or mixed
+ones. What a bundle holds is believed only by its own signature, as `edgehp.shipping.slots.install`
+does: the keys of the repository alone put nothing on a device.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgehp.artifact.check import check_device
+from edgehp.artifact.device import DeviceProbe, HostProbe
+from edgehp.errors import AccuracyError, CompatibilityError, EnvironmentalError
+from edgehp.shipping import disk, slots
+from edgehp.shipping.bundle import verify_bundle
+from edgehp.shipping.examine import SelfTest, writing
+from edgehp.shipping.fetch import Source, download
+from edgehp.shipping.keys import Trust
+from edgehp.shipping.offer import Remembered
+from edgehp.shipping.records import SLOT_NAMES, Slot, State, read_slot, read_state, write_state
+from edgehp.shipping.trusted import Listed, Lists, Memory, read_memory, refresh, write_memory
+
+__all__ = ["PassedOver", "Update", "update"]
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "updates"
+_PART = ".part"
+_SPARE_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """A newer bundle that was not offered to this board, and why."""
+
+    name: str
+    serial: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Update:
+    """The answer to `update`.
+
+    Attributes:
+        slot: what was installed; None where there is no update.
+        name: of the bundle in the repository, None likewise.
+        serial: of that bundle; where there is none, what this device has.
+        passed_over: newer bundles that were not offered to it, the newest first.
+    """
+
+    slot: Slot | None
+    name: str | None
+    serial: int
+    passed_over: tuple[PassedOver, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary for JSON."""
+        return {
+            "installed": None if self.slot is None else self.slot.to_dict(),
+            "bundle": self.name,
+            "serial": self.serial,
+            "passed_over": [vars(one) for one in self.passed_over],
+        }
+
+
+def update(
+    source: Source,
+    root_metadata: Path,
+    trust: Trust,
+    root: Path,
+    *,
+    device: DeviceProbe | None = None,
+    selftest: SelfTest | None = None,
+    finisher: slots.Finisher | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Update:
+    """Install the newest bundle of a repository that fits this board and is newer than its own.
+
+    Killed at any moment, the current slot is the old one or the new one, whole and tested, and the
+    next update goes on from there. A bundle whose installation failed here is noted under
+    `slots.status(root).failed` and not offered again.
+
+    Args:
+        source: see `edgehp.shipping.fetch.open_source`.
+        root_metadata: TUF root metadata that came with the device.
+        trust: who may have signed bundles, as in `slots.install`.
+        root: of the slots; made if it does not exist.
+        device: facts about this device; probed when omitted.
+        selftest: as in `slots.install`.
+        finisher: as in `slots.install`.
+        progress: told the name of every step as it begins.
+
+    Raises:
+        CompatibilityError: the repository or the bundle was refused, or the self-test failed. The
+            slot in use is untouched.
+        DataError: no repository, or no bundle.
+        EnvironmentalError: the repository cannot be reached, too little disk space, another update
+            or installer at work, a package missing.
+        AccuracyError: an engine built here drops more than the gate allows.
+        UsageError: `root_metadata` is not what it should be.
+    """
+    say = progress or (lambda _: None)
+    here = Remembered(device or HostProbe())
+    folder = root / FOLDER
+    with writing(root):
+        disk.make_folder(folder)
+        with _one_update(folder):
+            _sweep(folder)
+            say("refresh")
+            lists = refresh(source, root_metadata, folder)
+            memory, state = read_memory(folder), read_state(root)
+            have = _newest_here(root, lists, memory)
+            chosen, passed_over = _chosen(lists, have, state, here)
+            if chosen is None:
+                _remember(folder, memory, have, lists)
+                _forget_parts(folder, None)
+                return Update(None, None, have, passed_over)
+            offer = chosen.offer
+            say(f"download {offer.path}")
+            bundle = _fetched(source, chosen, folder, say)
+            slot = _installed(bundle, chosen, trust, root, here, selftest, finisher, say)
+            _remember(folder, memory, offer.serial, lists)
+            _forget_parts(folder, None)
+            return Update(slot, offer.path, offer.serial, passed_over)
+
+
+def _newest_here(root: Path, lists: Lists, memory: Memory) -> int:
+    """Serial of the newest bundle that this device has or had; 0 where nothing is known.
+
+    What is installed tells it, by its digest; and what an update installed before is remembered,
+    so that neither a rollback by hand nor a list that lost an entry brings an older one. The memory
+    counts only while the same keys sign the list: whoever had a key that was rotated since may have
+    made it as large as they liked.
+    """
+    installed = {s.digest for name in SLOT_NAMES if (s := read_slot(root, name)) is not None}
+    serials = [one.offer.serial for one in lists.listed if one.offer.content in installed]
+    return max([*serials, memory.serial if memory.keys == lists.keys else 0])
+
+
+def _chosen(
+    lists: Lists, have: int, state: State, device: DeviceProbe
+) -> tuple[Listed | None, tuple[PassedOver, ...]]:
+    """The newest that fits and is newer than `have`, and those newer still that do not fit."""
+    passed_over: list[PassedOver] = []
+    for one in lists.listed:
+        offer = one.offer
+        if offer.serial <= have:
+            break
+        failed = state.failed.get(offer.content)
+        reason = f"it failed here: {failed}" if failed is not None else offer.misfit(device)
+        if reason is None:
+            return one, tuple(passed_over)
+        logger.info("%s is not offered: %s", offer.path, reason)
+        passed_over.append(PassedOver(offer.path, offer.serial, reason))
+    return None, tuple(passed_over)
+
+
+def _fetched(source: Source, chosen: Listed, folder: Path, say: Callable[[str], None]) -> Path:
+    """The bundle file, as listed; resumed if a part is there."""
+    part = folder / f"{chosen.sha256}{_PART}"
+    _forget_parts(folder, part)
+    resumed = part.exists()
+    length = chosen.target.length
+    _check_space(folder, length - (part.stat().st_size if resumed else 0))
+    told = -1
+
+    def advance(at: int) -> None:
+        nonlocal told
+        if (percent := at * 100 // max(length, 1)) // 10 > told:
+            told = percent // 10
+            logger.info("%s: %d %% of %d bytes", chosen.offer.path, percent, length)
+
+    download(source, chosen.location, part, length, advance)
+    if not _is_listed(part, chosen):
+        disk.remove_tree(part)
+        if resumed:
+            # What a power cut left of a file need not be what was written.
+            say("download again")
+            download(source, chosen.location, part, length, advance)
+        if not resumed or not _is_listed(part, chosen):
+            disk.remove_tree(part)
+            raise CompatibilityError(
+                f"{source.name}: {chosen.location} is not the bundle that is listed (another "
+                "SHA-256); copy or publish the repository again, whole"
+            )
+    return part
+
+
+def _is_listed(part: Path, chosen: Listed) -> bool:
+    from tuf.api.exceptions import LengthOrHashMismatchError
+
+    try:
+        with part.open("rb") as file:
+            chosen.target.verify_length_and_hashes(file)
+    except LengthOrHashMismatchError:
+        return False
+    return True
+
+
+def _installed(
+    bundle: Path,
+    chosen: Listed,
+    trust: Trust,
+    root: Path,
+    device: DeviceProbe,
+    selftest: SelfTest | None,
+    finisher: slots.Finisher | None,
+    say: Callable[[str], None],
+) -> Slot:
+    """Install a downloaded bundle; a failure that is the bundle's own is written down."""
+    offer = chosen.offer
+    verified = verify_bundle(bundle, trust)
+    if verified.digest != offer.content:
+        raise CompatibilityError(
+            f"{offer.path} holds content {verified.digest[:16]}, listed is {offer.content[:16]}; "
+            "publish the repository again"
+        )
+    # Not the bundle's fault, and over when the runtime is another one.
+    check_device(verified.manifest, device, offer.path)
+    try:
+        return slots.install(
+            bundle,
+            trust,
+            root,
+            device=device,
+            selftest=selftest,
+            finisher=finisher,
+            progress=say,
+        )
+    except (CompatibilityError, AccuracyError) as e:
+        with disk.locked(root / "state.lock", wait=True):
+            state = read_state(root)
+            failed = state.with_failure(offer.content, str(e))
+            write_state(root, replace(state, failed=failed))
+        disk.remove_tree(bundle)
+        raise
+
+
+def _remember(folder: Path, memory: Memory, serial: int, lists: Lists) -> None:
+    wanted = replace(memory, serial=serial, keys=lists.keys)
+    if wanted != memory:
+        write_memory(folder, wanted)
+
+
+def _forget_parts(folder: Path, but: Path | None) -> None:
+    for entry in sorted(folder.glob(f"*{_PART}")):
+        if entry != but:
+            disk.remove_tree(entry)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed update left, but for the part of a download."""
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith((".work-", ".memory.json.")):
+            disk.remove_tree(entry)
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    found = os.statvfs(folder)
+    free = found.f_bavail * found.f_frsize
+    if free < needed + _SPARE_BYTES:
+        raise EnvironmentalError(
+            f"{folder} has {free / 2**20:.0f} MiB free, {(needed + _SPARE_BYTES) / 2**20:.0f} MiB "
+            "are needed to download; make room or choose another --root"
+        )
+
+
+@contextmanager
+def _one_update(folder: Path) -> Iterator[None]:
+    with ExitStack() as held:
+        try:
+            held.enter_context(disk.locked(folder / "lock", wait=False))
+        except BlockingIOError as e:
+            raise EnvironmentalError(f"another update is at work in {folder}; wait for it") from e
+        yield

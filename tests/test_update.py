@@ -1,0 +1,557 @@
+"""Updates from a repository: what fits and is newer is installed, everything else is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgehp.errors import (
+    CompatibilityError,
+    DataError,
+    EdgehpError,
+    EnvironmentalError,
+    UsageError,
+)
+from edgehp.shipping import repository, slots
+from edgehp.shipping.fetch import Pace
+from edgehp.shipping.keys import read_public_key
+from edgehp.shipping.offer import Offer
+from edgehp.shipping.trusted import read_memory
+from tests import ship_parts as parts
+from tests.faults import no_flush
+from tests.update_parts import Fleet, ago, name_here, new_fleet, served
+
+
+@pytest.fixture(autouse=True)
+def quick() -> Iterator[None]:
+    with no_flush():
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+    with no_flush():
+        fleet = new_fleet(tmp_path_factory.mktemp("fleet") / "made", "one", "two")
+        for name in ("three", "four"):
+            fleet.bundle(name)
+        return fleet
+
+
+@pytest.fixture
+def fleet(made: Fleet, tmp_path: Path) -> Fleet:
+    """A fleet of its own: two bundles are published."""
+    folder = tmp_path / "fleet"
+    shutil.copytree(made.folder, folder)
+    moved = replace(made.signer, private=folder / "release.pem", public=folder / "release.pub")
+    return Fleet(folder, moved, folder / "root.json")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "root"
+
+
+def memory(root: Path) -> bytes:
+    return (root / "updates" / "memory.json").read_bytes()
+
+
+def test_the_newest_is_installed_once(fleet: Fleet, root: Path) -> None:
+    done = fleet.update(root)
+    assert done.slot is not None
+    assert (done.slot.artifact_name, done.serial) == ("two", 2)
+    again = fleet.update(root)
+    assert (again.slot, again.serial) == (None, 2)
+    fleet.release("three")
+    assert fleet.update(root).serial == 3
+    assert name_here(root) == "three"
+    # Nothing of a download or of the scratch copy is left.
+    assert {p.name for p in (root / "updates").iterdir()} == {"lock", "memory.json"}
+
+
+def test_over_http(fleet: Fleet, root: Path) -> None:
+    with served(fleet.public) as (url, wire):
+        assert fleet.update(root, url).serial == 2
+        assert fleet.update(root, f"{url}/").slot is None
+    assert [p for p, _ in wire.asked if "/targets/" in p] != []
+    assert name_here(root) == "two"
+
+
+def test_a_file_url(fleet: Fleet, root: Path) -> None:
+    assert fleet.update(root, f"file://{fleet.public}").serial == 2
+
+
+# --- what fits ------------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_is_not_offered(fleet: Fleet, root: Path) -> None:
+    device = parts.Device(runtime="1.0")
+    with served(fleet.public) as (url, wire):
+        done = fleet.update(root, url, device=device)
+        assert not [p for p, _ in wire.asked if "/targets/" in p]
+    assert done.slot is None
+    assert [(o.serial, "onnxruntime" in o.reason) for o in done.passed_over] == [
+        (2, True),
+        (1, True),
+    ]
+    # Another runtime later: it fits.
+    assert fleet.update(root).serial == 2
+
+
+def test_an_older_one_that_fits_is_taken(fleet: Fleet, root: Path) -> None:
+    # What the newest says of itself is for a board with a GPU.
+    path = fleet.add("three")
+    staged = fleet.public / ".staged" / "targets.json"
+    values = json.loads(staged.read_text())
+    custom = values["signed"]["targets"][path]["custom"]["edgehp"]
+    custom["target"] = {
+        "name": "orin-nx-16gb", "compute_capabilities": ["8.7"], "module": None, "gpu": "Orin",
+    }  # fmt: skip
+    staged.write_text(json.dumps(values))
+    fleet.publish()
+    done = fleet.update(root)
+    assert (name_here(root), done.serial) == ("two", 2)
+    assert [o.serial for o in done.passed_over] == [3]
+    assert "8.7" in done.passed_over[0].reason
+
+
+def test_a_deferred_one_is_for_its_board_alone(fleet: Fleet, root: Path) -> None:
+    fleet.release("late", deferred=True)
+    assert fleet.update(root).slot is not None
+    assert name_here(root) == "late"
+    offer = Offer("late-3.edgehp", 3, "0" * 64, "late", "n", "int8", 1, *_deferred("orin-nx-16gb"))
+    assert "Orin NX" in str(offer.misfit(parts.Device()))
+    assert "nonesuch" in str(replace(offer, target=_deferred("nonesuch")[0]).misfit(parts.Device()))
+
+
+def _deferred(name: str) -> tuple[Any, None]:
+    return parts.a_manifest("x").target.__class__(name), None
+
+
+def test_what_failed_here_is_not_offered_again(fleet: Fleet, root: Path) -> None:
+    fleet.update(root)
+    # Twenty degrees off: its golden vectors do not pass.
+    fleet.release("bad", offset=20.0)
+    with pytest.raises(CompatibilityError, match=r"20\.0"):
+        fleet.update(root)
+    assert name_here(root) == "two"
+    (reason,) = slots.status(root).failed.values()
+    assert "20.0" in reason
+    done = fleet.update(root)
+    assert done.slot is None
+    assert "failed here" in done.passed_over[0].reason
+    fleet.release("three")
+    assert fleet.update(root).serial == 4
+
+
+def test_what_was_left_at_a_start_is_not_offered(fleet: Fleet, root: Path) -> None:
+    fleet.update(root)
+    fleet.release("three")
+    fleet.update(root)
+    current = slots.status(root).current
+    assert current is not None
+    engine = current.artifact / "engine.onnx"
+    engine.write_bytes(b"rust")
+    assert slots.boot(root, selftest=parts.here).slot.artifact_name == "two"
+    assert fleet.update(root).slot is None
+
+
+def test_a_rollback_by_hand_is_respected(fleet: Fleet, root: Path) -> None:
+    fleet.update(root)
+    fleet.release("three")
+    fleet.update(root)
+    slots.rollback(root, selftest=parts.here)
+    assert fleet.update(root).slot is None
+    assert name_here(root) == "two"
+    fleet.release("four")
+    assert fleet.update(root).serial == 4
+
+
+def test_an_older_bundle_is_never_newer(fleet: Fleet, root: Path) -> None:
+    """A list that lost its newest entry brings no older one; a new serial does."""
+    fleet.update(root)
+    targets = fleet.public / ".staged" / "targets.json"
+    fleet.add("three")
+    values = json.loads(targets.read_text())
+    for path in ("two-2.edgehp", "three-3.edgehp"):
+        del values["signed"]["targets"][path]
+    targets.write_text(json.dumps(values))
+    fleet.publish()
+    assert fleet.update(root).slot is None
+    shutil.rmtree(root / "slots")
+    (root / "state.json").unlink()
+    assert fleet.update(root).slot is None  # the serial is remembered
+    fleet.release("one")
+    assert (fleet.update(root).serial, name_here(root)) == (4, "one")
+
+
+def test_installed_by_hand_counts(fleet: Fleet, root: Path) -> None:
+    slots.install(
+        fleet.bundle("two"), fleet.signer.trust, root, device=parts.Device(), selftest=parts.here
+    )
+    assert fleet.update(root).slot is None
+
+
+# --- attacks --------------------------------------------------------------------------------------
+
+
+def refused(fleet: Fleet, root: Path, kind: type[EdgehpError], *words: str, **options: Any) -> str:
+    """The update is refused in one clear sentence and changes nothing that is installed."""
+    before = name_here(root)
+    with pytest.raises(kind) as caught:
+        fleet.update(root, **options)
+    assert caught.value.exit_code == kind.exit_code
+    message = str(caught.value)
+    for word in words:
+        assert word in message
+    assert "\n" not in message and len(message) < 700
+    assert name_here(root) == before
+    return message
+
+
+def test_rollback_of_the_repository(fleet: Fleet, root: Path) -> None:
+    old = fleet.folder / "old"
+    shutil.copytree(fleet.public, old)
+    fleet.release("three")
+    fleet.update(root)
+    kept = memory(root)
+    refused(fleet, root, CompatibilityError, "rollback", "timestamp", where=old)
+    assert memory(root) == kept
+
+
+def test_freeze(fleet: Fleet, root: Path) -> None:
+    fleet.publish(now=ago(31))
+    refused(fleet, root, CompatibilityError, "freeze", "timestamp.json is expired")
+    fleet.publish()
+    assert fleet.update(root).slot is not None
+    # Now the same list for ever: it is refused once it has expired, also by who has seen it.
+    fleet.publish(now=ago(31))
+    fleet.add("three")
+    message = refused(fleet, root, CompatibilityError, "freeze")
+    assert "UTC" in message
+
+
+def _mixed_snapshot(fleet: Fleet) -> None:
+    shutil.copyfile(fleet.metadata / "2.snapshot.json", fleet.metadata / "3.snapshot.json")
+
+
+def _mixed_targets(fleet: Fleet) -> None:
+    shutil.copyfile(fleet.metadata / "2.targets.json", fleet.metadata / "3.targets.json")
+
+
+@pytest.mark.parametrize("mix", [_mixed_snapshot, _mixed_targets])
+def test_mix_and_match(fleet: Fleet, root: Path, mix: Callable[[Fleet], None]) -> None:
+    fleet.update(root)
+    fleet.release("three")
+    mix(fleet)
+    refused(fleet, root, CompatibilityError, "mix and match")
+
+
+def test_mixed_bundles(fleet: Fleet, root: Path) -> None:
+    """A genuine bundle in the place of another one."""
+    (one,) = (fleet.public / "targets").glob("*.one-1.edgehp")
+    (two,) = (fleet.public / "targets").glob("*.two-2.edgehp")
+    data = one.read_bytes()
+    two.write_bytes(data.ljust(two.stat().st_size, b"\0")[: two.stat().st_size])
+    refused(fleet, root, CompatibilityError, "not the bundle that is listed")
+    assert not list((root / "updates").glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    "path", ["timestamp.json", "2.snapshot.json", "2.targets.json", "/targets"]
+)
+def test_endless_data(fleet: Fleet, root: Path, path: str) -> None:
+    with served(fleet.public) as (url, wire):
+        wire.endless = (path,)
+        refused(fleet, root, CompatibilityError, "endless data", where=url)
+    held = sum(p.stat().st_size for p in root.rglob("*") if p.is_file())
+    assert held < 100_000
+
+
+def test_endless_files_on_a_stick(fleet: Fleet, root: Path) -> None:
+    os.truncate(fleet.metadata / "timestamp.json", 2**40)
+    refused(fleet, root, CompatibilityError, "endless data", "timestamp")
+
+
+def test_data_that_drips(fleet: Fleet, root: Path) -> None:
+    with served(fleet.public) as (url, wire):
+        wire.drip = {"timestamp": 0.02}
+        pace = Pace(silence_s=5, grace_s=0.2, bytes_per_s=10_000)
+        refused(fleet, root, EnvironmentalError, "bytes a second", where=url, pace=pace)
+
+
+@pytest.mark.parametrize("role", ["timestamp", "snapshot", "targets", "root"])
+def test_a_key_that_was_stolen_and_rotated(fleet: Fleet, root: Path, role: str) -> None:
+    """Who has the old key gets nothing past a device that saw the new root."""
+    fleet.update(root)
+    stolen = fleet.folder / "stolen"
+    shutil.copytree(fleet.keys, stolen)
+    fleet.rotate(role)
+    versions = fleet.publish()
+    assert versions["root"] == 2
+    assert fleet.update(root).slot is None  # a rotation alone brings nothing, and is accepted
+    # The thief publishes a further bundle (genuine, even) with the keys of before.
+    forged = Fleet(fleet.folder / "forged", fleet.signer, fleet.root_metadata)
+    shutil.copytree(fleet.public, forged.public)
+    repository.add(forged.public, fleet.bundle("three"), fleet.signer.trust)
+    shutil.copytree(stolen, forged.keys)
+    if role == "root":
+        # The other keys are good: with the old root key the thief replaces the root.
+        forged_root = forged.metadata / "2.root.json"
+        shutil.move(forged_root, forged.folder / "genuine")
+        repository.rotate_key(forged.public, "timestamp", forged.keys)
+        forged.publish()
+        shutil.move(forged_root, forged.metadata / "3.root.json")
+        values = json.loads((forged.metadata / "3.root.json").read_text())
+        values["signed"]["version"] = 3
+        _sign_again(values, forged.keys / "root.pem")
+        (forged.metadata / "3.root.json").write_text(json.dumps(values))
+        shutil.copyfile(forged.folder / "genuine", forged_root)
+    else:
+        with pytest.raises(UsageError, match="not the key that the root names"):
+            forged.publish()
+        # So they leave the new root out while they sign, and put it back afterwards.
+        shutil.move(forged.metadata / "2.root.json", forged.folder / "genuine")
+        forged.publish()
+        shutil.move(forged.folder / "genuine", forged.metadata / "2.root.json")
+    message = refused(fleet, root, CompatibilityError, "revoked", where=forged.public)
+    assert role in message
+    assert name_here(root) == "two"
+    # The rightful owner goes on; the thief here has the other keys as well, and used them.
+    if role not in ("root", "timestamp"):
+        fleet.rotate("snapshot")
+        fleet.rotate("timestamp")
+    fleet.release("three")
+    assert fleet.update(root).serial == 3
+
+
+def _sign_again(values: dict[str, Any], key: Path) -> None:
+    from tuf.api.metadata import Metadata, Root
+
+    item = Metadata[Root].from_dict(json.loads(json.dumps(values)))
+    item.sign(repository._signer(key, None))
+    values.clear()
+    values.update(item.to_dict())
+
+
+def test_versions_that_a_thief_ran_forward(fleet: Fleet, root: Path) -> None:
+    """Huge versions and serials are forgotten once the keys that signed them are rotated."""
+    staged = fleet.public / ".staged" / "targets.json"
+    genuine = fleet.folder / "genuine"
+    shutil.copytree(fleet.public, genuine)
+    path = fleet.add("one")
+    values = json.loads(staged.read_text())
+    values["signed"]["targets"][path]["custom"]["edgehp"]["serial"] = 2**50
+    staged.write_text(json.dumps(values))
+    for _ in range(3):
+        fleet.publish()
+    assert fleet.update(root).serial == 2**50
+    # An old genuine bundle is all that they could bring.
+    assert name_here(root) == "one"
+    shutil.rmtree(fleet.public)
+    shutil.copytree(genuine, fleet.public)
+    refused(fleet, root, CompatibilityError, "rollback")
+    for role in ("targets", "snapshot", "timestamp"):
+        fleet.rotate(role)
+    fleet.publish()
+    assert (fleet.update(root).serial, name_here(root)) == (2, "two")
+
+
+def test_all_keys_of_the_repository_put_nothing_on_a_device(
+    fleet: Fleet, root: Path, tmp_path: Path
+) -> None:
+    thief = parts.new_signer(tmp_path, "thief")
+    artifact = parts.tiny_artifact(tmp_path / "evil")
+    bundle = parts.quick_bundle(tmp_path / "evil.edgehp", artifact, thief)
+    repository.add(fleet.public, bundle, thief.trust)
+    fleet.publish()
+    refused(fleet, root, CompatibilityError, "sign")
+    # Not held against the content: it says nothing about it.
+    assert not slots.status(root).failed
+
+
+def test_another_repository(fleet: Fleet, root: Path, tmp_path: Path) -> None:
+    other = new_fleet(tmp_path / "other", "alien")
+    fleet.update(root)
+    refused(fleet, root, CompatibilityError, "wrong or revoked key", where=other.public)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"signed": 1}', b"\xff" * 40, b"[" * 10_000])
+def test_rubbish(fleet: Fleet, root: Path, text: bytes) -> None:
+    (fleet.metadata / "timestamp.json").write_bytes(text)
+    refused(fleet, root, CompatibilityError, "no TUF metadata")
+
+
+def test_incomplete_repositories(fleet: Fleet, root: Path, tmp_path: Path) -> None:
+    refused(fleet, root, DataError, "no repository", where=tmp_path)
+    (fleet.metadata / "2.targets.json").unlink()
+    refused(fleet, root, DataError, "2.targets.json", "complete")
+
+
+def test_the_root_metadata_of_a_device(fleet: Fleet, root: Path, tmp_path: Path) -> None:
+    for content in (None, b"", b"{}", b"x" * 600_000, fleet.bundle("one").read_bytes()):
+        wrong = tmp_path / "wrong.json"
+        if content is not None:
+            wrong.write_bytes(content)
+        refused(replace(fleet, root_metadata=wrong), root, UsageError, "wrong.json")
+    timestamp = replace(fleet, root_metadata=fleet.metadata / "timestamp.json")
+    refused(timestamp, root, UsageError, "no TUF root metadata")
+
+
+def test_a_memory_that_is_damaged(
+    fleet: Fleet, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet.update(root)
+    data = memory(root)
+    for damaged in (data[: len(data) // 2], b"", data.replace(b"timestamp", b"timestamq")):
+        (root / "updates" / "memory.json").write_bytes(damaged)
+        assert fleet.update(root).slot is None
+        assert "damaged" in caplog.text
+        assert json.loads(memory(root))["serial"] == 2
+
+
+# --- the wire -------------------------------------------------------------------------------------
+
+
+def test_a_download_goes_on_where_it_was_cut(fleet: Fleet, root: Path) -> None:
+    with served(fleet.public) as (url, wire):
+        wire.cut = {"/targets/": 1000}
+        refused(fleet, root, EnvironmentalError, "again", where=url)
+        (part,) = (root / "updates").glob("*.part")
+        assert part.stat().st_size == 1000
+        wire.cut = {"/targets/": 500}
+        refused(fleet, root, EnvironmentalError, "again", where=url)
+        wire.cut = {}
+        assert fleet.update(root, url).serial == 2
+        asked = [r for p, r in wire.asked if "/targets/" in p]
+    assert asked == [None, "bytes=1000-", "bytes=1500-"]
+
+
+def test_a_server_without_ranges(fleet: Fleet, root: Path) -> None:
+    with served(fleet.public) as (url, wire):
+        wire.cut = {"/targets/": 1000}
+        refused(fleet, root, EnvironmentalError, "again", where=url)
+        wire.cut, wire.ranges = {}, False
+        assert fleet.update(root, url).serial == 2
+
+
+def test_a_part_that_rotted(fleet: Fleet, root: Path) -> None:
+    with served(fleet.public) as (url, wire):
+        wire.cut = {"/targets/": 1000}
+        refused(fleet, root, EnvironmentalError, "again", where=url)
+        wire.cut = {}
+        (part,) = (root / "updates").glob("*.part")
+        part.write_bytes(bytes(900))
+        assert fleet.update(root, url).serial == 2
+        assert [r for p, r in wire.asked if "/targets/" in p] == [None, "bytes=900-", None]
+
+
+def test_a_part_of_something_else_is_removed(fleet: Fleet, root: Path) -> None:
+    with served(fleet.public) as (url, wire):
+        wire.cut = {"/targets/": 1000}
+        refused(fleet, root, EnvironmentalError, "again", where=url)
+        wire.cut = {}
+        fleet.release("three")
+        assert fleet.update(root, url).serial == 3
+    assert not list((root / "updates").glob("*.part"))
+
+
+def test_servers_that_fail(fleet: Fleet, root: Path) -> None:
+    with served(fleet.public) as (url, wire):
+        wire.status = {"timestamp": 503}
+        refused(fleet, root, EnvironmentalError, "503", where=url)
+        wire.status = {"/targets/": 404}
+        refused(fleet, root, DataError, "404", where=url)
+        wire.status, wire.cut = {}, {"timestamp": 10}
+        refused(fleet, root, EnvironmentalError, "ended after 10 of", where=url)
+    refused(fleet, root, EnvironmentalError, "cannot be reached", where=url)
+
+
+def test_one_update_at_a_time(fleet: Fleet, root: Path) -> None:
+    def test(artifact: Path) -> Any:
+        with pytest.raises(EnvironmentalError, match="another update"):
+            fleet.update(root)
+        return parts.here(artifact)
+
+    assert fleet.update(root, selftest=test).serial == 2
+
+
+def test_no_room(fleet: Fleet, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.statvfs
+
+    def full(path: Any) -> Any:
+        found = real(path)
+        return os.statvfs_result((*found[:4], 1, *found[5:]))
+
+    monkeypatch.setattr(os, "statvfs", full)
+    refused(fleet, root, EnvironmentalError, "make room")
+
+
+# --- the publisher --------------------------------------------------------------------------------
+
+
+def test_renewing_needs_the_timestamp_key_alone(fleet: Fleet, root: Path) -> None:
+    for role in ("root", "targets", "snapshot"):
+        (fleet.keys / f"{role}.pem").unlink()
+    assert fleet.publish() == {"timestamp": 3}
+    assert fleet.update(root).serial == 2
+    with pytest.raises(UsageError, match=r"targets\.pem"):
+        fleet.release("three")
+    # A key that is missing changes nothing that is public.
+    assert fleet.update(root).slot is None
+
+
+def test_lists_are_renewed_in_time(fleet: Fleet, root: Path) -> None:
+    assert set(fleet.publish(now=ago(-200))) == {"timestamp", "snapshot", "targets"}
+    assert fleet.update(root).serial == 2
+
+
+def test_keys_are_private_and_may_be_encrypted(tmp_path: Path) -> None:
+    repository.init(tmp_path / "r", tmp_path / "keys", password="secret")
+    assert (tmp_path / "keys").stat().st_mode & 0o777 == 0o700
+    for role in repository.ROLES:
+        path = tmp_path / "keys" / f"{role}.pem"
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert b"ENCRYPTED" in path.read_bytes()
+    with pytest.raises(UsageError, match="password"):
+        repository.publish(tmp_path / "r", tmp_path / "keys")
+    repository.publish(tmp_path / "r", tmp_path / "keys", password="secret")
+
+
+def test_the_root_key_is_rotated_twice_before_publishing(fleet: Fleet, root: Path) -> None:
+    fleet.update(root)
+    fleet.rotate("root")
+    fleet.rotate("timestamp")
+    fleet.rotate("root")
+    fleet.release("three")
+    assert fleet.update(root).serial == 3
+    fleet.rotate("root")
+    fleet.release("four")
+    assert fleet.update(root).serial == 4
+    assert sorted(n for n in read_memory(root / "updates").files if "root" in n) == [
+        "1.root.json", "2.root.json", "3.root.json",
+    ]  # fmt: skip
+
+
+def test_what_a_publisher_does_wrong(fleet: Fleet, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="already"):
+        repository.init(fleet.public, fleet.keys)
+    with pytest.raises(UsageError, match="already"):
+        fleet.add("two")
+    with pytest.raises(DataError, match="no repository"):
+        repository.add(tmp_path, fleet.bundle("one"), fleet.signer.trust)
+    with pytest.raises(DataError, match="no repository"):
+        repository.publish(tmp_path, fleet.keys)
+    stranger = parts.new_signer(tmp_path, "stranger")
+    with pytest.raises(CompatibilityError, match="sign"):
+        repository.add(fleet.public, fleet.bundle("one"), [read_public_key(stranger.public)])
+    shutil.copyfile(stranger.private, fleet.keys / "root.pem")
+    with pytest.raises(UsageError, match="not the root key"):
+        fleet.rotate("targets")
+    assert not (fleet.public / ".staged" / "root.json").exists()

@@ -1,0 +1,185 @@
+"""A fleet for tests: a repository made by the package's own code, a device, and tampering hands."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from edgehp.shipping import repository, slots
+from edgehp.shipping.fetch import Pace, open_source
+from edgehp.shipping.update import Update, update
+from tests import ship_parts as parts
+
+NOW = datetime.now(timezone.utc)
+
+
+def ago(days: float) -> datetime:
+    return NOW - timedelta(days=days)
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A repository, its keys, the release key, and the root metadata that devices came with."""
+
+    folder: Path
+    signer: parts.Signer
+    root_metadata: Path
+
+    @property
+    def public(self) -> Path:
+        return self.folder / "repository"
+
+    @property
+    def keys(self) -> Path:
+        return self.folder / "keys"
+
+    @property
+    def metadata(self) -> Path:
+        return self.public / "metadata"
+
+    def bundle(self, name: str, **options: Any) -> Path:
+        path = self.folder / f"{name}.edgehp"
+        if not path.exists():
+            artifact = parts.tiny_artifact(self.folder / "artifacts" / name, **options)
+            parts.quick_bundle(path, artifact, self.signer)
+        return path
+
+    def add(self, name: str, **options: Any) -> str:
+        return repository.add(self.public, self.bundle(name, **options), self.signer.trust).path
+
+    def publish(self, **options: Any) -> dict[str, int]:
+        return repository.publish(self.public, self.keys, **options).versions
+
+    def release(self, *names: str, **options: Any) -> None:
+        for name in names:
+            self.add(name, **options)
+        self.publish()
+
+    def rotate(self, role: str) -> None:
+        repository.rotate_key(self.public, role, self.keys)
+
+    def update(
+        self,
+        root: Path,
+        where: str | Path | None = None,
+        *,
+        device: Any = None,
+        selftest: Any = parts.here,
+        pace: Pace | None = None,
+        trust: Any = None,
+    ) -> Update:
+        return update(
+            open_source(str(where or self.public), pace),
+            self.root_metadata,
+            self.signer.trust if trust is None else trust,
+            root,
+            device=device or parts.Device(),
+            selftest=selftest,
+            finisher=parts.finish_tiny,
+        )
+
+
+def new_fleet(folder: Path, *names: str) -> Fleet:
+    """A fleet whose repository publishes bundles of these names, one after another."""
+    folder.mkdir(exist_ok=True)
+    (folder / "artifacts").mkdir()
+    root = repository.init(folder / "repository", folder / "keys")
+    given = folder / "root.json"
+    shutil.copyfile(root, given)
+    fleet = Fleet(folder, parts.new_signer(folder, "release"), given)
+    if names:
+        fleet.release(*names)
+    return fleet
+
+
+def name_here(root: Path) -> str | None:
+    """The artifact that is current, None where nothing is."""
+    found = slots.status(root).current if root.is_dir() else None
+    return None if found is None else found.artifact_name
+
+
+@dataclass
+class Wire:
+    """What a web server was asked for, and how it shall misbehave.
+
+    Attributes:
+        cut: bytes of a file's body after which the connection is closed, by part of its path.
+        endless: paths that never end.
+        ranges: whether ranges are answered.
+        drip: seconds between bytes, by part of the path.
+        asked: (path, Range) of every request.
+    """
+
+    cut: dict[str, int] = field(default_factory=dict)
+    endless: tuple[str, ...] = ()
+    ranges: bool = True
+    drip: dict[str, float] = field(default_factory=dict)
+    status: dict[str, int] = field(default_factory=dict)
+    asked: list[tuple[str, str | None]] = field(default_factory=list)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def __init__(self, wire: Wire, folder: Path, pause: Callable[[float], object], *rest: Any):
+        self.wire, self.folder, self.pause = wire, folder, pause
+        super().__init__(*rest)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+    def _of(self, table: dict[str, Any]) -> Any:
+        return next((v for k, v in table.items() if k in self.path), None)
+
+    def do_GET(self) -> None:
+        wanted = self.headers.get("Range")
+        self.wire.asked.append((self.path, wanted))
+        path = self.folder / self.path.lstrip("/")
+        status = self._of(self.wire.status)
+        if status is not None or not path.is_file():
+            self.send_error(status or 404)
+            return
+        data, start = path.read_bytes(), 0
+        if wanted and self.wire.ranges:
+            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        endless = any(e in self.path for e in self.wire.endless)
+        if not endless:
+            self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        body = data[start:]
+        cut, drip = self._of(self.wire.cut), self._of(self.wire.drip)
+        try:
+            if drip is not None:
+                for byte in body:
+                    self.wfile.write(bytes([byte]))
+                    self.pause(drip)
+            self.wfile.write(body if cut is None else body[:cut])
+            while endless:
+                self.wfile.write(b" " * 65536)
+        except OSError:
+            pass  # the client had enough
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[str, Wire]]:
+    """A web server on loopback: its URL, and how it behaves."""
+    wire, stop = Wire(), threading.Event()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, wire, folder, stop.wait))
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", wire
+    finally:
+        stop.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
