@@ -30,7 +30,7 @@ from edgehp.shipping.examine import SelfTest, writing
 from edgehp.shipping.fetch import Source, download
 from edgehp.shipping.keys import Trust
 from edgehp.shipping.offer import Remembered
-from edgehp.shipping.records import SLOT_NAMES, Slot, State, read_slot, read_state, write_state
+from edgehp.shipping.records import Slot, State, read_slot, read_state, write_state
 from edgehp.shipping.trusted import Listed, Lists, Memory, read_memory, refresh, write_memory
 
 __all__ = ["PassedOver", "Update", "update"]
@@ -123,7 +123,7 @@ def update(
             say("refresh")
             lists = refresh(source, root_metadata, folder)
             memory, state = read_memory(folder), read_state(root)
-            have = _newest_here(root, lists, memory)
+            have = _newest_here(root, state, lists, memory)
             chosen, passed_over = _chosen(lists, have, state, here)
             if chosen is None:
                 _remember(folder, memory, have, lists)
@@ -138,16 +138,21 @@ def update(
             return Update(slot, offer.path, offer.serial, passed_over)
 
 
-def _newest_here(root: Path, lists: Lists, memory: Memory) -> int:
+def _newest_here(root: Path, state: State, lists: Lists, memory: Memory) -> int:
     """Serial of the newest bundle that this device has or had; 0 where nothing is known.
 
-    What is installed tells it, by its digest; and what an update installed before is remembered,
-    so that neither a rollback by hand nor a list that lost an entry brings an older one. The memory
+    What is current tells it, by its digest; and what an update installed before is remembered, so
+    that neither a rollback by hand nor a list that lost an entry brings an older one. The other
+    slot does not count: it may be what an update left that was killed before the switch. The memory
     counts only while the same keys sign the list: whoever had a key that was rotated since may have
     made it as large as they liked.
     """
-    installed = {s.digest for name in SLOT_NAMES if (s := read_slot(root, name)) is not None}
-    serials = [one.offer.serial for one in lists.listed if one.offer.content in installed]
+    current = None if state.current is None else read_slot(root, state.current)
+    serials = [
+        one.offer.serial
+        for one in lists.listed
+        if current is not None and one.offer.content == current.digest
+    ]
     return max([*serials, memory.serial if memory.keys == lists.keys else 0])
 
 
