@@ -176,6 +176,28 @@ def test_one_installer_at_a_time(shop: Shop) -> None:
     assert shop.install("two").artifact_name == "two"
 
 
+def test_nobody_else_can_hold_the_locks(shop: Shop) -> None:
+    # Whoever may open a lock file may hold it, and with it every start and every installation.
+    shop.install("one")
+    for name in ("lock", "state.lock"):
+        assert (shop.root / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_what_runs_can_be_confirmed_while_a_rollback_tests(shop: Shop) -> None:
+    shop.install("one")
+    shop.install("two")
+    shop.boot()
+
+    def test(artifact: Path) -> SelfTestResult:
+        # A runtime that had to wait here would be killed by its watchdog.
+        assert not disk.is_locked(shop.root / "state.lock")
+        slots.confirm(shop.root)
+        return parts.here(artifact)
+
+    assert slots.rollback(shop.root, selftest=test).artifact_name == "one"
+    assert slots.status(shop.root).unconfirmed_starts == 0
+
+
 def test_what_a_dead_installer_left_is_removed(shop: Shop) -> None:
     shop.install("one")
     (shop.root / "slots" / ".staging-0badc0de" / "artifact").mkdir(parents=True)

@@ -72,7 +72,12 @@ def make_folder(path: Path) -> None:
         return
     if path.parent != path:
         make_folder(path.parent)
-    os.mkdir(path, 0o755)  # noqa: PTH102 - see above
+    try:
+        os.mkdir(path, 0o755)  # noqa: PTH102 - see above
+    except FileExistsError:
+        # Another process was faster, or something else is there.
+        if not path.is_dir():
+            raise
     flush_folder(path.parent)
 
 
@@ -140,13 +145,14 @@ def remove_tree(path: Path) -> None:
 def locked(path: Path, *, wait: bool) -> Iterator[None]:
     """Hold the lock of the file `path` while the block runs; it dies with its process.
 
-    The file stays: removing it would let two processes lock two files of the same name.
+    The file stays: removing it would let two processes lock two files of the same name. It is for
+    its owner alone: whoever may read a file may lock it, and would hold up every start for ever.
 
     Raises:
         BlockingIOError: another process holds it and `wait` is false.
         OSError: the file cannot be made.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
@@ -154,10 +160,15 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
         os.close(descriptor)
 
 
-def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock of the file `path`; it is not waited for."""
+def is_locked(path: Path) -> bool | None:
+    """Whether a process holds the lock of the file `path`; it is not waited for.
+
+    None where this user may not look at the lock.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError:
+        return None
     except OSError:
         return False
     try:

@@ -3,7 +3,7 @@
 Under the root directory::
 
     lock            flock of the one installer
-    state.lock      flock held while state.json or a slot is replaced, never for long
+    state.lock      flock held while state.json or a slot is replaced, and while a start tests slots
     state.json      which slot is current, starts that were not confirmed, what failed
     slots/a/        record.json and artifact/
     slots/b/
@@ -87,7 +87,7 @@ class Status:
         other: the slot to return to, None where there is none.
         unconfirmed_starts: starts of the current slot since the last `confirm`.
         failed: digest -> reason, of slots that were left because they failed.
-        installing: an installer is at work.
+        installing: an installer is at work; None where this user may not know.
     """
 
     root: Path
@@ -95,7 +95,7 @@ class Status:
     other: Slot | None
     unconfirmed_starts: int
     failed: dict[str, str]
-    installing: bool
+    installing: bool | None
 
 
 def default_root() -> Path:
@@ -202,21 +202,25 @@ def rollback(root: Path, *, selftest: SelfTest | None = None) -> Slot:
     """
     if not root.is_dir():
         raise nothing_installed(root)
-    with writing(root), _one_installer(root), disk.locked(root / "state.lock", wait=True):
+    with writing(root), _one_installer(root):
         state = read_state(root)
         other = None if state.current is None else read_slot(root, other_than(state.current))
         if other is None:
             raise DataError(f"{root} has no other slot to return to; install a bundle first")
+        # Before the lock: a runtime that waits for it to `confirm` would miss its watchdog. Slots
+        # do not change meanwhile, this is the one installer.
         examine(other, selftest or run_self_test)
-        write_state(
-            root,
-            replace(
-                state,
-                current=other.name,
-                starts=0,
-                failed=state.without_failure(other.digest),
-            ),
-        )
+        with disk.locked(root / "state.lock", wait=True):
+            state = read_state(root)
+            write_state(
+                root,
+                replace(
+                    state,
+                    current=other.name,
+                    starts=0,
+                    failed=state.without_failure(other.digest),
+                ),
+            )
         return other
 
 
