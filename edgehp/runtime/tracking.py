@@ -110,6 +110,7 @@ class FaceTracker:
             patience: detections in a row that may miss a tracked face before it is given up.
         """
         self._detection, self._every, self._patience = detection, every, patience
+        self._asked: Job | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -119,8 +120,7 @@ class FaceTracker:
         self._grey: Image | None = None
         self._since = self._misses = 0
         self._doubt = False
-        self._ignore: Job | None = getattr(self, "_job", None)
-        self._job: Job | None = None
+        self._forgotten = self._asked
 
     def doubt(self) -> None:
         """Look again at the next frame that the detector is free for."""
@@ -148,9 +148,9 @@ class FaceTracker:
             self._box is None or self._doubt or self._since >= self._every
         ):
             region = None if self._box is None else self._box.moved(0, 0, _ROOM)
-            self._job = Job(photo, grey, region)
+            self._asked = Job(photo, grey, region)
             self._since, self._doubt = 0, False
-            self._detection.request(self._job)
+            self._detection.request(self._asked)
         fresh = self._take(grey, scale)
         if self._box is None:
             return None
@@ -159,7 +159,7 @@ class FaceTracker:
     def _take(self, grey: Image, scale: float) -> bool:
         """Use the detector's answer if there is one; whether it found the face."""
         found = self._detection.poll()
-        if found is None or found.job is self._ignore:
+        if found is None or found.job is self._forgotten:
             return False
         if found.error is not None:
             raise found.error
