@@ -304,6 +304,27 @@ def test_a_detection_that_comes_late_is_carried_to_the_newest_frame():
     assert face.detected and overlap(face.box, network_box(Box(158, 80, 258, 180))) > 0.95
 
 
+def test_a_detection_from_before_a_fault_is_not_used_whatever_the_camera_gives_now():
+    hold = threading.Event()
+
+    class Slow(Detector):
+        def detect(self, photo):
+            hold.wait(20)
+            return super().detect(photo)
+
+    detection = BackgroundDetection(InlineDetection(Slow(Box(150, 80, 250, 180)), Detector(None)))
+    tracker = FaceTracker(detection)
+    photo = cv2.cvtColor(scene(), cv2.COLOR_GRAY2RGB)
+    assert tracker.update(photo) is None
+    # A camera that stays stuck resets with every frame.
+    tracker.reset()
+    tracker.reset()
+    hold.set()
+    wait_for(lambda: detection._found is not None)
+    assert tracker.update(photo[:200, :300].copy()) is None
+    tracker.close()
+
+
 @pytest.mark.parametrize("error", [cv2.error("broken"), EnvironmentalError("broken")])
 def test_a_detector_that_fails_is_an_error_and_not_an_empty_car(error):
     class Failing(Detector):
@@ -380,8 +401,8 @@ def test_areas_are_relative_to_straight_ahead_of_this_camera():
 
 
 def test_speeds_from_a_number_a_file_and_lines(tmp_path):
-    assert parse_speed("52.5", io.StringIO(), 1).read() == 52.5
-    assert parse_speed(None, io.StringIO(), 1).read() is None
+    assert parse_speed("52.5", io.BytesIO(), 1).read() == 52.5
+    assert parse_speed(None, io.BytesIO(), 1).read() is None
     path = tmp_path / "speed"
     speed = FileSpeed(path, 5.0)
     assert speed.read() is None
@@ -389,18 +410,24 @@ def test_speeds_from_a_number_a_file_and_lines(tmp_path):
     assert speed.read() == 33
     os.utime(path, (time.time() - 60, time.time() - 60))
     assert speed.read() is None
+    # The clock was set back since: how old the number is cannot be known.
+    os.utime(path, (time.time() + 60, time.time() + 60))
+    assert speed.read() is None
     path.write_text("fast")
     assert speed.read() is None
-    lines = LineSpeed(io.StringIO("10\n20\n"), 1000.0)
+    path.unlink()
+    os.mkfifo(path)
+    assert speed.read() is None  # and does not wait for a writer
+    lines = LineSpeed(io.BytesIO(b"10\n\xff\xe2\n20\n"), 1000.0)
     wait_for(lambda: lines.read() == 20)
-    broken = LineSpeed(io.StringIO("10\nnan\n"), 1000.0)
+    broken = LineSpeed(io.BytesIO(b"10\nnan\n"), 1000.0)
     wait_for(lambda: broken._last[1] > 0 and broken.read() is None)
 
 
 @pytest.mark.parametrize("text", ["fast", "-3", "nan", "1e9", ""])
 def test_what_is_no_speed_is_refused(text):
     with pytest.raises(UsageError, match="km/h"):
-        parse_speed(text, io.StringIO(), 1)
+        parse_speed(text, io.BytesIO(), 1)
 
 
 # --- settings -------------------------------------------------------------------------------------

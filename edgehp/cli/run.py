@@ -111,7 +111,7 @@ def command(
     frames = parse_source(source, fps)
     if every_frame and frames.live:
         raise UsageError("--every-frame is for files: a camera does not wait")
-    kmh = parse_speed(speed, sys.stdin, settings.speed_max_age)
+    kmh = parse_speed(speed, sys.stdin.buffer, settings.speed_max_age)
     with ExitStack() as stack:
         host, confirm = _engine(artifact, slots, network, threads)
         stack.callback(host.close)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import stat
 import threading
 import time
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import IO, Protocol
 
 from edgehp.errors import UsageError
 
@@ -45,18 +47,22 @@ class FileSpeed:
     def read(self) -> float | None:
         """The number, unless it is missing, no number, or older than `max_age` seconds."""
         try:
-            with self._path.open("rb") as file:
+            with open(self._path, "rb", opener=_at_once) as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    return None
                 raw = file.read(_MOST_BYTES)
-            age = time.time() - self._path.stat().st_mtime
         except OSError:
             return None
-        return _number(raw.decode("ascii", "replace")) if age <= self._max_age else None
+        # Either way: where the clock was set back, an old number would look fresh for long.
+        fresh = abs(time.time() - status.st_mtime) <= self._max_age
+        return _number(raw.decode("ascii", "replace")) if fresh else None
 
 
 class LineSpeed:
     """Lines of one number each, read in a thread of its own."""
 
-    def __init__(self, lines: TextIO, max_age: float) -> None:
+    def __init__(self, lines: IO[bytes], max_age: float) -> None:
         self._lines, self._max_age = lines, max_age
         self._last: tuple[float | None, float] = (None, -math.inf)
         threading.Thread(target=self._run, name="speed", daemon=True).start()
@@ -69,15 +75,15 @@ class LineSpeed:
     def _run(self) -> None:
         while line := self._lines.readline(_MOST_BYTES):
             # One assignment: the loop never sees half of it.
-            self._last = (_number(line), time.monotonic())
+            self._last = (_number(line.decode("ascii", "replace")), time.monotonic())
 
 
-def parse_speed(text: str | None, lines: TextIO, max_age: float) -> SpeedSource:
+def parse_speed(text: str | None, lines: IO[bytes], max_age: float) -> SpeedSource:
     """A speed source from what the user wrote.
 
     Args:
         text: a number of km/h, ``-`` for lines on stdin, ``file:PATH``; None: not known.
-        lines: stdin.
+        lines: stdin, as bytes: one that is no text must not end the reading.
         max_age: seconds after which a number from a file or line no longer counts.
 
     Raises:
@@ -102,3 +108,8 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return value if 0 <= value <= _FASTEST else None
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting: a named pipe without a writer must not hold the loop."""
+    return os.open(path, flags | os.O_NONBLOCK)
