@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +16,9 @@ import pytest
 from edgehp.errors import CheckpointError, DataError, EnvironmentalError, UsageError
 from edgehp.networks import graph as graph_module
 from edgehp.networks.export import deployed_graph, load_graph, save_graph
-from edgehp.networks.graph import build_graph, graph_bytes, simplify, spec_of_graph
+from edgehp.networks.graph import build_graph, graph_bytes, spec_of_graph
 from edgehp.networks.layout import Weights
+from edgehp.networks.simplify import simplify
 from edgehp.networks.spec import NetworkSpec
 from edgehp.pose import convention
 from tests.helpers import random_crops, random_network
@@ -190,15 +192,15 @@ def test_simplify_keeps_names_metadata_and_the_symbolic_batch(
 def test_simplify_refuses_a_changed_answer(
     small_graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    onnxsim = pytest.importorskip("onnxsim")
+    pytest.importorskip("onnxsim")
 
-    def broken(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
+    def broken(model: onnx.ModelProto) -> onnx.ModelProto:
         out = onnx.ModelProto.FromString(model.SerializeToString())
         bins = next(t for t in out.graph.initializer if t.name == "bins")
         bins.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bins) + 0.01, "bins"))
-        return out, True
+        return out
 
-    monkeypatch.setattr(onnxsim, "simplify", broken)
+    monkeypatch.setattr("edgehp.networks.simplify._onnxsim", broken)
     with pytest.raises(EnvironmentalError, match=r"changed the answer by 0\.01"):
         simplify(small_graph)
 
@@ -206,15 +208,37 @@ def test_simplify_refuses_a_changed_answer(
 def test_simplify_refuses_a_lost_batch(
     small_graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    onnxsim = pytest.importorskip("onnxsim")
+    pytest.importorskip("onnxsim")
 
-    def fixed(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
+    def fixed(model: onnx.ModelProto) -> onnx.ModelProto:
         out = onnx.ModelProto.FromString(model.SerializeToString())
         out.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-        return out, True
+        return out
 
-    monkeypatch.setattr(onnxsim, "simplify", fixed)
+    monkeypatch.setattr("edgehp.networks.simplify._onnxsim", fixed)
     with pytest.raises(EnvironmentalError, match="symbolic batch"):
+        simplify(small_graph)
+
+
+def test_simplify_says_what_onnxsim_said(
+    small_graph: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another onnxsim on the way that packages are looked for: the child takes that one too."""
+    (tmp_path / "onnxsim.py").write_text("def simplify(model): raise ValueError('no such shape')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(EnvironmentalError, match="ValueError: no such shape"):
+        simplify(small_graph)
+
+
+def test_simplify_takes_torch_into_no_process(
+    small_graph: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "onnxsim.py").write_text(
+        "try:\n    import torch\nexcept ImportError:\n    torch = None\n"
+        "def simplify(model):\n    raise ValueError(f'torch is {torch}')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(EnvironmentalError, match="torch is None"):
         simplify(small_graph)
 
 

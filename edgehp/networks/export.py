@@ -15,10 +15,10 @@ from edgehp.networks.graph import (
     SPEC_KEY,
     build_graph,
     graph_bytes,
-    simplify,
     spec_of_graph,
 )
 from edgehp.networks.layout import Weights
+from edgehp.networks.simplify import simplify
 from edgehp.networks.spec import NetworkSpec
 
 if TYPE_CHECKING:

@@ -23,7 +23,6 @@ convolution), and the signs of the network's pose convention (into the bin value
 from __future__ import annotations
 
 import json
-import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,7 +55,6 @@ __all__ = [
     "SPEC_KEY",
     "build_graph",
     "graph_bytes",
-    "simplify",
     "spec_of_graph",
 ]
 
@@ -66,10 +64,7 @@ SPEC_KEY = "edgehp.spec"
 DIGEST_KEY = "edgehp.spec_digest"
 DEFAULT_OPSET = 17
 _OPSETS = range(17, 24)
-_TOLERANCE = 1e-3  # degrees
 _EPSILON = 1e-5  # torch.nn.BatchNorm2d's default, which both papers' networks use
-
-_log = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float64]
 
@@ -128,82 +123,6 @@ def spec_of_graph(model: onnx.ModelProto) -> NetworkSpec | None:
     except ValueError as e:
         raise DataError(f"the graph's metadata {SPEC_KEY} is not JSON: {e}") from e
     return NetworkSpec.from_dict(values)
-
-
-def simplify(model: onnx.ModelProto, count: int = 8, seed: int = 0) -> onnx.ModelProto:
-    """Run onnxsim over a deployed graph and check the result on random crops.
-
-    The graph of `build_graph` is already as simple as onnxsim makes it; this proves it, and serves
-    graphs from elsewhere. Where onnxsim is not installed the graph is returned as it is, which the
-    log says.
-
-    Args:
-        model: a deployed graph.
-        count: number of random crops to compare on.
-        seed: of the crops.
-
-    Returns:
-        A new graph with the same metadata, inputs and outputs, symbolic batch included.
-
-    Raises:
-        EnvironmentalError: onnxsim failed or changed the answer or the interface, or onnxruntime,
-            which the check needs, is not installed.
-    """
-    import onnx
-
-    try:
-        import onnxsim
-    except ImportError:
-        _log.warning("onnxsim is not installed: the graph stays as it was built")
-        return model
-    try:
-        simple: onnx.ModelProto = onnxsim.simplify(model)[0]
-        onnx.checker.check_model(simple, full_check=True)
-    except (RuntimeError, ValueError, TypeError, onnx.checker.ValidationError) as e:
-        raise EnvironmentalError(
-            f"onnxsim {_version(onnxsim)} failed on the graph ({_first_line(e)}); install another "
-            "version of onnxsim, or uninstall it to use the graph as it was built"
-        ) from e
-    # onnxsim writes a log of its own into the metadata, which differs between its versions.
-    del simple.metadata_props[:]
-    simple.metadata_props.extend(model.metadata_props)
-    for field in ("input", "output"):
-        if [v.SerializeToString(deterministic=True) for v in getattr(simple.graph, field)] != [
-            v.SerializeToString(deterministic=True) for v in getattr(model.graph, field)
-        ]:
-            raise EnvironmentalError(
-                f"onnxsim {_version(onnxsim)} changed the graph's {field}s (expected a symbolic "
-                "batch and the same names); install another version of onnxsim or uninstall it"
-            )
-    size = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
-    crops = np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
-    before, after = _run(model, crops), _run(simple, crops)
-    worst = max(float(np.abs(a - b).max()) for a, b in zip(before, after, strict=True))
-    if not worst <= _TOLERANCE:  # not the same as >, for a NaN
-        raise EnvironmentalError(
-            f"onnxsim {_version(onnxsim)} changed the answer by {worst:.3g} degrees, expected at "
-            f"most {_TOLERANCE}; install another version of onnxsim or uninstall it"
-        )
-    return simple
-
-
-def _run(model: onnx.ModelProto, crops: npt.NDArray[np.uint8]) -> list[Array]:
-    try:
-        import onnxruntime
-    except ImportError as e:
-        raise EnvironmentalError(
-            f"checking a graph needs onnxruntime ({e}); install it with: pip install onnxruntime"
-        ) from e
-    session = onnxruntime.InferenceSession(graph_bytes(model), providers=["CPUExecutionProvider"])
-    return [np.asarray(o, np.float64) for o in session.run(list(OUTPUTS), {INPUT: crops})]
-
-
-def _version(module: object) -> str:
-    return str(getattr(module, "__version__", "of unknown version"))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 class _Builder:

@@ -1,0 +1,139 @@
+"""Run onnxsim over a deployed graph, in a process of its own, and check what it made."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import logging
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from edgehp._memory import give_back
+from edgehp.errors import EnvironmentalError
+from edgehp.networks.graph import INPUT, OUTPUTS, graph_bytes
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["simplify"]
+
+_TOLERANCE = 1e-3  # degrees
+
+# onnxsim imports torch where there is one, for functions that are not used here: 150 MiB that
+# would stay until the end of a build. A process of its own, without torch, gives them back. It
+# looks for packages where this one does and nowhere else.
+_PROGRAM = """
+import sys
+sys.path[:] = sys.argv[3:]
+sys.modules["torch"] = None
+import onnx, onnxsim
+onnx.save(onnxsim.simplify(onnx.load(sys.argv[1]))[0], sys.argv[2])
+"""
+
+_log = logging.getLogger(__name__)
+
+Array = npt.NDArray[np.float64]
+
+
+def simplify(model: onnx.ModelProto, count: int = 8, seed: int = 0) -> onnx.ModelProto:
+    """Run onnxsim over a deployed graph and check the result on random crops.
+
+    The graph of `edgehp.networks.graph.build_graph` is already as simple as onnxsim makes it; this
+    proves it, and serves graphs from elsewhere. Where onnxsim is not installed the graph is
+    returned as it is, which the log says.
+
+    Args:
+        model: a deployed graph.
+        count: number of random crops to compare on.
+        seed: of the crops.
+
+    Returns:
+        A new graph with the same metadata, inputs and outputs, symbolic batch included.
+
+    Raises:
+        EnvironmentalError: onnxsim failed or changed the answer or the interface, or onnxruntime,
+            which the check needs, is not installed.
+    """
+    import onnx
+
+    if importlib.util.find_spec("onnxsim") is None:
+        _log.warning("onnxsim is not installed: the graph stays as it was built")
+        return model
+    give_back()
+    simple = _onnxsim(model)
+    try:
+        onnx.checker.check_model(simple, full_check=True)
+    except onnx.checker.ValidationError as e:
+        raise _failed(str(e)) from e
+    # onnxsim writes a log of its own into the metadata, which differs between its versions.
+    del simple.metadata_props[:]
+    simple.metadata_props.extend(model.metadata_props)
+    for field in ("input", "output"):
+        if [v.SerializeToString(deterministic=True) for v in getattr(simple.graph, field)] != [
+            v.SerializeToString(deterministic=True) for v in getattr(model.graph, field)
+        ]:
+            raise EnvironmentalError(
+                f"onnxsim {_version()} changed the graph's {field}s (expected a symbolic "
+                "batch and the same names); install another version of onnxsim or uninstall it"
+            )
+    size = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    crops = np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
+    before, after = _run(model, crops), _run(simple, crops)
+    worst = max(float(np.abs(a - b).max()) for a, b in zip(before, after, strict=True))
+    if not worst <= _TOLERANCE:  # not the same as >, for a NaN
+        raise EnvironmentalError(
+            f"onnxsim {_version()} changed the answer by {worst:.3g} degrees, expected at "
+            f"most {_TOLERANCE}; install another version of onnxsim or uninstall it"
+        )
+    return simple
+
+
+def _onnxsim(model: onnx.ModelProto) -> onnx.ModelProto:
+    """What onnxsim makes of the graph."""
+    import onnx
+
+    with tempfile.TemporaryDirectory(prefix="edgehp-") as folder:
+        given, made = Path(folder) / "given.onnx", Path(folder) / "made.onnx"
+        given.write_bytes(graph_bytes(model))
+        command = [sys.executable, "-c", _PROGRAM, str(given), str(made), *sys.path]
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+        )
+        if done.returncode != 0 or not made.is_file():
+            lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+            raise _failed(lines[-1])
+        simple: onnx.ModelProto = onnx.load(made)
+    return simple
+
+
+def _failed(why: str) -> EnvironmentalError:
+    first = (why.strip().splitlines() or ["without a word"])[0][:200]
+    return EnvironmentalError(
+        f"onnxsim {_version()} failed on the graph ({first}); install another version of onnxsim, "
+        "or uninstall it to use the graph as it was built"
+    )
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("onnxsim")
+    except importlib.metadata.PackageNotFoundError:
+        return "of unknown version"
+
+
+def _run(model: onnx.ModelProto, crops: npt.NDArray[np.uint8]) -> list[Array]:
+    try:
+        import onnxruntime
+    except ImportError as e:
+        raise EnvironmentalError(
+            f"checking a graph needs onnxruntime ({e}); install it with: pip install onnxruntime"
+        ) from e
+    give_back()  # of the session before this one
+    session = onnxruntime.InferenceSession(graph_bytes(model), providers=["CPUExecutionProvider"])
+    return [np.asarray(o, np.float64) for o in session.run(list(OUTPUTS), {INPUT: crops})]
