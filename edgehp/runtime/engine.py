@@ -25,7 +25,12 @@ class EngineFaultError(EnvironmentalError):
 
 
 class EngineHost:
-    """Keeps one engine open."""
+    """Keeps one engine open.
+
+    Attributes:
+        network: the one that is open, or was last.
+        faults: how often it failed.
+    """
 
     def __init__(
         self, opener: Callable[[], OpenedNetwork], pause: float = 0.2, longest: float = 5.0
@@ -59,7 +64,11 @@ class EngineHost:
             EngineFaultError: it failed, gave no numbers, or waits to be opened again.
             EnvironmentalError: it could not be opened again for good.
         """
-        opened = self._opened or self._reopen()
+        opened, taken = self._opened, self.network.preprocessing
+        if opened is None:
+            opened = self._reopen()
+            if opened.preprocessing != taken:
+                raise EngineFaultError("the engine that is open now takes other crops than this")
         try:
             answer = opened.engine.infer(crops)
         # RuntimeError and OSError: what native runtimes raise past their wrappers.
@@ -102,5 +111,7 @@ class EngineHost:
             self._opened = self._opener()
         except (EdgehpError, RuntimeError, OSError) as e:
             raise self._failed(f"the engine cannot be opened again: {e}") from e
+        # May be another one than before: an installation can have replaced the slot.
+        self.network = self._opened
         logger.warning("the engine is open again")
         return self._opened
