@@ -31,7 +31,7 @@ from edgehp.errors import DataError, EnvironmentalError
 from edgehp.pose import geodesic_degrees, matrix_from_euler
 from edgehp.prediction.faces import overlap
 from edgehp.runtime.capture import CaptureThread
-from edgehp.runtime.engine import EngineHost
+from edgehp.runtime.engine import EngineFaultError, EngineHost
 from edgehp.runtime.loop import Runtime
 from edgehp.runtime.records import STATES
 from edgehp.runtime.settings import CaptureSettings, Settings
@@ -365,13 +365,39 @@ def test_frames_that_stay_away_are_stale_then_lost_and_a_driver_that_hangs_ends_
     settings = Settings(capture=replace(FAST.capture, hang=1.5))
     sink = Records()
     runtime = Runtime(live(script), EngineHost(opener), FixedBox(BOX), [sink], settings)
-    with pytest.raises(EnvironmentalError, match="driver hangs"):
+    with pytest.raises(EnvironmentalError, match="driver has not come back"):
         runtime.run()
     forever.set()
     found = states(sink.records)
     first = {s: found.index(s) for s in ("ok", "stale_frame", "camera_lost")}
     assert sorted(first.values()) == list(first.values()), found
     assert sink.records[-1]["type"] == "end" and sink.records[-1]["reason"] == "failed"
+
+
+@pytest.mark.parametrize("where", ["opening", "reading"])
+def test_a_driver_that_hangs_when_a_lost_camera_comes_back_ends_the_process(opener, where):
+    forever, opened, confirmed = threading.Event(), [], []
+
+    def script(number):
+        # A covered lens: the engine is never asked, and is not to blame.
+        if len(opened) == 1:
+            return np.zeros((SIZE, SIZE, 3), np.uint8) if number < 3 else None
+        forever.wait(WAIT)
+        return None
+
+    def open_camera():
+        opened.append(None)
+        if len(opened) > 1 and where == "opening":
+            forever.wait(WAIT)
+        return Camera(script)
+
+    settings = Settings(capture=replace(FAST.capture, hang=0.5))
+    source = CaptureSource("camera:0", True, open_camera)
+    with pytest.raises(EnvironmentalError, match="driver has not come back"):
+        run(source, opener, settings=settings, confirm=lambda: confirmed.append(None))
+    forever.set()
+    # Three such ends must not take a good slot for a bad one.
+    assert len(opened) == 2 and len(confirmed) == 1
 
 
 def test_silence_is_told_within_a_second_by_default():
@@ -415,6 +441,21 @@ def test_an_engine_that_fails_is_told_and_opened_again(opener):
     assert "fell off the bus" in faults[0]["reason"] and faults[0]["raw"] is None
     assert any("than numbers" in r["reason"] for r in faults)
     assert summary.totals["engine_faults"] == 2
+
+
+def test_crops_are_those_of_the_engine_that_is_open_now(opener):
+    # An installation may replace the slot between an engine's failure and its next opening.
+    first, second = opener(), opener()
+    first = replace(first, engine=Broken(first.engine, [None, None]))
+    second = replace(second, preprocessing=replace(second.preprocessing, colour="BGR"))
+    host = EngineHost(iter([first, second]).__next__, pause=0)
+    crops = np.zeros((1, *[first.preprocessing.size] * 2, 3), np.uint8)
+    for words in ("fell off the bus", "other crops"):
+        with pytest.raises(EngineFaultError, match=words):
+            host.infer(crops)
+    host.infer(crops)
+    assert host.network is second
+    host.close()
 
 
 def test_an_engine_that_stays_broken_ends_the_process(opener):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -62,6 +64,7 @@ class CaptureStatus:
         captured: frames read.
         dropped: frames overwritten before the loop took them.
         reconnects: how often the camera was opened again.
+        waiting: seconds that a call of the driver (open, read or close) has not come back for.
     """
 
     lost: str | None
@@ -70,6 +73,7 @@ class CaptureStatus:
     captured: int
     dropped: int
     reconnects: int
+    waiting: float
 
 
 class CaptureThread:
@@ -103,6 +107,7 @@ class CaptureThread:
         self._error: EdgehpError | None = None
         self._captured = self._dropped = self._reconnects = 0
         self._reopen: str | None = None
+        self._called: float | None = None  # when a call of the driver began that is not back yet
         # A daemon: a read that never returns must not keep the process.
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
 
@@ -132,6 +137,7 @@ class CaptureThread:
 
     def status(self) -> CaptureStatus:
         """How it stands now."""
+        called = self._called
         with self._changed:
             return CaptureStatus(
                 self._lost,
@@ -140,6 +146,7 @@ class CaptureThread:
                 self._captured,
                 self._dropped,
                 self._reconnects,
+                0.0 if called is None else time.monotonic() - called,
             )
 
     def reopen(self, reason: str) -> None:
@@ -152,7 +159,8 @@ class CaptureThread:
         pause = self._first
         while not self._stop.is_set():
             try:
-                capture = self.source.open()
+                with self._driver():
+                    capture = self.source.open()
             except (EdgehpError, cv2.error, OSError) as e:
                 reason = _line(e)
                 if not self.source.live:
@@ -181,7 +189,8 @@ class CaptureThread:
                 if self.source.fps is not None and not self._every_frame:
                     self._stop.wait(max(0.0, start + frames / self.source.fps - time.monotonic()))
                 try:
-                    got, pixels = capture.read()
+                    with self._driver():
+                        got, pixels = capture.read()
                 except (cv2.error, OSError) as e:
                     return frames, f"reading failed: {_line(e)}"
                 now, utc = time.monotonic_ns(), time.time_ns()
@@ -194,7 +203,17 @@ class CaptureThread:
                     return frames, reason
             return frames, "stopped"
         finally:
-            capture.release()
+            with self._driver():
+                capture.release()
+
+    @contextmanager
+    def _driver(self) -> Iterator[None]:
+        """Around every call that may never come back."""
+        self._called = time.monotonic()
+        try:
+            yield
+        finally:
+            self._called = None
 
     def _put(self, read: _Read, first: bool) -> str | None:
         """Overwrite the slot; a reason if the camera is to be opened again."""

@@ -79,8 +79,9 @@ class Runtime:
         metrics: counters.
         every_frame: do not drop frames of a file.
         limit: end after this many frames.
-        confirm: called once, when the engine has answered for a frame or the run has lasted half a
-            minute: nobody may sit in the car, or the camera be broken, and neither is its fault.
+        confirm: called once, when the engine has answered for a frame, the run has lasted half a
+            minute, or the camera's driver hangs: nobody may sit in the car, or the camera be
+            broken, and neither is its fault.
     """
 
     source: CaptureSource
@@ -273,13 +274,16 @@ class Runtime:
         """Say what the clock says about the camera's silence."""
         now, utc_ns = time.monotonic_ns(), time.time_ns()
         silent = (now - self._last_frame_ns) / 1e9
+        if status.waiting > self.settings.capture.hang:
+            # No fault of the engine: three such ends must not bring the other slot back.
+            self._confirm()
+            raise EnvironmentalError(
+                f"{self.source.name}: the camera's driver has not come back for "
+                f"{status.waiting:.0f} s; it hangs, only a new process helps: let the service "
+                "manager start one"
+            )
         if status.lost is not None:
             state, reason = "camera_lost", status.lost
-        elif silent > self.settings.capture.hang:
-            raise EnvironmentalError(
-                f"{self.source.name}: reading a frame has not come back for {silent:.0f} s; the "
-                "driver hangs, only a new process helps: let the service manager start one"
-            )
         elif silent > self._lost:
             state, reason = "camera_lost", f"no frame for {self._lost:g} s"
         elif silent > self._stale:

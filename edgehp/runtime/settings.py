@@ -23,8 +23,8 @@ class CaptureSettings:
     Attributes:
         stale: the newest frame is older than this: ``stale_frame``. Also a result that took longer.
         lost: no frame for so long: ``camera_lost``.
-        hang: reading has not come back for so long: the process ends, as nothing else frees a
-            driver; the service manager starts it again.
+        hang: opening or reading has not come back for so long: the process ends, as nothing else
+            frees a driver; the service manager starts it again.
         frozen: identical frames over so long: ``stuck_camera``.
         reopen: a camera stuck for so long is closed and opened again.
         retry_first: pause before a lost camera is opened again; doubled each time.
