@@ -241,11 +241,17 @@ def _mixed_snapshot(fleet: Fleet) -> None:
     shutil.copyfile(fleet.metadata / "2.snapshot.json", fleet.metadata / "3.snapshot.json")
 
 
+def _longer_snapshot(fleet: Fleet) -> None:
+    _mixed_snapshot(fleet)
+    with (fleet.metadata / "3.snapshot.json").open("a") as file:
+        file.write(" " * 1000)
+
+
 def _mixed_targets(fleet: Fleet) -> None:
     shutil.copyfile(fleet.metadata / "2.targets.json", fleet.metadata / "3.targets.json")
 
 
-@pytest.mark.parametrize("mix", [_mixed_snapshot, _mixed_targets])
+@pytest.mark.parametrize("mix", [_mixed_snapshot, _longer_snapshot, _mixed_targets])
 def test_mix_and_match(fleet: Fleet, root: Path, mix: Callable[[Fleet], None]) -> None:
     fleet.update(root)
     fleet.release("three")
@@ -270,6 +276,8 @@ def test_endless_data(fleet: Fleet, root: Path, path: str) -> None:
     with served(fleet.public) as (url, wire):
         wire.endless = (path,)
         refused(fleet, root, CompatibilityError, "endless data", where=url)
+    # What the sockets of both ends take, and no more.
+    assert wire.sent < 16 * 2**20
     held = sum(p.stat().st_size for p in root.rglob("*") if p.is_file())
     assert held < 100_000
 

@@ -115,7 +115,9 @@ class Wire:
         endless: paths that never end.
         ranges: whether ranges are answered.
         drip: seconds between bytes, by part of the path.
+        status: HTTP status to answer with, by part of the path.
         asked: (path, Range) of every request.
+        sent: bytes of files that never end.
     """
 
     cut: dict[str, int] = field(default_factory=dict)
@@ -124,6 +126,7 @@ class Wire:
     drip: dict[str, float] = field(default_factory=dict)
     status: dict[str, int] = field(default_factory=dict)
     asked: list[tuple[str, str | None]] = field(default_factory=list)
+    sent: int = 0
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -165,6 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body if cut is None else body[:cut])
             while endless:
                 self.wfile.write(b" " * 65536)
+                self.wire.sent += 65536
         except OSError:
             pass  # the client had enough
 
