@@ -615,6 +615,12 @@ def test_the_current_slot_runs_is_confirmed_and_gives_way_to_the_other_when_dama
     first, err = pitch()
     assert first == pytest.approx(second - 0.1, abs=0.03) and "engine.onnx" in err
     assert status(root).current.artifact_name == "first"
+    # A socket that cannot be had is no fault of the network: such starts do not lead away from it.
+    before = status(root)
+    with pytest.raises(SystemExit) as caught:
+        main(["run", "--slots", str(root), "--source", str(photos), "--box", "8,8,88,88",
+              "--socket", str(tmp_path / "none" / "pose.sock")])  # fmt: skip
+    assert caught.value.code == 5 and status(root) == before
 
 
 def test_a_reader_of_stdout_that_has_enough_ends_the_command(tmp_path, photos):
@@ -644,12 +650,12 @@ def test_a_reader_of_stdout_that_has_enough_ends_the_command(tmp_path, photos):
         (["nothing-there", "--source", "PHOTOS", "--box", "1,2,3,4"], 1, "nothing-there"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_one_sentence(tmp_path, photos, capsys, arguments, code, words):
+def test_what_cannot_be_is_one_sentence(tmp_path, photos, capfd, arguments, code, words):
     network = pose_graph(tmp_path / "net.onnx")
     names = {"NET": str(network), "PHOTOS": str(photos)}
     with pytest.raises(SystemExit) as caught:
         main(["run", *[names.get(a, a) for a in arguments]])
-    err = capsys.readouterr().err
+    err = capfd.readouterr().err
     assert caught.value.code == code and words in err and "Traceback" not in err
 
 

@@ -113,12 +113,17 @@ def command(
         raise UsageError("--every-frame is for files: a camera does not wait")
     kmh = parse_speed(speed, sys.stdin.buffer, settings.speed_max_age)
     with ExitStack() as stack:
-        host, confirm = _engine(artifact, slots, network, threads)
-        stack.callback(host.close)
+        # The engine last: with --slots a start is counted, and what is wrong with the other parts
+        # must not look like a network that fails.
         tracker = _tracker(box, settings, every_frame)
         stack.callback(tracker.close)
         counters = NoMetrics() if metrics is None else PrometheusMetrics(metrics)
+        stack.callback(counters.close)
         sinks = _sinks(socket, quiet, every_frame)
+        for sink in sinks:
+            stack.callback(sink.close)
+        host, confirm = _engine(artifact, slots, network, threads)
+        stack.callback(host.close)
         runtime = Runtime(
             frames,
             host,
