@@ -24,6 +24,8 @@ def main() -> int:
         return 0
     print("edgehp: INFO: edgehp.build.pipeline: quantise: 1.2 s", file=sys.stderr)
     output = _after(words, "--output")
+    for _ in range(int(modes.get("lines", 0))):
+        print("x" * 1000)
     if "hang" in modes:
         try:
             mark = Path(os.environ["TMPDIR"], "hangs")

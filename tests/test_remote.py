@@ -349,6 +349,26 @@ def test_what_stops_here_stops_there(rack: Rack, tmp_path: Path, number: signal.
     # `rack` sees to it that nothing is left there, though nobody here asked for it.
 
 
+def test_a_reader_here_that_has_enough_does_not_stop_the_command_there(
+    rack: Rack, tmp_path
+) -> None:
+    words = bench(
+        rack.artifact, "--host", "orin", "--output", tmp_path, program=program("lines=2000")
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgehp", *map(str, words)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+    )  # fmt: skip
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert b"Traceback" not in process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) == 1
+    assert (tmp_path / REPORT).exists()
+
+
 def test_a_command_that_takes_too_long(rack: Rack, run) -> None:
     words = bench(
         rack.artifact, "--host", "orin", "--remote-timeout", 1, program=program("hang=60")
@@ -465,7 +485,7 @@ def test_a_connection_lost_while_sending_begins_anew(rack: Rack, run, tmp_path: 
 
 # What a board may put in place of tar: what it sends is what no board has a reason to.
 ROGUE_TAR = """
-import io, os, sys, tarfile
+import hashlib, io, os, sys, tarfile
 if "-cf" not in sys.argv:
     os.execv("/bin/tar", ["tar", *sys.argv[1:]])
 kind = open(os.path.join(os.path.dirname(__file__), "kind")).read()
@@ -479,7 +499,11 @@ members = {
     "absolute": ("/tmp/edgehp-escaped", b"x", {}),
     "link": (name, b"", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}),
     "elsewhere": ("in/other", b"x", {}),
+    "hidden": (os.path.dirname(name) + "/.bashrc", b"x", {}),
+    "escape": (name + "\x1b[2J", b"x", {}),
 }
+if kind == "hidden":
+    sums = f"{hashlib.sha256(b'x').hexdigest()}  {members[kind][0]}\\0".encode()
 out = io.BytesIO()
 with tarfile.open(fileobj=out, mode="w|") as tar:
     for name, data, more in [("sums", sums, {}), *([members[kind]] if kind in members else [])]:
@@ -503,6 +527,8 @@ sys.stdout.buffer.write(whole[:1100] if kind == "truncated" else whole)
         ("absolute", "no plain file"),
         ("link", "no plain file"),
         ("elsewhere", "not asked for"),
+        ("escape", "no plain file"),
+        ("hidden", "a hidden file"),
     ],
 )
 def test_a_board_that_sends_something_else(

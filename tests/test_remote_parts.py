@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from edgehp.cli._remote import _print_all
 from edgehp.errors import DataError, EnvironmentalError, UsageError
 from edgehp.remote.boards import Board, parse_board, read_boards
 from edgehp.remote.errand import Outcome
@@ -130,3 +132,12 @@ def test_no_ssh_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 )
 def test_the_exit_code_of_many(codes: tuple[int, ...], code: int) -> None:
     assert exit_code([Outcome(Board("x"), c, None, 0.0) for c in codes]) == code
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": 1, "a": 2}', '"\\ud800"', "1" * 5000, "no"])
+def test_what_a_board_calls_json_costs_no_other_board_its_row(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcomes = [Outcome(Board(h), 0, None, 1.0, t) for h, t in (("a", text), ("b", '{"x": 1}'))]
+    _print_all(outcomes, as_json=True)
+    assert [row["result"] for row in json.loads(capsys.readouterr().out)] == [None, {"x": 1}]

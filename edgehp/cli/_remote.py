@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgehp._json import strict_json
 from edgehp.errors import UsageError
 from edgehp.remote.boards import DEFAULT_COMMAND, Board, parse_board, read_boards
 
@@ -200,6 +201,9 @@ def _travel(
     as_json = bool(parameters.get("as_json"))
     show = _Show(boards, stdout=not several)
     outcomes = run_all(errands, show.listener)
+    if show.reader_gone:
+        # As a command here would end.
+        raise BrokenPipeError
     show.clear()
     if several:
         _print_all(outcomes, as_json)
@@ -291,6 +295,7 @@ class _Show:
 
     def __init__(self, boards: tuple[Board, ...], stdout: bool) -> None:
         self.said: set[str] = set()
+        self.reader_gone = False
         self._stdout = stdout
         self._live = sys.stderr.isatty()
         self._steps = {b.host: "" for b in boards}
@@ -316,8 +321,13 @@ class _Show:
 
     def _line(self, text: str, err: bool) -> None:
         with self._lock:
-            self._wipe()
-            click.echo(text, err=err)
+            try:
+                self._wipe()
+                click.echo(text, err=err)
+            except BrokenPipeError:
+                # Raised in a thread, it would leave what the board still says unread, and the
+                # board's command waiting for ever.
+                self.reader_gone = True
 
     def _step(self, board: Board, text: str) -> None:
         with self._lock:
@@ -385,7 +395,11 @@ def _print_all(outcomes: list[Outcome], as_json: bool) -> None:
 
 
 def _json(text: str) -> Any:
+    """What a board printed, None where it is no JSON: no board may cost the others their rows."""
     try:
-        return json.loads(text, parse_constant=lambda _: None)
+        value = strict_json(text.encode())
+        # A lone surrogate is JSON, but nothing that can be printed.
+        json.dumps(value, ensure_ascii=False).encode()
     except ValueError:
         return None
+    return value

@@ -384,8 +384,15 @@ def _placing(word: Returned) -> Callable[[Path], Sequence[Path]]:
 
 
 def _place(found: Path, word: Returned) -> list[Path]:
+    sources = sorted(p for p in found.rglob("*") if p.is_file())
+    for below in (s.relative_to(found) for s in sources):
+        # No result is called so, but what steers a shell or a repository is.
+        if word.folder and any(part.startswith(".") for part in below.parts):
+            raise EnvironmentalError(
+                f"the board sent {str(below)!r}, a hidden file, as a result; nothing of it is kept"
+            )
     placed = []
-    for source in sorted(p for p in found.rglob("*") if p.is_file()):
+    for source in sources:
         below = source.relative_to(found)
         # A file was given a folder of its own there: it is the only one that is asked for.
         if not word.folder and below != Path(_name(word.destination)):

@@ -16,7 +16,7 @@ from typing import IO
 from edgehp.errors import DataError, EnvironmentalError
 from edgehp.remote.lease import Lease
 from edgehp.remote.scripts import FETCH, FOLDER_GONE, NOTHING_THERE, SEND
-from edgehp.remote.ssh import CONNECTION_FAILED, Session
+from edgehp.remote.ssh import CONNECTION_FAILED, Session, plain
 
 __all__ = ["Cargo", "Watch", "fetch", "files_below", "send"]
 
@@ -250,7 +250,8 @@ def _fetch_once(
         try:
             with tarfile.open(fileobj=session.begin(), mode="r|", bufsize=_PIECE) as tar:
                 listed, found = _unpack(tar, what, here)
-        except (tarfile.TarError, EOFError) as e:
+        # ValueError: what tarfile makes of some damaged headers.
+        except (tarfile.TarError, EOFError, ValueError) as e:
             logger.debug("%s: %s", lease.board.host, e)
         except _Unwanted as e:
             raise EnvironmentalError(f"{lease.board.host} sent {e}; nothing of it is kept") from e
@@ -277,7 +278,12 @@ def _unpack(tar: tarfile.TarFile, what: str, here: Path) -> tuple[dict[str, str]
         name = member.name
         parts = name.split("/")
         plain_path = not (
-            name.startswith("/") or ".." in parts or "" in parts or "." in parts or "\0" in name
+            name.startswith("/")
+            or ".." in parts
+            or "" in parts
+            or "." in parts
+            # Names are shown to a person too.
+            or plain(name) != name
         )
         size += member.size
         if size > _MOST_BACK or len(found) >= _MOST_FILES_BACK:
