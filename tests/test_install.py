@@ -273,6 +273,17 @@ def test_confirmed_starts_are_not_counted(shop: Shop) -> None:
     assert slots.status(shop.root).unconfirmed_starts == 0
 
 
+def test_a_start_that_is_counted_can_be_confirmed(shop: Shop) -> None:
+    shop.install("one")
+    # As one that another user made: it cannot be opened.
+    (shop.root / "state.lock").unlink()
+    (shop.root / "state.lock").symlink_to("elsewhere")
+    shop.boot()
+    assert slots.status(shop.root).unconfirmed_starts == 1
+    slots.confirm(shop.root)
+    assert slots.status(shop.root).unconfirmed_starts == 0
+
+
 @pytest.mark.parametrize("file", ["engine.onnx", "golden.png", "manifest.json", "../record.json"])
 def test_a_slot_that_rots_is_left(shop: Shop, file: str) -> None:
     shop.install("one")

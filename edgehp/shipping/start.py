@@ -86,7 +86,8 @@ def confirm(root: Path) -> None:
     """
     if not root.is_dir():
         raise nothing_installed(root)
-    with writing(root), disk.locked(root / "state.lock", wait=True):
+    # As `boot`: a start that could be counted can be confirmed, or it would lead to the other slot.
+    with writing(root), _state_lock_if_possible(root):
         state = read_state(root)
         if state.current is None:
             raise nothing_installed(root)
