@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from edgehp.errors import DataError, EnvironmentalError, UsageError
 from edgehp.remote.boards import Board, parse_board, read_boards
 from edgehp.remote.errand import Outcome
 from edgehp.remote.fleet import exit_code
+from edgehp.remote.lease import Lease
 from edgehp.remote.scripts import MARK, encode
 from edgehp.remote.ssh import Session, plain, ssh_command
 
@@ -123,8 +125,14 @@ def test_ssh_is_the_users_own_but_never_lax(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_no_ssh_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EDGEHP_SSH", str(tmp_path / "ssh"))
-    with pytest.raises(EnvironmentalError, match="openssh-client"):
-        Session(Board("orin"), "true", [])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for use in (lambda: Session(Board("orin"), "true", []), Lease(Board("orin")).__enter__):
+        with pytest.raises(EnvironmentalError, match="openssh-client"):
+            use()
+    monkeypatch.setenv("EDGEHP_SSH", "'open")
+    with pytest.raises(UsageError, match="EDGEHP_SSH"):
+        Lease(Board("orin")).__enter__()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

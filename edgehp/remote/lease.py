@@ -83,24 +83,29 @@ class Lease:
         """
         arguments = [f"{self._patience_s:g}", *self.board.command]
         self._private = tempfile.TemporaryDirectory(prefix="edgehp-")
-        self._session = Session(
-            self.board, HOLD, arguments, talk=True, control=self._control, master=True
-        )
-        watchdog = threading.Timer(_OPENING_S, self._session.kill)
-        watchdog.daemon = True
-        watchdog.start()
         try:
-            self._track(self._session)
-            self._greet(self._session)
+            self._session = Session(
+                self.board, HOLD, arguments, talk=True, control=self._control, master=True
+            )
+            self._greeted(self._session)
         except BaseException:
             self._close()
             raise
-        finally:
-            watchdog.cancel()
-            self._track(None)
         self._beat = threading.Thread(target=self._keep_alive, daemon=True)
         self._beat.start()
         return self
+
+    def _greeted(self, session: Session) -> None:
+        """`_greet`, within `_OPENING_S`."""
+        watchdog = threading.Timer(_OPENING_S, session.kill)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            self._track(session)
+            self._greet(session)
+        finally:
+            watchdog.cancel()
+            self._track(None)
 
     def _greet(self, session: Session) -> None:
         out, said = session.begin(), {}

@@ -33,6 +33,7 @@ CONNECTION_FAILED = 255
 # Before the user's own options, where ssh lets the first value win: never decided elsewhere.
 _FIRM = (
     "StrictHostKeyChecking=yes",
+    "NoHostAuthenticationForLocalhost=no",
     "BatchMode=yes",
     "RequestTTY=no",
     "RemoteCommand=none",
@@ -123,6 +124,7 @@ class Session:
             EnvironmentalError: there is no ssh client here.
         """
         self.board = board
+        command = ssh_command(control, master)
         handle, name = tempfile.mkstemp(prefix="edgehp-ssh-")
         os.close(handle)
         self._log = Path(name)
@@ -131,7 +133,7 @@ class Session:
         try:
             self.process = subprocess.Popen(
                 [
-                    *ssh_command(control, master),
+                    *command,
                     *("-E", name, "--", board.host, encode(script, arguments)),
                 ],
                 stdin=subprocess.PIPE if talk else subprocess.DEVNULL,
