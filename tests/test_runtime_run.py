@@ -678,6 +678,7 @@ def test_the_unit_is_printed_and_names_options_that_exist(capsys):
         main(["run", "--print-unit"])
     unit = capsys.readouterr().out
     assert caught.value.code in (0, None)
+    assert "StartLimitIntervalSec=0" in unit  # or systemd would give up for good
     assert "Type=notify" in unit and "WatchdogSec=" in unit and "Restart=always" in unit
     from edgehp.cli.run import command as run_command
 

@@ -109,8 +109,8 @@ def public_half(path: Path, password: str | None = None) -> PublicKey:
     try:
         key = serialization.load_pem_private_key(data, password.encode() if password else None)
     except TypeError as e:
-        state = "is encrypted" if password is None else "is not encrypted"
-        raise UsageError(f"{path} {state}: give the right password, or none ({e})") from e
+        state = "is not encrypted: give no" if password else "is encrypted: give its"
+        raise UsageError(f"{path} {state} password ({e})") from e
     except (ValueError, unsupported) as e:
         raise _no_key(path, e) from e
     return _described(key.public_key(), path)
