@@ -19,13 +19,13 @@ from edgehp.errors import (
     EnvironmentalError,
     UsageError,
 )
-from edgehp.shipping import repository, slots
+from edgehp.shipping import disk, repository, slots
 from edgehp.shipping.fetch import Pace
 from edgehp.shipping.keys import read_public_key
 from edgehp.shipping.offer import Offer
 from edgehp.shipping.trusted import read_memory
 from tests import ship_parts as parts
-from tests.faults import no_flush
+from tests.faults import calls_of, killed, no_flush
 from tests.update_parts import Fleet, ago, name_here, new_fleet, served
 
 
@@ -545,6 +545,36 @@ def test_the_root_key_is_rotated_twice_before_publishing(fleet: Fleet, root: Pat
     assert sorted(n for n in read_memory(root / "updates").files if "root" in n) == [
         "1.root.json", "2.root.json", "3.root.json",
     ]  # fmt: skip
+
+
+def test_a_publisher_that_dies(fleet: Fleet, tmp_path: Path, seed: int) -> None:
+    """Devices see the lists of before or the new ones; publishing again completes it."""
+    fleet.update(tmp_path / "seen")
+    fleet.add("three")
+    before = fleet.folder / "before"
+    shutil.copytree(fleet.public, before)
+    count = calls_of(fleet.publish)
+    seen = set()
+    for point in range(seed % 7, count, 7):
+        shutil.rmtree(fleet.public)
+        shutil.copytree(before, fleet.public)
+        assert killed(fleet.publish, point).killed
+        root = tmp_path / "root"
+        shutil.copytree(tmp_path / "seen", root)
+        seen.add(fleet.update(root).serial)
+        fleet.publish()
+        fleet.update(root)
+        assert name_here(root) == "three"
+        shutil.rmtree(root)
+    assert seen <= {2, 3} and 2 in seen
+
+
+def test_two_publishers(fleet: Fleet) -> None:
+    with (
+        disk.locked(fleet.public / ".staged" / "lock", wait=False),
+        pytest.raises(EnvironmentalError, match="somebody else"),
+    ):
+        fleet.publish()
 
 
 def test_what_a_publisher_does_wrong(fleet: Fleet, tmp_path: Path) -> None:

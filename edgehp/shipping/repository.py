@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -114,14 +114,15 @@ def add(folder: Path, bundle: Path, trust: Trust) -> Offer:
     from tuf.api.metadata import TargetFile
 
     verified = verify_bundle(bundle, trust)
-    targets = _staged_or_published(folder)
-    serial = 1 + int(targets.signed.unrecognized_fields.get(_SERIAL, 0))
-    offer = Offer.of(verified, serial)
-    for path, listed in targets.signed.targets.items():
-        known = (listed.custom or {}).get(FIELD, {})
-        if known.get("content") == offer.content and known.get("serial") == serial - 1:
-            raise UsageError(f"{folder} lists this bundle already, as its newest: {path}")
+    newest_root(folder)
     with _writing(folder):
+        targets = _staged_or_published(folder)
+        serial = 1 + int(targets.signed.unrecognized_fields.get(_SERIAL, 0))
+        offer = Offer.of(verified, serial)
+        for path, listed in targets.signed.targets.items():
+            known = (listed.custom or {}).get(FIELD, {})
+            if known.get("content") == offer.content and known.get("serial") == serial - 1:
+                raise UsageError(f"{folder} lists this bundle already, as its newest: {path}")
         digest = sha256_file(bundle)
         public = folder / "targets" / f"{digest}.{offer.path}"
         copy = folder / _STAGED / "copy"
@@ -401,7 +402,6 @@ def _described(kind: Callable[..., Any], item: Metadata[Any], data: bytes) -> An
 
 
 def _staged_or_published(folder: Path) -> Metadata[Targets]:
-    newest_root(folder)
     staged = folder / _STAGED / "targets.json"
     path = staged if staged.exists() else _newest(folder, "targets")
     if path is None:
@@ -439,8 +439,15 @@ def _write(path: Path, item: Metadata[Any]) -> None:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
+    """One publisher at a time, and an `OSError` of the block said as one about the repository."""
     try:
-        yield
+        with ExitStack() as held:
+            if (folder / "metadata").is_dir():
+                disk.make_folder(folder / _STAGED)
+                held.enter_context(disk.locked(folder / _STAGED / "lock", wait=False))
+            yield
+    except BlockingIOError as e:
+        raise EnvironmentalError(f"somebody else is changing {folder}; wait for it") from e
     except OSError as e:
         name = f"{e.filename}: " if e.filename else ""
         raise EnvironmentalError(
