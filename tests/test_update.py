@@ -23,6 +23,7 @@ from edgehp.shipping import disk, repository, slots
 from edgehp.shipping.fetch import Pace
 from edgehp.shipping.keys import read_public_key
 from edgehp.shipping.offer import Offer
+from edgehp.shipping.repository_keys import signer_of
 from edgehp.shipping.trusted import read_memory
 from tests import ship_parts as parts
 from tests.faults import calls_of, killed, no_flush
@@ -343,7 +344,7 @@ def _sign_again(values: dict[str, Any], key: Path) -> None:
     from tuf.api.metadata import Metadata, Root
 
     item = Metadata[Root].from_dict(json.loads(json.dumps(values)))
-    item.sign(repository._signer(key, None))
+    item.sign(signer_of(key, None))
     values.clear()
     values.update(item.to_dict())
 

@@ -27,8 +27,9 @@ from edgehp._hashing import sha256_file
 from edgehp.errors import DataError, EnvironmentalError, UsageError
 from edgehp.shipping import disk
 from edgehp.shipping.bundle import verify_bundle
-from edgehp.shipping.keys import Trust, read_key_file, require
+from edgehp.shipping.keys import Trust
 from edgehp.shipping.offer import FIELD, Offer
+from edgehp.shipping.repository_keys import new_key, require_tuf, signer_of
 
 if TYPE_CHECKING:
     from securesystemslib.signer import CryptoSigner
@@ -70,7 +71,7 @@ def init(
         UsageError: there is a repository, or a key cannot be used.
         EnvironmentalError: the disk refuses, or a package is missing.
     """
-    _require_tuf()
+    require_tuf()
     from tuf.api.metadata import Metadata, Root, Targets
 
     if (folder / "metadata").exists():
@@ -80,8 +81,8 @@ def init(
         for role in ROLES:
             path = keys / f"{role}.pem"
             if not path.exists():
-                _new_key(path, password)
-            signers[role] = _signer(path, password)
+                new_key(path, password)
+            signers[role] = signer_of(path, password)
         root = Root(expires=_expiry("root", now), consistent_snapshot=True)
         for role, signer in signers.items():
             root.add_key(signer.public_key, role)
@@ -110,7 +111,7 @@ def add(folder: Path, bundle: Path, trust: Trust) -> Offer:
         UsageError: its content is listed as the newest already.
         EnvironmentalError: the disk refuses, or a package is missing.
     """
-    _require_tuf()
+    require_tuf()
     from tuf.api.metadata import TargetFile
 
     verified = verify_bundle(bundle, trust)
@@ -168,14 +169,14 @@ def publish(
         UsageError: a key is missing or is not the one that the root names.
         EnvironmentalError: the disk refuses, or a package is missing.
     """
-    _require_tuf()
+    require_tuf()
     from tuf.api.metadata import Metadata, MetaFile, Snapshot, Timestamp
 
     metadata = folder / "metadata"
     made: dict[str, int] = {}
 
     def signed(role: str, root: Metadata[Root], item: Metadata[Any]) -> bytes:
-        signer = _signer(keys / f"{role}.pem", password)
+        signer = signer_of(keys / f"{role}.pem", password)
         item.signed.expires = _expiry(role, now, days if role == "timestamp" else None)
         item.signatures.clear()
         item.sign(signer)
@@ -257,7 +258,7 @@ def rotate_key(
         UsageError: no such role, or the root key is missing or another.
         EnvironmentalError: the disk refuses, or a package is missing.
     """
-    _require_tuf()
+    require_tuf()
     if role not in ROLES:
         raise UsageError(f"no role {role!r}; expected one of {', '.join(ROLES)}")
     staged = folder / _STAGED / "root.json"
@@ -266,10 +267,10 @@ def rotate_key(
         root = _read(staged) if staged.exists() else newest_root(folder)
         path = keys / f"{role}.pem"
         fresh = keys / f"{role}.pem.new"
-        signers = [_signer(keys / "root.pem", password)]
+        signers = [signer_of(keys / "root.pem", password)]
         disk.remove_tree(fresh)
-        _new_key(fresh, password)
-        new = _signer(fresh, password)
+        new_key(fresh, password)
+        new = signer_of(fresh, password)
         for keyid in list(root.signed.roles[role].keyids):
             root.signed.revoke_key(keyid, role)
         root.signed.add_key(new.public_key, role)
@@ -315,61 +316,10 @@ def _revoked_root(
     wanted = set(published.signed.roles["root"].keyids) - {s.public_key.keyid for s in have}
     found = []
     for path in sorted(keys.glob("root.pem.*.revoked")) if wanted else []:
-        signer = _signer(path, password)
+        signer = signer_of(path, password)
         if signer.public_key.keyid in wanted:
             found.append(signer)
     return found
-
-
-def _require_tuf() -> None:
-    require("tuf.api.metadata", "sign")
-    require("cryptography", "sign")
-
-
-def _new_key(path: Path, password: str | None) -> None:
-    """A new P-256 key, in a file that only its owner reads."""
-    ec = require("cryptography.hazmat.primitives.asymmetric.ec", "sign")
-    serialization = require("cryptography.hazmat.primitives.serialization", "sign")
-    encryption = (
-        serialization.BestAvailableEncryption(password.encode())
-        if password
-        else serialization.NoEncryption()
-    )
-    data = ec.generate_private_key(ec.SECP256R1()).private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
-    )
-    if not path.parent.is_dir():
-        disk.make_folder(path.parent)
-        os.chmod(path.parent, 0o700)  # noqa: PTH101
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(descriptor, data)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    disk.flush_folder(path.parent)
-
-
-def _signer(path: Path, password: str | None) -> CryptoSigner:
-    """A private key that signs.
-
-    Raises:
-        UsageError: the file is missing, holds no such key, or the password is missing or wrong.
-    """
-    from securesystemslib.signer import CryptoSigner
-
-    data = read_key_file(path)
-    serialization = require("cryptography.hazmat.primitives.serialization", "sign")
-    unsupported = require("cryptography.exceptions", "sign").UnsupportedAlgorithm
-    try:
-        secret = password.encode() if password and b"ENCRYPTED" in data else None
-        return CryptoSigner(serialization.load_pem_private_key(data, secret))
-    except (ValueError, TypeError, unsupported) as e:
-        text = " ".join(str(e).split())[:120]
-        raise UsageError(
-            f"{path}: no private key that can be used ({text}); give its password in "
-            "$EDGEHP_KEY_PASSWORD, or another file"
-        ) from e
 
 
 def _expiry(role: str, now: datetime | None, days: int | None = None) -> datetime:
