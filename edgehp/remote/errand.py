@@ -8,22 +8,22 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgehp._files import replacing
 from edgehp.errors import EdgehpError, EnvironmentalError
 from edgehp.remote.boards import Board
+from edgehp.remote.control import INTERRUPTED, Control, Interrupted
 from edgehp.remote.lease import Lease
 from edgehp.remote.scripts import FOLDER_GONE, RUN
 from edgehp.remote.ssh import CONNECTION_FAILED, ConnectionLostError, Session, plain
 from edgehp.remote.transfer import Cargo, fetch, files_below, send
 
-__all__ = ["INTERRUPTED", "Control", "Errand", "Listener", "Outcome", "Returned", "Sent", "run"]
+__all__ = ["Errand", "Listener", "Outcome", "Returned", "Sent", "run"]
 
 logger = logging.getLogger(__name__)
 
-INTERRUPTED = 130
 _LONGEST_LINE = 1 << 26
 _KILLED = 128
 _ATTEMPTS = 3
@@ -115,62 +115,6 @@ class Listener:
     stdout: Callable[[str], None]
     stderr: Callable[[str], None]
     step: Callable[[str], None]
-
-
-@dataclass
-class Control:
-    """Interrupts an errand from another thread.
-
-    Attributes:
-        interrupted: whether somebody did.
-        abandoned: whether not even results are awaited.
-    """
-
-    interrupted: bool = False
-    abandoned: bool = False
-    _lease: Lease | None = None
-    _session: Session | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def interrupt(self) -> None:
-        """As Ctrl-C: a running command may finish its report, everything else ends at once."""
-        with self._lock:
-            self.interrupted = True
-            if self._lease is not None:
-                self._lease.interrupt()
-                return
-        self.abandon()
-
-    def abandon(self) -> None:
-        """End what is going on; the board tidies up."""
-        with self._lock:
-            self.interrupted = self.abandoned = True
-            if self._session is not None:
-                self._session.kill()
-
-    def check(self) -> None:
-        """Stop here if the errand was abandoned.
-
-        Raises:
-            Interrupted: it was.
-        """
-        if self.abandoned:
-            raise Interrupted
-
-    def track(self, session: Session | None, lease: Lease | None = None) -> None:
-        """Note what an interruption has to reach: a session, and the lease a command runs in.
-
-        Raises:
-            Interrupted: the errand was abandoned already.
-        """
-        with self._lock:
-            self._session, self._lease = session, lease
-        if session is not None:
-            self.check()
-
-
-class Interrupted(Exception):  # noqa: N818 - as KeyboardInterrupt; becomes an outcome
-    """Somebody here has interrupted."""
 
 
 def run(board: Board, errand: Errand, control: Control, listener: Listener) -> Outcome:

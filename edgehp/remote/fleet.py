@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from edgehp.remote.boards import Board
-from edgehp.remote.errand import INTERRUPTED, Control, Errand, Listener, Outcome, run
+from edgehp.remote.control import INTERRUPTED, Control
+from edgehp.remote.errand import Errand, Listener, Outcome, run
 
 __all__ = ["exit_code", "run_all"]
 
