@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 
+import numpy as np
+import onnx
 import pytest
+
+from edgehp.quantization.calibrate import calibrate
+from edgehp.quantization.graphview import drop_unread, with_constants
+from edgehp.quantization.qdq import Recipe
+from edgehp.quantization.quantise import emit
+from tests.quantization_graphs import SIZE, small_network
 
 PROGRAM = """
 import sys
@@ -52,3 +61,36 @@ def test_peak_memory_is_flat(repo: object) -> None:
     ]
     assert peaks[1] < 1.1 * peaks[0]
     assert peaks[1] < 700
+
+
+def test_a_copy_with_the_same_constants_is_the_same() -> None:
+    model = small_network()
+    model.graph.doc_string = "a text"
+    copy = with_constants(model, model.graph.initializer)
+    assert copy == model
+    assert not with_constants(model, ()).graph.initializer
+
+
+def test_constants_that_nobody_reads_go() -> None:
+    model = small_network()
+    expected = small_network()
+    for position in (0, 2, len(model.graph.initializer)):
+        model.graph.initializer.insert(position, onnx.TensorProto(name=f"unread{position}"))
+    drop_unread(model)
+    assert model == expected
+
+
+@pytest.mark.parametrize("flavour", ["cpu", "tensorrt"])
+def test_a_graph_that_was_emitted_goes_with_its_last_reference(flavour: str) -> None:
+    """Without waiting for the garbage collector: a candidate is as large as the network."""
+    model = small_network()
+    crops = np.zeros((1, SIZE, SIZE, 3), np.uint8)
+    table = calibrate(model, crops, threads=1)
+    emit(model, table, Recipe(exact_input=True), flavour=flavour)  # what a first call keeps
+    gc.collect()
+    gc.disable()
+    try:
+        emit(model, table, Recipe(exact_input=True), flavour=flavour)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.errors import UsageError
-from edgehp.quantization.graphview import GraphView
+from edgehp.quantization.graphview import GraphView, with_constants
 from edgehp.quantization.table import CalibrationTable
 
 if TYPE_CHECKING:
@@ -112,13 +112,10 @@ def equalise(
     Raises:
         UsageError: `strength` is out of range, or the table lacks a tensor.
     """
-    import onnx
     from onnx import numpy_helper
 
     if not 0 <= strength <= 1:
         raise UsageError(f"equalisation strength {strength} is outside 0..1")
-    out = onnx.ModelProto()
-    out.CopyFrom(model)
     view = GraphView(model)
     arrays: dict[str, npt.NDArray[np.float64]] = {}
 
@@ -143,11 +140,14 @@ def equalise(
             parameter = view.nodes[name].input[1]
             values = array(parameter)
             arrays[parameter] = values * factors.reshape((1, -1) + (1,) * (values.ndim - 2))
-    for tensor in out.graph.initializer:
-        if tensor.name in arrays:
-            values32 = arrays[tensor.name].astype(np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(values32, tensor.name))
-    return out
+
+    def changed(tensor: onnx.TensorProto) -> onnx.TensorProto:
+        values = arrays.pop(tensor.name, None)
+        if values is None:
+            return tensor
+        return numpy_helper.from_array(values.astype(np.float32), tensor.name)
+
+    return with_constants(model, map(changed, model.graph.initializer))
 
 
 def _factors(peaks: Sequence[Array], weights: Sequence[Array], strength: float) -> Array:

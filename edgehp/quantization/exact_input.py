@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgehp.quantization.graphview import GraphView
+from edgehp.quantization.graphview import GraphView, drop_unread
 from edgehp.quantization.table import CalibrationTable, TensorRanges
 from edgehp.quantization.thresholds import METHODS, Range
 
@@ -108,10 +108,7 @@ def with_exact_input(
     place = list(out.graph.node).index(centring) + 1
     for i, node in enumerate(added):
         out.graph.node.insert(place + i, node)
-    read = {i for n in out.graph.node for i in n.input}
-    kept = [t for t in out.graph.initializer if t.name in read]
-    del out.graph.initializer[:]
-    out.graph.initializer.extend(kept)
+    drop_unread(out)
     return out, _with_range(table, entry, shift)
 
 

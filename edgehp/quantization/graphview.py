@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from edgehp.errors import DataError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["WEIGHTED", "Edge", "GraphView", "network_digest"]
+__all__ = ["WEIGHTED", "Edge", "GraphView", "drop_unread", "network_digest", "with_constants"]
 
 # A node's name and the number of one of its inputs.
 Edge = tuple[str, int]
@@ -32,6 +32,43 @@ def network_digest(model: onnx.ModelProto) -> str:
     for opset in sorted((o.domain, o.version) for o in model.opset_import):
         digest.update(repr(opset).encode())
     return digest.hexdigest()
+
+
+def with_constants(
+    model: onnx.ModelProto, constants: Iterable[onnx.TensorProto]
+) -> onnx.ModelProto:
+    """A copy of `model` with these constants in place of its own, and only their memory.
+
+    What is copied into a message and then removed or replaced is kept as long as the message.
+    """
+    import onnx
+
+    out = onnx.ModelProto()
+    for source, target, left_out in (
+        (model, out, "graph"),
+        (model.graph, out.graph, "initializer"),
+    ):
+        for field, value in source.ListFields():
+            if field.name == left_out:
+                continue
+            if hasattr(value, "extend"):
+                getattr(target, field.name).extend(value)
+            elif field.message_type is not None:
+                getattr(target, field.name).CopyFrom(value)
+            else:
+                setattr(target, field.name, value)
+    for tensor in constants:
+        out.graph.initializer.append(tensor)
+    return out
+
+
+def drop_unread(model: onnx.ModelProto) -> None:
+    """Remove the constants that no node reads, in place."""
+    read = {i for n in model.graph.node for i in n.input} | {o.name for o in model.graph.output}
+    constants = model.graph.initializer
+    for i in reversed(range(len(constants))):
+        if constants[i].name not in read:
+            del constants[i]
 
 
 class GraphView:

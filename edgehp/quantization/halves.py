@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgehp.errors import UsageError
-from edgehp.quantization.graphview import GraphView
+from edgehp.quantization.graphview import GraphView, drop_unread, with_constants
 
 if TYPE_CHECKING:
     import onnx
@@ -18,6 +19,7 @@ __all__ = ["HALF_OPSET", "to_half_body"]
 # QuantizeLinear and DequantizeLinear take FP16 scales from this opset on.
 HALF_OPSET = 19
 _LARGEST = float(np.finfo(np.float16).max)
+_SMALL = 1024  # values of a constant that may be more than a weight
 
 
 def to_half_body(
@@ -84,10 +86,7 @@ def to_half_body(
     if crossing := sorted(inside & view.outputs):
         raise UsageError(f"the graph's output {crossing[0]} lies in its body; expected a decode")
     _sort_in(out, added)
-    read = {i for n in out.graph.node for i in n.input}
-    kept = [t for t in out.graph.initializer if t.name in read]
-    del out.graph.initializer[:]
-    out.graph.initializer.extend(kept)
+    drop_unread(out)
     del out.graph.value_info[:]
     return out, body
 
@@ -96,19 +95,33 @@ def _raised(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnx
     from onnx import helper, version_converter
 
-    out = onnx.ModelProto()
-    out.CopyFrom(model)
-    if GraphView(model).opset < HALF_OPSET:
+    if GraphView(model).opset >= HALF_OPSET:
+        out = onnx.ModelProto()
+        out.CopyFrom(model)
+    else:
+        # Weights mean nothing to the converter, which holds several copies of its graph.
+        constants = {t.name: t for t in model.graph.initializer}
         try:
-            out = version_converter.convert_version(out, HALF_OPSET)
+            light = with_constants(model, map(_hollow, constants.values()))
+            light = version_converter.convert_version(light, HALF_OPSET)
         except RuntimeError as e:
             raise UsageError(
                 f"FP16 scales need opset {HALF_OPSET} and this graph cannot be raised to it ({e}); "
                 f"export it at opset {HALF_OPSET}"
             ) from e
+        out = with_constants(light, (constants.get(t.name, t) for t in light.graph.initializer))
         out.ir_version = helper.find_min_ir_version_for(list(out.opset_import))
         out.metadata_props.extend(model.metadata_props if not out.metadata_props else [])
     return out
+
+
+def _hollow(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    """A large tensor without its values; a small one, such as axes, as it is."""
+    import onnx
+
+    if math.prod(tensor.dims) <= _SMALL:
+        return tensor
+    return onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
 
 
 def _sort_in(model: onnx.ModelProto, added: list[onnx.NodeProto]) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from edgehp.errors import UsageError
-from edgehp.quantization.graphview import GraphView
+from edgehp.quantization.graphview import GraphView, with_constants
 from edgehp.quantization.observers import weight_ranges
 from edgehp.quantization.placement import Placement
 from edgehp.quantization.table import CalibrationTable
@@ -144,10 +145,8 @@ def insert_qdq(
         grid: ``"int8"`` or ``"uint8"``, of the activations.
         half: names of nodes that compute in FP16: their scales are FP16.
     """
-    import onnx
-
-    out = onnx.ModelProto()
-    out.CopyFrom(model)
+    # The float weights that integers replace are not copied: the result is a quarter of the size.
+    out = with_constants(model, ())
     inserter = _Inserter(out, grid)
     nodes = {n.name: n for n in out.graph.node}
     for (name, index), tensor in placement.edges.items():
@@ -169,7 +168,7 @@ def insert_qdq(
             _replace_bias(inserter, nodes[name], original, bias, is_half)
         elif recipe.bias_correction:
             _correct_bias(inserter, nodes[name], source, table, q, scales, is_half)
-    inserter.finish()
+    inserter.finish(model)
     return out
 
 
@@ -217,11 +216,12 @@ class _Inserter:
         self._grid = grid
         self._made: dict[tuple[str, bool], str] = {}
         self._new: list[onnx.NodeProto] = []
+        self._constants: list[onnx.TensorProto] = []
 
     def constant(self, name: str, values: npt.NDArray[np.generic]) -> str:
         from onnx import numpy_helper
 
-        self._model.graph.initializer.append(numpy_helper.from_array(np.asarray(values), name))
+        self._constants.append(numpy_helper.from_array(np.asarray(values), name))
         return name
 
     def activation(self, tensor: str, ends: Range, half: bool) -> str:
@@ -254,23 +254,24 @@ class _Inserter:
         self._new.append(node)
         return name
 
-    def finish(self) -> None:
-        """Sort the new nodes in and drop the constants that nobody reads any more."""
+    def finish(self, source: onnx.ModelProto) -> None:
+        """Sort the new nodes in, and add the constants that are read: `source`'s and new ones."""
         graph = self._model.graph
         waiting = {n.output[0]: n for n in self._new}
-        ordered: list[onnx.NodeProto] = []
-
-        def place(node: onnx.NodeProto) -> None:
-            for name in node.input:
-                if (needed := waiting.pop(name, None)) is not None:
-                    place(needed)
-            ordered.append(node)
-
-        for node in graph.node:
-            place(node)
+        ordered = [n for node in graph.node for n in _with_needed(node, waiting)]
         read = {i for n in ordered for i in n.input} | {o.name for o in graph.output}
-        kept = [t for t in graph.initializer if t.name in read]
         del graph.node[:]
         graph.node.extend(ordered)
-        del graph.initializer[:]
-        graph.initializer.extend(kept)
+        for tensor in chain(source.graph.initializer, self._constants):
+            if tensor.name in read:
+                graph.initializer.append(tensor)
+
+
+def _with_needed(
+    node: onnx.NodeProto, waiting: dict[str, onnx.NodeProto]
+) -> Iterator[onnx.NodeProto]:
+    """The nodes among `waiting` that `node` needs, which are taken out, and then itself."""
+    for name in node.input:
+        if (needed := waiting.pop(name, None)) is not None:
+            yield from _with_needed(needed, waiting)
+    yield node

@@ -219,6 +219,7 @@ def quantise(
             scores.update(found.scores)
             if scores[found.best].angles < scores[best].angles:
                 best, winner = found.best, more[found.best]
+            del more  # its equalised graph, unless that is the winner's
         if winner.equalisation > 0 and len(some) < len(own):
             ranges = calibrate(winner.source, own, methods=(winner.recipe.method,), threads=threads)
             winner = replace(winner, table=ranges)

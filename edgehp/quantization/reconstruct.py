@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from edgehp._memory import give_back
 from edgehp.quantization.calibrate import with_outputs
 from edgehp.quantization.graphview import GraphView
 from edgehp.quantization.qdq import Recipe
@@ -60,25 +61,31 @@ def reconstruct(
     """
     view = GraphView(source)
     weights, shifts = dict(recipe.weights), dict(recipe.bias_shifts)
-    done: set[str] = set()
-    while True:
-        current = replace(
-            recipe, weights=dict(weights), bias_shifts=dict(shifts), bias_correction=False
-        )
-        graph = GraphView(emitter(current))
+    done: list[str] = []
+
+    def fit_some(graph: GraphView) -> bool:
+        """Fit the layers that come next, if any; what that takes is gone when it returns."""
         todo = [n for n in _layers(graph, view) if n not in done]
         if not todo:
-            return current
-        group = _group(view, todo, most_layers)
-        fits = [_Fit.of(view, graph, name) for name in group]
+            return False
+        fits = [_Fit.of(view, graph, name) for name in _group(view, todo, most_layers)]
         _measure(graph.model, fits, crops, threads)
         for fit in fits:
             flat = fit.weight.reshape(len(fit.weight), -1)
             q, shift = round_jointly(flat, fit.scales, fit.moments, damping=damping)
             weights[fit.name] = q.reshape(fit.weight.shape)
             shifts[fit.name] = shift.astype(np.float32)
-            done.add(fit.name)
-        _log.info("rounded %d layers, last %s", len(done), group[-1])
+            done.append(fit.name)
+        _log.info("rounded %d layers, last %s", len(done), done[-1])
+        return True
+
+    while True:
+        current = replace(
+            recipe, weights=dict(weights), bias_shifts=dict(shifts), bias_correction=False
+        )
+        give_back()
+        if not fit_some(GraphView(emitter(current))):
+            return current
 
 
 def _layers(graph: GraphView, source: GraphView) -> Iterator[str]:

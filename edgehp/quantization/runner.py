@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from edgehp._memory import give_back
 from edgehp.errors import DataError, EnvironmentalError, UsageError
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class Runner:
         threads: int | None = None,
         batch: int = _BATCH,
     ) -> None:
+        give_back()  # the memory of the session, and the graph, before this one
         self.input, self.height, self.width = input_of(model)
         self.outputs = tuple(outputs or [o.name for o in model.graph.output])
         self._batch = batch
@@ -101,6 +103,7 @@ class Runner:
             raise UsageError(f"engine {engine!r} is none of auto, openvino, onnxruntime")
         self.engine = engine
         self._run = build(model, self.outputs, self.input, threads)
+        give_back()  # what opening took
 
     def stream(self, crops: Iterable[Crop]) -> Iterator[tuple[npt.NDArray[np.float32], ...]]:
         """Outputs batch by batch, in the order of `outputs`."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from edgehp.quantization.graphview import GraphView
+from edgehp.quantization.graphview import GraphView, drop_unread
 from edgehp.quantization.qdq import Recipe, scale_of
 from edgehp.quantization.table import CalibrationTable, TensorRanges
 from edgehp.quantization.thresholds import METHODS
@@ -113,10 +113,7 @@ def with_full_stem(
         ]
         pad = helper.make_node("Pad", inputs, [_PADDED], name=_PADDED)
         out.graph.node.insert(list(out.graph.node).index(nodes[stem.pool.name]) + 1, pad)
-    read = {i for n in out.graph.node for i in n.input}
-    kept = [t for t in out.graph.initializer if t.name in read]
-    del out.graph.initializer[:]
-    out.graph.initializer.extend(kept)
+    drop_unread(out)
     ends_of = {"int8": (-127.0 * scale, 127.0 * scale), "uint8": (0.0, 255.0 * scale)}
     ranges = TensorRanges(
         minimum=-shift,
