@@ -5,9 +5,12 @@
 In one run, in turns: the loop of the scenario ``single-stream`` and two bare loops that call
 OpenVINO directly on the same file. The first does the same work, crop and inference, and is what
 the harness is judged by (end to end, at most 3 % more); the second has ready crops and times the
-inference alone, which finds the processor's caches and threads as warm as they ever are. Prints
-the medians, their ratios turn by turn, and the time of crop + resize from a 1920x1080 frame, as
-JSON. A quiet machine is needed: the median ratio over turns resists neighbours, but not all.
+inference alone, which finds the processor's caches and threads as warm as they ever are: the
+stricter figure, of edgehp's whole call over it, is printed beside and not judged. Prints the
+medians, their ratios turn by turn, and the time of crop + resize from a 1920x1080 frame, as JSON.
+A quiet machine is needed: the median ratio over turns resists neighbours, but not all.
+
+Exit code 0: within the limit; 1: not.
 """
 
 from __future__ import annotations
@@ -132,7 +135,7 @@ def main() -> None:
             for step in steps if turn % 2 == 0 else reversed(steps):
                 step()
         ms = {k: np.array(v) for k, v in found_ms.items()}
-        ratios = ms["end_to_end"] / ms["same"]
+        ratios, strict = ms["end_to_end"] / ms["same"], ms["call"] / ms["ready"]
         found = {
             "artifact": artifact.manifest.name,
             "size": spec.size,
@@ -142,13 +145,16 @@ def main() -> None:
             "bare_p50_ms": float(np.median(ms["same"])),
             "harness_call_p50_ms": float(np.median(ms["call"])),
             "bare_ready_crops_p50_ms": float(np.median(ms["ready"])),
-            "ratio_ready_crops_median": float(np.median(ms["call"] / ms["ready"])),
+            "ratio_ready_crops_median": float(np.median(strict)),
+            "ratio_ready_crops_quartiles": [float(q) for q in np.quantile(strict, (0.25, 0.75))],
+            "ready_crops_within_limit": float(np.median(strict)) <= LIMIT,
             "ratio_median": float(np.median(ratios)),
             "ratio_quartiles": [float(q) for q in np.quantile(ratios, (0.25, 0.75))],
             "within_limit": float(np.median(ratios)) <= LIMIT,
             "preprocessing": preprocessing_ms(lane, 2.0),
         }
     print(json.dumps(found, indent=1))
+    sys.exit(0 if found["within_limit"] else 1)
 
 
 if __name__ == "__main__":

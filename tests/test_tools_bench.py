@@ -1,0 +1,47 @@
+"""What the tools that judge the benchmark say, given figures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture
+def against(repo: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(repo / "tools"))
+    monkeypatch.delitem(sys.modules, "bench_against_benchmark_app", raising=False)
+    import bench_against_benchmark_app
+
+    return bench_against_benchmark_app
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.97, 1.01, "no slower"),
+        (0.90, 0.95, "no slower"),
+        (1.01, 1.02, "slower"),
+        (1.01, 1.90, "slower"),
+        # An interval as wide as that holds 1 on any noisy machine.
+        (0.80, 1.30, "cannot tell"),
+    ],
+)
+def test_noise_is_no_proof_of_speed(
+    against: ModuleType, low: float, high: float, expected: str
+) -> None:
+    assert against.verdict({"value": (low + high) / 2, "low": low, "high": high}) == expected
+
+
+def test_the_ratio_is_of_turns_that_follow_each_other(against: ModuleType) -> None:
+    """A machine that slows down for both alike changes nothing."""
+    machine = [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]
+    found = {
+        "edgehp": [{"p50_ms": 1.1 * m} for m in machine],
+        "benchmark_app": [{"p50_ms": m} for m in machine],
+    }
+    ratio = against.ratio(found, "p50_ms")
+    assert ratio["low"] == pytest.approx(1.1) == ratio["high"]
+    assert against.verdict(ratio) == "slower"
