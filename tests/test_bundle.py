@@ -27,8 +27,8 @@ from edgehp.shipping.keys import Identity, read_public_key
 from tests import ship_parts as parts
 
 NAME = "colours-cpu-fp32"
-# Of a manifest: free objects, its own digest, and the key that older ones lack.
-SPARE = ("recipe", "spec", "protocol", "versions", "counts", "digest", "max_latency_ms")
+# Of a manifest: free objects, its own digest, and the keys that older ones lack.
+SPARE = ("recipe", "spec", "protocol", "versions", "counts", "digest", "max_latency_ms", "mixed")
 HEADER = 24
 
 

@@ -152,7 +152,9 @@ def test_what_was_not_flushed_is_lost_or_torn(
                     swept(scene, found)
             shutil.rmtree(found)
     assert seen == case.allowed
-    assert len(states) >= len(recording)
+    # A layer that always found the same state would prove nothing. A flush ends in a state that was
+    # possible before it, so that a short action has fewer states than calls.
+    assert 2 * len(states) > len(recording)
 
 
 def _copy(scene: Scene, target: Path) -> Path:
