@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from edgehp import pose
 from edgehp.build.graphs import open_network, quantised_graph
 from edgehp.crop import crop_face
-from edgehp.errors import CheckpointError, UsageError
+from edgehp.errors import CheckpointError, DataError, UsageError
 from edgehp.networks.bundled import bundled_path
 from edgehp.networks.checkpoint import QUANTISED_PREFIX, load_weights, save_weights
 from edgehp.networks.graph import INPUT, build_graph, graph_bytes
@@ -191,6 +191,29 @@ def test_an_ehpnet_in_bgr_with_a_neck_is_followed_too() -> None:
     crops = random_crops(16, SIZE, seed=3)
     made = trained_quantisation(network, start.source_table, spec).graph(start.source)
     assert np.abs(run_exactly(made, crops) - angles_of(network, crops, spec)).mean() < 0.02
+
+
+def test_training_begins_from_layers_of_the_float_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounded weights or a rewritten stem have biases that the module would add to other sums."""
+    weights, spec = shipped()
+    start = shipped_start("cpu")
+    for other in (Recipe(exact_input=True), Recipe(full_stem=True)):
+        with pytest.raises(UsageError, match="rounding=False"):
+            fake_quantised(replace(start, recipe=other), spec)
+    file = tmp_path / "float.safetensors"
+    save_weights(file, weights, spec)
+    data = write_faces(tmp_path / "faces", 24, np.random.default_rng(7), labelled=False)
+
+    def only_asked(*_: object, rounding: bool | None = None, **__: object) -> None:
+        raise DataError(f"asked for rounding: {rounding}")
+
+    # The method that is chosen where none is named rounds, unless told not to.
+    monkeypatch.setattr("edgehp.training.quantization_aware.quantise", only_asked)
+    items = unlabelled_items(data.samples)
+    with pytest.raises(DataError, match="rounding: False"):
+        train_quantised(items, CONFIG, tmp_path / "run", start=file, flavour="cpu", labelled=False)
 
 
 def test_a_scale_learns_from_rounding_inside_and_from_clipping_outside() -> None:

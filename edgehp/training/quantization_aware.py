@@ -177,6 +177,8 @@ def train_quantised(
         spec,
         flavour=flavour,
         method=method,
+        # Weights and biases of the graph as it is: what training is to move.
+        rounding=False,
         threads=torch.get_num_threads(),
     )
     logger.info("begins with %s, %.4f degrees from FP32", began.chosen, began.difference.angles)
@@ -217,7 +219,18 @@ def train_quantised(
 
 
 def fake_quantised(began: QuantisedModel, spec: NetworkSpec) -> FakeQuantised:
-    """The trainable module that computes what `began.model` computes."""
+    """The trainable module that computes what `began.model` computes.
+
+    Raises:
+        UsageError: its weights were rounded jointly, or its stem rewritten
+            (`edgehp.quantization.exact_input`, `edgehp.quantization.stem`): the module has neither.
+    """
+    recipe = began.recipe
+    if recipe.exact_input or recipe.full_stem or recipe.weights:
+        raise UsageError(
+            f"training cannot begin from {began.chosen}: its layers are not those of the float "
+            "graph; quantise with rounding=False"
+        )
     grid = _GRIDS[began.flavour]
     emitted = GraphView(began.model)
     source = GraphView(began.source)
