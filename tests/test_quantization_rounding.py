@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
+from edgehp.build.sensitivity import _choices
 from edgehp.networks.graph import build_graph
 from edgehp.quantization.calibrate import calibrate, with_outputs
 from edgehp.quantization.exact_input import with_exact_input
 from edgehp.quantization.lint import lint
 from edgehp.quantization.qdq import Recipe, quantise_weight, weight_scales
-from edgehp.quantization.quantise import emit, quantise
+from edgehp.quantization.quantise import AUTO, emit, quantise
 from edgehp.quantization.reconstruct import reconstruct
 from edgehp.quantization.rounding import Moments, round_jointly
 from edgehp.quantization.runner import Runner
@@ -170,3 +172,22 @@ def test_rounding_is_recorded_and_can_be_asked_for() -> None:
     assert not plain.recipe.weights
     redone = emit(asked.source, asked.source_table, asked.recipe, flavour="cpu")
     assert redone.SerializeToString() == asked.model.SerializeToString()
+
+
+@pytest.mark.parametrize("flavour", ["cpu", "tensorrt"])
+def test_every_choice_can_be_repeated_from_its_name(flavour: str) -> None:
+    """``edgehp sensitivity`` quantises again by the name that the artifact's manifest holds."""
+    network = small_network()
+    crops = random_crops(40, SIZE, seed=6)
+    found = quantise(network, crops, flavour=flavour, threads=1)
+    names = [*found.scores, "mse+exact", "mse+equal0.5+exact+full", "mse+exact+full+rounded"]
+    for name in names:
+        method, options = _choices(name, Path("artifact"))
+        assert method in (name.split("+")[0], AUTO)
+        assert options.get("rounding", False) == ("rounded" in name)
+    method, options = _choices(found.chosen, Path("artifact"))
+    again = quantise(
+        network, crops, flavour=flavour, method=method, table=found.table, threads=1, **options
+    )
+    assert again.chosen == found.chosen
+    assert again.model.SerializeToString() == found.model.SerializeToString()

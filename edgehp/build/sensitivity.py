@@ -19,7 +19,7 @@ from edgehp.networks.bundled import Network, resolve_network
 from edgehp.quantization.graphview import GraphView
 from edgehp.quantization.latency import LatencyModel
 from edgehp.quantization.placement import quantisable_layers
-from edgehp.quantization.quantise import quantise
+from edgehp.quantization.quantise import AUTO, quantise
 from edgehp.quantization.select import Difference, Judge, Subset, split_crops
 from edgehp.quantization.sensitivity import Sensitivity, measure_sensitivity
 from edgehp.quantization.table import CalibrationTable
@@ -181,14 +181,19 @@ def _crops(artifact: Artifact, record: Calibration, given: Path | None) -> CropS
 def _choices(text: str, where: Path) -> tuple[str, dict[str, Any]]:
     """Method and options of `quantise` that give what `QuantisedModel.chosen` says."""
     method, *more = text.split("+")
-    options: dict[str, Any] = {"bias_correction": False, "equalisation": 0.0}
     known = method in METHODS
+    if known and "exact" in more and "rounded" not in more:
+        # No option asks for the exact picture alone: what chose it once chooses it again.
+        return AUTO, {}
+    options: dict[str, Any] = {"bias_correction": False, "equalisation": 0.0}
     for part in more:
         if part == "bias":
             options["bias_correction"] = True
         elif part == "rounded":
             # The name does not say which of both was rounded: it is chosen again, the same way.
             options |= {"rounding": True, "bias_correction": None}
+        elif part in ("exact", "full"):
+            continue  # a part of rounding, which chooses between the two in the same way
         elif part.startswith("equal"):
             try:
                 options["equalisation"] = float(part.removeprefix("equal"))
