@@ -1,4 +1,4 @@
-"""Shrinking by averaging pixel areas: what ``cv2.INTER_AREA`` gives, in half of its time.
+"""Shrinking by averaging pixel areas: what ``cv2.INTER_AREA`` gives, in less than half of its time.
 
 OpenCV averages areas of a fractional size pixel by pixel. Here the rows are combined first, by
 small matrix products over bands of rows, which vector units do well; then the columns in the same
