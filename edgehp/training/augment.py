@@ -7,7 +7,7 @@ resumed from its seed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import cv2
@@ -59,39 +59,27 @@ class Augmentation:
 
 
 # A run from random weights takes the full effects; the last epochs of a run, or a fine-tune, gain
-# accuracy on clean photos from milder ones and keep what was learnt about bad light. "sharp" is for
-# an input larger than the training photos: enlarged photos are soft, a camera's are not.
+# accuracy on clean photos from milder ones and keep what was learnt about bad light.
+_GENTLE = Augmentation(
+    scale=(0.95, 1.08),
+    shift=0.04,
+    rotate=15.0,
+    rotate_probability=0.3,
+    light=0.6,
+    grey=0.15,
+    dark=0.04,
+    blur=0.06,
+    sharpen=0.08,
+    coarse=0.06,
+    noise=0.05,
+    occlude=0.15,
+)
 AUGMENTATIONS: Mapping[str, Augmentation] = MappingProxyType(
     {
         "strong": Augmentation(),
-        "gentle": Augmentation(
-            scale=(0.95, 1.08),
-            shift=0.04,
-            rotate=15.0,
-            rotate_probability=0.3,
-            light=0.6,
-            grey=0.15,
-            dark=0.04,
-            blur=0.06,
-            sharpen=0.08,
-            coarse=0.06,
-            noise=0.05,
-            occlude=0.15,
-        ),
-        "sharp": Augmentation(
-            scale=(0.95, 1.08),
-            shift=0.04,
-            rotate=15.0,
-            rotate_probability=0.3,
-            light=0.6,
-            grey=0.15,
-            dark=0.04,
-            blur=0.05,
-            sharpen=0.4,
-            coarse=0.04,
-            noise=0.05,
-            occlude=0.15,
-        ),
+        "gentle": _GENTLE,
+        # For an input larger than the training photos: enlarged ones are soft, a camera's are not.
+        "sharp": replace(_GENTLE, blur=0.05, sharpen=0.4, coarse=0.04),
     }
 )
 
