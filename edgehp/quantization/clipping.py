@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.errors import DataError
+from edgehp.quantization.calibrate import with_outputs
 from edgehp.quantization.graphview import GraphView
 from edgehp.quantization.runner import Runner
 
@@ -65,7 +66,8 @@ def measure_clipping(
     limits = _limits(model)
     if not limits:
         raise DataError("the graph has no QuantizeLinear behind an activation; quantise it first")
-    probed = _with_outputs(model, tuple(limits))
+    outputs = dict.fromkeys([*(o.name for o in model.graph.output), *limits])
+    probed = with_outputs(model, list(outputs))
     runner = Runner(probed, tuple(limits), engine=engine, threads=threads)
     beyond = dict.fromkeys(limits, 0)
     seen = dict.fromkeys(limits, 0)
@@ -100,16 +102,3 @@ def _limits(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:
             low, high = max(low, found[name][0]), min(high, found[name][1])
         found[name] = (low, high)
     return found
-
-
-def _with_outputs(model: onnx.ModelProto, names: tuple[str, ...]) -> onnx.ModelProto:
-    from onnx import ModelProto, helper
-
-    out = ModelProto()
-    out.CopyFrom(model)
-    known = {o.name for o in out.graph.output}
-    for name in names:
-        if name not in known:
-            # An empty type: the runtime infers it, whatever the body's precision.
-            out.graph.output.append(helper.make_empty_tensor_value_info(name))
-    return out
