@@ -73,10 +73,10 @@ def _own(trip: Trip, folder: Path) -> Path:
 def _build(trip: Trip) -> Job:
     """Finish a deferred artifact there, made here where the target's engine needs its device."""
     from edgehp.artifact.check import read_manifest
-    from edgehp.cli.build import _one
+    from edgehp.cli.build import unfinished_artifact
 
     given = trip.given
-    unfinished = _one(given["artifact"], given["finish"], given["target"])
+    unfinished = unfinished_artifact(given["artifact"], given["finish"], given["target"])
     if unfinished is not None:
         destination = unfinished
         if trip.several:

@@ -128,7 +128,7 @@ def command(
     from edgehp.build.request import BuildRequest
     from edgehp.cli._output import Steps, print_json
 
-    unfinished = _one(artifact, finish, target)
+    unfinished = unfinished_artifact(artifact, finish, target)
     steps = Steps()
     if unfinished is not None:
         result = finish_artifact(unfinished, steps, validate_on=validate_on, threads=threads)
@@ -158,7 +158,9 @@ def command(
         _print(result)
 
 
-def _one(artifact: Path | None, finish: Path | None, target: str | None) -> Path | None:
+def unfinished_artifact(
+    artifact: Path | None, finish: Path | None, target: str | None
+) -> Path | None:
     """The deferred artifact to finish, however it was named."""
     if artifact is not None and finish is not None:
         raise UsageError("give the artifact once: edgehp build --finish DIR")
