@@ -26,8 +26,11 @@ from edgehp.artifact.manifest import (
     TargetRecord,
 )
 from edgehp.artifact.write import ArtifactWriter
+from edgehp.shipping import slots
 from edgehp.shipping.container import pack_front
+from edgehp.shipping.examine import is_whole
 from edgehp.shipping.keys import PublicKey, read_public_key
+from edgehp.shipping.records import SLOT_NAMES, read_slot
 from edgehp.shipping.selftest import SelfTestResult, self_test
 from tests.pose_graphs import SPEC, pose_graph
 
@@ -56,6 +59,18 @@ class Device:
 def here(artifact: Path) -> SelfTestResult:
     """The real self-test, in this process and on `Device`."""
     return self_test(artifact, Device())
+
+
+def started_whole(root: Path) -> str:
+    """The name of the artifact that starts; everything in both slots is whole."""
+    found = slots.boot(root, selftest=here)
+    assert found.fell_back is None
+    for name in SLOT_NAMES:
+        if (root / "slots" / name).exists():
+            slot = read_slot(root, name)
+            assert slot is not None
+            assert is_whole(slot)
+    return found.slot.artifact_name
 
 
 def a_manifest(name: str, *, deferred: bool = False, budget: float | None = 60_000) -> Manifest:

@@ -12,8 +12,7 @@ import pytest
 
 from edgehp.errors import DataError
 from edgehp.shipping import slots
-from edgehp.shipping.examine import is_whole
-from edgehp.shipping.records import SLOT_NAMES, read_slot
+from edgehp.shipping.records import SLOT_NAMES
 from tests import ship_parts as parts
 from tests.faults import calls_of, killed, no_flush, recorded
 
@@ -59,18 +58,6 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
 def quick() -> Iterator[None]:
     with no_flush():
         yield
-
-
-def started(root: Path) -> str:
-    """The name of the artifact that starts; everything in both slots is whole."""
-    found = slots.boot(root, selftest=parts.here)
-    assert found.fell_back is None
-    for name in SLOT_NAMES:
-        if (root / "slots" / name).exists():
-            slot = read_slot(root, name)
-            assert slot is not None
-            assert is_whole(slot)
-    return found.slot.artifact_name
 
 
 def swept(scene: Scene, root: Path) -> None:
@@ -120,7 +107,7 @@ def _killed_points(scene: Scene, case: Case, folder: Path, seed: int) -> int:
         root = _copy(scene, folder / "root")
         # The copy is made here, so that every call of the child belongs to the action.
         assert killed(lambda: case.action(scene, root), point).killed  # noqa: B023
-        seen.add(name := started(root))
+        seen.add(name := parts.started_whole(root))
         assert name in case.allowed, (point, seed)
         if point % 16 == 0:
             swept(scene, root)
@@ -146,7 +133,7 @@ def test_what_was_not_flushed_is_lost_or_torn(
             state = recording.after_cut(moment, found, how, rng)
             if state not in states:
                 states.add(state)
-                seen.add(begun := started(found))
+                seen.add(begun := parts.started_whole(found))
                 assert begun in case.allowed, (moment, how, seed)
                 if len(states) % 16 == 0:
                     swept(scene, found)
@@ -174,7 +161,7 @@ def test_the_first_installation(scene: Scene, tmp_path: Path, seed: int) -> None
             found = tmp_path / "found"
             recording.after_cut(moment, found, how, rng)
             try:
-                seen.add(started(found))
+                seen.add(parts.started_whole(found))
             except DataError:
                 seen.add("nothing")
             if moment % 8 == 0:

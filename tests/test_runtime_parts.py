@@ -285,7 +285,8 @@ def test_a_face_that_the_detector_no_longer_sees_is_given_up():
     assert there == [True, True, True, True, False, True] and len(near.sizes) == 2
 
 
-def test_a_detection_that_comes_late_is_carried_to_the_newest_frame():
+def held_tracker():
+    """(event, detection, tracker): the first detection answers only after the event is set."""
     hold = threading.Event()
 
     class Slow(Detector):
@@ -294,7 +295,11 @@ def test_a_detection_that_comes_late_is_carried_to_the_newest_frame():
             return super().detect(photo)
 
     detection = BackgroundDetection(InlineDetection(Slow(Box(150, 80, 250, 180)), Detector(None)))
-    tracker = FaceTracker(detection)
+    return hold, detection, FaceTracker(detection)
+
+
+def test_a_detection_that_comes_late_is_carried_to_the_newest_frame():
+    hold, detection, tracker = held_tracker()
     photos = [cv2.cvtColor(scene((2.0 * i, 0)), cv2.COLOR_GRAY2RGB) for i in range(6)]
     assert [tracker.update(p) for p in photos[:4]] == [None] * 4
     hold.set()
@@ -305,15 +310,7 @@ def test_a_detection_that_comes_late_is_carried_to_the_newest_frame():
 
 
 def test_a_detection_from_before_a_fault_is_not_used_whatever_the_camera_gives_now():
-    hold = threading.Event()
-
-    class Slow(Detector):
-        def detect(self, photo):
-            hold.wait(20)
-            return super().detect(photo)
-
-    detection = BackgroundDetection(InlineDetection(Slow(Box(150, 80, 250, 180)), Detector(None)))
-    tracker = FaceTracker(detection)
+    hold, detection, tracker = held_tracker()
     photo = cv2.cvtColor(scene(), cv2.COLOR_GRAY2RGB)
     assert tracker.update(photo) is None
     # A camera that stays stuck resets with every frame.

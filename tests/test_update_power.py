@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgehp.shipping import slots
-from edgehp.shipping.examine import is_whole
-from edgehp.shipping.records import SLOT_NAMES, read_slot
+from edgehp.shipping.records import SLOT_NAMES
 from edgehp.shipping.trusted import Memory, read_memory
 from tests import ship_parts as parts
 from tests.faults import calls_of, killed, no_flush, recorded
@@ -65,20 +64,14 @@ def version(memory: Memory) -> int:
 def checked(scene: Scene, root: Path, caplog: pytest.LogCaptureFixture) -> str:
     """What starts; everything in both slots is whole, and so is what is remembered."""
     caplog.clear()
-    found = slots.boot(root, selftest=parts.here)
-    assert found.fell_back is None
-    for name in SLOT_NAMES:
-        if (root / "slots" / name).exists():
-            slot = read_slot(root, name)
-            assert slot is not None
-            assert is_whole(slot)
+    started = parts.started_whole(root)
     memory = read_memory(root / "updates")
     assert "damaged" not in caplog.text
     # Never less than before the update: this is what refuses older lists.
     assert memory.serial in (1, 2)
     assert version(memory) >= version(read_memory(scene.root / "updates"))
     assert {"1.root.json", "timestamp.json", "snapshot.json", "targets.json"} <= set(memory.files)
-    return found.slot.artifact_name
+    return started
 
 
 def finished(scene: Scene, root: Path) -> None:
