@@ -198,6 +198,45 @@ def test_what_runs_can_be_confirmed_while_a_rollback_tests(shop: Shop) -> None:
     assert slots.status(shop.root).unconfirmed_starts == 0
 
 
+def test_nobody_waits_for_the_self_test_of_a_start(shop: Shop) -> None:
+    shop.install("one")
+    shop.install("two")
+    tested: list[str] = []
+
+    def test(artifact: Path) -> SelfTestResult:
+        assert not disk.is_locked(shop.root / "state.lock")
+        tested.append(artifact.parent.name)
+        if len(tested) == 1:
+            # Somebody goes back meanwhile: what is started is what is current then.
+            assert slots.rollback(shop.root, selftest=parts.here).name == "a"
+            assert slots.status(shop.root).unconfirmed_starts == 0
+        return parts.here(artifact)
+
+    found = slots.boot(shop.root, selftest=test)
+    assert tested == ["b", "a"]
+    assert (found.slot.artifact_name, found.fell_back) == ("one", None)
+    after = slots.status(shop.root)
+    assert after.current is not None and after.current.artifact_name == "one"
+    assert (after.unconfirmed_starts, after.failed) == (1, {})
+
+
+def test_an_installation_during_a_start_that_fails_is_not_undone(shop: Shop) -> None:
+    shop.install("one")
+    shop.install("two")
+    damage(slots.current(shop.root))
+    tested: list[str] = []
+
+    def test(artifact: Path) -> SelfTestResult:
+        tested.append(artifact.parent.name)
+        if len(tested) == 2:
+            # While the slot to fall back to is tested.
+            shop.install("three")
+        return parts.here(artifact)
+
+    assert slots.boot(shop.root, selftest=test).slot.artifact_name == "three"
+    assert shop.current() == "three"
+
+
 def test_what_a_dead_installer_left_is_removed(shop: Shop) -> None:
     shop.install("one")
     (shop.root / "slots" / ".staging-0badc0de" / "artifact").mkdir(parents=True)

@@ -3,7 +3,7 @@
 Under the root directory::
 
     lock            flock of the one installer
-    state.lock      flock held while state.json or a slot is replaced, and while a start tests slots
+    state.lock      flock held while state.json or a slot is replaced, never while one is tested
     state.json      which slot is current, starts that were not confirmed, what failed
     slots/a/        record.json and artifact/
     slots/b/

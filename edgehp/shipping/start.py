@@ -19,6 +19,8 @@ __all__ = ["MAX_FAILED_STARTS", "Boot", "boot", "confirm"]
 logger = logging.getLogger(__name__)
 
 MAX_FAILED_STARTS = 3
+# How often a start begins anew because slots changed below it; each takes an installation.
+_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -44,37 +46,76 @@ def boot(root: Path, *, selftest: SelfTest | None = None) -> Boot:
     (`MAX_FAILED_STARTS`) without `confirm`. Call `confirm` once frames flow.
 
     A root that cannot be written is warned about and starts are not counted: a full or read-only
-    disk must not stop a network that works.
+    disk must not stop a network that works. Nobody waits for the self-tests: where an installer
+    switches meanwhile, the start begins anew with what is current then.
 
     Raises:
         DataError: nothing is installed.
         CompatibilityError: neither slot passes; both reasons are named.
-        EnvironmentalError: neither slot passes, for a driver or package that is missing.
+        EnvironmentalError: neither slot passes, for a driver or package that is missing; or the
+            slots change again and again.
     """
     test = selftest or run_self_test
     if not root.is_dir():
         raise nothing_installed(root)
+    for _ in range(_TRIES):
+        state = _counted(root)
+        found = _tried(root, state, test)
+        if found is not None:
+            return found
+        logger.warning("the slots of %s were changed while a start tested them: anew", root)
+    raise EnvironmentalError(
+        f"{root}: the slots were changed {_TRIES} times while a start tested them; wait for the "
+        "installer and start again"
+    )
+
+
+def _counted(root: Path) -> State:
+    """The state before this start, which is written down."""
     with _state_lock_if_possible(root):
         state = read_state(root)
         if state.current is None:
             raise nothing_installed(root)
         _note(root, replace(state, starts=state.starts + 1))
-        slot, other = read_slot(root, state.current), read_slot(root, other_than(state.current))
-        exhausted = state.starts >= MAX_FAILED_STARTS
-        if slot is not None and exhausted and (other is None or other.digest in state.failed):
-            logger.warning("slot %s: %s, and there is none to return to", slot.name, _unconfirmed())
-            exhausted = False
-        failure: EdgehpError
-        if slot is None:
-            failure = CompatibilityError("its record is missing or damaged")
-        elif exhausted:
-            failure = CompatibilityError(_unconfirmed())
+        return state
+
+
+def _tried(root: Path, state: State, test: SelfTest) -> Boot | None:
+    """What passes; None where an installer or a rollback was at work meanwhile.
+
+    No lock is held while a slot is tested, which takes minutes at worst: `confirm` of what runs, an
+    installation and a rollback would wait for it without a word.
+    """
+    current = str(state.current)
+    slot, other = read_slot(root, current), read_slot(root, other_than(current))
+    exhausted = state.starts >= MAX_FAILED_STARTS
+    if slot is not None and exhausted and (other is None or other.digest in state.failed):
+        logger.warning("slot %s: %s, and there is none to return to", slot.name, _unconfirmed())
+        exhausted = False
+    failure: EdgehpError
+    if slot is None:
+        failure = CompatibilityError("its record is missing or damaged")
+    elif exhausted:
+        failure = CompatibilityError(_unconfirmed())
+    else:
+        try:
+            result = examine(slot, test)
+        except EdgehpError as e:
+            failure = e
         else:
-            try:
-                return Boot(slot, examine(slot, test), None)
-            except EdgehpError as e:
-                failure = e
+            return Boot(slot, result, None) if _unchanged(root, state) else None
+    try:
         return _fallen_back(root, state, slot, other, failure, test, exhausted)
+    except EdgehpError:
+        if _unchanged(root, state):
+            raise
+        return None
+
+
+def _unchanged(root: Path, state: State) -> bool:
+    """Whether the slots are still those of `state`."""
+    now = read_state(root)
+    return (now.current, now.sequence) == (state.current, state.sequence)
 
 
 def confirm(root: Path) -> None:
@@ -103,8 +144,11 @@ def _fallen_back(
     failure: EdgehpError,
     test: SelfTest,
     untested: bool,
-) -> Boot:
-    """The other slot if it passes; else the current one, if it was not even tried; else nothing."""
+) -> Boot | None:
+    """The other slot if it passes; else the current one, if it was not even tried; else nothing.
+
+    None where the slots were changed meanwhile.
+    """
     left = f"slot {state.current}: {failure}"
     if other is None:
         raise type(failure)(f"{left}; there is no other slot: install a bundle") from failure
@@ -113,12 +157,17 @@ def _fallen_back(
     except EdgehpError as second:
         if untested and slot is not None:
             logger.warning("slot %s: %s; slot %s stays", other.name, second, slot.name)
-            return Boot(slot, examine(slot, test), None)
+            result = examine(slot, test)
+            return Boot(slot, result, None) if _unchanged(root, state) else None
         both = isinstance(failure, EnvironmentalError) and isinstance(second, EnvironmentalError)
         kind = EnvironmentalError if both else CompatibilityError
         raise kind(f"{left}; slot {other.name}: {second}; install a bundle") from second
-    failed = state.failed if slot is None else state.with_failure(slot.digest, str(failure))
-    _note(root, replace(state, current=other.name, starts=1, failed=failed))
+    with _state_lock_if_possible(root):
+        if not _unchanged(root, state):
+            return None
+        state = read_state(root)
+        failed = state.failed if slot is None else state.with_failure(slot.digest, str(failure))
+        _note(root, replace(state, current=other.name, starts=1, failed=failed))
     logger.warning("%s; slot %s runs instead", left, other.name)
     return Boot(other, result, str(failure))
 
