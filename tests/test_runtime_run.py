@@ -443,6 +443,101 @@ def test_an_engine_that_fails_is_told_and_opened_again(opener):
     assert summary.totals["engine_faults"] == 2
 
 
+def fault_of(host: EngineHost, crops: np.ndarray) -> str:
+    with pytest.raises(EngineFaultError) as caught:
+        host.infer(crops)
+    return str(caught.value)
+
+
+def test_the_loop_lives_while_a_failed_engine_is_opened_again(opener):
+    """Longer than the watchdog waits: frames are told as faults, and signs of life go on."""
+    lived = threading.Event()
+    opened: list[bool] = []
+
+    def slowly():
+        network = opener()
+        if not opened:
+            opened.append(True)
+            return replace(network, engine=Broken(network.engine, [None, None]))
+        # A loop that opened the engine itself would wait here for ever.
+        opened.append(lived.wait(WAIT))
+        return network
+
+    class Dog(Watchdog):
+        lives = 0
+
+        def alive(self) -> None:
+            self.lives += 1
+            faults = states(records).count("engine_fault")
+            if len(opened) == 1 and faults > 20 and self.lives > 20:
+                lived.set()
+
+    records: list[dict] = []
+
+    def enough(found: list[dict]) -> bool:
+        records[:] = found
+        return states(found)[-1:] == ["ok"] and len(opened) == 2
+
+    run(live(), slowly, enough, watchdog=Dog({}))
+    assert opened == [True, True]
+
+
+def test_an_engine_that_is_opened_too_late_is_closed(opener):
+    asked, go, closed = threading.Event(), threading.Event(), threading.Event()
+
+    def slowly():
+        network = opener()
+        if asked.is_set():
+            go.wait(WAIT)
+            network._closing.callback(closed.set)
+            return network
+        asked.set()
+        return replace(network, engine=Broken(network.engine, [None, None]))
+
+    host = EngineHost(slowly, pause=0)
+    crops = np.zeros((1, *[host.network.preprocessing.size] * 2, 3), np.uint8)
+    for _ in range(2):
+        fault_of(host, crops)
+    ending = threading.Thread(target=host.close)
+    ending.start()
+    go.set()
+    ending.join(WAIT)
+    assert closed.wait(WAIT)
+
+
+def test_a_driver_that_hangs_while_the_engine_opens_ends_the_process(opener, monkeypatch):
+    monkeypatch.setattr("edgehp.runtime.engine._HANGS_S", 0.1)
+    monkeypatch.setattr("edgehp.runtime.engine._END_S", 0.0)
+    go, opened = threading.Event(), []
+
+    def hanging():
+        if opened:
+            go.wait(WAIT)
+        opened.append(opener())
+        return replace(opened[0], engine=Broken(opened[0].engine, [None, None]))
+
+    with pytest.raises(EnvironmentalError, match="hangs"):
+        run(live(), hanging)
+    go.set()
+
+
+def test_a_slow_disk_does_not_hold_the_frames_up(opener):
+    """The start is confirmed beside the loop, and before the run is over."""
+    flowing, confirmed = threading.Event(), []
+
+    def confirm() -> None:
+        # As fsync on a worn card; in the loop it would wait for frames that do not come.
+        confirmed.append(flowing.wait(WAIT))
+
+    def enough(records: list[dict]) -> bool:
+        if len(records) == 10:
+            flowing.set()
+        return len(records) >= 12
+
+    run(live(), opener, enough, confirm=confirm)
+    assert confirmed == [True]
+
+
 def test_crops_are_those_of_the_engine_that_is_open_now(opener):
     # An installation may replace the slot between an engine's failure and its next opening.
     first, second = opener(), opener()
@@ -450,9 +545,11 @@ def test_crops_are_those_of_the_engine_that_is_open_now(opener):
     second = replace(second, preprocessing=replace(second.preprocessing, colour="BGR"))
     host = EngineHost(iter([first, second]).__next__, pause=0)
     crops = np.zeros((1, *[first.preprocessing.size] * 2, 3), np.uint8)
-    for words in ("fell off the bus", "other crops"):
-        with pytest.raises(EngineFaultError, match=words):
-            host.infer(crops)
+    told = [fault_of(host, crops) for _ in range(2)]
+    # It is opened in another thread.
+    while (fault := fault_of(host, crops)) == told[-1]:
+        time.sleep(0.01)
+    assert "fell off the bus" in told[0] and "other crops" in fault
     host.infer(crops)
     assert host.network is second
     host.close()

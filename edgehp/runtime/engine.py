@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 
@@ -18,10 +19,83 @@ logger = logging.getLogger(__name__)
 
 # A GPU that fell off the bus does not come back to this process: give up and be started again.
 _ATTEMPTS = 6
+# A driver that has not come back from opening by then never will; a self-test may take as long.
+_HANGS_S = 120.0
+# The service manager waits five seconds for the end of the process.
+_END_S = 2.0
 
 
 class EngineFaultError(EnvironmentalError):
     """The engine gave no usable answer for this frame."""
+
+
+class _Opening:
+    """Closes what failed and opens it again, in a thread of its own.
+
+    Opening verifies hashes, deserialises and runs golden vectors. That may take longer than the
+    service manager waits for a sign of life from the loop, on a board that is recovering.
+    """
+
+    def __init__(self, opener: Callable[[], OpenedNetwork], broken: OpenedNetwork | None) -> None:
+        self._opener, self._broken = opener, broken
+        self._lock = threading.Lock()
+        self._unwanted = False
+        self._opened: OpenedNetwork | None = None
+        self._error: BaseException | None = None
+        self._done = threading.Event()
+        self._began = time.monotonic()
+        threading.Thread(target=self._work, name="engine", daemon=True).start()
+
+    @property
+    def done(self) -> bool:
+        """Whether `result` answers."""
+        return self._done.is_set()
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken so far."""
+        return time.monotonic() - self._began
+
+    def result(self) -> OpenedNetwork:
+        """What is open now; raises what opening it raised."""
+        if self._error is not None:
+            raise self._error
+        if self._opened is None:
+            raise EngineFaultError("the engine is still being opened")
+        return self._opened
+
+    def abandon(self, wait: float) -> None:
+        """Close what is opened, now or, where the driver takes longer than `wait`, later."""
+        self._done.wait(wait)
+        with self._lock:
+            self._unwanted = True
+            opened, self._opened = self._opened, None
+        if opened is not None:
+            _close(opened)
+
+    def _work(self) -> None:
+        try:
+            if self._broken is not None:
+                _close(self._broken)
+                self._broken = None
+            opened = self._opener()
+            with self._lock:
+                if not self._unwanted:
+                    self._opened = opened
+                    return
+            _close(opened)
+        except BaseException as e:
+            # Of whatever kind: `result` raises it where somebody sees it.
+            self._error = e
+        finally:
+            self._done.set()
+
+
+def _close(network: OpenedNetwork) -> None:
+    try:
+        network.__exit__(None, None, None)
+    except (EdgehpError, RuntimeError, OSError) as e:
+        logger.warning("closing the engine failed too: %s", e)
 
 
 class EngineHost:
@@ -53,20 +127,22 @@ class EngineHost:
         self.faults = 0
         self.network = opener()
         self._opened: OpenedNetwork | None = self.network
+        self._broken: OpenedNetwork | None = None
+        self._opening: _Opening | None = None
 
     def infer(self, crops: Crops) -> Prediction:
-        """The engine's answer.
+        """The engine's answer; returns at once while an engine that failed is opened again.
 
         Args:
             crops: uint8 [N, S, S, 3], RGB.
 
         Raises:
-            EngineFaultError: it failed, gave no numbers, or waits to be opened again.
-            EnvironmentalError: it could not be opened again for good.
+            EngineFaultError: it failed, gave no numbers, or is not open again yet.
+            EnvironmentalError: it could not be opened again for good, or its driver hangs.
         """
         opened, taken = self._opened, self.network.preprocessing
         if opened is None:
-            opened = self._reopen()
+            opened = self._reopened()
             if opened.preprocessing != taken:
                 raise EngineFaultError("the engine that is open now takes other crops than this")
         try:
@@ -81,37 +157,54 @@ class EngineHost:
 
     def close(self) -> None:
         """Close the engine."""
-        if self._opened is not None:
-            self._opened.__exit__(None, None, None)
-            self._opened = None
+        if self._opening is not None:
+            self._opening.abandon(_END_S)
+            self._opening = None
+        for network in (self._opened, self._broken):
+            if network is not None:
+                _close(network)
+        self._opened = self._broken = None
 
     def _failed(self, why: str) -> EngineFaultError:
         self.faults += 1
         self._why = why
         logger.warning("%s; opened again in %.1f s", why, self._pause)
-        try:
-            self.close()
-        except (EdgehpError, RuntimeError, OSError) as e:
-            logger.warning("closing the failed engine failed too: %s", e)
-            self._opened = None
+        self._broken, self._opened = self._opened, None
         self._next = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, self._longest)
         return EngineFaultError(why)
 
-    def _reopen(self) -> OpenedNetwork:
+    def _reopened(self) -> OpenedNetwork:
+        """The engine, once another thread has opened it again."""
+        if self._opening is None:
+            self._begin()
+        elif self._opening.done:
+            opening, self._opening = self._opening, None
+            try:
+                self._opened = opening.result()
+            except (EdgehpError, RuntimeError, OSError) as e:
+                raise self._failed(f"the engine cannot be opened again: {e}") from e
+            # May be another one than before: an installation can have replaced the slot.
+            self.network = self._opened
+            logger.warning("the engine is open again")
+            return self._opened
+        elif self._opening.seconds > _HANGS_S:
+            raise EnvironmentalError(
+                f"the engine's driver has not come back from opening it for {_HANGS_S:g} s "
+                f"({self._why}); it hangs, only a new process helps: let the service manager "
+                "start one"
+            )
+        raise EngineFaultError(self._why)
+
+    def _begin(self) -> None:
+        """Have it opened again, after a pause and for so many times."""
         if time.monotonic() < self._next:
-            raise EngineFaultError(self._why)
+            return
         if self._attempts >= _ATTEMPTS:
             raise EnvironmentalError(
                 f"the engine was opened again {self._attempts} times and works no better: "
                 f"{self._why}"
             )
         self._attempts += 1
-        try:
-            self._opened = self._opener()
-        except (EdgehpError, RuntimeError, OSError) as e:
-            raise self._failed(f"the engine cannot be opened again: {e}") from e
-        # May be another one than before: an installation can have replaced the slot.
-        self.network = self._opened
-        logger.warning("the engine is open again")
-        return self._opened
+        self._opening = _Opening(self._opener, self._broken)
+        self._broken = None

@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 _TICK = 0.05
 # A run that has lasted so long does not die of its engine.
 _SETTLED_NS = 30_000_000_000
+# How long the end of a run waits for a slow disk to have taken its confirmation.
+_CONFIRM_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,9 @@ class Runtime:
         metrics: counters.
         every_frame: do not drop frames of a file.
         limit: end after this many frames.
-        confirm: called once, when the engine has answered for a frame, the run has lasted half a
-            minute, or the camera's driver hangs: nobody may sit in the car, or the camera be
-            broken, and neither is its fault.
+        confirm: called once, in a thread of its own, when the engine has answered for a frame, the
+            run has lasted half a minute, or the camera's driver hangs: nobody may sit in the car,
+            or the camera be broken, and neither is its fault.
     """
 
     source: CaptureSource
@@ -113,6 +115,7 @@ class Runtime:
         self._told_ns = 0
         self._stuck_since: float | None = None
         self._events = 0
+        self._confirming: threading.Thread | None = None
         # A film with few frames a second is not late between two of them.
         interval = 1 / self.source.fps if self.source.fps else 0.0
         self._stale = max(s.capture.stale, 3 * interval)
@@ -153,6 +156,7 @@ class Runtime:
             self.engine.close()
             self.metrics.close()
             self.watchdog.close()
+            self._wait_for_confirm()
         return Summary(reason, totals, dict(self._states))
 
     def _loop(self, capture: CaptureThread) -> str:
@@ -251,9 +255,22 @@ class Runtime:
         return judgement.state, None, pose, rotation
 
     def _confirm(self) -> None:
+        """Beside the loop: a worn card flushes for seconds, and frames and watchdog do not wait."""
         if self.confirm is not None:
-            self.confirm()
+            # A daemon: a disk that hangs must not keep the process from ending.
+            self._confirming = threading.Thread(target=self.confirm, name="confirm", daemon=True)
+            self._confirming.start()
             self.confirm = None
+
+    def _wait_for_confirm(self) -> None:
+        if self._confirming is not None:
+            self._confirming.join(_CONFIRM_S)
+            if self._confirming.is_alive():
+                logger.warning(
+                    "the disk has not taken for %g s that this run went well; the start stays "
+                    "counted",
+                    _CONFIRM_S,
+                )
 
     def _stuck(
         self, frame: CapturedFrame, capture: CaptureThread, kind: str, text: str
