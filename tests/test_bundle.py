@@ -119,12 +119,42 @@ def test_other_curves_and_encrypted_keys(
             serialization.BestAvailableEncryption(b"secret"),
         )
     )
-    for password in (None, "wrong"):
-        with pytest.raises(UsageError):
+    # One sentence for each, that says which file and where its password belongs.
+    for password, words in ((None, "is encrypted and no password"), ("wrong", "does not open")):
+        with pytest.raises(UsageError, match=words) as caught:
             make_bundle(artifact, tmp_path / "b", key=signer.private, password=password)
+        assert str(signer.private) in str(caught.value)
+        assert "$EDGEHP_KEY_PASSWORD" in str(caught.value)
         assert not (tmp_path / "b").exists()
     made = make_bundle(artifact, tmp_path / "b", key=signer.private, password="secret")
     assert verify_bundle(made.path, signer.trust).digest == made.digest
+
+
+def test_a_password_that_nothing_asks_for_is_no_mistake(artifact: Path, tmp_path: Path) -> None:
+    # The variable may be set for the keys of a repository.
+    signer = parts.new_signer(tmp_path)
+    made = make_bundle(artifact, tmp_path / "b", key=signer.private, password="secret")
+    assert verify_bundle(made.path, signer.trust).digest == made.digest
+
+
+def test_only_a_bundle_is_overwritten(artifact: Path, tmp_path: Path) -> None:
+    signer = parts.new_signer(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "empty").touch()
+    inside = tmp_path / "copy"
+    shutil.copytree(artifact, inside)
+    for name in ("key.pem", "key.pub", "link", "pipe", "empty", "copy/manifest.json"):
+        before = (tmp_path / name).lstat()
+        with pytest.raises(UsageError, match="is no bundle, so it is not overwritten"):
+            make_bundle(inside, tmp_path / name, key=signer.private)
+        assert (tmp_path / name).lstat() == before
+    # An older one, even a damaged one, gives way.
+    for content in (None, b"\x89EDGEHP\nhalf"):
+        if content is not None:
+            (tmp_path / "b").write_bytes(content)
+        made = make_bundle(inside, tmp_path / "b", key=signer.private)
+        assert verify_bundle(made.path, signer.trust).digest == made.digest
 
 
 def test_a_budget_travels_in_the_manifest(

@@ -528,9 +528,41 @@ def test_keys_are_private_and_may_be_encrypted(tmp_path: Path) -> None:
         path = tmp_path / "keys" / f"{role}.pem"
         assert path.stat().st_mode & 0o777 == 0o600
         assert b"ENCRYPTED" in path.read_bytes()
-    with pytest.raises(UsageError, match="password"):
-        repository.publish(tmp_path / "r", tmp_path / "keys")
+    for password, words in ((None, "is encrypted and no password"), ("wrong", "does not open")):
+        with pytest.raises(UsageError, match=words):
+            repository.publish(tmp_path / "r", tmp_path / "keys", password=password)
     repository.publish(tmp_path / "r", tmp_path / "keys", password="secret")
+
+
+def test_private_keys_never_lie_in_what_is_public(fleet: Fleet, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "r")
+    for keys in ("r", "r/keys", "link/keys"):
+        with pytest.raises(UsageError, match="inside the repository"):
+            repository.init(tmp_path / "r", tmp_path / keys)
+        assert not (tmp_path / "r").exists()
+    with pytest.raises(UsageError, match="inside the repository"):
+        repository.rotate_key(fleet.public, "timestamp", fleet.public / "metadata")
+    # Nor does anything become public that was there before.
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "diary").touch()
+    with pytest.raises(UsageError, match="not empty"):
+        repository.init(tmp_path / "home", tmp_path / "keys")
+
+
+def test_a_key_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        if len(data) < 60:
+            raise OSError(28, "No space left on device")
+        return real(descriptor, data[: len(data) // 2])
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(EnvironmentalError, match="No space left"):
+        repository.init(tmp_path / "r", tmp_path / "keys")
+    assert not list((tmp_path / "keys").iterdir())
+    monkeypatch.undo()
+    repository.init(tmp_path / "r", tmp_path / "keys")
 
 
 def test_the_root_key_is_rotated_twice_before_publishing(fleet: Fleet, root: Path) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import click
 
 from edgehp.errors import UsageError
+from edgehp.shipping.keys import PASSWORD_VARIABLE
 
 __all__ = ["command"]
 
-PASSWORD_VARIABLE = "EDGEHP_KEY_PASSWORD"
 # The resolution of events that EU 2023/2590 asks of a driver-monitoring function.
 DEFAULT_LATENCY_MS = 50.0
 

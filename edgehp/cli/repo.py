@@ -8,10 +8,9 @@ from pathlib import Path
 import click
 
 from edgehp.cli._trust import read_trust, trust_options
+from edgehp.shipping.keys import PASSWORD_VARIABLE
 
 __all__ = ["command"]
-
-PASSWORD_VARIABLE = "EDGEHP_KEY_PASSWORD"
 
 _FOLDER = click.argument("repository", type=click.Path(path_type=Path))
 _KEYS = click.option(

@@ -12,7 +12,6 @@ import hashlib
 import logging
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,8 +22,8 @@ from edgehp.artifact import Artifact, Manifest, load_artifact
 from edgehp.artifact.manifest import LARGEST_MANIFEST, MANIFEST_NAME, parse_manifest
 from edgehp.errors import CompatibilityError, EdgehpError, EnvironmentalError, UsageError
 from edgehp.shipping import disk
-from edgehp.shipping.container import Container, open_container, pack_front
-from edgehp.shipping.keys import PublicKey, Trust, public_half, require
+from edgehp.shipping.container import Container, is_container, open_container, pack_front
+from edgehp.shipping.keys import PublicKey, Trust, described, read_private_key, require
 from edgehp.shipping.signature import (
     Statement,
     canonical_signature,
@@ -114,7 +113,8 @@ def make_bundle(
 
     Args:
         artifact: the directory; ``reports/`` and unlisted files do not travel.
-        output: the bundle; ``<name>.edgehp`` beside the artifact when omitted. Replaced whole.
+        output: the bundle; ``<name>.edgehp`` beside the artifact when omitted. An older bundle is
+            replaced whole; anything else that is there stays, and is an error.
         key: private key (PEM, elliptic curve); without one the signature is keyless (Sigstore),
             which needs the network and a person or workflow to log in.
         password: of the private key.
@@ -124,7 +124,7 @@ def make_bundle(
     Raises:
         DataError: no such artifact.
         CompatibilityError: the artifact was altered.
-        UsageError: the key cannot be used.
+        UsageError: the key cannot be used, or `output` is something else than a bundle.
         EnvironmentalError: the package ``model-signing`` is missing, or the disk refuses.
     """
     source = load_artifact(artifact, bytes_only=True)
@@ -132,11 +132,11 @@ def make_bundle(
     if output is None:
         whole = artifact.resolve()
         output = whole.parent / f"{whole.name}{SUFFIX}"
-    if output.is_dir():
-        raise UsageError(f"{output} is a folder; name the file to write with --output")
-    signer = None if key is None else public_half(key, password)
-    if key is not None and stat.S_IMODE(key.stat().st_mode) & 0o077:
-        logger.warning("%s can be read by others than its owner; chmod 600 it", key)
+    _check_output(output)
+    signer = None
+    if key is not None:
+        private, password = read_private_key(key, password)
+        signer = described(private.public_key(), key)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as work:
             folder = Path(work) / name
@@ -245,6 +245,17 @@ def _hashed(container: Container, index: int, digest: hashlib._Hash) -> Iterator
 
 def _altered(path: Path, found: str) -> CompatibilityError:
     return CompatibilityError(f"{path} was altered: found {found}; get the bundle again")
+
+
+def _check_output(output: Path) -> None:
+    """Refuse to replace what is no bundle: a slip of the keyboard must not cost the key."""
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder; name the file to write with --output")
+    if os.path.lexists(output) and not is_container(output):
+        raise UsageError(
+            f"{output} is there and is no bundle, so it is not overwritten; choose another "
+            "--output, or remove it"
+        )
 
 
 def _copy(artifact: Artifact, folder: Path, max_latency_ms: float | None) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "MAX_FILE_SIZE",
     "SIGNATURE_BLOCK",
     "Container",
+    "is_container",
     "open_container",
     "pack_front",
 ]
@@ -90,6 +91,21 @@ def open_container(path: Path) -> Iterator[Container]:
         raise DataError(f"{path}: the bundle cannot be opened ({e.strerror or e})") from e
     try:
         yield _checked(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
+def is_container(path: Path) -> bool:
+    """Whether the file begins as a bundle does, damaged or not, of whatever version."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        return regular and os.pread(descriptor, len(MAGIC), 0) == MAGIC
+    except OSError:
+        return False
     finally:
         os.close(descriptor)
 

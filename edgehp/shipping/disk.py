@@ -28,14 +28,14 @@ __all__ = [
 ]
 
 
-def write_file(path: Path, pieces: Iterable[bytes]) -> None:
+def write_file(path: Path, pieces: Iterable[bytes], mode: int = 0o644) -> None:
     """Write a new file and flush it; its name is kept by `flush_folder` of its folder.
 
     Raises:
         OSError: it exists, or the disk is full or refuses.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o644)
+    descriptor = os.open(path, flags, mode)
     try:
         for piece in pieces:
             left = memoryview(piece)
@@ -46,7 +46,7 @@ def write_file(path: Path, pieces: Iterable[bytes]) -> None:
         os.close(descriptor)
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, mode: int = 0o644) -> None:
     """Replace `path` by `content`, whole or not at all; when this returns it is on disk.
 
     Raises:
@@ -54,7 +54,7 @@ def replace_file(path: Path, content: bytes) -> None:
     """
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     try:
-        write_file(temporary, [content])
+        write_file(temporary, [content], mode)
         os.replace(temporary, path)  # noqa: PTH105 - by the names of os, see above
     except OSError:
         remove_tree(temporary)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,15 +14,21 @@ from typing import Any
 from edgehp.errors import EnvironmentalError, UsageError
 
 __all__ = [
+    "PASSWORD_VARIABLE",
     "Identity",
     "PublicKey",
     "Trust",
+    "described",
     "fingerprint_of",
-    "public_half",
+    "read_private_key",
     "read_public_key",
     "require",
 ]
 
+logger = logging.getLogger(__name__)
+
+# Holds the password of encrypted private keys: not an option, which every process could read.
+PASSWORD_VARIABLE = "EDGEHP_KEY_PASSWORD"
 # Those that Model Signing signs with.
 CURVES = ("secp256r1", "secp384r1", "secp521r1")
 # A PEM text of the longest curve is below 1 kB; more is a mistake.
@@ -93,11 +101,13 @@ def read_public_key(path: Path) -> PublicKey:
         key = serialization.load_pem_public_key(data)
     except (ValueError, TypeError, unsupported) as e:
         raise _no_key(path, e) from e
-    return _described(key, path)
+    return described(key, path)
 
 
-def public_half(path: Path, password: str | None = None) -> PublicKey:
-    """The public half of the private key in a PEM file.
+def read_private_key(path: Path, password: str | None) -> tuple[Any, str | None]:
+    """A private key in PEM form, and the password that opened it: None where it is not encrypted.
+
+    One file of several may be encrypted, so a password that nothing asks for is no mistake.
 
     Raises:
         UsageError: the file is missing, holds no such key, or the password is missing or wrong.
@@ -106,14 +116,31 @@ def public_half(path: Path, password: str | None = None) -> PublicKey:
     data = read_key_file(path)
     serialization = require("cryptography.hazmat.primitives.serialization", "ship")
     unsupported = require("cryptography.exceptions", "ship").UnsupportedAlgorithm
+    _warn_of_readers(path)
     try:
-        key = serialization.load_pem_private_key(data, password.encode() if password else None)
-    except TypeError as e:
-        state = "is not encrypted: give no" if password else "is encrypted: give its"
-        raise UsageError(f"{path} {state} password ({e})") from e
+        try:
+            return serialization.load_pem_private_key(data, None), None
+        except TypeError:
+            if not password:
+                raise UsageError(
+                    f"{path} is encrypted and no password was given; put it into "
+                    f"${PASSWORD_VARIABLE}"
+                ) from None
+        try:
+            return serialization.load_pem_private_key(data, password.encode()), password
+        except ValueError as e:
+            raise UsageError(
+                f"the password in ${PASSWORD_VARIABLE} does not open {path}; give the right one, "
+                "or another copy of the file if it was damaged"
+            ) from e
     except (ValueError, unsupported) as e:
         raise _no_key(path, e) from e
-    return _described(key.public_key(), path)
+
+
+def _warn_of_readers(path: Path) -> None:
+    # Bundles and lists can be signed by whoever reads it.
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        logger.warning("%s can be read by others than its owner; chmod 600 it", path)
 
 
 def read_key_file(path: Path) -> bytes:
@@ -132,16 +159,12 @@ def read_key_file(path: Path) -> bytes:
     return data
 
 
-def fingerprint_of(key: Any) -> tuple[str, bytes]:
-    """Fingerprint and PEM text of a ``cryptography`` public key."""
-    serialization = require("cryptography.hazmat.primitives.serialization", "ship")
-    pem: bytes = key.public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return hashlib.sha256(pem).hexdigest(), pem
+def described(key: Any, path: Path) -> PublicKey:
+    """A ``cryptography`` public key that was read from `path`.
 
-
-def _described(key: Any, path: Path) -> PublicKey:
+    Raises:
+        UsageError: it is of a kind that signs no bundle.
+    """
     curve = getattr(getattr(key, "curve", None), "name", type(key).__name__)
     if curve not in CURVES:
         raise UsageError(
@@ -149,6 +172,15 @@ def _described(key: Any, path: Path) -> PublicKey:
             "with: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256"
         )
     return PublicKey(*fingerprint_of(key), str(path))
+
+
+def fingerprint_of(key: Any) -> tuple[str, bytes]:
+    """Fingerprint and PEM text of a ``cryptography`` public key."""
+    serialization = require("cryptography.hazmat.primitives.serialization", "ship")
+    pem: bytes = key.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return hashlib.sha256(pem).hexdigest(), pem
 
 
 def _no_key(path: Path, error: Exception) -> UsageError:

@@ -29,10 +29,15 @@ from edgehp.shipping import disk
 from edgehp.shipping.bundle import verify_bundle
 from edgehp.shipping.keys import Trust
 from edgehp.shipping.offer import FIELD, Offer
-from edgehp.shipping.repository_keys import new_key, require_tuf, signer_of
+from edgehp.shipping.repository_keys import (
+    check_apart,
+    new_key,
+    require_tuf,
+    revoked_root,
+    signer_of,
+)
 
 if TYPE_CHECKING:
-    from securesystemslib.signer import CryptoSigner
     from tuf.api.metadata import Metadata, Root, Targets
 
 __all__ = ["LIFETIMES", "ROLES", "Published", "add", "init", "publish", "rotate_key"]
@@ -68,7 +73,7 @@ def init(
         The root metadata (``metadata/1.root.json``) that devices are given.
 
     Raises:
-        UsageError: there is a repository, or a key cannot be used.
+        UsageError: there is something already, the keys would be public, or one cannot be used.
         EnvironmentalError: the disk refuses, or a package is missing.
     """
     require_tuf()
@@ -76,6 +81,9 @@ def init(
 
     if (folder / "metadata").exists():
         raise UsageError(f"{folder} holds a repository already; choose another folder")
+    check_apart(folder, keys)
+    if folder.is_dir() and any(entry.name != _STAGED for entry in folder.iterdir()):
+        raise UsageError(f"{folder} is not empty, and all in it would be public; choose another")
     with _writing(folder):
         signers = {}
         for role in ROLES:
@@ -261,6 +269,7 @@ def rotate_key(
     require_tuf()
     if role not in ROLES:
         raise UsageError(f"no role {role!r}; expected one of {', '.join(ROLES)}")
+    check_apart(folder, keys)
     staged = folder / _STAGED / "root.json"
     with _writing(folder):
         published = newest_root(folder)
@@ -278,7 +287,7 @@ def rotate_key(
         root.signed.expires = _expiry("root", now)
         if role == "root":
             signers.append(new)
-        signers += _revoked_root(published, keys, password, signers)
+        signers += revoked_root(published, keys, password, signers)
         root.signatures.clear()
         for signer in signers:
             root.sign(signer, append=True)
@@ -309,19 +318,6 @@ def newest_root(folder: Path) -> Metadata[Root]:
     return _read(path)
 
 
-def _revoked_root(
-    published: Metadata[Root], keys: Path, password: str | None, have: list[CryptoSigner]
-) -> list[CryptoSigner]:
-    """The public root's own key, where an unpublished rotation put it aside."""
-    wanted = set(published.signed.roles["root"].keyids) - {s.public_key.keyid for s in have}
-    found = []
-    for path in sorted(keys.glob("root.pem.*.revoked")) if wanted else []:
-        signer = signer_of(path, password)
-        if signer.public_key.keyid in wanted:
-            found.append(signer)
-    return found
-
-
 def _expiry(role: str, now: datetime | None, days: int | None = None) -> datetime:
     at = (now or datetime.now(timezone.utc)).astimezone(timezone.utc).replace(microsecond=0)
     return at + timedelta(days=LIFETIMES[role] if days is None else days)
@@ -341,9 +337,9 @@ def _counts(root: Metadata[Root], role: str, item: Metadata[Any]) -> bool:
 
     try:
         root.signed.verify_delegate(role, item.signed_bytes, item.signatures)
+        return True
     except UnsignedMetadataError:
         return False
-    return True
 
 
 def _described(kind: Callable[..., Any], item: Metadata[Any], data: bytes) -> Any:
@@ -389,7 +385,7 @@ def _write(path: Path, item: Metadata[Any]) -> None:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """One publisher at a time, and an `OSError` of the block said as one about the repository."""
+    """One publisher at a time; an `OSError` of the block is said as one about the repository."""
     try:
         with ExitStack() as held:
             if (folder / "metadata").is_dir():

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgehp.errors import UsageError
 from edgehp.shipping import disk
-from edgehp.shipping.keys import read_key_file, require
+from edgehp.shipping.keys import read_private_key, require
 
 if TYPE_CHECKING:
     from securesystemslib.signer import CryptoSigner
+    from tuf.api.metadata import Metadata, Root
 
-__all__ = ["new_key", "require_tuf", "signer_of"]
+__all__ = ["check_apart", "new_key", "require_tuf", "revoked_root", "signer_of"]
 
 
 def require_tuf() -> None:
@@ -45,13 +47,23 @@ def new_key(path: Path, password: str | None) -> None:
     if not path.parent.is_dir():
         disk.make_folder(path.parent)
         os.chmod(path.parent, 0o700)  # noqa: PTH101
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(descriptor, data)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    disk.flush_folder(path.parent)
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    disk.replace_file(path, data, mode=0o600)
+
+
+def check_apart(folder: Path, keys: Path) -> None:
+    """Refuse to keep private keys where a web server would hand them out.
+
+    Raises:
+        UsageError: `keys` is in `folder`.
+    """
+    public, private = folder.resolve(), keys.resolve()
+    if private == public or public in private.parents:
+        raise UsageError(
+            f"the keys would be in {keys}, inside the repository, and public with it; choose a "
+            "folder elsewhere with --keys"
+        )
 
 
 def signer_of(path: Path, password: str | None) -> CryptoSigner:
@@ -62,15 +74,26 @@ def signer_of(path: Path, password: str | None) -> CryptoSigner:
     """
     from securesystemslib.signer import CryptoSigner
 
-    data = read_key_file(path)
-    serialization = require("cryptography.hazmat.primitives.serialization", "sign")
-    unsupported = require("cryptography.exceptions", "sign").UnsupportedAlgorithm
+    key, _ = read_private_key(path, password)
     try:
-        secret = password.encode() if password and b"ENCRYPTED" in data else None
-        return CryptoSigner(serialization.load_pem_private_key(data, secret))
-    except (ValueError, TypeError, unsupported) as e:
+        return CryptoSigner(key)
+    except (ValueError, TypeError) as e:
         text = " ".join(str(e).split())[:120]
-        raise UsageError(
-            f"{path}: no private key that can be used ({text}); give its password in "
-            "$EDGEHP_KEY_PASSWORD, or another file"
-        ) from e
+        raise UsageError(f"{path}: a key that signs no list ({text}); give another file") from e
+
+
+def revoked_root(
+    published: Metadata[Root], keys: Path, password: str | None, have: list[CryptoSigner]
+) -> list[CryptoSigner]:
+    """The public root's own key, where an unpublished rotation put it aside.
+
+    Raises:
+        UsageError: as `signer_of`.
+    """
+    wanted = set(published.signed.roles["root"].keyids) - {s.public_key.keyid for s in have}
+    found = []
+    for path in sorted(keys.glob("root.pem.*.revoked")) if wanted else []:
+        signer = signer_of(path, password)
+        if signer.public_key.keyid in wanted:
+            found.append(signer)
+    return found
