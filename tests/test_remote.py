@@ -31,7 +31,8 @@ from edgehp.artifact.write import ArtifactWriter
 from edgehp.cli import main as root
 from edgehp.networks.spec import KD_RESNET
 from edgehp.remote import boards, lease
-from tests import bench_artifact, build_parts
+from edgehp.shipping.bundle import make_bundle
+from tests import bench_artifact, build_parts, ship_parts
 from tests.board_tensorrt import MODULE
 from tests.ssh_server import EDGEHP, PROGRAM, REPO, TENSORRT, Server
 
@@ -447,6 +448,33 @@ def test_an_installation_takes_bundle_and_keys_along(rack: Rack, run, tmp_path: 
     assert "--root=/opt/slots" in said["words"]
 
 
+def test_a_signed_bundle_is_installed_there(rack: Rack, run, tmp_path: Path) -> None:
+    """The real installer on the board: verified, tested with its engine, and current there."""
+    signer = ship_parts.new_signer(tmp_path)
+    artifact = ship_parts.tiny_artifact(tmp_path / "one")
+    bundle = make_bundle(artifact, tmp_path / "one.edgehp", key=signer.private)
+    slots = rack.orin.folder / "slots"
+    there = ["--root", slots, "--host", "orin", "--remote-command", EDGEHP]
+    install = ["install", bundle.path, "--public-key", signer.public, *there]
+
+    code, out, err = run(*install)
+    assert code == 0, err
+    assert out.startswith("slot a (current): one")
+    assert [s for s in ("verify", "unpack", "self-test", "switch") if f"{s} ..." not in err] == []
+    code, out, err = run("status", "--json", *there)
+    assert code == 0, err
+    said = json.loads(out)
+    assert (said["current"]["digest_of_bundle"], said["other"]) == (bundle.digest, None)
+    assert Path(said["current"]["artifact"]) == slots / "slots" / "a" / "artifact"
+    # One bit on the way, and what runs there stays.
+    data = bytearray(bundle.path.read_bytes())
+    data[-100] ^= 1
+    bundle.path.write_bytes(data)
+    code, _, err = run(*install)
+    assert code == 4 and "altered" in err
+    assert sorted(p.name for p in (slots / "slots").iterdir()) == ["a"]
+
+
 def test_options_that_do_not_fit_together(rack: Rack, run, tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("orin\n")
     assert run("bench", "--host", "orin", "--hosts", "hosts")[0] == 2
@@ -501,6 +529,8 @@ members = {
     "elsewhere": ("in/other", b"x", {}),
     "hidden": (os.path.dirname(name) + "/.bashrc", b"x", {}),
     "escape": (name + "\x1b[2J", b"x", {}),
+    # tarfile would take the whole of it into memory, and believe what it says.
+    "pax": (name, data, {"type": tarfile.XHDTYPE}),
 }
 if kind == "hidden":
     sums = f"{hashlib.sha256(b'x').hexdigest()}  {members[kind][0]}\\0".encode()
@@ -529,6 +559,7 @@ sys.stdout.buffer.write(whole[:1100] if kind == "truncated" else whole)
         ("elsewhere", "not asked for"),
         ("escape", "no plain file"),
         ("hidden", "a hidden file"),
+        ("pax", "no plain file"),
     ],
 )
 def test_a_board_that_sends_something_else(

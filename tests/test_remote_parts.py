@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
+import tarfile
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -19,6 +25,7 @@ from edgehp.remote.fleet import exit_code
 from edgehp.remote.lease import Lease
 from edgehp.remote.scripts import MARK, encode
 from edgehp.remote.ssh import Session, plain, ssh_command
+from edgehp.remote.transfer import fetch
 
 
 @pytest.mark.parametrize(
@@ -149,3 +156,87 @@ def test_what_a_board_calls_json_costs_no_other_board_its_row(
     outcomes = [Outcome(Board(h), 0, None, 1.0, t) for h, t in (("a", text), ("b", '{"x": 1}'))]
     _print_all(outcomes, as_json=True)
     assert [row["result"] for row in json.loads(capsys.readouterr().out)] == [None, {"x": 1}]
+
+
+LONG = "out/" + "n" * 150
+
+
+def archive(*members: tuple[str, bytes, dict[str, Any]]) -> bytes:
+    """What a board sends: the hash of `LONG`, and these members."""
+    sums = f"{hashlib.sha256(b'x').hexdigest()}  {LONG}\0".encode()
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w|", format=tarfile.GNU_FORMAT) as tar:
+        for name, data, more in (("sums", sums, {}), *members):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            for key, value in more.items():
+                setattr(info, key, value)
+            tar.addfile(info, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def fetched(sent: bytes, folder: Path) -> Path | None:
+    """`fetch` from a board that always sends this."""
+    session = SimpleNamespace(begin=lambda: io.BytesIO(sent), wait=lambda: 0, last_words="")
+    lease: Any = SimpleNamespace(
+        session=lambda *_: nullcontext(session), board=SimpleNamespace(host="rogue")
+    )
+    return fetch(lease, "out", folder, lambda _: None)
+
+
+def test_long_names_come_back(tmp_path: Path) -> None:
+    found = fetched(archive((LONG, b"x", {})), tmp_path)
+    assert found is not None
+    assert [p.name for p in found.iterdir()] == [LONG[4:]]
+
+
+def record(key: str, value: str) -> bytes:
+    """One record of a PAX header."""
+    text = f" {key}={value}\n"
+    length = len(text) + 2
+    return f"{length}{text}".encode()
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        # tarfile takes such a header into memory whole, and believes it about the next member.
+        ("h", record("size", "9000000"), {"type": tarfile.XHDTYPE}),
+        ("h", record("path", "/etc/x"), {"type": tarfile.XHDTYPE}),
+        ("h", record("GNU.sparse.map", "0,1"), {"type": tarfile.XHDTYPE}),
+        ("h", record("GNU.sparse.major", "1"), {"type": tarfile.XGLTYPE}),
+        ("h", record("size", "-1"), {"type": tarfile.XGLTYPE}),
+        ("h", record("size", "9"), {"type": tarfile.SOLARIS_XHDTYPE}),
+        ("././@LongLink", b"out/" + b"n" * 5000, {"type": tarfile.GNUTYPE_LONGNAME}),
+        ("././@LongLink", b"/etc/passwd\0", {"type": tarfile.GNUTYPE_LONGLINK}),
+        ("out/sparse", b"x" * 512, {"type": tarfile.GNUTYPE_SPARSE}),
+        ("out/link", b"", {"type": tarfile.LNKTYPE, "linkname": "/etc/passwd"}),
+        ("out/device", b"", {"type": tarfile.CHRTYPE}),
+        ("out/fifo", b"", {"type": tarfile.FIFOTYPE}),
+        ("out/continued", b"x", {"type": tarfile.CONTTYPE}),
+    ],
+)
+def test_headers_that_no_board_needs(member: tuple[str, bytes, Any], tmp_path: Path) -> None:
+    sent = archive(member, (LONG, b"x", {}))
+    with pytest.raises(EnvironmentalError, match=r"rogue sent .* no plain file .* nothing of it"):
+        fetched(sent, tmp_path)
+    # Refused when it is seen: nothing of the archive was written before or after.
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_an_extended_header_without_end_is_not_read(tmp_path: Path) -> None:
+    """tarfile would read and keep it until there is no memory."""
+    header = tarfile.TarInfo("h")
+    header.type, header.size = tarfile.XHDTYPE, 8 << 30
+    sent = archive()[:1024] + header.tobuf(tarfile.GNU_FORMAT)
+    with pytest.raises(EnvironmentalError, match="no plain file"):
+        fetched(sent, tmp_path)
+
+
+def test_a_negative_size_is_refused(tmp_path: Path) -> None:
+    header = bytearray(tarfile.TarInfo(LONG[:50]).tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\xff" * 12
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    with pytest.raises(EnvironmentalError, match="no plain file"):
+        fetched(archive()[:1024] + bytes(header) + bytes(1024), tmp_path)

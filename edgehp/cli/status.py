@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgehp.cli._remote import Journey, over_ssh
 from edgehp.cli._trust import root_option
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def describe(slot: Slot, role: str) -> str:
 @click.command("status", short_help="Say what is installed on this device.")
 @root_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@over_ssh(Journey())
 def command(root: Path | None, as_json: bool) -> None:
     """Say which slots are installed, which one is in use, and what failed. Nothing is run."""
     from edgehp.cli._output import print_json

@@ -97,7 +97,7 @@ FETCH = f"""
 umask 077
 cd "$1" || exit {FOLDER_GONE}
 [ -e "$2" ] || exit {NOTHING_THERE}
-find "$2" -type f -exec sha256sum -z -- {{}} + >sums && exec tar -cf - sums "$2"
+find "$2" -type f -exec sha256sum -z -- {{}} + >sums && exec tar --format=gnu -cf - sums "$2"
 """
 
 

@@ -29,6 +29,8 @@ _MOST_BACK = 4 << 30
 _MOST_FILES_BACK = 10_000
 _LISTING = 1 << 28
 _PIECE = 1 << 18
+# The longest path that Linux knows.
+_LONGEST_NAME = 4096
 
 # Told (bytes done, bytes in all).
 Watch = Callable[[int, int], None]
@@ -248,7 +250,9 @@ def _fetch_once(
         listed: dict[str, str] | None = None
         found: dict[str, str] = {}
         try:
-            with tarfile.open(fileobj=session.begin(), mode="r|", bufsize=_PIECE) as tar:
+            with tarfile.open(
+                fileobj=session.begin(), mode="r|", bufsize=_PIECE, tarinfo=_Header
+            ) as tar:
                 listed, found = _unpack(tar, what, here)
         # ValueError: what tarfile makes of some damaged headers.
         except (tarfile.TarError, EOFError, ValueError) as e:
@@ -263,6 +267,25 @@ def _fetch_once(
         if status or listed != found:
             return None
         return bool(found)
+
+
+class _Header(tarfile.TarInfo):
+    """A header that is judged before tarfile does what it asks for.
+
+    tarfile reads an extended header whole, however long it says it is, and lets it rename the next
+    member, change its size, or make it a sparse one. GNU tar, which is asked for its own format,
+    needs one of its kinds: the name of more than 100 characters.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        """As tarfile calls it."""
+        header = super().frombuf(buf, encoding, errors)
+        long_name = header.type == tarfile.GNUTYPE_LONGNAME and header.size <= _LONGEST_NAME
+        ordinary = header.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE)
+        if header.size < 0 or not (ordinary or long_name):
+            raise _Unwanted(f"{plain(header.name)!r}, which is no plain file of its results")
+        return header
 
 
 class _Unwanted(Exception):  # noqa: N818 - never leaves this module
