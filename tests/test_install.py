@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,6 +198,68 @@ def test_what_runs_can_be_confirmed_while_a_rollback_tests(shop: Shop) -> None:
 
     assert slots.rollback(shop.root, selftest=test).artifact_name == "one"
     assert slots.status(shop.root).unconfirmed_starts == 0
+
+
+@contextmanager
+def another_user() -> Iterator[None]:
+    """Without the rights of root, where the test has them."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+def test_what_root_installs_from_a_careful_shell_runs_for_the_service(
+    shop: Shop, deferred: bool
+) -> None:
+    bundle = shop.bundle("one", deferred=deferred)
+    before = os.umask(0o077)
+    try:
+        shop.install("one", finisher=parts.finish_tiny)
+        shop.boot()
+    finally:
+        os.umask(before)
+    assert bundle.exists()
+    for path in (shop.root, *shop.root.rglob("*")):
+        mode = path.stat().st_mode & 0o777
+        if "lock" not in path.name:
+            assert mode == (0o755 if path.is_dir() else 0o644), path
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of somebody else")
+def test_the_service_and_root_share_the_locks(shop: Shop) -> None:
+    # Without it the service would count its starts unlocked, and may undo a switch.
+    shop.root.mkdir(parents=True)
+    os.chown(shop.root, 65534, 65534)
+    shop.install("one")
+    for name in ("lock", "state.lock"):
+        status = (shop.root / name).stat()
+        assert (status.st_uid, status.st_mode & 0o777) == (65534, 0o600)
+    # One that is there already is never given away.
+    other = shop.root / "other.lock"
+    other.touch(0o600)
+    with disk.locked(other, wait=False):
+        assert other.stat().st_uid == 0
+
+
+def test_what_cannot_be_read_is_not_called_empty(tmp_path: Path) -> None:
+    with no_flush(), tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        shop = Shop(tmp_path, parts.new_signer(tmp_path), Path(folder, "root"))
+        shop.install("one")
+        for closed in (shop.root, shop.root / "slots"):
+            closed.chmod(0)
+            with another_user():
+                for call in (slots.status, slots.boot, slots.confirm, slots.rollback):
+                    with pytest.raises(EnvironmentalError, match="cannot be read by this user"):
+                        call(shop.root)
+            closed.chmod(0o755)
+        assert shop.boot().slot.artifact_name == "one"
 
 
 def test_nobody_waits_for_the_self_test_of_a_start(shop: Shop) -> None:

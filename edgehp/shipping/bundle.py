@@ -85,6 +85,7 @@ class VerifiedBundle:
             disk.make_folder(folder.parent)
             os.mkdir(folder, 0o755)  # noqa: PTH102 - by the names of os, see edgehp.shipping.disk
             try:
+                disk.allow(folder, 0o755)
                 with open_container(self.path) as container:
                     _extract(container, self.files, folder)
             except (OSError, EdgehpError):

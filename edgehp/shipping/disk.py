@@ -3,6 +3,9 @@
 Everything that installing writes goes through these few functions, by names of the module ``os``
 alone: what is not flushed here is not promised, and tests can cut the power between any two calls.
 A directory is flushed after its entries changed, because a file's own flush does not keep its name.
+
+Modes are those that are asked for, whatever the umask: a slot that root installed from a shell with
+umask 077 would pass its self-test and be unreadable to the service that is to run it.
 """
 
 from __future__ import annotations
@@ -12,10 +15,11 @@ import os
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 __all__ = [
+    "allow",
     "flush_folder",
     "flush_tree",
     "is_locked",
@@ -37,6 +41,7 @@ def write_file(path: Path, pieces: Iterable[bytes], mode: int = 0o644) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(path, flags, mode)
     try:
+        _allow(descriptor, mode)
         for piece in pieces:
             left = memoryview(piece)
             while left:
@@ -78,6 +83,8 @@ def make_folder(path: Path) -> None:
         # Another process was faster, or something else is there.
         if not path.is_dir():
             raise
+    else:
+        allow(path, 0o755)
     flush_folder(path.parent)
 
 
@@ -95,7 +102,7 @@ def flush_folder(path: Path) -> None:
 
 
 def flush_tree(path: Path) -> None:
-    """Flush every file and folder below `path`, then itself.
+    """Flush every file and folder below `path`, then itself; all may read them then.
 
     Raises:
         OSError: the disk refuses.
@@ -107,10 +114,32 @@ def flush_tree(path: Path) -> None:
             continue
         descriptor = os.open(inner, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
+            _allow(descriptor, 0o644)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    allow(path, 0o755)
     flush_folder(path)
+
+
+def allow(path: Path, mode: int) -> None:
+    """Give a folder that was just made at least these permissions, as far as its disk knows them.
+
+    Raises:
+        OSError: it is not there, or the disk refuses.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        _allow(descriptor, mode)
+    finally:
+        os.close(descriptor)
+
+
+def _allow(descriptor: int, mode: int) -> None:
+    if os.fstat(descriptor).st_mode & mode != mode:
+        # FAT keeps no permissions, and may refuse.
+        with suppress(PermissionError):
+            os.fchmod(descriptor, mode)
 
 
 def move(source: Path, destination: Path) -> None:
@@ -147,17 +176,31 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
 
     The file stays: removing it would let two processes lock two files of the same name. It is for
     its owner alone: whoever may read a file may lock it, and would hold up every start for ever.
+    One that root makes is given to the owner of its folder, who counts starts there.
 
     Raises:
         BlockingIOError: another process holds it and `wait` is false.
         OSError: the file cannot be made.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    descriptor = _open_lock(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(descriptor)
+
+
+def _open_lock(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, flags | os.O_EXCL, 0o600)
+    except FileExistsError:
+        # Never given away: somebody may have put another's file there.
+        return os.open(path, flags, 0o600)
+    if os.geteuid() == 0:
+        owner = os.stat(path.parent)  # noqa: PTH116 - by the names of os, see above
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    return descriptor
 
 
 def is_locked(path: Path) -> bool | None:

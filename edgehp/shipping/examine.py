@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from edgehp.errors import CompatibilityError, DataError, EdgehpError, Environmen
 from edgehp.shipping.records import Slot
 from edgehp.shipping.selftest import SelfTestResult
 
-__all__ = ["SelfTest", "examine", "is_whole", "nothing_installed", "writing"]
+__all__ = ["SelfTest", "examine", "is_root", "is_whole", "nothing_installed", "writing"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,25 @@ def writing(root: Path) -> Iterator[None]:
             f"cannot write to {root} ({e.strerror or e}); check its owner and the disk, or choose "
             "another --root"
         ) from e
+
+
+def is_root(root: Path) -> bool:
+    """Whether the directory is there.
+
+    Raises:
+        EnvironmentalError: this user may not look into it, where it would seem to be empty.
+    """
+    try:
+        # The point at the end needs the permission to look into it.
+        for inner in (".", "slots/."):
+            os.stat(os.path.join(root, inner))  # noqa: PTH116, PTH118 - Path drops the point
+    except (FileNotFoundError, NotADirectoryError):
+        return root.is_dir()
+    except PermissionError as e:
+        raise EnvironmentalError(
+            f"{root} cannot be read by this user; run this as its owner or as root"
+        ) from e
+    return True
 
 
 def nothing_installed(root: Path) -> DataError:

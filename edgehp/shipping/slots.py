@@ -30,7 +30,7 @@ from edgehp.artifact.manifest import MANIFEST_NAME
 from edgehp.errors import DataError, EnvironmentalError
 from edgehp.shipping import disk
 from edgehp.shipping.bundle import VerifiedBundle, verify_bundle
-from edgehp.shipping.examine import SelfTest, examine, is_whole, nothing_installed, writing
+from edgehp.shipping.examine import SelfTest, examine, is_root, is_whole, nothing_installed, writing
 from edgehp.shipping.keys import Trust
 from edgehp.shipping.records import (
     SLOT_NAMES,
@@ -166,8 +166,9 @@ def status(root: Path) -> Status:
 
     Raises:
         DataError: there is no such directory.
+        EnvironmentalError: this user may not look into it.
     """
-    if not root.is_dir():
+    if not is_root(root):
         raise DataError(f"{root}: no such directory; install a bundle with 'edgehp install FILE'")
     state = read_state(root)
     return Status(
@@ -200,7 +201,7 @@ def rollback(root: Path, *, selftest: SelfTest | None = None) -> Slot:
         CompatibilityError: it does not pass; the current slot stays.
         EnvironmentalError: an installer is at work, or the root cannot be written.
     """
-    if not root.is_dir():
+    if not is_root(root):
         raise nothing_installed(root)
     with writing(root), _one_installer(root):
         state = read_state(root)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgehp.errors import CompatibilityError, EdgehpError, EnvironmentalError
 from edgehp.shipping import disk
-from edgehp.shipping.examine import SelfTest, examine, nothing_installed, writing
+from edgehp.shipping.examine import SelfTest, examine, is_root, nothing_installed, writing
 from edgehp.shipping.records import Slot, State, other_than, read_slot, read_state, write_state
 from edgehp.shipping.selftest import SelfTestResult, run_self_test
 
@@ -52,11 +52,11 @@ def boot(root: Path, *, selftest: SelfTest | None = None) -> Boot:
     Raises:
         DataError: nothing is installed.
         CompatibilityError: neither slot passes; both reasons are named.
-        EnvironmentalError: neither slot passes, for a driver or package that is missing; or the
-            slots change again and again.
+        EnvironmentalError: neither slot passes, for a driver or package that is missing; the root
+            cannot be read; or the slots change again and again.
     """
     test = selftest or run_self_test
-    if not root.is_dir():
+    if not is_root(root):
         raise nothing_installed(root)
     for _ in range(_TRIES):
         state = _counted(root)
@@ -123,9 +123,9 @@ def confirm(root: Path) -> None:
 
     Raises:
         DataError: nothing is installed.
-        EnvironmentalError: the root cannot be written.
+        EnvironmentalError: the root cannot be read or written.
     """
-    if not root.is_dir():
+    if not is_root(root):
         raise nothing_installed(root)
     # As `boot`: a start that could be counted can be confirmed, or it would lead to the other slot.
     with writing(root), _state_lock_if_possible(root):
