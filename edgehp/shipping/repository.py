@@ -16,19 +16,28 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgehp._hashing import sha256_file
-from edgehp.errors import DataError, EnvironmentalError, UsageError
+from edgehp.errors import DataError, UsageError
 from edgehp.shipping import disk
 from edgehp.shipping.bundle import verify_bundle
 from edgehp.shipping.keys import Trust
 from edgehp.shipping.offer import FIELD, Offer
+from edgehp.shipping.repository_files import (
+    STAGED,
+    newest,
+    newest_root,
+    read_metadata,
+    staged_or_published,
+    version_of,
+    write_metadata,
+    writing,
+)
 from edgehp.shipping.repository_keys import (
     check_apart,
     new_key,
@@ -38,7 +47,7 @@ from edgehp.shipping.repository_keys import (
 )
 
 if TYPE_CHECKING:
-    from tuf.api.metadata import Metadata, Root, Targets
+    from tuf.api.metadata import Metadata, Root
 
 __all__ = ["LIFETIMES", "ROLES", "Published", "add", "init", "publish", "rotate_key"]
 
@@ -46,7 +55,6 @@ ROLES = ("root", "targets", "snapshot", "timestamp")
 # How long a signature of each role counts, in days. A car may stand for long and a repository may
 # travel on a USB stick; the timestamp decides how long a withheld update stays unnoticed.
 LIFETIMES = {"root": 1095, "targets": 365, "snapshot": 365, "timestamp": 30}
-_STAGED = ".staged"
 # Beside the list of targets, and signed with it: serials are never used twice.
 _SERIAL = "edgehp-serial"
 
@@ -82,9 +90,9 @@ def init(
     if (folder / "metadata").exists():
         raise UsageError(f"{folder} holds a repository already; choose another folder")
     check_apart(folder, keys)
-    if folder.is_dir() and any(entry.name != _STAGED for entry in folder.iterdir()):
+    if folder.is_dir() and any(entry.name != STAGED for entry in folder.iterdir()):
         raise UsageError(f"{folder} is not empty, and all in it would be public; choose another")
-    with _writing(folder):
+    with writing(folder):
         signers = {}
         for role in ROLES:
             path = keys / f"{role}.pem"
@@ -98,10 +106,10 @@ def init(
         signed.sign(signers["root"])
         targets = Metadata(Targets(expires=_expiry("targets", now)))
         targets.signed.unrecognized_fields[_SERIAL] = 0
-        for name in ("metadata", "targets", _STAGED):
+        for name in ("metadata", "targets", STAGED):
             disk.make_folder(folder / name)
-        _write(folder / _STAGED / "targets.json", targets)
-        _write(folder / "metadata" / "1.root.json", signed)
+        write_metadata(folder / STAGED / "targets.json", targets)
+        write_metadata(folder / "metadata" / "1.root.json", signed)
     publish(folder, keys, password=password, now=now)
     return folder / "metadata" / "1.root.json"
 
@@ -124,8 +132,8 @@ def add(folder: Path, bundle: Path, trust: Trust) -> Offer:
 
     verified = verify_bundle(bundle, trust)
     newest_root(folder)
-    with _writing(folder):
-        targets = _staged_or_published(folder)
+    with writing(folder):
+        targets = staged_or_published(folder)
         serial = 1 + int(targets.signed.unrecognized_fields.get(_SERIAL, 0))
         offer = Offer.of(verified, serial)
         for path, listed in targets.signed.targets.items():
@@ -134,7 +142,7 @@ def add(folder: Path, bundle: Path, trust: Trust) -> Offer:
                 raise UsageError(f"{folder} lists this bundle already, as its newest: {path}")
         digest = sha256_file(bundle)
         public = folder / "targets" / f"{digest}.{offer.path}"
-        copy = folder / _STAGED / "copy"
+        copy = folder / STAGED / "copy"
         disk.remove_tree(copy)
         with bundle.open("rb") as source:
             disk.write_file(copy, iter(lambda: source.read(2**20), b""))
@@ -148,7 +156,7 @@ def add(folder: Path, bundle: Path, trust: Trust) -> Offer:
         disk.flush_folder(public.parent)
         targets.signed.targets[offer.path] = target
         targets.signed.unrecognized_fields[_SERIAL] = serial
-        _write(folder / _STAGED / "targets.json", targets)
+        write_metadata(folder / STAGED / "targets.json", targets)
     return offer
 
 
@@ -196,23 +204,23 @@ def publish(
         made[role] = item.signed.version
         return item.to_bytes()
 
-    with _writing(folder):
-        rotated = folder / _STAGED / "root.json"
-        root = _read(rotated) if rotated.exists() else newest_root(folder)
+    with writing(folder):
+        rotated = folder / STAGED / "root.json"
+        root = read_metadata(rotated) if rotated.exists() else newest_root(folder)
         # Everything is signed before anything is written: a missing key changes nothing.
         files: list[tuple[str, bytes]] = []
-        staged, public = folder / _STAGED / "targets.json", _newest(folder, "targets")
-        targets = _read(staged) if staged.exists() else _read(public)  # type: ignore[arg-type]
+        staged, public = folder / STAGED / "targets.json", newest(folder, "targets")
+        targets = read_metadata(staged) if staged.exists() else read_metadata(public)  # type: ignore[arg-type]
         renew = staged.exists() or not _lasts(root, "targets", targets, now)
         if renew:
-            targets.signed.version = 1 + _version(public)
+            targets.signed.version = 1 + version_of(public)
             files.append(
                 (f"{targets.signed.version}.targets.json", signed("targets", root, targets))
             )
-        path = _newest(folder, "snapshot")
-        snapshot = Metadata(Snapshot()) if path is None else _read(path)
+        path = newest(folder, "snapshot")
+        snapshot = Metadata(Snapshot()) if path is None else read_metadata(path)
         if renew or not _lasts(root, "snapshot", snapshot, now):
-            snapshot.signed.version = 1 + _version(path)
+            snapshot.signed.version = 1 + version_of(path)
             if renew:
                 snapshot.signed.meta = {"targets.json": _described(MetaFile, targets, files[-1][1])}
             files.append(
@@ -220,9 +228,9 @@ def publish(
             )
             description = _described(MetaFile, snapshot, files[-1][1])
         else:
-            description = _read(metadata / "timestamp.json").signed.snapshot_meta
+            description = read_metadata(metadata / "timestamp.json").signed.snapshot_meta
         path = metadata / "timestamp.json"
-        timestamp = _read(path) if path.exists() else Metadata(Timestamp())
+        timestamp = read_metadata(path) if path.exists() else Metadata(Timestamp())
         timestamp.signed.version = 1 + (timestamp.signed.version if path.exists() else 0)
         timestamp.signed.snapshot_meta = description
         files.append(("timestamp.json", signed("timestamp", root, timestamp)))
@@ -270,10 +278,10 @@ def rotate_key(
     if role not in ROLES:
         raise UsageError(f"no role {role!r}; expected one of {', '.join(ROLES)}")
     check_apart(folder, keys)
-    staged = folder / _STAGED / "root.json"
-    with _writing(folder):
+    staged = folder / STAGED / "root.json"
+    with writing(folder):
         published = newest_root(folder)
-        root = _read(staged) if staged.exists() else newest_root(folder)
+        root = read_metadata(staged) if staged.exists() else newest_root(folder)
         path = keys / f"{role}.pem"
         fresh = keys / f"{role}.pem.new"
         signers = [signer_of(keys / "root.pem", password)]
@@ -302,20 +310,8 @@ def rotate_key(
             disk.move(path, keys / f"{role}.pem.{old}.revoked")
         disk.move(fresh, path)
         disk.make_folder(staged.parent)
-        _write(staged, root)
+        write_metadata(staged, root)
     return path
-
-
-def newest_root(folder: Path) -> Metadata[Root]:
-    """The root metadata that is public.
-
-    Raises:
-        DataError: no repository.
-    """
-    path = _newest(folder, "root")
-    if path is None:
-        raise DataError(f"{folder} is no repository; make one with: edgehp repo init {folder}")
-    return _read(path)
 
 
 def _expiry(role: str, now: datetime | None, days: int | None = None) -> datetime:
@@ -345,58 +341,3 @@ def _counts(root: Metadata[Root], role: str, item: Metadata[Any]) -> bool:
 def _described(kind: Callable[..., Any], item: Metadata[Any], data: bytes) -> Any:
     digest = hashlib.sha256(data).hexdigest()
     return kind(item.signed.version, len(data), {"sha256": digest})
-
-
-def _staged_or_published(folder: Path) -> Metadata[Targets]:
-    staged = folder / _STAGED / "targets.json"
-    path = staged if staged.exists() else _newest(folder, "targets")
-    if path is None:
-        raise DataError(f"{folder}: the list of targets is missing; restore it from a copy")
-    return _read(path)
-
-
-def _newest(folder: Path, role: str) -> Path | None:
-    """The file with the largest version, None where there is none."""
-    found = [
-        (int(path.name.partition(".")[0]), path)
-        for path in (folder / "metadata").glob(f"*.{role}.json")
-        if path.name.partition(".")[0].isdecimal()
-    ]
-    return max(found)[1] if found else None
-
-
-def _version(path: Path | None) -> int:
-    return 0 if path is None else int(path.name.partition(".")[0])
-
-
-def _read(path: Path) -> Metadata[Any]:
-    from tuf.api.metadata import Metadata
-    from tuf.api.serialization import DeserializationError
-
-    try:
-        return Metadata.from_bytes(path.read_bytes())
-    except DeserializationError as e:
-        raise DataError(f"{path} is no TUF metadata ({e}); restore it from a copy") from e
-
-
-def _write(path: Path, item: Metadata[Any]) -> None:
-    disk.replace_file(path, item.to_bytes())
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """One publisher at a time; an `OSError` of the block is said as one about the repository."""
-    try:
-        with ExitStack() as held:
-            if (folder / "metadata").is_dir():
-                disk.make_folder(folder / _STAGED)
-                held.enter_context(disk.locked(folder / _STAGED / "lock", wait=False))
-            yield
-    except BlockingIOError as e:
-        raise EnvironmentalError(f"somebody else is changing {folder}; wait for it") from e
-    except OSError as e:
-        name = f"{e.filename}: " if e.filename else ""
-        raise EnvironmentalError(
-            f"cannot write the repository {folder} ({name}{e.strerror or e}); check its owner and "
-            "the disk"
-        ) from e
