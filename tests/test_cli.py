@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -115,11 +116,61 @@ def test_interruption_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert raising(monkeypatch, KeyboardInterrupt()) == 130
 
 
+TERMINATED = """
+import os, pathlib, signal, sys, time
+import click
+from edgehp.cli import main as root
+
+@click.command("doctor")
+def command():
+    made = pathlib.Path(sys.argv[1])
+    made.touch()
+    try:
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+        os.kill(child, signal.SIGTERM)
+        print("child", os.waitpid(child, 0)[1], flush=True)
+        time.sleep(60)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)  # as timeout does: a second one while tidying up
+        made.unlink()
+
+root.LazyGroup.get_command = lambda *_: command
+root.main(["doctor"])
+"""
+
+
+def test_sigterm_tidies_up_as_ctrl_c_does(tmp_path: Path) -> None:
+    made = tmp_path / "half-written"
+    process = subprocess.Popen(
+        [sys.executable, "-c", TERMINATED, str(made)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    # A forked child ends at once, without running what its parent has to tidy up.
+    assert process.stdout.readline() == f"child {int(signal.SIGTERM)}\n"
+    assert made.exists()
+    process.terminate()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == "edgehp: error: ended by SIGTERM; what was unfinished is removed\n"
+    assert not made.exists()
+
+
+def test_the_handler_of_sigterm_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    raising(monkeypatch, KeyboardInterrupt())
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_missing_package_names_its_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert raising(monkeypatch, ModuleNotFoundError("no", name="onnx.helper")) == 5
-    assert "edgehp[build]" in capsys.readouterr().err
+    assert "[build]'" in capsys.readouterr().err
 
 
 def test_operating_system_errors_are_a_sentence(

@@ -631,5 +631,5 @@ def test_counters_are_served_on_loopback_only():
 
 def test_without_the_package_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "prometheus_client", None)
-    with pytest.raises(EnvironmentalError, match=r"edgehp\[runtime\]"):
+    with pytest.raises(EnvironmentalError, match=r"\[runtime\]'"):
         PrometheusMetrics(0)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgehp._installed import install_extra
 from edgehp.errors import EnvironmentalError, UsageError
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def require_torch() -> None:
     try:
         import torch  # noqa: F401
     except ImportError as e:
-        raise EnvironmentalError("training needs torch: pip install 'edgehp[train]'") from e
+        raise EnvironmentalError(f"training needs torch: {install_extra('train')}") from e
 
 
 def pick_device(name: str) -> str:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 
+from edgehp._installed import install_extra
 from edgehp.doctor.probe import Probe
 
 __all__ = [
@@ -73,12 +74,14 @@ BASE = ("click", "numpy", "cv2")
 CPU_ENGINES = ("openvino", "onnxruntime")
 GPU_ENGINES = ("tensorrt_rtx", "tensorrt")
 ENGINES = CPU_ENGINES + GPU_ENGINES
-# Command -> packages it cannot do without; True: and one of `ENGINES`.
+# Command -> packages it cannot do without; True: and one of `ENGINES`. Every command is here.
 NEEDS: dict[str, tuple[tuple[str, ...], bool]] = {
     "build": (("onnx", "onnxsim", "safetensors"), True),
     "validate": ((), True),
     "bench": ((), True),
+    "sensitivity": (("onnx",), True),
     "predict": ((), True),
+    "run": ((), True),
     "label": (("onnxruntime",), False),
     "train": (("torch", "safetensors", "tensorboard"), False),
     "distill": (("torch", "safetensors", "tensorboard"), False),
@@ -87,6 +90,7 @@ NEEDS: dict[str, tuple[tuple[str, ...], bool]] = {
     "install": (("cryptography",), True),
     "repo": (("cryptography", "tuf"), False),
     "update": (("cryptography", "tuf"), True),
+    "status": ((), False),
     "rollback": ((), True),
     "targets": ((), False),
     "doctor": ((), False),
@@ -137,7 +141,7 @@ def how_to_install(module: str) -> str:
             if package.note:
                 return package.note
             if package.extra:
-                return f"install it with: pip install 'edgehp[{package.extra}]'"
+                return f"install it with: {install_extra(package.extra)}"
             return f"install it with: pip install {package.distributions[0]}"
     return f"install it with: pip install {module.partition('.')[0]}"
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgehp import __version__
+from edgehp._installed import install_extra
 from edgehp.doctor.packages import (
     BASE,
     CPU_ENGINES,
@@ -76,7 +77,7 @@ def command_state(name: str, packages: dict[str, PackageState], gpu: bool) -> Co
     ]
     engines = CPU_ENGINES + GPU_ENGINES if gpu else CPU_ENGINES
     if engine and not any(packages[module].works for module in engines):
-        remedies.append("no engine: pip install 'edgehp[cpu]' brings OpenVINO and onnxruntime")
+        remedies.append(f"no engine: {install_extra('cpu')} brings OpenVINO and onnxruntime")
     return CommandState(name, not remedies, tuple(remedies))
 
 

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from edgehp._installed import install_extra
 from edgehp.engines.base import Engine, EngineInfo, Prediction, StreamingEngine
 from edgehp.errors import CompatibilityError, EnvironmentalError, UsageError
 
@@ -98,7 +99,8 @@ def processor_engine(prefer: str = "openvino") -> str:
             return kind
         reasons.append(reason)
     raise EnvironmentalError(
-        f"no engine to run a graph on the processor: {'; '.join(reasons)}; install edgehp[cpu]"
+        f"no engine to run a graph on the processor: {'; '.join(reasons)}; install it with: "
+        + install_extra("cpu")
     )
 
 

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from edgehp._installed import install_extra
 from edgehp.errors import EnvironmentalError
 
 __all__ = ["Metrics", "NoMetrics", "PrometheusMetrics"]
@@ -64,7 +65,7 @@ class PrometheusMetrics:
         except ImportError as e:
             raise EnvironmentalError(
                 "--metrics needs the package prometheus-client; install it with "
-                "pip install 'edgehp[runtime]'"
+                f"{install_extra('runtime')}"
             ) from e
         # A registry of its own: the default one is the whole process's.
         registry = client.CollectorRegistry()

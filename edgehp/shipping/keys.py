@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from edgehp._installed import install_extra
 from edgehp.errors import EnvironmentalError, UsageError
 
 __all__ = [
@@ -78,7 +79,8 @@ def require(module: str, extra: str) -> Any:
         return import_module(module)
     except ImportError as e:
         raise EnvironmentalError(
-            f"{module.partition('.')[0]} cannot be used ({e}); install edgehp[{extra}]"
+            f"{module.partition('.')[0]} cannot be used ({e}); install it with: "
+            + install_extra(extra)
         ) from e
 
 

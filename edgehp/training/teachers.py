@@ -48,6 +48,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp import pose
+from edgehp._installed import install_extra
 from edgehp._toml import load_toml
 from edgehp.crop import Box, Preprocessing, crop_face
 from edgehp.errors import DataError, EnvironmentalError, UsageError
@@ -222,7 +223,7 @@ class Teacher:
             import onnxruntime as ort
         except ImportError as e:
             raise EnvironmentalError(
-                "labelling needs onnxruntime: pip install 'edgehp[train]'"
+                f"labelling needs onnxruntime: {install_extra('train')}"
             ) from e
         self.spec = spec
         options = ort.SessionOptions()
