@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["replacing", "write_whole"]
+from edgehp.errors import EnvironmentalError
+
+__all__ = ["output_to", "replacing", "write_whole"]
 
 
 @contextmanager
@@ -20,11 +22,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     block or the disk fails; `path` is then what it was before.
 
     Raises:
-        OSError: the directory is missing or not writable, or the disk is full.
+        OSError: the directory is missing or not writable, or the disk is full; about `path`.
     """
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     # Not tempfile: its files are for the owner alone, this one gets what open() would have given.
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except OSError as e:
+        # The user has never heard of the temporary file.
+        raise OSError(e.errno, e.strerror, str(path)) from e
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -34,6 +40,21 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def output_to(path: Path, option: str) -> Iterator[None]:
+    """Around what writes to `path`, which the user gave with `option`.
+
+    Raises:
+        EnvironmentalError: the block raised an `OSError`.
+    """
+    try:
+        yield
+    except OSError as e:
+        raise EnvironmentalError(
+            f"{path} cannot be written ({e.strerror or e}); free space or choose another {option}"
+        ) from e
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

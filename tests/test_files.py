@@ -35,6 +35,12 @@ def test_refused_rename_leaves_nothing_behind(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
+def test_an_error_is_about_the_file_that_was_asked_for() -> None:
+    with pytest.raises(OSError) as caught:
+        write_whole(Path("/proc/x.json"), b"x")
+    assert caught.value.filename == "/proc/x.json"
+
+
 def test_readable_by_those_whom_the_umask_lets(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:

@@ -25,7 +25,8 @@ from edgehp.prediction.faces import (
 )
 from edgehp.prediction.judgement import Rules, judge
 from edgehp.prediction.run import DetectorFaces, predict
-from edgehp.prediction.sources import Frame, open_source
+from edgehp.prediction.save import open_saver
+from edgehp.prediction.sources import Frame, Source, open_source
 from tests.pose_graphs import SPEC, colour_photo, pose_graph
 
 RULES = Rules((-98.5, 98.5))
@@ -250,6 +251,31 @@ def test_a_truncated_photo_is_one_sentence(tmp_path, network, capsys):
     boxes = write_boxes(tmp_path / "boxes.json", ["p.png"])
     code, records, err = cli(capsys, photo, "--network", network, "--boxes", boxes)
     assert code == 1 and records == [] and "p.png" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("target", ["/proc/drawn.png", "FILE/drawn.png", "FILE/in/drawn.png"])
+def test_a_drawing_that_cannot_be_written_is_the_user_s_path_and_a_remedy(
+    tmp_path, network, capsys, target
+):
+    photo = write_photo(tmp_path / "in" / "p.png", colour_photo((0, 0, 0)))
+    boxes = write_boxes(tmp_path / "boxes.json", ["p.png"])
+    # Not by permissions, which a superuser does not know.
+    (tmp_path / "file").write_text("no folder")
+    target = target.replace("FILE", str(tmp_path / "file"))
+    code, _, err = cli(capsys, photo, "--network", network, "--boxes", boxes, "--save", target)
+    assert code == 5 and f"{target} cannot be written" in err and "another --save" in err
+    assert "/.drawn" not in err
+
+
+@pytest.mark.parametrize("target", ["/proc/drawn.avi", "FILE/drawn.avi"])
+def test_a_film_that_cannot_be_written_too(tmp_path, target):
+    (tmp_path / "file").write_text("no folder")
+    target = target.replace("FILE", str(tmp_path / "file"))
+    with (
+        pytest.raises(EnvironmentalError, match=r"drawn.avi cannot be written .*--save"),
+        open_saver(Path(target), Source("camera", "camera:0", camera=0)),
+    ):
+        pass
 
 
 def test_saving_over_the_source_is_refused(tmp_path, network, capsys):

@@ -10,7 +10,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from edgehp._files import write_whole
+from edgehp._files import output_to, write_whole
 from edgehp.datasets.photos import PHOTO_SUFFIXES
 from edgehp.errors import DataError, UsageError
 from edgehp.prediction.draw import Image, draw_pose
@@ -32,7 +32,8 @@ class Saver(Protocol):
         """Draw the faces of one frame and write the picture.
 
         Raises:
-            DataError: it cannot be written.
+            DataError: it cannot be encoded.
+            EnvironmentalError: it cannot be written.
         """
 
     def __enter__(self) -> Saver: ...
@@ -106,8 +107,9 @@ class _PhotoSaver:
         ok, data = cv2.imencode(path.suffix, picture)
         if not ok:
             raise DataError(f"{path}: OpenCV cannot encode this picture")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, data.tobytes())
+        with output_to(path, "--save"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, data.tobytes())
 
 
 class _VideoSaver:
@@ -121,9 +123,10 @@ class _VideoSaver:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> _VideoSaver:
-        self._target.parent.mkdir(parents=True, exist_ok=True)
-        # A folder of its own beside the target: FFmpeg chooses the container by the suffix.
-        self._folder = tempfile.TemporaryDirectory(prefix=".edgehp-", dir=self._target.parent)
+        with output_to(self._target, "--save"):
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+            # A folder of its own beside the target: FFmpeg chooses the container by the suffix.
+            self._folder = tempfile.TemporaryDirectory(prefix=".edgehp-", dir=self._target.parent)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -133,7 +136,8 @@ class _VideoSaver:
             if self._writer is not None:
                 self._writer.release()
                 if kind is None or issubclass(kind, KeyboardInterrupt):
-                    (Path(self._folder.name) / self._target.name).replace(self._target)
+                    with output_to(self._target, "--save"):
+                        (Path(self._folder.name) / self._target.name).replace(self._target)
         finally:
             self._folder.cleanup()
 
