@@ -251,14 +251,15 @@ def resolve_target(
     if name != ORIN:
         return Resolution(load_target(name, directory), None)
     module = find_jetson(root)
+    names = [each for each in list_targets(directory) if each.startswith(f"{ORIN}-")]
     if module is None:
-        note = f"'{ORIN}' means {ORIN_DEFAULT} here, because this machine is not a Jetson"
+        others = ", ".join(each for each in names if each != ORIN_DEFAULT)
+        note = (
+            f"'{ORIN}' means {ORIN_DEFAULT} here, because this machine is not a Jetson; on one it "
+            f"means the module found there. For another module name it: {others}"
+        )
         return Resolution(load_target(ORIN_DEFAULT, directory), note)
-    orins = [
-        load_target(each, directory)
-        for each in list_targets(directory)
-        if each.startswith(f"{ORIN}-")
-    ]
+    orins = [load_target(each, directory) for each in names]
     for target in orins:
         if module.part_numbers & set(target.module_ids):
             return Resolution(target, f"'{ORIN}' is {target.name}: this is a {module.model}")

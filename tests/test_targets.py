@@ -214,6 +214,9 @@ def test_orin_off_jetson_is_said_aloud(tmp_path: Path) -> None:
     found = resolve_target("orin", root=tmp_path)
     assert found.target.name == "orin-agx-64gb"
     assert found.note is not None and "not a Jetson" in found.note
+    assert "the module found there" in found.note
+    others = {name for name in EXPECTED if name.startswith("orin-")} - {"orin-agx-64gb"}
+    assert len(others) == 5 and all(name in found.note for name in others)
     assert resolve_target("cpu", root=tmp_path).note is None
 
 
@@ -275,6 +278,9 @@ def test_commands_list_and_show() -> None:
     assert shown["precisions"]["int8"]["supported"] == "warn"
     text = command("show", "orin-nx-8gb").stdout
     assert "MAXN_SUPER" in text and "10.3.0.30" in text
+    # Who asks for the family learns how it is understood, in the list and with the one shown.
+    for said in (command().stdout, command("show", "orin").stderr):
+        assert "'orin'" in said
 
 
 def test_show_of_a_typo_ends_with_2() -> None:
