@@ -24,6 +24,9 @@ from edgehp.datasets.rendered import read_origins, read_rendered
 from edgehp.errors import DataError, EnvironmentalError, UsageError
 from edgehp.pose import geodesic_degrees, matrix_from_euler
 from edgehp.prediction.faces import DetectedFace, network_box, overlap
+from edgehp.prediction.sources import open_source
+from edgehp.runtime.capture import CaptureThread
+from edgehp.runtime.complaints import Complaints
 from edgehp.runtime.detection import BackgroundDetection, InlineDetection
 from edgehp.runtime.distraction import Area, DistractionMonitor, DistractionRules
 from edgehp.runtime.filter import RotationFilter, lag_seconds, rotation_exp, rotation_log
@@ -31,7 +34,7 @@ from edgehp.runtime.frames import FrameHealth, as_rgb
 from edgehp.runtime.metrics import PrometheusMetrics
 from edgehp.runtime.output import PipeSink, SocketSink
 from edgehp.runtime.settings import Settings, load_settings
-from edgehp.runtime.sources import parse_source
+from edgehp.runtime.sources import CaptureSource, parse_source
 from edgehp.runtime.speed import FileSpeed, LineSpeed, parse_speed
 from edgehp.runtime.tracking import FaceTracker, carry
 from edgehp.runtime.watchdog import Watchdog
@@ -220,6 +223,51 @@ def test_without_gstreamer_the_reason_is_said():
         pytest.skip("this OpenCV has GStreamer")
     with pytest.raises(EnvironmentalError, match="built without GStreamer"):
         parse_source("gstreamer:videotestsrc ! videoconvert ! appsink")
+
+
+# --- a camera that is not there -------------------------------------------------------------------
+
+
+def test_a_lasting_fault_is_said_at_growing_intervals_and_another_at_once():
+    complaints = Complaints()
+    said = [t for t in range(0, 20_000, 5) if complaints.due("gone", t)]
+    assert said[:4] == [0, 60, 180, 420] and max(b - a for a, b in pairwise(said)) == 3600
+    assert complaints.due("frozen", 20_000) and not complaints.due("gone", 20_000)
+    # After a while without it, it is news.
+    assert complaints.due("gone", 20_100)
+    # Words that are new each time fill no memory.
+    assert all(complaints.due(f"pts {n}", 20_100 + n) for n in range(100))
+    assert len(complaints._said) < 20
+
+
+@pytest.mark.parametrize("reason", ["camera:0 cannot be opened", "no such device"])
+def test_a_camera_that_is_not_there_is_one_warning_with_its_name_once(caplog, reason):
+    opened = []
+
+    def open_camera():
+        opened.append(None)
+        raise EnvironmentalError(reason)
+
+    source = CaptureSource("camera:0", True, open_camera)
+    with CaptureThread(source, retry_first=0.001, retry_longest=0.01):
+        wait_for(lambda: len(opened) > 5)
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warning.startswith("camera:0") and warning.count("camera:0") == 1
+    assert reason in warning and "without end" in warning and "0.01 s" in warning
+
+
+def test_opencv_is_silent_while_a_camera_is_opened_and_only_then(capfd):
+    level = cv2.utils.logging.getLogLevel()
+    source = parse_source("camera:63")
+    cv2.VideoCapture(63)
+    if not capfd.readouterr().err:
+        pytest.skip("this OpenCV says nothing about a camera that is not there")
+    with CaptureThread(source, retry_first=5) as capture:
+        wait_for(lambda: capture.status().lost is not None)
+    with pytest.raises(EnvironmentalError, match="camera:63"):
+        next(open_source("camera:63").frames())
+    assert "VIDEOIO" not in (err := capfd.readouterr().err) and "[" not in err
+    assert cv2.utils.logging.getLogLevel() == level
 
 
 # --- tracking -------------------------------------------------------------------------------------

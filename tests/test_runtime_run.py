@@ -354,6 +354,36 @@ def test_a_lost_camera_is_told_and_opened_again(opener, how):
     assert len(opened) == 4 and summary.totals["reconnects"] == 1
 
 
+def test_a_run_by_hand_does_not_wait_for_ever_for_a_camera_that_never_was(opener, monkeypatch):
+    monkeypatch.setattr("edgehp.runtime.loop._BY_HAND_S", 0.3)
+
+    def open_camera():
+        raise EnvironmentalError("camera:0 cannot be opened")
+
+    source = CaptureSource("camera:0", True, open_camera)
+    confirmed: list[None] = []
+    with pytest.raises(EnvironmentalError, match=r"^camera:0 cannot be opened.*--limit"):
+        run(source, opener, limit=3, confirm=lambda: confirmed.append(None))
+    assert len(confirmed) == 1  # the network is not to blame
+    # In the car it is waited for.
+    records, _ = run(source, opener, lambda r: len(r) >= 6)
+    assert set(states(records)) == {"camera_lost"}
+
+
+def test_a_run_by_hand_waits_for_a_camera_that_was_there(opener, monkeypatch):
+    monkeypatch.setattr("edgehp.runtime.loop._BY_HAND_S", 0.0)
+    opened: list[None] = []
+
+    def open_camera():
+        opened.append(None)
+        if 1 < len(opened) < 5:
+            raise EnvironmentalError("camera:0 cannot be opened")
+        return Camera(lambda n: None if len(opened) == 1 and n > 3 else good(n))
+
+    _, summary = run(CaptureSource("camera:0", True, open_camera), opener, limit=8)
+    assert summary.reason == "limit" and summary.totals["reconnects"] == 1
+
+
 def test_frames_that_stay_away_are_stale_then_lost_and_a_driver_that_hangs_ends_the_process(opener):
     forever = threading.Event()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,10 +12,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from edgehp._opencv import opencv_silenced
 from edgehp.datasets.photos import PHOTO_SUFFIXES, decode_photo, read_bytes
 from edgehp.errors import DataError, EnvironmentalError, UsageError
 
 __all__ = ["VIDEO_SUFFIXES", "Frame", "Source", "open_source"]
+
+logger = logging.getLogger(__name__)
 
 Image = npt.NDArray[np.uint8]
 
@@ -99,7 +103,8 @@ class Source:
             yield from self._video()
 
     def _video(self) -> Iterator[Frame]:
-        capture = cv2.VideoCapture(self.text if self.camera is None else self.camera)
+        with opencv_silenced(logger):
+            capture = cv2.VideoCapture(self.text if self.camera is None else self.camera)
         try:
             if not capture.isOpened():
                 raise self._unreadable("cannot be opened")

@@ -17,7 +17,9 @@ from typing import NamedTuple
 
 import cv2
 
+from edgehp._opencv import opencv_silenced
 from edgehp.errors import EdgehpError
+from edgehp.runtime.complaints import Complaints
 from edgehp.runtime.sources import Capture, CaptureSource
 
 __all__ = ["CaptureStatus", "CaptureThread", "CapturedFrame"]
@@ -157,9 +159,10 @@ class CaptureThread:
 
     def _run(self) -> None:
         pause = self._first
+        complaints = Complaints()
         while not self._stop.is_set():
             try:
-                with self._driver():
+                with opencv_silenced(logger), self._driver():
                     capture = self.source.open()
             except (EdgehpError, cv2.error, OSError) as e:
                 reason = _line(e)
@@ -178,7 +181,13 @@ class CaptureThread:
             pause = self._first if frames > 0 else min(2 * pause, self._longest)
             with self._changed:
                 self._lost = reason
-            logger.warning("%s: %s; again in %.1f s", self.source.name, reason, pause)
+            named = self.source.named(reason)
+            if complaints.due(reason, time.monotonic()):
+                logger.warning(
+                    "%s; trying again without end, every %g s at the latest", named, self._longest
+                )
+            else:
+                logger.debug("%s; again in %.1f s", named, pause)
             self._stop.wait(pause)
 
     def _read(self, capture: Capture) -> tuple[int, str]:

@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 _TICK = 0.05
 # A run that has lasted so long does not die of its engine.
 _SETTLED_NS = 30_000_000_000
+# A run by hand, with a limit, does not wait longer for a camera that has never given a frame.
+_BY_HAND_S = 5.0
 # How long the end of a run waits for a slow disk to have taken its confirmation.
 _CONFIRM_S = 2.0
 
@@ -80,7 +82,7 @@ class Runtime:
         watchdog: the service manager.
         metrics: counters.
         every_frame: do not drop frames of a file.
-        limit: end after this many frames.
+        limit: end after this many frames; a camera that cannot be opened then is an error soon.
         confirm: called once, in a thread of its own, when the engine has answered for a frame, the
             run has lasted half a minute, or the camera's driver hangs: nobody may sit in the car,
             or the camera be broken, and neither is its fault.
@@ -132,7 +134,8 @@ class Runtime:
 
         Raises:
             DataError: the file cannot be opened.
-            EnvironmentalError: the camera's driver hangs, or the engine cannot be opened again.
+            EnvironmentalError: the camera's driver hangs, the engine cannot be opened again, or a
+                run with a limit has no camera.
         """
         capture = CaptureThread(
             self.source,
@@ -300,6 +303,12 @@ class Runtime:
                 "manager start one"
             )
         if status.lost is not None:
+            if self.limit is not None and status.captured == 0 and silent > _BY_HAND_S:
+                self._confirm()
+                raise EnvironmentalError(
+                    f"{self.source.named(status.lost)} (given up after {_BY_HAND_S:g} s because "
+                    "of --limit; without it, the camera is tried again without end)"
+                )
             state, reason = "camera_lost", status.lost
         elif silent > self._lost:
             state, reason = "camera_lost", f"no frame for {self._lost:g} s"

@@ -47,6 +47,10 @@ class CaptureSource:
     open: Callable[[], Capture]
     fps: float | None = None
 
+    def named(self, reason: str) -> str:
+        """A fault of the source, with its name once."""
+        return reason if self.name in reason else f"{self.name}: {reason}"
+
 
 class FolderCapture:
     """The photos of a folder, sorted by name, as frames; one that cannot be read is no frame."""
@@ -122,7 +126,7 @@ def _cannot_open(name: str) -> EdgehpError:
     if name.startswith(_GSTREAMER):
         return EnvironmentalError(
             f"{name} cannot be opened; try the pipeline with gst-launch-1.0, with fakesink in "
-            "place of appsink"
+            "place of appsink; OpenCV's own words come with edgehp -vv run"
         )
     return DataError(
         f"{name}: the video cannot be opened: it is damaged, or in a format this OpenCV lacks; "
