@@ -89,6 +89,42 @@ def test_filter(tmp_path: Path) -> None:
     assert len(everything) == 3 and everything.protocol["filter"] is None
 
 
+def in_degrees(folder: Path, stem: str, degrees: tuple[float, float, float]) -> None:
+    """A pair whose pose is in degrees, not in radians as it should be."""
+    pose = np.zeros((1, 7), np.float32)
+    pose[0, :3] = degrees
+    pair(folder, stem, (0, 0, 0), Pose_Para=pose)
+
+
+@pytest.mark.parametrize("survivors", [0, 2])
+@pytest.mark.parametrize("max_angle", [99.0, None])
+def test_degrees_are_refused_even_where_some_photos_survive(
+    tmp_path: Path, survivors: int, max_angle: float | None
+) -> None:
+    for i in range(survivors):
+        in_degrees(tmp_path, f"image{i:05d}", (0.5, -1.2, 0.3))
+    for i in range(survivors, 5):
+        in_degrees(tmp_path, f"image{i:05d}", (-12.5, 30.0 + i, 4))
+    with pytest.raises(DataError, match=r"radians.*looks like degrees") as e:
+        read_aflw2000(tmp_path, max_angle=max_angle)
+    left_out = 0 if max_angle is None else 5 - survivors
+    assert f"({left_out} are left out by the angle filter)" in str(e.value)
+
+
+def test_the_few_wild_angles_that_are_published_are_no_reason_to_refuse(tmp_path: Path) -> None:
+    tree(tmp_path)
+    pair(tmp_path, "image00008", (10, -714, 3))
+    data = read_aflw2000(tmp_path)
+    assert len(data) == 2 and len(data.protocol["filtered"]) == 2
+
+
+def test_where_the_filter_leaves_nothing_it_says_so(tmp_path: Path) -> None:
+    pair(tmp_path, "image00002", (1, 120, 3))
+    pair(tmp_path, "image00004", (1, 2, -99.5))
+    with pytest.raises(DataError, match=r"2 were left out by the filter \(.*99 deg.*radians"):
+        read_aflw2000(tmp_path)
+
+
 def test_boxes_given_found_or_from_landmarks(tmp_path: Path) -> None:
     root = tree(tmp_path / "AFLW2000")
     drawn = read_aflw2000(root)

@@ -170,6 +170,11 @@ def build_dataset(
     skipped = skips.found if isinstance(skips, Skips) else tuple(skips)
     if not samples:
         why = f"; {len(skipped)} were skipped, the first: {skipped[0].reason}" if skipped else ""
+        if filtered := more.get("filtered"):
+            why += (
+                f"; {len(filtered)} were left out by the filter ({angle_filter}): are the labels "
+                "in the unit that is expected, such as radians in Pose_Para of a .mat file?"
+            )
         raise DataError(f"{name}: no samples are left{why}")
     seen: set[str] = set()
     for sample in samples:

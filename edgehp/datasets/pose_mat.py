@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,9 @@ from edgehp.pose import to_aflw2000
 __all__ = ["PoseMat", "paired_samples", "read_pose_mat"]
 
 Array = npt.NDArray[np.float64]
+
+# Half a turn: the median of labels in radians cannot be beyond it, that of labels in degrees is.
+_MOST_IN_RADIANS_DEGREES = 180.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +76,13 @@ def paired_samples(
 
     Returns:
         The samples, and the names of those left out by their angles.
+
+    Raises:
+        DataError: a bad photo, unless `skips` takes it; or labels that cannot be radians.
     """
     samples: list[Sample] = []
     filtered: list[str] = []
+    largest: list[float] = []
     for photo in photos:
         name = photo.relative_to(root).as_posix()
         with skips.guard(name):
@@ -83,12 +90,34 @@ def paired_samples(
                 raise DataError(f"{photo}: the photo is missing, its .mat file is there")
             truth = read_pose_mat(photo.with_suffix(".mat"))
             matrix, angles = labels_from_angles(truth.angles, str(photo))
+            largest.append(float(np.abs(angles).max()))
             if within(angles, max_angle):
                 box = _box(name, photo, boxes, truth)
                 samples.append(Sample(name, FilePhoto(photo), box, matrix, angles))
             else:
                 filtered.append(name)
+    _refuse_degrees(largest, len(filtered), root)
     return samples, filtered
+
+
+def _refuse_degrees(largest: Sequence[float], filtered: int, root: Path) -> None:
+    """Refuse labels of which half cannot be angles of a head in radians.
+
+    Not any one: a few files of AFLW2000-3D itself are beyond two turns. Half, and not all: small
+    angles in degrees would pass for radians and the filter, and be validated on.
+
+    Args:
+        largest: the largest |angle| of each photo, degrees as converted.
+        filtered: how many photos the angle filter left out.
+        root: the data set's folder.
+    """
+    if not largest or (median := float(np.median(largest))) <= _MOST_IN_RADIANS_DEGREES:
+        return
+    raise DataError(
+        f"{root}: half of the {len(largest)} .mat files hold an angle beyond {median:.0f} degrees "
+        f"({filtered} are left out by the angle filter): Pose_Para must be pitch, yaw, roll in "
+        f"radians, and {np.radians(median):.3g} looks like degrees; multiply them by pi/180"
+    )
 
 
 def _box(name: str, photo: Path, boxes: BoxList | None, truth: PoseMat) -> Box:
