@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -233,6 +234,24 @@ def test_an_artifact_with_its_reports_shows_its_manifest(
     sha = hashlib.sha256((artifact / "engine.onnx").read_bytes()).hexdigest()
     assert sha in text
     assert sha in (artifact / "reports" / "report.md").read_text()
+
+
+def test_a_page_without_validation_says_how_to_make_one(
+    sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    artifact = make_artifact(tmp_path / "my dist")
+    assert run(artifact) == 0
+    err = capsys.readouterr().err
+    assert "no validation report was found" in err
+    words = shlex.split(err.partition("make one with: ")[2])
+    assert words[:4] == ["edgehp", "validate", str(artifact), "--report"]
+    # A report in that place is one that the page takes.
+    Path(words[4]).parent.mkdir(exist_ok=True)
+    shutil.copy(sources / "b.json", words[4])
+    assert run(artifact) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_markdown_has_the_figures(sources: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,14 @@ def make(sources: tuple[Path, ...], output: Path | None, faces: Path | None) -> 
     given = sources or (newest_artifact(),)
     material = gather(given)
     first = given[0]
+    if material.manifest is not None and not material.validations:
+        artifact = next(path for path in given if path.is_dir())
+        click.echo(
+            "edgehp: no validation report was found, so the page has no validation; make one with: "
+            + shlex.join(["edgehp", "validate", str(artifact), "--report",
+                          str(artifact / "reports" / "validation.json")]),
+            err=True,
+        )  # fmt: skip
     directory = output or (first / "reports" if first.is_dir() else first.parent)
     click.echo(write_text(directory / "report.md", markdown(material)))
     click.echo(write_text(directory / "report.html", html_page(material, faces)))
