@@ -103,3 +103,28 @@ def _killed(arguments: list[str], environment: dict[str, str], step: str) -> Non
     build.wait()
     build.stderr.close()
     assert f" {step}: " in lines[-1], "".join(lines)
+
+
+def test_a_build_ended_by_sigterm_leaves_nothing(tmp_path: Path, repo: Path) -> None:
+    network = build_parts.checkpoint(tmp_path / "net.safetensors")
+    faces = build_parts.faces(tmp_path / "val.zip", 64, 2, labels=True)
+    arguments = [sys.executable, "-m", "edgehp", "-v", "build", "--target", "cpu"]
+    arguments += ["--precision", "fp32", "--network", str(network), "--validate-on", str(faces)]
+    arguments += ["--output", str(tmp_path / "dist"), "--max-drop", "90", "--threads", "1"]
+    build = subprocess.Popen(
+        arguments,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=_environment(repo),
+    )
+    assert build.stderr is not None
+    for line in build.stderr:
+        if " graph: " in line:
+            assert any((tmp_path / "dist").iterdir())
+            build.terminate()
+            break
+    _, rest = build.communicate(timeout=120)
+    assert build.returncode == 130
+    assert "edgehp: error: ended by SIGTERM; what was unfinished is removed\n" in rest
+    assert list((tmp_path / "dist").iterdir()) == []

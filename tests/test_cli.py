@@ -126,9 +126,13 @@ def command():
     made = pathlib.Path(sys.argv[1])
     made.touch()
     try:
+        ready, say = os.pipe()
         child = os.fork()
         if child == 0:
+            os.write(say, b"1")  # a signal before the fork is through would be lost
             time.sleep(60)
+            os._exit(0)
+        os.read(ready, 1)
         os.kill(child, signal.SIGTERM)
         print("child", os.waitpid(child, 0)[1], flush=True)
         time.sleep(60)
@@ -148,6 +152,7 @@ def test_sigterm_tidies_up_as_ctrl_c_does(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
     # A forked child ends at once, without running what its parent has to tidy up.
@@ -156,7 +161,7 @@ def test_sigterm_tidies_up_as_ctrl_c_does(tmp_path: Path) -> None:
     process.terminate()
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err == "edgehp: error: ended by SIGTERM; what was unfinished is removed\n"
+    assert err.strip() == "edgehp: error: ended by SIGTERM; what was unfinished is removed"
     assert not made.exists()
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
+from types import FrameType
 
 import click
 
@@ -91,7 +94,7 @@ def cli(ctx: click.Context, verbose: int) -> None:
     """Head-pose networks from checkpoint to a measured INT8 engine in the car.
 
     Exit codes: 0 ok, 1 error, 2 usage, 3 accuracy gate, 4 artifact and device do not match,
-    5 environment, 6 invalid measurement, 130 interrupted.
+    5 environment, 6 invalid measurement, 130 interrupted (Ctrl-C or SIGTERM).
     """
     if os.environ.get("NO_COLOR"):
         ctx.color = False
@@ -113,7 +116,47 @@ def _quiet_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+@contextmanager
+def _termination_interrupts() -> Iterator[list[int]]:
+    """Treat SIGTERM inside as Ctrl-C, so that every command tidies up; gives what has arrived.
+
+    Commands with a handler of their own put it in place of this one. Where SIGTERM is ignored it
+    stays so. Further ones are passed over: `timeout` sends two, and the second must not end the
+    tidying up.
+    """
+    arrived: list[int] = []
+    before = signal.getsignal(signal.SIGTERM)
+    process = os.getpid()
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        if os.getpid() != process:
+            # A forked child is ended by whoever made it, at once.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        arrived.append(number)
+        if len(arrived) == 1:
+            raise KeyboardInterrupt
+
+    if before is not signal.SIG_DFL:
+        yield arrived
+        return
+    try:
+        signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread, which alone has handlers
+        yield arrived
+        return
+    try:
+        yield arrived
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _run(arguments: Sequence[str] | None) -> int:
+    with _termination_interrupts() as arrived:
+        return _code(arguments, arrived)
+
+
+def _code(arguments: Sequence[str] | None, arrived: Sequence[int]) -> int:
     try:
         result = cli.main(
             args=None if arguments is None else list(arguments),
@@ -127,7 +170,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         e.show()
         return e.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted", INTERRUPTED)
+        words = "ended by SIGTERM; what was unfinished is removed" if arrived else "interrupted"
+        return _fail(words, INTERRUPTED)
     except EdgehpError as e:
         logger.debug("where the error came from", exc_info=True)
         return _fail(str(e), e.exit_code)

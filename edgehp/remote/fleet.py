@@ -23,8 +23,8 @@ def run_all(
 ) -> list[Outcome]:
     """Do all errands at once and return how they ended, in order.
 
-    Ctrl-C interrupts the commands on the boards and waits for what they still have to say; a second
-    one ends everything at once.
+    Ctrl-C or SIGTERM interrupts the commands on the boards and waits for what they still have to
+    say; a second one ends everything at once.
     """
     outcomes: list[Outcome | None] = [None] * len(errands)
     controls = [Control() for _ in errands]
@@ -43,13 +43,17 @@ def run_all(
     ]
     # Counted, not raised: an exception in the middle of a lock or a start would leave it broken.
     presses: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: presses.append(number))
+    before = {
+        s: signal.signal(s, lambda number, _: presses.append(number))
+        for s in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         for thread in threads:
             thread.start()
         _watch(ended, controls, presses)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     for thread in threads:
         thread.join()
     # A thread that has died of a fault of this program has shown its traceback.
