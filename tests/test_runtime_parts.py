@@ -370,6 +370,30 @@ def test_a_detection_from_before_a_fault_is_not_used_whatever_the_camera_gives_n
     tracker.close()
 
 
+def test_the_tracker_says_whether_anything_has_looked_for_a_face_yet():
+    hold, detection, tracker = held_tracker()
+    photo = cv2.cvtColor(scene(), cv2.COLOR_GRAY2RGB)
+    assert tracker.update(photo) is None and not tracker.looked
+    # The answer to a question from before a loss says nothing about the present.
+    tracker.reset()
+    hold.set()
+    wait_for(lambda: detection._found is not None)
+    assert tracker.update(photo) is None and not tracker.looked
+    assert tracker.update(photo) is None and not tracker.looked  # it is asked now
+    wait_for(lambda: detection._found is not None)
+    assert tracker.update(photo) is not None and tracker.looked
+    # A face that cannot be used was looked for all the same.
+    tracker.lose()
+    assert tracker.looked
+    # A picture of another size is another camera's.
+    hold.clear()
+    tracker.update(photo)
+    tracker.update(photo[:200, :300].copy())
+    assert not tracker.looked
+    hold.set()
+    tracker.close()
+
+
 @pytest.mark.parametrize("error", [cv2.error("broken"), EnvironmentalError("broken")])
 def test_a_detector_that_fails_is_an_error_and_not_an_empty_car(error):
     class Failing(Detector):

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 
@@ -31,13 +32,14 @@ from edgehp.errors import DataError, EnvironmentalError
 from edgehp.pose import geodesic_degrees, matrix_from_euler
 from edgehp.prediction.faces import overlap
 from edgehp.runtime.capture import CaptureThread
+from edgehp.runtime.detection import BackgroundDetection, InlineDetection
 from edgehp.runtime.engine import EngineFaultError, EngineHost
 from edgehp.runtime.loop import Runtime
 from edgehp.runtime.records import STATES
 from edgehp.runtime.settings import CaptureSettings, Settings
 from edgehp.runtime.sources import CaptureSource, parse_source
 from edgehp.runtime.speed import ConstantSpeed
-from edgehp.runtime.tracking import FixedBox
+from edgehp.runtime.tracking import FaceTracker, FixedBox
 from edgehp.runtime.watchdog import Watchdog
 from edgehp.validation.subjects import OpenedNetwork, open_network
 from tests.pose_graphs import pose_graph
@@ -352,6 +354,54 @@ def test_a_lost_camera_is_told_and_opened_again(opener, how):
     lost = [r for r in records if r.get("state") == "camera_lost"]
     assert lost[0]["type"] == "status" and lost[0]["reason"]
     assert len(opened) == 4 and summary.totals["reconnects"] == 1
+
+
+@pytest.mark.parametrize("pause", [0.01, 0.5], ids=["unseen", "told"])
+def test_before_the_detector_has_looked_nobody_is_said_to_be_missing(opener, pause):
+    """At the start, and again after the camera was lost, though too shortly for a line of its own:
+    that is no empty seat."""
+    hold, gone, opened = threading.Event(), threading.Event(), []
+
+    class Nobody:
+        def detect(self, photo):
+            hold.wait(WAIT)
+            return []
+
+    def seen(records):
+        return [s for s, _ in groupby(states(records)) if s in ("searching", "no_face")]
+
+    def enough(records):
+        if states(records)[-3:] == ["searching"] * 3:
+            hold.set()
+        if states(records)[-3:] == ["no_face"] * 3 and not gone.is_set():
+            hold.clear()
+            gone.set()
+        return len(seen(records)) == 4
+
+    def open_camera():
+        opened.append(None)
+        return Camera(lambda n: None if gone.is_set() and len(opened) == 1 else good(n))
+
+    sink = Records(enough)
+    tracker = FaceTracker(BackgroundDetection(InlineDetection(Nobody(), Nobody())), every=1)
+    settings = replace(FAST, capture=replace(FAST.capture, retry_first=pause))
+    source = CaptureSource("camera:0", True, open_camera)
+    runtime = Runtime(source, EngineHost(opener), tracker, [sink], settings)
+    sink.runtime = runtime
+    late = threading.Timer(WAIT, lambda: (hold.set(), runtime.stop("late")))
+    late.start()
+    try:
+        assert runtime.run().reason == "enough", states(sink.records)[-20:]
+    finally:
+        late.cancel()
+    assert seen(sink.records) == ["searching", "no_face", "searching", "no_face"]
+    reasons = {r["reason"] for r in sink.records if r.get("state") == "searching"}
+    assert reasons == {"the face detector has not answered yet"}
+
+
+def test_the_documentation_explains_every_state(repo):
+    text = (repo / "docs" / "runtime.md").read_text(encoding="utf-8")
+    assert all(f"| `{state}` |" in text for state in STATES)
 
 
 def test_a_run_by_hand_does_not_wait_for_ever_for_a_camera_that_never_was(opener, monkeypatch):

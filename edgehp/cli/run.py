@@ -81,8 +81,8 @@ def command(
     raw and filtered.
 
     \b
-    States: ok, no_face, low_confidence, out_of_range, stale_frame, stuck_camera,
-    camera_lost, engine_fault.
+    States: ok, searching, no_face, low_confidence, out_of_range, stale_frame,
+    stuck_camera, camera_lost, engine_fault.
 
     The distraction events are an example and not a certified function.
     """

@@ -116,7 +116,7 @@ class Runtime:
         self._state: tuple[str, int] | None = None  # of moments without a frame; since when
         self._told_ns = 0
         self._stuck_since: float | None = None
-        self._events = 0
+        self._events = self._reconnects = 0
         self._confirming: threading.Thread | None = None
         # A film with few frames a second is not late between two of them.
         interval = 1 / self.source.fps if self.source.fps else 0.0
@@ -224,13 +224,20 @@ class Runtime:
         if (fault := self._health.check(photo, frame.seconds)) is not None:
             return self._stuck(frame, capture, fault.kind, fault.text)
         self._stuck_since = None
+        if (reconnects := capture.status().reconnects) != self._reconnects:
+            # A loss that a slow frame hid: the driver may have moved meanwhile.
+            self._reconnects = reconnects
+            self.tracker.reset()
+            self._filter.reset()
         face = self.tracker.update(photo)
         if face is None:
+            if not self.tracker.looked:
+                return "searching", "the face detector has not answered yet", Pose(), None
             return "no_face", None, Pose(), None
         try:
             crop = crop_face(photo, face.box, self.engine.network.preprocessing)
         except DataError as e:
-            self.tracker.reset()
+            self.tracker.lose()
             return "no_face", str(e), Pose(), None
         try:
             answer = self.engine.infer(crop[None])

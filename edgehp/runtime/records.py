@@ -19,6 +19,7 @@ __all__ = ["STATES", "Pose", "end_line", "event_line", "frame_line", "line", "st
 # What a reader may do with each is in docs/runtime.md.
 STATES = (
     "ok",
+    "searching",
     "no_face",
     "low_confidence",
     "out_of_range",

@@ -65,14 +65,21 @@ class TrackedFace:
 class Tracker(Protocol):
     """Says where the face is in each frame."""
 
+    @property
+    def looked(self) -> bool:
+        """Whether anything has looked for a face since the start or the last `reset`."""
+
     def update(self, photo: Image) -> TrackedFace | None:
         """The face in the next frame (uint8 [H, W, 3], RGB); None where there is none."""
 
     def doubt(self) -> None:
         """The network was not sure about the last face: look again soon."""
 
+    def lose(self) -> None:
+        """Forget the face: it cannot be used where it is."""
+
     def reset(self) -> None:
-        """Forget the face: frames were lost."""
+        """Forget the face and that anything has looked for one: frames were lost."""
 
     def close(self) -> None:
         """Stop."""
@@ -84,12 +91,20 @@ class FixedBox:
     def __init__(self, box: Box) -> None:
         self._face = TrackedFace(box, False, None)
 
+    @property
+    def looked(self) -> bool:
+        """Always: the user did."""
+        return True
+
     def update(self, photo: Image) -> TrackedFace | None:
         """The box, whatever the frame shows."""
         return self._face
 
     def doubt(self) -> None:
         """Nothing to look for."""
+
+    def lose(self) -> None:
+        """Nothing to forget."""
 
     def reset(self) -> None:
         """Nothing to forget."""
@@ -113,7 +128,17 @@ class FaceTracker:
         self._asked: Job | None = None
         self.reset()
 
+    @property
+    def looked(self) -> bool:
+        """Whether the detector has answered since the start or the last `reset`."""
+        return self._looked
+
     def reset(self) -> None:
+        """Forget the face, and what the detector has said before."""
+        self.lose()
+        self._looked = False
+
+    def lose(self) -> None:
         """Forget the face; the answer to a running detection is not used."""
         self._box: Box | None = None  # the detector's own, pixels of the frame
         self._score = 0.0
@@ -163,6 +188,7 @@ class FaceTracker:
             return False
         if found.error is not None:
             raise found.error
+        self._looked = True
         face = _choose(found.faces, found.job.region)
         box = face.box if face is not None else None
         if box is not None and found.job.grey is not grey:
