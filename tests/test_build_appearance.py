@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from edgehp.artifact import load_artifact
 from edgehp.build.pipeline import BuildResult, build
 from edgehp.build.request import BuildRequest
-from edgehp.cli._calibrated import calibration_looks, clipping_of
+from edgehp.cli._calibrated import calibration_advice, calibration_looks, clipping_of
 from edgehp.cli.validate import command
 from edgehp.datasets.faces import read_faces
 from edgehp.report.gather import gather
@@ -67,6 +67,28 @@ def test_a_build_warns_of_near_black_calibration_crops(unlike: BuildResult) -> N
     assert record.appearance["brightness"][1] < 10
     assert record.clipped is not None
     assert record.clipped < 0.002
+
+
+def test_the_advice_fits_what_the_user_gave(
+    request_: BuildRequest, like: BuildResult, unlike: BuildResult, parts: Path
+) -> None:
+    # Both sets are the user's: the calibration crops are to be like the others.
+    assert warned(unlike)[0].endswith("calibrate on crops from the camera that will be used")
+    # His crops are held against the shipped heads: not they are wrong, but the gate.
+    shipped = build(
+        replace(
+            request_,
+            calibration=parts / "black.zip",
+            validate_on=None,
+            output=parts / "gate-on-shipped",
+        )
+    )
+    (text,) = warned(shipped)
+    assert "rendered heads that edgehp ships" in text and "--validate-on" in text
+    assert "calibrate on" not in text
+    with open_artifact(like.path, threads=1) as tested:
+        assert "--dataset and --data-root" in calibration_advice(tested, shipped_heads=True)
+        assert "calibrate on" in calibration_advice(tested, shipped_heads=False)
 
 
 def test_a_build_is_silent_where_they_look_alike(like: BuildResult) -> None:

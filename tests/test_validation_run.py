@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -319,6 +321,33 @@ def test_a_drop_over_the_gate_ends_with_exit_code_3_after_the_report(
     values = json.loads(Path("r.json").read_text())
     assert values["gate"]["passed"] is False and values["gate"]["certain"] is True
     assert cli(*common, "--max-drop", 0.3) == 0
+
+
+def test_a_report_that_cannot_be_written_is_found_before_anything_is_opened(
+    biwi, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "file").touch()
+    common = ("--network", "nonsense", "--dataset", "biwi", "--data-root", biwi)
+    for place in (tmp_path / "file" / "r.json", tmp_path):
+        assert cli(*common, "--report", place) == 5
+        err = capsys.readouterr().err
+        assert "cannot be written" in err and "another --report" in err and "nonsense" not in err
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_disk_that_fills_meanwhile_costs_the_report_but_not_the_figures(
+    biwi, tmp_path, capsys, monkeypatch
+):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("edgehp.report.files.write_whole", full)
+    folder = artifact_of(tmp_path / "a", {"offset": (1.05, 1, 1)}, {"offset": (1,) * 3})
+    common = ("--dataset", "biwi", "--data-root", biwi, "--no-robustness")
+    assert cli(folder, *common, "--report", tmp_path / "r.json") == 5
+    out = capsys.readouterr()
+    assert "PASS" in out.out and "+0.0167" in out.out
+    assert "No space left" in out.err and "another --report" in out.err
 
 
 def test_a_reference_that_is_another_network_is_refused(biwi, tmp_path, capsys):

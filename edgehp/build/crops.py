@@ -17,7 +17,7 @@ from edgehp.crop import Preprocessing, crop_face
 from edgehp.datasets.base import Dataset, Sample
 from edgehp.datasets.faces import read_faces
 from edgehp.errors import DataError, UsageError
-from edgehp.validation.appearance import Appearance, AppearanceCheck, measure_crops
+from edgehp.validation.appearance import ADVICE, Appearance, AppearanceCheck, measure_crops
 
 if TYPE_CHECKING:
     import onnx
@@ -30,6 +30,7 @@ __all__ = [
     "held_out_crops",
     "load_calibration",
     "require_disjoint",
+    "require_photos",
 ]
 
 # Below this the percentile and entropy thresholds are those of single crops.
@@ -70,6 +71,30 @@ class CropSet:
     def __len__(self) -> int:
         """The number of crops."""
         return len(self.names)
+
+
+def require_photos(path: Path | None, option: str) -> None:
+    """Refuse a folder or zip that cannot be calibrated or validated on, before any work is done.
+
+    Lists alone are read; photos that are damaged or alike are found when they are decoded.
+
+    Args:
+        path: as the user gave it, None for the shipped crops.
+        option: that it was given with, for the message.
+
+    Raises:
+        DataError: nothing there, unreadable, or fewer than 64 photos.
+    """
+    if path is None:
+        return
+    try:
+        count = len(read_faces(path))
+    except DataError as e:
+        raise DataError(f"{option} {e}") from e
+    if count < FEWEST_CALIBRATION:
+        raise DataError(
+            f"{option} {path}: {count} photos, at least {FEWEST_CALIBRATION} are needed"
+        )
 
 
 def load_calibration(path: Path | None, preprocessing: Preprocessing) -> CropSet:
@@ -139,6 +164,7 @@ def appearance_check(
     held_out: CropSet,
     *,
     threads: int | None = None,
+    advice: str = ADVICE,
 ) -> AppearanceCheck:
     """Hold the crops to validate on against the calibration crops.
 
@@ -149,6 +175,7 @@ def appearance_check(
         calibration: what its scales come from.
         held_out: what it is validated on.
         threads: processor threads.
+        advice: what the warning asks for.
     """
     from edgehp.quantization.clipping import measure_clipping
 
@@ -163,6 +190,7 @@ def appearance_check(
         clipped=found.share,
         calibration_clipped=usual.share,
         worst=found.worst,
+        advice=advice,
     )
 
 

@@ -15,7 +15,7 @@ from edgehp.artifact.device import DeviceProbe, HostProbe
 from edgehp.artifact.manifest import Manifest, StepTime
 from edgehp.artifact.write import ArtifactWriter
 from edgehp.build.accuracy import measure, predict, tolerance
-from edgehp.build.crops import CropSet, held_out_crops
+from edgehp.build.crops import CropSet, held_out_crops, require_photos
 from edgehp.build.engine import BuiltEngine, build_here
 from edgehp.build.pipeline import REFERENCE_ANGLES, BuildResult, now
 from edgehp.build.plan import Place, Plan, find_place, make_plan
@@ -61,6 +61,7 @@ def finish(
         if manifest.state != "deferred":
             raise UsageError(f"{path} is complete already; nothing is left to do")
         request = _request(manifest, path, validate_on)
+        require_photos(validate_on, "--validate-on")
         plan = make_plan(request)
         place = find_place(plan, device)
         if not place.knows_half_scales:

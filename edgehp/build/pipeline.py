@@ -33,6 +33,7 @@ from edgehp.build.crops import (
     held_out_crops,
     load_calibration,
     require_disjoint,
+    require_photos,
 )
 from edgehp.build.engine import BuiltEngine, build_here, planned_precision
 from edgehp.build.graphs import (
@@ -53,6 +54,7 @@ from edgehp.engines import PROCESSOR_ENGINES, processor_engine
 from edgehp.errors import EnvironmentalError, UsageError
 from edgehp.networks.bundled import Network
 from edgehp.quantization.trained import TRAINED
+from edgehp.validation.appearance import ADVICE
 from edgehp.validation.metrics import frame_errors
 
 if TYPE_CHECKING:
@@ -108,6 +110,8 @@ def build(
         EnvironmentalError: a package or the device is missing.
     """
     steps, device = StepClock(watcher), device or HostProbe()
+    require_photos(request.calibration, "--calibration")
+    require_photos(request.validate_on, "--validate-on")
     with steps("target"):
         plan = make_plan(request)
         place = _find_place(plan, request, device)
@@ -276,7 +280,9 @@ def _calibration(
     work: Work, made: QuantisedGraph, crops: CropSet, held_out: CropSet
 ) -> Calibration:
     """The record of the calibration, its files, and a warning where its crops look unlike."""
-    check = appearance_check(made.model, crops, held_out, threads=work.request.threads)
+    check = appearance_check(
+        made.model, crops, held_out, threads=work.request.threads, advice=_advice(work.request)
+    )
     work.warn(check.warning)
     listing = calibration_list(crops)
     work.add(CALIBRATION_LIST, listing, "calibration")
@@ -292,6 +298,17 @@ def _calibration(
         table=CALIBRATION_TABLE,
         appearance=check.calibration.to_dict(),
         clipped=check.calibration_clipped,
+    )
+
+
+def _advice(request: BuildRequest) -> str:
+    """What to do where the calibration crops look unlike those of the gate."""
+    if request.calibration is None or request.validate_on is not None:
+        return ADVICE
+    # The user's crops are right already: it is the gate that looks at others.
+    return (
+        "the gate ran on the rendered heads that edgehp ships; name other faces of the camera that "
+        "will be used, not those calibrated on, with --validate-on"
     )
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from edgehp.validation.run import Clipped
     from edgehp.validation.subjects import OpenedNetwork
 
-__all__ = ["calibration_looks", "clipping_of"]
+__all__ = ["calibration_advice", "calibration_looks", "clipping_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,26 @@ def calibration_looks(tested: OpenedNetwork | None) -> Appearance | None:
     if record is None or record.appearance is None:
         return None
     return Appearance.from_dict(record.appearance)
+
+
+def calibration_advice(tested: OpenedNetwork | None, shipped_heads: bool) -> str:
+    """What to do where the frames look unlike the calibration crops.
+
+    Args:
+        tested: what is validated.
+        shipped_heads: whether it is validated on the rendered heads that edgehp ships.
+    """
+    from edgehp.build.crops import SHIPPED_CALIBRATION
+    from edgehp.validation.appearance import ADVICE
+
+    record = tested.artifact.manifest.calibration if tested and tested.artifact else None
+    if not shipped_heads or record is None or record.source == SHIPPED_CALIBRATION:
+        return ADVICE
+    # Calibrated on the user's crops, which are right already: it is the frames that are others.
+    return (
+        "these are the rendered heads that edgehp ships; validate on photos of the camera that "
+        "will be used, with --dataset and --data-root"
+    )
 
 
 def clipping_of(

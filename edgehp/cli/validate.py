@@ -106,7 +106,7 @@ def command(
     # Imported here: `edgehp --help` must not pay for OpenCV and the engines.
     from contextlib import ExitStack
 
-    from edgehp.cli._calibrated import calibration_looks, clipping_of
+    from edgehp.cli._calibrated import calibration_advice, calibration_looks, clipping_of
     from edgehp.cli._output import Steps, print_json
     from edgehp.validation.gate import check_drop
     from edgehp.validation.robustness import CONDITIONS
@@ -124,6 +124,10 @@ def command(
         raise UsageError("--emulate runs an artifact's graph: a float network needs none")
     if network is not None and reference is not None:
         raise UsageError("--network is validated by itself: --reference belongs to an artifact")
+    if report is not None:
+        from edgehp.report.files import require_writable, write_text
+
+        require_writable(report, "--report")
     earlier = None if compare is None else _read_report(compare)
     steps = Steps()
     data = _open_data(dataset, data_root, boxes, split, rgb_cal, skip_bad)
@@ -155,6 +159,9 @@ def command(
                 progress=lambda done, _: step.advance(done - step.done),
                 calibration=calibration_looks(tested),
                 clipped=clipping_of(tested, threads),
+                advice=calibration_advice(
+                    tested, dataset in (None, "rendered") and data_root is None
+                ),
             )
     gate = None if result.drop is None else check_drop(result.drop.overall, max_drop)
     values = result.to_dict()
@@ -165,11 +172,14 @@ def command(
             "certain": gate.certain,
             "sentence": gate.sentence,
         }
+    unwritten: EnvironmentalError | None = None
     if report is not None:
-        from edgehp.report.files import write_text
-
         text = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False)
-        write_text(report, text + "\n")
+        try:
+            write_text(report, text + "\n", "--report")
+        except EnvironmentalError as e:
+            # The disk may have filled meanwhile: that costs the file, not the figures.
+            unwritten = e
     if result.appearance is not None and result.appearance["warning"]:
         logger.warning("%s", result.appearance["warning"])
     if as_json:
@@ -178,6 +188,8 @@ def command(
         _print(result, gate)
     if earlier is not None:
         _compare(values, earlier, compare, err=as_json)
+    if unwritten is not None:
+        raise unwritten
     if gate is not None and not gate.passed:
         raise AccuracyError(
             f"{gate.sentence}; keep more layers in floating point, calibrate with crops that look "

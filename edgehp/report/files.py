@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 from edgehp._files import write_whole
 from edgehp.errors import DataError, EnvironmentalError
 
-__all__ = ["KINDS", "read_report", "write_report", "write_text"]
+__all__ = ["KINDS", "read_report", "require_writable", "write_report", "write_text"]
 
 KINDS = {"benchmark": 2, "validation": 1}
 # A benchmark of ten minutes has about 2 MB.
@@ -27,8 +29,42 @@ def write_report(report: Mapping[str, Any], directory: Path, name: str) -> Path:
     return write_text(directory / f"{name}.json", text)
 
 
-def write_text(path: Path, text: str) -> Path:
+def require_writable(path: Path, option: str = "--output") -> None:
+    """Refuse a file that cannot be written, before the work whose result it is to hold.
+
+    Nothing is left behind, and missing folders are not made: what is tried is a file in the
+    nearest folder that is there.
+
+    Args:
+        path: the file to be.
+        option: what the user chooses the place with, for the message.
+
+    Raises:
+        EnvironmentalError: it is a folder, or no file can be made there.
+    """
+    place = path.parent
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    trial = place / f".{path.name[:100]}.{secrets.token_hex(4)}"
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(None, "it is a folder, a file is expected")
+        os.close(os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        trial.unlink()
+    except OSError as e:
+        raise EnvironmentalError(
+            f"{path} cannot be written ({e.strerror or e}); nothing was measured: choose another "
+            f"{option}"
+        ) from e
+
+
+def write_text(path: Path, text: str, option: str = "--output") -> Path:
     """Replace `path` by `text`, whole or not at all.
+
+    Args:
+        path: the file.
+        text: what it is to hold.
+        option: what the user chooses the place with, for the message.
 
     Raises:
         EnvironmentalError: it cannot be written.
@@ -38,7 +74,7 @@ def write_text(path: Path, text: str) -> Path:
         write_whole(path, text)
     except OSError as e:
         raise EnvironmentalError(
-            f"{path} cannot be written ({e.strerror or e}); free space or choose another --output"
+            f"{path} cannot be written ({e.strerror or e}); free space or choose another {option}"
         ) from e
     return path
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from edgehp.errors import DataError
 
-__all__ = ["STATISTICS", "Appearance", "AppearanceCheck", "measure_crops"]
+__all__ = ["ADVICE", "STATISTICS", "Appearance", "AppearanceCheck", "measure_crops"]
 
 Crops = npt.NDArray[np.uint8]
 Values = npt.NDArray[np.float64]
@@ -31,6 +31,8 @@ _WORDS = {
     "saturation": ("paler", "more colourful"),
     "sharpness": ("softer", "sharper"),
 }
+# What a warning asks for, unless the caller knows better.
+ADVICE = "calibrate on crops from the camera that will be used"
 # 95 % of the calibration crops lie between.
 _LOW, _HIGH = 2.5, 97.5
 # Of crops of the same kind one in twenty lies outside, of a hundred crops seldom one in eight. From
@@ -132,6 +134,7 @@ class AppearanceCheck:
             measured.
         calibration_clipped: the same of the calibration crops.
         worst: tensor with the largest share, and that share; None if not measured.
+        advice: what the warning asks for.
     """
 
     calibration: Appearance
@@ -140,6 +143,7 @@ class AppearanceCheck:
     clipped: float | None = None
     calibration_clipped: float | None = None
     worst: tuple[str, float] | None = None
+    advice: str = ADVICE
 
     @classmethod
     def of(
@@ -150,6 +154,7 @@ class AppearanceCheck:
         clipped: float | None = None,
         calibration_clipped: float | None = None,
         worst: tuple[str, float] | None = None,
+        advice: str = ADVICE,
     ) -> AppearanceCheck:
         """Compare.
 
@@ -159,6 +164,7 @@ class AppearanceCheck:
             clipped: see the attributes; `calibration_clipped` and `worst` likewise.
             calibration_clipped: see the attributes.
             worst: see the attributes.
+            advice: see the attributes.
 
         Raises:
             DataError: no crops.
@@ -175,6 +181,7 @@ class AppearanceCheck:
             clipped,
             calibration_clipped,
             worst,
+            advice,
         )
 
     @property
@@ -205,7 +212,7 @@ class AppearanceCheck:
             return None
         return (
             "the calibration crops look unlike those validated on: of the latter "
-            f"{'; '.join(parts)}: calibrate on crops from the camera that will be used"
+            f"{'; '.join(parts)}: {self.advice}"
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from edgehp.datasets.prefetch import prefetch
 from edgehp.engines.base import Crops, Engine, Prediction
 from edgehp.errors import DataError, UsageError
 from edgehp.pose import angle_errors, geodesic_degrees, matrix_from_euler
-from edgehp.validation.appearance import Appearance, AppearanceCheck, measure_crops
+from edgehp.validation.appearance import ADVICE, Appearance, AppearanceCheck, measure_crops
 from edgehp.validation.metrics import frame_errors, measure_accuracy, yaw_bands
 from edgehp.validation.report import BandDrop, Condition, Drop, Subject, ValidationReport
 from edgehp.validation.robustness import CONDITIONS
@@ -115,6 +115,7 @@ def validate(
     progress: Callable[[int, int], None] | None = None,
     calibration: Appearance | None = None,
     clipped: Callable[[Sequence[Crops]], Clipped] | None = None,
+    advice: str = ADVICE,
 ) -> ValidationReport:
     """Measure a network, or an artifact against its reference.
 
@@ -141,6 +142,7 @@ def validate(
         calibration: how the crops look that the artifact's scales come from; the frames are held
             against them.
         clipped: given some of the crops, counts the activations that the artifact clips.
+        advice: what to do where the frames look unlike the calibration crops.
 
     Raises:
         DataError: a photo cannot be used, no frame is left, or the data set has no labels.
@@ -227,6 +229,7 @@ def validate(
             clipped=None if found is None else found.share,
             calibration_clipped=None if found is None else found.usual,
             worst=None if found is None else found.worst,
+            advice=advice,
         ).to_dict()
     return _report(
         dataset.name,
