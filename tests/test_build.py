@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -176,6 +179,83 @@ def test_another_device_is_named_with_what_to_run_there(
         assert words in str(e.value)
     with pytest.raises(EnvironmentalError, match=r"RTX 3090 with 8\.6"):
         build(request, device=Somewhere(Gpu("RTX 3090", "8.6")))
+    assert not (tmp_path / "d").exists()
+
+
+def test_what_to_run_there_repeats_every_option(request_: BuildRequest, tmp_path: Path) -> None:
+    calibration = build_parts.faces(tmp_path / "my faces;.zip", 66, 1)
+    request = replace(
+        request_,
+        target="v100",
+        calibration=calibration,
+        max_drop=0.05,
+        mixed=True,
+        batch=(2, 4, 16),
+        input_size=96,
+        threads=3,
+        output=tmp_path / "d",
+    )
+    with pytest.raises(EnvironmentalError) as e:
+        build(request, device=Somewhere())
+    text = str(e.value)
+    there = text.partition("): ")[2].partition("  - or")[0]
+    here = text.partition("here with: ")[2].partition("  , copy")[0]
+    words = shlex.split(there)
+    assert words[:2] == ["edgehp", "build"]
+    assert shlex.split(here) == [*words, "--defer"]
+    # Read by the command itself, they ask for the same build.
+    found = command.make_context("build", words[2:]).params
+    assert found["calibration"] == calibration
+    assert found["calibration_method"] == "minmax"
+    assert found["validate_on"] == request.validate_on
+    assert (found["max_drop"], found["mixed"]) == (0.05, True)
+    assert (found["batch"], found["input_size"], found["threads"]) == ("2,4,16", 96, 3)
+    assert (found["output"], found["network"]) == (tmp_path / "d", request.network)
+    finish = shlex.split(text.rpartition("there: ")[2])
+    assert finish[2:] == [
+        "--finish", "ARTIFACT", "--validate-on", str(request.validate_on), "--threads", "3",
+    ]  # fmt: skip
+
+
+def test_what_to_run_there_is_short_where_nothing_was_asked_for() -> None:
+    with pytest.raises(EnvironmentalError) as e:
+        build(BuildRequest("v100"), device=Somewhere())
+    assert "edgehp build --target v100 --precision int8  - or" in str(e.value)
+    assert str(e.value).endswith("edgehp build --finish ARTIFACT")
+
+
+def test_a_limit_without_the_search_is_repeated_without_it(request_: BuildRequest) -> None:
+    with pytest.raises(EnvironmentalError, match=r"--max-drop 90\.0 .*--no-mixed"):
+        build(replace(request_, target="v100"), device=Somewhere())
+
+
+@pytest.mark.parametrize("option", ["calibration", "validate_on"])
+@pytest.mark.parametrize("kind", ["missing", "empty", "two photos", "no zip"])
+def test_photos_that_cannot_do_are_refused_before_any_work(
+    request_: BuildRequest, tmp_path: Path, option: str, kind: str
+) -> None:
+    path = tmp_path / "photos"
+    if kind == "empty":
+        path.mkdir()
+    elif kind == "two photos":
+        build_parts.faces(path, 2, 1)
+    elif kind == "no zip":
+        path.write_bytes(bytes(1000))
+    # Neither network nor target is looked at: both would be errors of their own.
+    request = replace(
+        request_, target="nonsense", network="nonsense", output=tmp_path / "d", **{option: path}
+    )
+    steps: list[str] = []
+
+    @contextmanager
+    def watcher(name: str) -> Iterator[None]:
+        steps.append(name)
+        yield
+
+    words = {"two photos": "2 photos, at least 64"}.get(kind, str(path))
+    with pytest.raises(DataError, match=f"--{option.replace('_', '-')} .*{re.escape(words)}"):
+        build(request, watcher)
+    assert steps == []
     assert not (tmp_path / "d").exists()
 
 

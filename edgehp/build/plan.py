@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from edgehp.artifact.device import DeviceProbe
 from edgehp.build.request import BuildRequest
@@ -13,7 +15,7 @@ from edgehp.engines.tensorrt_rtx import import_tensorrt_rtx
 from edgehp.errors import CompatibilityError, EnvironmentalError, UsageError
 from edgehp.targets import Target, check_dla, check_precision, resolve_target
 
-__all__ = ["Place", "Plan", "find_place", "how_to_finish", "make_plan"]
+__all__ = ["Place", "Plan", "find_place", "finish_command", "how_to_finish", "make_plan"]
 
 logger = logging.getLogger(__name__)
 
@@ -162,17 +164,58 @@ def find_place(plan: Plan, device: DeviceProbe) -> Place:
 
 def how_to_finish(plan: Plan, request: BuildRequest, reason: Exception) -> EnvironmentalError:
     """The error of a build that needs another machine: what is missing, and what to run there."""
-    same = f"edgehp build --target {plan.target.name} --precision {plan.precision}"
-    network = "" if request.network == "kd-resnet18" else f" --network {request.network}"
-    if request.dla is not None:
-        network += f" --dla {request.dla}"
+    same = shlex.join(_same_build(plan, request))
     version = plan.target.tensorrt
     needs = ""
     if version is not None:
         upper = f" to {version.maximum}" if version.maximum else " or newer"
         needs = f" (with TensorRT {version.minimum}{upper})"
     return EnvironmentalError(
-        f"{reason}. Run on the device{needs}: {same}{network}  - or make everything but the "
-        f"engine here with: {same}{network} --defer  , copy the artifact to the device and run "
-        "there: edgehp build --finish ARTIFACT"
+        f"{reason}. Run on the device{needs}: {same}  - or make everything but the "
+        f"engine here with: {same} --defer  , copy the artifact to the device and run "
+        f"there: {finish_command('ARTIFACT', request.validate_on, request.threads)}"
     )
+
+
+def finish_command(artifact: str, validate_on: Path | None, threads: int | None) -> str:
+    """The command line that finishes a deferred artifact, quoted for a shell.
+
+    Args:
+        artifact: its directory.
+        validate_on: the held-out faces it was made with, None for the shipped ones.
+        threads: processor threads, None for the runtime's choice.
+    """
+    words = ["edgehp", "build", "--finish", artifact]
+    if validate_on is not None:
+        words += ["--validate-on", str(validate_on)]
+    if threads is not None:
+        words += ["--threads", str(threads)]
+    return shlex.join(words)
+
+
+def _same_build(plan: Plan, request: BuildRequest) -> list[str]:
+    """The command line of this very build: every option whose value is not the usual one."""
+    usual = BuildRequest(request.target)
+    words = ["edgehp", "build", "--target", plan.target.name, "--precision", plan.precision]
+    for option, value, default in (
+        ("--network", request.network, usual.network),
+        ("--calibration", request.calibration, usual.calibration),
+        ("--calibration-method", request.method, usual.method),
+        ("--validate-on", request.validate_on, usual.validate_on),
+        ("--max-drop", request.max_drop, usual.max_drop),
+        ("--input-size", request.input_size, usual.input_size),
+        ("--threads", request.threads, usual.threads),
+        ("--dla", request.dla, usual.dla),
+        ("--output", request.output, usual.output),
+    ):
+        if value != default:
+            words += [option, str(value)]
+    if request.batch != usual.batch:
+        sizes = request.batch if len(set(request.batch)) > 1 else request.batch[:1]
+        words += ["--batch", ",".join(map(str, sizes))]
+    if request.mixed:
+        words.append("--mixed")
+    elif request.precision == "int8" and request.max_drop != usual.max_drop:
+        # A limit that is typed asks for the search.
+        words.append("--no-mixed")
+    return words

@@ -155,7 +155,7 @@ def command(
     if as_json:
         print_json({"path": str(result.path), "manifest": result.manifest.to_dict()})
     else:
-        _print(result)
+        _print(result, validate_on, threads)
 
 
 def unfinished_artifact(
@@ -214,7 +214,8 @@ def _mixed_rows(mixed: MixedRecord) -> list[tuple[str, object]]:
     return rows
 
 
-def _print(result: BuildResult) -> None:
+def _print(result: BuildResult, validate_on: Path | None, threads: int | None) -> None:
+    from edgehp.build.plan import finish_command
     from edgehp.cli._output import print_table
 
     manifest = result.manifest
@@ -271,6 +272,5 @@ def _print(result: BuildResult) -> None:
             range(1, 6),
         )
     if manifest.state == "deferred":
-        click.echo(
-            f"\nDeferred. Finish on the device with: edgehp build --finish {result.path.name}"
-        )
+        finish = finish_command(result.path.name, validate_on, threads)
+        click.echo(f"\nDeferred. Finish on the device with: {finish}")
