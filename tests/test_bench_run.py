@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -324,6 +325,56 @@ def test_ctrl_c_writes_what_was_measured(artifact: Path, tmp_path: Path) -> None
     assert report["state"] == "partial"
     assert len(report["timeline"]["turns"]) in (2, 3)
     assert "PARTIAL" in out
+
+
+def test_a_place_that_cannot_be_written_is_found_before_measuring(
+    artifact: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(*_: object) -> None:
+        raise RuntimeError("measured")
+
+    monkeypatch.setattr(session, "benchmark", never)
+    (tmp_path / "file").touch()
+    code, out, err = bench(capsys, artifact, "--output", tmp_path / "file" / "reports", *QUICK)
+    assert (code, out) == (5, "")
+    assert "cannot be written" in err and "another --output" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_disk_that_fills_meanwhile_costs_the_file_but_not_the_figures(
+    artifact: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    as_json: bool,
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("edgehp.report.files.write_whole", full)
+    options = ["--json"] if as_json else []
+    code, out, err = bench(
+        capsys, artifact, "--output", tmp_path / "r", *QUICK, *options, "--allow-invalid"
+    )
+    assert code == 5
+    assert "No space left" in err and "another --output" in err
+    if as_json:
+        assert report_of(out)["kind"] == "benchmark"
+    else:
+        assert "single-stream:" in out and "report: not written" in out
+
+
+def test_frames_that_are_none_are_found_before_networks_are_opened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    # Not even the artifact, which is not there either, has been looked at.
+    code, _, err = bench(capsys, tmp_path / "none", "--frames", tmp_path / "empty", *QUICK)
+    assert code == 1 and "empty: no photos" in err
 
 
 def test_work_is_counted_from_the_graph(artifact: Path, tmp_path: Path) -> None:

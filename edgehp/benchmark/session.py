@@ -78,6 +78,8 @@ def benchmark(
         UsageError: the request makes no sense.
     """
     plan = request.plan
+    # First, since it costs little and a mistyped folder should not cost the opening of networks.
+    photos = photo_frames(request.frames) if request.frames else None
     with ExitStack() as stack:
         batch = plan.batch or 1
         opened = stack.enter_context(
@@ -96,7 +98,7 @@ def benchmark(
                 "or name a meter with --power"
             )
         other, other_reason = _other(request, opened, stack, batch)
-        frames = photo_frames(request.frames) if request.frames else camera_frames(found)
+        frames = camera_frames(found) if photos is None else photos
         networks = {ARTIFACT: opened} | ({REFERENCE: other} if other else {})
         lanes, tried = _lanes(plan, networks, frames)
         period = None if meter is None else meter.info.period_s

@@ -10,7 +10,7 @@ import click
 
 from edgehp.cli._remote import over_ssh
 from edgehp.cli._remote_plans import BENCH
-from edgehp.errors import MeasurementError, UsageError
+from edgehp.errors import EnvironmentalError, MeasurementError, UsageError
 
 if TYPE_CHECKING:
     from edgehp.benchmark.power import PowerRecorder
@@ -89,11 +89,12 @@ def command(
     A run that must not be believed (throttled, disturbed, too short) is called invalid and ends
     with exit code 6. Ctrl-C ends the run, writes what was measured and marks it partial.
     """
+    from edgehp.artifact import newest_artifact
     from edgehp.benchmark.plan import DEFAULT_DURATION_S, OFFICIAL_DURATION_S, Plan
     from edgehp.benchmark.session import Request, benchmark
     from edgehp.benchmark.table import summary_rows
     from edgehp.cli._output import format_table, print_json
-    from edgehp.report.files import write_report
+    from edgehp.report.files import require_writable, write_report
 
     if duration is None:
         duration = OFFICIAL_DURATION_S if official else DEFAULT_DURATION_S
@@ -101,15 +102,27 @@ def command(
     if as_json and len(names) > 1 and output is None:
         raise UsageError("--json prints one report: ask for one scenario")
     plans = [Plan(n, duration, official, **options) for n in names]
+    artifact = newest_artifact() if artifact is None else artifact
+    place = output or artifact / "reports"
+    if output is not None or artifact.is_dir():
+        # Before minutes of measuring, not after; an artifact that is not there is said below.
+        for plan in plans:
+            require_writable(place / f"bench-{plan.scenario}.json")
     reports = []
+    unwritten: EnvironmentalError | None = None
     invalid: list[str] = []
     partial = False
     for plan in plans:
         request = Request(plan, artifact, against, frames, meter, require_power)
         live = _Live(plan.scenario)
-        report, directory = benchmark(request, live if live.on else None)
+        report, _ = benchmark(request, live if live.on else None)
         live.clear()
-        path = write_report(report, output or directory / "reports", f"bench-{plan.scenario}")
+        path = None
+        try:
+            path = write_report(report, place, f"bench-{plan.scenario}")
+        except EnvironmentalError as e:
+            # The disk may have filled meanwhile: that costs the file, not the figures.
+            unwritten = e
         reports.append(report)
         if not as_json:
             table = summary_rows(report)
@@ -117,13 +130,15 @@ def command(
             click.echo(format_table(table.headers, table.rows, right=range(1, len(table.headers))))
             for line in table.notes:
                 click.echo(line)
-            click.echo(f"report: {path}\n")
+            click.echo(f"report: {path or 'not written'}\n")
         invalid += [f"{plan.scenario}: {r}" for r in report["validity"]["reasons"]]
         partial = report["state"] == "partial"
-        if partial:
+        if partial or unwritten is not None:
             break
     if as_json:
-        print_json(reports[0] if len(reports) == 1 else reports)
+        print_json(reports[0] if len(names) == 1 else reports)
+    if unwritten is not None:
+        raise unwritten
     if partial:
         click.echo("edgehp: interrupted; the report is marked partial", err=True)
         click.get_current_context().exit(INTERRUPTED)
