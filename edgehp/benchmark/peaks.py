@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from edgehp.engines.base import import_runtime
+from edgehp._openvino import import_openvino
 from edgehp.errors import EnvironmentalError, UsageError
 
 __all__ = ["MeasuredPeaks", "measure_peaks"]
@@ -64,7 +64,7 @@ def measure_peaks(precision: str, threads: int | None, seconds: float = 0.5) -> 
     """
     if precision not in ("int8", "fp32"):
         raise UsageError(f"no peak is measured for {precision!r}, only for int8 and fp32")
-    ov = import_runtime("openvino", "OpenVINO", "install it with: pip install openvino")
+    ov = import_openvino()
     rates = []
     used = threads or 1
     try:

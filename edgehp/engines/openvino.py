@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgehp._openvino import import_openvino
 from edgehp.engines.audit import LayerPrecision, PrecisionAudit
 from edgehp.engines.base import (
     INPUT_NAME,
@@ -29,7 +30,6 @@ from edgehp.engines.base import (
     check_crops,
     check_processor,
     check_threads,
-    import_runtime,
     prediction_from,
 )
 from edgehp.engines.graph_io import check_file, input_size_of
@@ -100,7 +100,7 @@ class OpenVinoEngine(EngineBase):
             raise UsageError(f"batch size {batch} is outside 1..4096")
         self._path = check_file(path, "an ONNX graph")
         self._threads = check_threads(threads)
-        self._ov = _import()
+        self._ov = import_openvino()
         self._core = self._ov.Core()
         self._model = self._read()
         self._size = self._input_size()
@@ -329,11 +329,7 @@ def check_available() -> None:
     Raises:
         EnvironmentalError: it cannot.
     """
-    _import()
-
-
-def _import() -> Any:
-    return import_runtime("openvino", "OpenVINO", "install it with: pip install openvino")
+    import_openvino()
 
 
 def _last_line(error: Exception) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgehp._openvino import import_openvino
 from edgehp.errors import DataError, EnvironmentalError, UsageError
 from edgehp.quantization.graphview import WEIGHTED, GraphView
 from edgehp.quantization.runner import input_of
@@ -219,12 +220,7 @@ def counted_latency(
     Raises:
         EnvironmentalError: OpenVINO is not installed, or fails.
     """
-    try:
-        import openvino
-    except ImportError as e:
-        raise EnvironmentalError(
-            f"OpenVINO is not installed ({e}); install it with: pip install openvino"
-        ) from e
+    openvino = import_openvino()
     name, height, width = input_of(float_model)
     crops = np.random.default_rng(0).integers(0, 256, (batch, height, width, 3), np.uint8)
     config: dict[str, Any] = {

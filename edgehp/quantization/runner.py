@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp._memory import give_back
+from edgehp._openvino import import_openvino
 from edgehp.errors import DataError, EnvironmentalError, UsageError
 
 if TYPE_CHECKING:
@@ -161,12 +162,7 @@ def _onnxruntime(
 def _openvino(
     model: onnx.ModelProto, outputs: Sequence[str], name: str, threads: int | None
 ) -> Any:
-    try:
-        import openvino
-    except ImportError as e:
-        raise EnvironmentalError(
-            f"OpenVINO is not installed ({e}); install it with: pip install openvino"
-        ) from e
+    openvino = import_openvino()
     config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads
