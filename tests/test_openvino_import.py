@@ -11,14 +11,12 @@ import pytest
 
 pytest.importorskip("openvino_telemetry")
 
-# Prints whether the telemetry was loaded, and how many processes were forked.
+# Prints whether the telemetry's sender was loaded.
 WATCHED = """
-import os, sys
-forks = []
-os.register_at_fork(before=lambda: forks.append(1))
+import sys
 {how}
 import openvino
-print("backend_ga4" in " ".join(sys.modules), len(forks), len(openvino.Core().available_devices))
+print("backend_ga4" in " ".join(sys.modules), len(openvino.Core().available_devices))
 """
 
 
@@ -36,10 +34,10 @@ def imported(how: str, home: Path) -> list[str]:
     return done.stdout.split()
 
 
-def test_nothing_is_reported_and_no_process_forked(tmp_path: Path) -> None:
+def test_nothing_is_reported(tmp_path: Path) -> None:
     how = "from edgehp._openvino import import_openvino; import_openvino()"
-    loaded, forks, devices = imported(how, tmp_path)
-    assert (loaded, forks) == ("False", "0")
+    loaded, devices = imported(how, tmp_path)
+    assert loaded == "False"
     assert int(devices) >= 1
     assert not list(tmp_path.iterdir()), "a consent or statistics file was written"
 

@@ -170,10 +170,13 @@ def how_to_finish(plan: Plan, request: BuildRequest, reason: Exception) -> Envir
     if version is not None:
         upper = f" to {version.maximum}" if version.maximum else " or newer"
         needs = f" (with TensorRT {version.minimum}{upper})"
+    # 'orin' may be another module there.
+    note = resolve_target(request.target).note
     return EnvironmentalError(
         f"{reason}. Run on the device{needs}: {same}  - or make everything but the "
         f"engine here with: {same} --defer  , copy the artifact to the device and run "
         f"there: {finish_command('ARTIFACT', request.validate_on, request.threads)}"
+        f"{f'. {note}' if note else ''}"
     )
 
 
