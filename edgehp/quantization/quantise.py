@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from edgehp._memory import keep_little
 from edgehp.errors import CompatibilityError, DataError, UsageError
 from edgehp.quantization.calibrate import calibrate, preprocessing_digest
 from edgehp.quantization.emit_cpu import emit_cpu
@@ -183,6 +184,7 @@ def quantise(
     if len(crops) == 0:
         raise DataError("no calibration crops: expected at least one")
     _same_preprocessing(model, spec)
+    keep_little()
     chosen, held = split_crops(crops)
     methods = tuple(METHODS) if method == AUTO else (method,)
     own = Subset(crops, chosen)
