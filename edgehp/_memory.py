@@ -22,9 +22,9 @@ _HEAPS = 2
 def keep_little() -> None:
     """Let the C library keep less of what is freed, from now on and in the whole process.
 
-    glibc gives each thread a heap of its own and, once a large block was freed, keeps blocks of that
-    size: the peak of a quantisation then depends on how threads happened to take turns, by 60 MiB
-    from run to run, and is 60 to 90 higher. Other C libraries do as they do.
+    glibc gives each thread a heap of its own and, once a large block was freed, keeps blocks of
+    that size: the peak of a quantisation then depends on how threads happened to take turns, by 60
+    MiB from run to run, and is 60 to 90 higher. Other C libraries do as they do.
     """
     library = _library()
     if library is not None and hasattr(library, "mallopt"):
