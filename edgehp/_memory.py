@@ -14,21 +14,24 @@ __all__ = ["give_back", "keep_little"]
 
 # malloc.h of glibc: M_MMAP_THRESHOLD and M_ARENA_MAX.
 _MMAP_THRESHOLD, _ARENA_MAX = -3, -8
-# Activations of a batch are larger: they go back to the system the moment they are freed.
-_LARGE = 512 * 1024
 _HEAPS = 2
 
 
-def keep_little() -> None:
+def keep_little(large: int) -> None:
     """Let the C library keep less of what is freed, from now on and in the whole process.
 
     glibc gives each thread a heap of its own and, once a large block was freed, keeps blocks of
-    that size: the peak of a quantisation then depends on how threads happened to take turns, by 60
-    MiB from run to run, and is 60 to 90 higher. Other C libraries do as they do.
+    that size. Where threads hand large blocks to each other, memory then grows with the hours (a
+    camera's frames), or its peak depends on how they took turns (a quantisation). Other C libraries
+    do as they do.
+
+    Args:
+        large: blocks of at least so many bytes go back to the system the moment they are freed,
+            and cost a page fault per 4 KiB when they are used again.
     """
     library = _library()
     if library is not None and hasattr(library, "mallopt"):
-        library.mallopt(_MMAP_THRESHOLD, _LARGE)
+        library.mallopt(_MMAP_THRESHOLD, large)
         library.mallopt(_ARENA_MAX, _HEAPS)
 
 

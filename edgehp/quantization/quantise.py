@@ -44,6 +44,9 @@ _STRENGTHS = (0.5, 0.9)
 # Crops that a strength is tried on: enough to rank strengths; the winner is calibrated on all.
 _TRIAL = 128
 _EXACT, _FULL, _ROUNDED = "+exact", "+full", "+rounded"
+# Activations of a batch are larger: kept by the C library they made the peak 60 to 90 MiB higher,
+# and another one in every run.
+_LARGE = 512 * 1024
 # Crops that weights are rounded on. At 112 pixels; larger pictures have more pixels to learn from.
 _ROUNDING = 256
 
@@ -184,7 +187,7 @@ def quantise(
     if len(crops) == 0:
         raise DataError("no calibration crops: expected at least one")
     _same_preprocessing(model, spec)
-    keep_little()
+    keep_little(_LARGE)
     chosen, held = split_crops(crops)
     methods = tuple(METHODS) if method == AUTO else (method,)
     own = Subset(crops, chosen)
