@@ -171,7 +171,7 @@ def test_the_sweep_shows_both_kinds_of_weights(tmp_path: Path) -> None:
     assert len({line.count("|") for line in lines[2:]}) == 1
     assert lines[-1].endswith("| not measured | not measured |")
     for name in ("a.svg", "b.svg"):
-        sweep.draw(points, tmp_path / name)
+        sweep.draw(points, tmp_path / name, 64)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 

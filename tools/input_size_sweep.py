@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ from edgehp.networks.bundled import Network, resolve_network  # noqa: E402
 SIZES = (64, 80, 96, 112, 128, 160, 224)
 INT8 = "edgehp-default-cpu"
 SHIPPED, TUNED = "as shipped", "fine-tuned"
+# Labelled marks of every decade of a logarithmic axis.
+_MARKS = (1, 2, 5)
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def main(
         rows = {"schema": 1, "points": [asdict(p) for p in points]}
         write_whole(out.with_suffix(".json"), json.dumps(rows, indent=1) + "\n")
     if plot is not None:
-        draw(points, plot)
+        draw(points, plot, resolve_network(network).spec.preprocessing.size)
 
 
 def _networks(
@@ -226,29 +228,46 @@ def _ms(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.2f}"
 
 
-def draw(points: Sequence[Point], path: Path) -> None:
-    """MAE against operations and, where measured, milliseconds."""
+def draw(points: Sequence[Point], path: Path, native: int) -> None:
+    """MAE against operations and, where measured, milliseconds.
+
+    Args:
+        points: in the order of their sizes.
+        path: an .svg or .png file.
+        native: the size that the shipped weights were trained for.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    timed = [p for p in points if p.ms is not None and p.ms_int8 is not None]
+    # What a user would choose from: weights of each size's own, those of 112 as they are shipped.
+    tuned = [p for p in points if p.kind == TUNED or p.size == native]
+    lines = {"trained for the size": tuned, SHIPPED: [p for p in points if p.kind == SHIPPED]}
+    timed = any(p.ms is not None and p.ms_int8 is not None for p in points)
     # The same points give the same file.
     with mpl.rc_context({"svg.hashsalt": "edgehp", "font.size": 9.0}):
         figure = Figure(figsize=(9.6, 4.0) if timed else (5.2, 4.0), layout="constrained")
         axes = figure.subplots(1, 2 if timed else 1, squeeze=False, sharey=True)[0]
-        _panel(axes[0], points, ("gmac", "gmac"), "GMAC an image")
+        _panel(axes[0], lines, ("gmac", "gmac"), "GMAC an image")
         if timed:
-            _panel(axes[1], timed, ("ms", "ms_int8"), "ms an image, OpenVINO, batch 1")
+            _panel(axes[1], lines, ("ms", "ms_int8"), "ms an image, OpenVINO, batch 1")
         axes[0].set_ylabel("MAE, degrees")
-        axes[0].legend(frameon=False)
+        if len(tuned) > 1:
+            # Weights of another size can be five times worse, and would flatten what matters.
+            low, high = (f(v for p in tuned for v in (p.mae, p.mae_int8)) for f in (min, max))
+            axes[0].set_ylim(low - 0.15 * (high - low), high + 0.6 * (high - low))
+        axes[-1].legend(loc="upper right", framealpha=1.0, edgecolor="none")
         metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else None
         figure.savefig(path, dpi=150, metadata=metadata)
 
 
-def _panel(axes: Any, points: Sequence[Point], names: tuple[str, str], label: str) -> None:
+def _panel(
+    axes: Any, lines: Mapping[str, Sequence[Point]], names: tuple[str, str], label: str
+) -> None:
+    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+
     colours = {"FP32": "#D55E00", "INT8": "#0072B2"}
-    for kind, style in ((TUNED, "-"), (SHIPPED, ":")):
-        rows = [p for p in points if p.kind == kind]
+    for (kind, all_rows), style in zip(lines.items(), ("-", ":"), strict=True):
+        rows = [p for p in all_rows if None not in (getattr(p, n) for n in names)]
         for precision, x, y in (
             ("FP32", names[0], "mae"),
             ("INT8", names[1], "mae_int8"),
@@ -264,16 +283,19 @@ def _panel(axes: Any, points: Sequence[Point], names: tuple[str, str], label: st
                 color=colours[precision],
                 label=f"{precision}, {kind}",
             )
-        for p in rows:
+        for p in rows if style == "-" else ():
             axes.annotate(
                 str(p.size),
                 (getattr(p, names[1]), p.mae_int8),
                 textcoords="offset points",
-                xytext=(0, 5),
+                xytext=(0, -11),
                 ha="center",
-                fontsize=7,
+                fontsize=8,
             )
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator([m * 10**e for e in (-2, -1, 0, 1) for m in _MARKS]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xlabel(label)
     axes.grid(color="#e4e4e4")
     axes.set_axisbelow(True)
