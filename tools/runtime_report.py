@@ -35,6 +35,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 from runtime_clip import FPS, Camera, Clip, ClipFrame, packaged_head, rendered_heads  # noqa: E402
 
+from edgehp._memory import keep_little  # noqa: E402
 from edgehp._resources import resource_dir  # noqa: E402
 from edgehp.engines.base import Crops, Engine, EngineInfo, Prediction  # noqa: E402
 from edgehp.pose import geodesic_degrees, matrix_from_euler  # noqa: E402
@@ -414,6 +415,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--only", choices=["accuracy", "pace", "overload", "faults"])
     p.add_argument("--video", type=Path, help="keep the video here")
     args = p.parse_args(argv)
+    keep_little()  # as `edgehp run` does
     # Ten minutes are long: what is measured shows at once, also in a file.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgehp._memory import keep_little
 from edgehp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def command(
         raise UsageError("--source is missing: camera:0, gstreamer:PIPELINE, a video or a folder")
     if sum(given is not None for given in (artifact, slots, network)) > 1:
         raise UsageError("give an artifact, --slots or --network, one of them")
+    keep_little()  # before the runtimes that are imported below make their threads
     # Imported here: `edgehp --help` must not pay for OpenCV.
     import dataclasses
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgehp._memory import keep_little
 from edgehp.crop import crop_face
 from edgehp.errors import DataError, EnvironmentalError
 from edgehp.pose import euler_from_matrix, matrix_from_euler
@@ -52,9 +51,6 @@ _SETTLED_NS = 30_000_000_000
 _BY_HAND_S = 5.0
 # How long the end of a run waits for a slow disk to have taken its confirmation.
 _CONFIRM_S = 2.0
-# A camera's frames are larger, what a crop works on is not. Frames pass from the capture's thread
-# to the detector's: kept by the C library, they made the process grow by 27 MB a minute.
-_LARGE = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -136,14 +132,11 @@ class Runtime:
     def run(self) -> Summary:
         """Run until `stop`, the end of a file, the limit, or a fault that a restart must cure.
 
-        From here on the whole process keeps less of the memory it frees (`edgehp._memory`).
-
         Raises:
             DataError: the file cannot be opened.
             EnvironmentalError: the camera's driver hangs, the engine cannot be opened again, or a
                 run with a limit has no camera.
         """
-        keep_little(_LARGE)
         capture = CaptureThread(
             self.source,
             every_frame=self.every_frame,
