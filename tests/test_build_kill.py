@@ -64,11 +64,7 @@ def test_writers_killed_at_random_moments(tmp_path: Path, repo: Path, seed: int)
 
 @pytest.mark.slow
 def test_a_build_killed_after_each_step(tmp_path: Path, repo: Path) -> None:
-    network = build_parts.checkpoint(tmp_path / "net.safetensors")
-    faces = build_parts.faces(tmp_path / "val.zip", 64, 2, labels=True)
-    arguments = [sys.executable, "-m", "edgehp", "-v", "build", "--target", "cpu"]
-    arguments += ["--precision", "fp32", "--network", str(network), "--validate-on", str(faces)]
-    arguments += ["--output", str(tmp_path / "dist"), "--max-drop", "90", "--threads", "1"]
+    arguments = _build(tmp_path)
     dist, path = tmp_path / "dist", tmp_path / "dist" / "kd-resnet18-cpu-fp32"
     environment = _environment(repo)
 
@@ -86,6 +82,16 @@ def test_a_build_killed_after_each_step(tmp_path: Path, repo: Path) -> None:
     with ArtifactWriter(path):
         pass
     assert [p.name for p in dist.iterdir()] == [path.name]
+
+
+def _build(folder: Path) -> list[str]:
+    """The command line of a build into `folder`/dist, and the files that it names."""
+    network = build_parts.checkpoint(folder / "net.safetensors")
+    faces = build_parts.faces(folder / "val.zip", 64, 2, labels=True)
+    arguments = [sys.executable, "-m", "edgehp", "-v", "build", "--target", "cpu"]
+    arguments += ["--precision", "fp32", "--network", str(network), "--validate-on", str(faces)]
+    arguments += ["--output", str(folder / "dist"), "--max-drop", "90", "--threads", "1"]
+    return arguments
 
 
 def _killed(arguments: list[str], environment: dict[str, str], step: str) -> None:
@@ -106,11 +112,7 @@ def _killed(arguments: list[str], environment: dict[str, str], step: str) -> Non
 
 
 def test_a_build_ended_by_sigterm_leaves_nothing(tmp_path: Path, repo: Path) -> None:
-    network = build_parts.checkpoint(tmp_path / "net.safetensors")
-    faces = build_parts.faces(tmp_path / "val.zip", 64, 2, labels=True)
-    arguments = [sys.executable, "-m", "edgehp", "-v", "build", "--target", "cpu"]
-    arguments += ["--precision", "fp32", "--network", str(network), "--validate-on", str(faces)]
-    arguments += ["--output", str(tmp_path / "dist"), "--max-drop", "90", "--threads", "1"]
+    arguments = _build(tmp_path)
     build = subprocess.Popen(
         arguments,
         stderr=subprocess.PIPE,

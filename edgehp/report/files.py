@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgehp._files import write_whole
+from edgehp._files import output_to, write_whole
 from edgehp.errors import DataError, EnvironmentalError
 
 __all__ = ["KINDS", "read_report", "require_writable", "write_report", "write_text"]
@@ -69,13 +69,9 @@ def write_text(path: Path, text: str, option: str = "--output") -> Path:
     Raises:
         EnvironmentalError: it cannot be written.
     """
-    try:
+    with output_to(path, option):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text)
-    except OSError as e:
-        raise EnvironmentalError(
-            f"{path} cannot be written ({e.strerror or e}); free space or choose another {option}"
-        ) from e
     return path
 
 
