@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgehp.build import engine, finish
-from edgehp.build.plan import Place, Plan, make_plan
-from edgehp.build.request import BuildRequest
 from edgehp.cli.main import main
 from edgehp.driver import Gpu
 from edgehp.engines.build import BuildOptions
+from edgehp.pipeline import engine, finish
+from edgehp.pipeline.plan import Place, Plan, make_plan
+from edgehp.pipeline.request import BuildRequest
 
 MODULE = "Jetson Orin Nano (p3767-0003)"
 

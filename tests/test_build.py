@@ -18,11 +18,6 @@ from click.testing import CliRunner
 from edgehp._hashing import sha256_bytes, sha256_file
 from edgehp.artifact import golden_crops, load_artifact, newest_artifact, verify_golden
 from edgehp.artifact.device import Gpu, HostProbe
-from edgehp.build.crops import load_calibration, require_disjoint
-from edgehp.build.engine import options
-from edgehp.build.pipeline import BuildResult, artifact_name, build
-from edgehp.build.plan import Place, find_place, make_plan
-from edgehp.build.request import BuildRequest
 from edgehp.cli.build import command
 from edgehp.crop import Preprocessing
 from edgehp.engines import engine_available, open_engine
@@ -33,6 +28,11 @@ from edgehp.errors import (
     EnvironmentalError,
     UsageError,
 )
+from edgehp.pipeline.crops import load_calibration, require_disjoint
+from edgehp.pipeline.engine import options
+from edgehp.pipeline.pipeline import BuildResult, artifact_name, build
+from edgehp.pipeline.plan import Place, find_place, make_plan
+from edgehp.pipeline.request import BuildRequest
 from tests import build_parts
 
 # An untrained network makes no accuracy; what is tested is that it is measured and recorded.
@@ -279,7 +279,7 @@ def test_a_deferred_artifact_has_all_but_the_engine(deferred: BuildResult) -> No
 
 
 def test_a_deferred_artifact_is_not_finished_elsewhere(deferred: BuildResult, parts: Path) -> None:
-    from edgehp.build.finish import finish
+    from edgehp.pipeline.finish import finish
 
     before = sorted((p.name, sha256_file(p)) for p in deferred.path.iterdir())
     with pytest.raises(UsageError, match=r"val\.zip: give it with --validate-on"):
@@ -290,7 +290,7 @@ def test_a_deferred_artifact_is_not_finished_elsewhere(deferred: BuildResult, pa
 
 
 def test_a_complete_artifact_is_not_finished_again(built: BuildResult) -> None:
-    from edgehp.build.finish import finish
+    from edgehp.pipeline.finish import finish
 
     with pytest.raises(UsageError, match="complete already"):
         finish(built.path)
@@ -300,8 +300,8 @@ def test_a_deferred_artifact_is_finished_where_the_engine_is(
     deferred: BuildResult, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The device's TensorRT is played by OpenVINO: everything around it is real."""
-    from edgehp.build import finish as module
-    from edgehp.build.plan import Place, Plan
+    from edgehp.pipeline import finish as module
+    from edgehp.pipeline.plan import Place, Plan
 
     def here(plan: Plan, device: object) -> Place:
         del device
@@ -313,7 +313,7 @@ def test_a_deferred_artifact_is_finished_where_the_engine_is(
     monkeypatch.setattr(module, "find_place", here)
     monkeypatch.setattr(module, "make_plan", plan_here)
     monkeypatch.setattr(
-        "edgehp.build.engine.options", lambda plan, place, batch, threads: _plain_options(batch)
+        "edgehp.pipeline.engine.options", lambda plan, place, batch, threads: _plain_options(batch)
     )
     path = shutil.copytree(deferred.path, tmp_path / deferred.path.name)
     result = module.finish(path, validate_on=parts / "val.zip", threads=1)
@@ -411,7 +411,7 @@ def test_requests_that_cannot_be_right(request_: BuildRequest, change: dict[str,
 def test_where_an_engine_can_be_built(
     monkeypatch: pytest.MonkeyPatch, gpu: Gpu, version: str, error: type[Exception], words: str
 ) -> None:
-    monkeypatch.setattr("edgehp.build.plan.engine_available", lambda kind: None)
+    monkeypatch.setattr("edgehp.pipeline.plan.engine_available", lambda kind: None)
     device = Somewhere(gpu)
     monkeypatch.setattr(device, "version", lambda kind: version)
     with pytest.raises(error, match=words):
@@ -419,7 +419,7 @@ def test_where_an_engine_can_be_built(
 
 
 def test_v100_warns_and_compares(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgehp.build.plan.engine_available", lambda kind: None)
+    monkeypatch.setattr("edgehp.pipeline.plan.engine_available", lambda kind: None)
     plan = make_plan(BuildRequest("v100"))
     assert plan.compare
     assert "slower" in plan.warnings[0]

@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 from edgehp.artifact import load_artifact
-from edgehp.build.pipeline import BuildResult, build
-from edgehp.build.request import BuildRequest
 from edgehp.cli._calibrated import calibration_advice, calibration_looks, clipping_of
 from edgehp.cli.validate import command
 from edgehp.datasets.faces import read_faces
+from edgehp.pipeline.pipeline import BuildResult, build
+from edgehp.pipeline.request import BuildRequest
 from edgehp.report.gather import gather
 from edgehp.report.page import breakdown_rows, html_page
 from edgehp.validation.report import ValidationReport

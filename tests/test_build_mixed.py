@@ -13,15 +13,15 @@ from click.testing import CliRunner
 
 from edgehp.artifact import load_artifact
 from edgehp.artifact.manifest import MixedRecord
-from edgehp.build.engine import convolutions_of
-from edgehp.build.pipeline import BuildResult, build
-from edgehp.build.plan import make_plan
-from edgehp.build.prices import latency_model
-from edgehp.build.request import BuildRequest
 from edgehp.cli.build import command
 from edgehp.cli.sensitivity import command as sensitivity_command
 from edgehp.engines.audit import LayerPrecision, PrecisionAudit
 from edgehp.errors import AccuracyError, CompatibilityError, UsageError
+from edgehp.pipeline.engine import convolutions_of
+from edgehp.pipeline.pipeline import BuildResult, build
+from edgehp.pipeline.plan import make_plan
+from edgehp.pipeline.prices import latency_model
+from edgehp.pipeline.request import BuildRequest
 from edgehp.quantization.search import NotReachedError
 from edgehp.report.gather import gather
 from edgehp.report.page import html_page, markdown
@@ -170,7 +170,7 @@ def test_tensorrt_rtx_builds_the_mixture_and_its_audit_agrees(
 def test_the_audit_takes_exactly_the_layers_named(
     plain: BuildResult, outside: list[str], words: str
 ) -> None:
-    from edgehp.build.engine import _require_exactly
+    from edgehp.pipeline.engine import _require_exactly
 
     graph = plain.path / "engine.onnx"
     record = MixedRecord(("a.conv1", "a.add"), "fp16", 0.1, 1, 1, 2, "test", 3)
@@ -202,7 +202,7 @@ def test_a_limit_that_was_typed_is_searched_for(
         seen.append(request)
         raise UsageError("far enough")
 
-    monkeypatch.setattr("edgehp.build.pipeline.build", record)
+    monkeypatch.setattr("edgehp.pipeline.pipeline.build", record)
     CliRunner().invoke(command, ["--target", "cpu", *arguments])
     assert [r.mixed for r in seen] == [searched]
 
@@ -246,7 +246,7 @@ def test_the_sensitivity_command_repeats_the_quantisation(
 def test_another_graph_than_the_artifacts_is_not_analysed(plain: BuildResult) -> None:
     import onnx
 
-    from edgehp.build.sensitivity import _other_than
+    from edgehp.pipeline.sensitivity import _other_than
 
     graph = onnx.load(str(plain.path / "engine.onnx"))
     assert _other_than(graph, graph) is None
@@ -269,8 +269,8 @@ def test_a_float_artifact_has_no_sensitivity(request_: BuildRequest, tmp_path: P
 
 
 def test_engines_other_than_openvino_share_out_measured_times(request_: BuildRequest) -> None:
-    from edgehp.build.crops import load_calibration
-    from edgehp.build.graphs import open_network, quantised_graph
+    from edgehp.pipeline.crops import load_calibration
+    from edgehp.pipeline.graphs import open_network, quantised_graph
 
     network, _, _ = open_network(request_.network, None)
     crops = load_calibration(request_.calibration, network.spec.preprocessing)
@@ -308,13 +308,13 @@ def test_what_openvino_computes_in_float_beside_is_given_back_too(
     request_: BuildRequest, tmp_path: Path
 ) -> None:
     from edgehp.artifact.write import ArtifactWriter
-    from edgehp.build.crops import held_out_crops, load_calibration
-    from edgehp.build.engine import build_here
-    from edgehp.build.graphs import open_network, quantised_graph, write_graph
-    from edgehp.build.mixed import MixedBuild
-    from edgehp.build.plan import Place
-    from edgehp.build.run import run_graph
-    from edgehp.build.work import Work
+    from edgehp.pipeline.crops import held_out_crops, load_calibration
+    from edgehp.pipeline.engine import build_here
+    from edgehp.pipeline.graphs import open_network, quantised_graph, write_graph
+    from edgehp.pipeline.mixed import MixedBuild
+    from edgehp.pipeline.plan import Place
+    from edgehp.pipeline.run import run_graph
+    from edgehp.pipeline.work import Work
     from tests.test_build import Somewhere
 
     network, _, _ = open_network(request_.network, None)

@@ -15,7 +15,6 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 
 from edgehp import pose
-from edgehp.build.graphs import open_network, quantised_graph
 from edgehp.crop import crop_face
 from edgehp.errors import CheckpointError, DataError, UsageError
 from edgehp.networks.bundled import bundled_path
@@ -23,6 +22,7 @@ from edgehp.networks.checkpoint import QUANTISED_PREFIX, load_weights, save_weig
 from edgehp.networks.graph import INPUT, build_graph, graph_bytes
 from edgehp.networks.layout import Weights
 from edgehp.networks.spec import NetworkSpec
+from edgehp.pipeline.graphs import open_network, quantised_graph
 from edgehp.quantization.calibrate import calibrate
 from edgehp.quantization.lint import lint
 from edgehp.quantization.qdq import Recipe

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 
-from edgehp.build.sensitivity import _choices
 from edgehp.networks.graph import build_graph
+from edgehp.pipeline.sensitivity import _choices
 from edgehp.quantization.calibrate import calibrate, with_outputs
 from edgehp.quantization.exact_input import with_exact_input
 from edgehp.quantization.lint import lint

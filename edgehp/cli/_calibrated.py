@@ -35,7 +35,7 @@ def calibration_advice(tested: OpenedNetwork | None, shipped_heads: bool) -> str
         tested: what is validated.
         shipped_heads: whether it is validated on the rendered heads that edgehp ships.
     """
-    from edgehp.build.crops import SHIPPED_CALIBRATION
+    from edgehp.pipeline.crops import SHIPPED_CALIBRATION
     from edgehp.validation.appearance import ADVICE
 
     record = tested.artifact.manifest.calibration if tested and tested.artifact else None

@@ -55,7 +55,7 @@ _DATA_ROOT = click.option(
     "--remote-data-root", metavar="DIR", help="Where the data set is on the board, not sent."
 )
 _OWN = ("host", "hosts", "remote_command", "remote_timeout", "remote_data_root")
-# "edgehp: INFO: edgehp.build.pipeline: quantise: 1.2 s", as the board's own -v writes it.
+# "edgehp: INFO: edgehp.pipeline.pipeline: quantise: 1.2 s", as the board's own -v writes it.
 _LOGGED = re.compile(r"edgehp: (INFO|DEBUG|WARNING): [\w.]+: (.*)")
 _ERROR = "edgehp: error: "
 _REDRAW_S = 0.2

@@ -141,8 +141,8 @@ def _keep_artifact(found: Path, destination: Path) -> Path:
 def _needs_its_device(given: Parameters) -> bool:
     """Whether the engine is built on the target's own device, and that is not this one."""
     from edgehp.artifact.device import HostProbe
-    from edgehp.build.plan import find_place, make_plan
-    from edgehp.build.request import BuildRequest
+    from edgehp.pipeline.plan import find_place, make_plan
+    from edgehp.pipeline.request import BuildRequest
 
     plan = make_plan(BuildRequest(given["target"], given["precision"], dla=given["dla"]))
     if plan.kind != "tensorrt":

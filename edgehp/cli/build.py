@@ -13,7 +13,7 @@ from edgehp.errors import UsageError
 
 if TYPE_CHECKING:
     from edgehp.artifact.manifest import Manifest, MixedRecord
-    from edgehp.build.pipeline import BuildResult
+    from edgehp.pipeline.pipeline import BuildResult
 
 __all__ = ["command"]
 
@@ -123,10 +123,10 @@ def command(
     milliseconds of them as the search finds, named in the output and in the manifest.
     """
     # Imported here: `edgehp --help` must not pay for numpy and onnx.
-    from edgehp.build.finish import finish as finish_artifact
-    from edgehp.build.pipeline import build
-    from edgehp.build.request import BuildRequest
     from edgehp.cli._output import Steps, print_json
+    from edgehp.pipeline.finish import finish as finish_artifact
+    from edgehp.pipeline.pipeline import build
+    from edgehp.pipeline.request import BuildRequest
 
     unfinished = unfinished_artifact(artifact, finish, target)
     steps = Steps()
@@ -215,8 +215,8 @@ def _mixed_rows(mixed: MixedRecord) -> list[tuple[str, object]]:
 
 
 def _print(result: BuildResult, validate_on: Path | None, threads: int | None) -> None:
-    from edgehp.build.plan import finish_command
     from edgehp.cli._output import print_table
+    from edgehp.pipeline.plan import finish_command
 
     manifest = result.manifest
     precision, engine, accuracy = manifest.precision, manifest.engine, manifest.accuracy

@@ -43,7 +43,7 @@ def command(
     from edgehp.shipping import slots
 
     def finisher(path: Path) -> None:
-        from edgehp.build.finish import finish
+        from edgehp.pipeline.finish import finish
 
         finish(path, validate_on=validate_on)
 

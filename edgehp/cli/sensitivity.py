@@ -44,9 +44,9 @@ def command(
     # Imported here: `edgehp --help` must not pay for numpy and onnx.
     from edgehp.artifact import load_artifact, newest_artifact
     from edgehp.artifact.check import REPORTS
-    from edgehp.build.prices import price_layers
-    from edgehp.build.sensitivity import quantised_again, sensitivity_of, sensitivity_values
     from edgehp.cli._output import Steps, print_json
+    from edgehp.pipeline.prices import price_layers
+    from edgehp.pipeline.sensitivity import quantised_again, sensitivity_of, sensitivity_values
     from edgehp.report.files import write_report, write_text
 
     steps = Steps()

@@ -293,7 +293,7 @@ def _spare(root: Path, state: State) -> str:
 
 def _finish(artifact: Path) -> None:
     # The build side, needed for deferred artifacts only.
-    from edgehp.build.finish import finish
+    from edgehp.pipeline.finish import finish
 
     finish(artifact)
 

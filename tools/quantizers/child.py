@@ -50,8 +50,8 @@ def quantise(job: Job) -> None:
 
 def evaluate(job: Job) -> None:
     """Angles and spread of the photos as they are and in harder versions; ``answers.npz``."""
-    from edgehp.build.accuracy import predict
     from edgehp.engines.openvino import OpenVinoEngine
+    from edgehp.pipeline.accuracy import predict
     from edgehp.validation.robustness import CONDITIONS
 
     made = Made.load(job.result("made.json"))

@@ -18,11 +18,11 @@ from edgehp.artifact.manifest import (
     PrecisionRecord,
     TargetRecord,
 )
-from edgehp.build.plan import Place, Plan
 from edgehp.engines import build_engine, open_engine
 from edgehp.engines.audit import PrecisionAudit
 from edgehp.engines.build import BuildOptions, BuildReport
 from edgehp.errors import CompatibilityError
+from edgehp.pipeline.plan import Place, Plan
 
 __all__ = [
     "BuiltEngine",

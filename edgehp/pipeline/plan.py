@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgehp.artifact.device import DeviceProbe
-from edgehp.build.request import BuildRequest
 from edgehp.driver import Gpu
 from edgehp.engines import engine_available
 from edgehp.engines.tensorrt_rtx import import_tensorrt_rtx
 from edgehp.errors import CompatibilityError, EnvironmentalError, UsageError
+from edgehp.pipeline.request import BuildRequest
 from edgehp.targets import Target, check_dla, check_precision, resolve_target
 
 __all__ = ["Place", "Plan", "find_place", "finish_command", "how_to_finish", "make_plan"]

@@ -14,16 +14,16 @@ from edgehp.artifact.check import Artifact, golden_crops, load_artifact
 from edgehp.artifact.device import DeviceProbe, HostProbe
 from edgehp.artifact.manifest import Manifest, StepTime
 from edgehp.artifact.write import ArtifactWriter
-from edgehp.build.accuracy import measure, predict, tolerance
-from edgehp.build.crops import CropSet, held_out_crops, require_photos
-from edgehp.build.engine import BuiltEngine, build_here
-from edgehp.build.pipeline import REFERENCE_ANGLES, BuildResult, now
-from edgehp.build.plan import Place, Plan, find_place, make_plan
-from edgehp.build.progress import StepClock, Watcher
-from edgehp.build.request import BuildRequest
-from edgehp.build.run import ITSELF, load_reference, run_graph
 from edgehp.engines import open_engine
 from edgehp.errors import CompatibilityError, UsageError
+from edgehp.pipeline.accuracy import measure, predict, tolerance
+from edgehp.pipeline.crops import CropSet, held_out_crops, require_photos
+from edgehp.pipeline.engine import BuiltEngine, build_here
+from edgehp.pipeline.pipeline import REFERENCE_ANGLES, BuildResult, now
+from edgehp.pipeline.plan import Place, Plan, find_place, make_plan
+from edgehp.pipeline.progress import StepClock, Watcher
+from edgehp.pipeline.request import BuildRequest
+from edgehp.pipeline.run import ITSELF, load_reference, run_graph
 
 __all__ = ["finish"]
 

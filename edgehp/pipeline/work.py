@@ -6,8 +6,8 @@ import logging
 
 from edgehp.artifact.device import DeviceProbe
 from edgehp.artifact.write import ArtifactWriter
-from edgehp.build.plan import Place, Plan
-from edgehp.build.request import BuildRequest
+from edgehp.pipeline.plan import Place, Plan
+from edgehp.pipeline.request import BuildRequest
 
 __all__ = ["Work"]
 

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from edgehp._hashing import sha256_bytes, sha256_file
 from edgehp.artifact.check import Artifact
 from edgehp.artifact.manifest import Calibration
-from edgehp.build.crops import CropSet, calibration_list, load_calibration
-from edgehp.build.graphs import REFERENCE_GRAPH, QuantisedGraph, onnx_model
 from edgehp.errors import CompatibilityError, UsageError
 from edgehp.networks.bundled import Network, resolve_network
+from edgehp.pipeline.crops import CropSet, calibration_list, load_calibration
+from edgehp.pipeline.graphs import REFERENCE_GRAPH, QuantisedGraph, onnx_model
 from edgehp.quantization.graphview import GraphView
 from edgehp.quantization.latency import LatencyModel
 from edgehp.quantization.placement import quantisable_layers

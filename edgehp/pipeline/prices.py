@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edgehp.artifact.manifest import Manifest
-from edgehp.build.graphs import QuantisedGraph
-from edgehp.build.plan import Plan, make_plan
-from edgehp.build.request import BuildRequest
-from edgehp.build.sensitivity import layers_of
 from edgehp.errors import UsageError
+from edgehp.pipeline.graphs import QuantisedGraph
+from edgehp.pipeline.plan import Plan, make_plan
+from edgehp.pipeline.request import BuildRequest
+from edgehp.pipeline.sensitivity import layers_of
 from edgehp.quantization.latency import (
     LatencyModel,
     counted_latency,

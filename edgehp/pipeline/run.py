@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from edgehp.artifact.device import DeviceProbe
-from edgehp.build.accuracy import Answers, harder_crops, predict
-from edgehp.build.crops import CropSet
-from edgehp.build.plan import Plan
 from edgehp.engines import PROCESSOR_ENGINES, open_engine, processor_engine
 from edgehp.engines.base import Prediction
 from edgehp.errors import CompatibilityError, EnvironmentalError
+from edgehp.pipeline.accuracy import Answers, harder_crops, predict
+from edgehp.pipeline.crops import CropSet
+from edgehp.pipeline.plan import Plan
 from edgehp.validation.robustness import CONDITIONS
 
 __all__ = [
@@ -77,7 +77,7 @@ def run_graph(
         crops: what to run on.
         most: largest batch the engine takes.
         threads: processor threads.
-        harder: also on harder versions of some crops (`edgehp.build.accuracy.harder_crops`).
+        harder: also on harder versions of some crops (`edgehp.pipeline.accuracy.harder_crops`).
 
     Raises:
         DataError: the answers are not finite.

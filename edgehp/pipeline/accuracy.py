@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.artifact.manifest import Accuracy, Golden, SubsetRecord
-from edgehp.build.crops import CropSet
 from edgehp.engines.base import Engine, Prediction
 from edgehp.errors import AccuracyError, DataError
+from edgehp.pipeline.crops import CropSet
 from edgehp.pose import angle_errors
 from edgehp.validation.gate import require_drop
 from edgehp.validation.metrics import frame_errors, yaw_bands

@@ -19,14 +19,17 @@ from edgehp.artifact.manifest import (
     TargetRecord,
 )
 from edgehp.artifact.write import ArtifactWriter
-from edgehp.build.accuracy import (
+from edgehp.engines import PROCESSOR_ENGINES, processor_engine
+from edgehp.errors import EnvironmentalError, UsageError
+from edgehp.networks.bundled import Network
+from edgehp.pipeline.accuracy import (
     Answers,
     golden_picture,
     golden_vectors,
     mean_drop,
     measure,
 )
-from edgehp.build.crops import (
+from edgehp.pipeline.crops import (
     CropSet,
     appearance_check,
     calibration_list,
@@ -35,8 +38,8 @@ from edgehp.build.crops import (
     require_disjoint,
     require_photos,
 )
-from edgehp.build.engine import BuiltEngine, build_here, planned_precision
-from edgehp.build.graphs import (
+from edgehp.pipeline.engine import BuiltEngine, build_here, planned_precision
+from edgehp.pipeline.graphs import (
     REFERENCE_GRAPH,
     QuantisedGraph,
     half_graph,
@@ -44,15 +47,12 @@ from edgehp.build.graphs import (
     quantised_graph,
     write_graph,
 )
-from edgehp.build.mixed import MixedBuild, against_half
-from edgehp.build.plan import Place, Plan, find_place, how_to_finish, make_plan
-from edgehp.build.progress import StepClock, Watcher
-from edgehp.build.request import BuildRequest
-from edgehp.build.run import ITSELF, emulator, reference_bytes, run_graph, runs_here
-from edgehp.build.work import Work
-from edgehp.engines import PROCESSOR_ENGINES, processor_engine
-from edgehp.errors import EnvironmentalError, UsageError
-from edgehp.networks.bundled import Network
+from edgehp.pipeline.mixed import MixedBuild, against_half
+from edgehp.pipeline.plan import Place, Plan, find_place, how_to_finish, make_plan
+from edgehp.pipeline.progress import StepClock, Watcher
+from edgehp.pipeline.request import BuildRequest
+from edgehp.pipeline.run import ITSELF, emulator, reference_bytes, run_graph, runs_here
+from edgehp.pipeline.work import Work
 from edgehp.quantization.trained import TRAINED
 from edgehp.validation.appearance import ADVICE
 from edgehp.validation.metrics import frame_errors

@@ -17,23 +17,23 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.artifact.manifest import MixedRecord
-from edgehp.build.accuracy import mean_drop, predict
-from edgehp.build.crops import CropSet
-from edgehp.build.engine import (
+from edgehp.engines import PROCESSOR_ENGINES, open_engine
+from edgehp.engines.base import Prediction
+from edgehp.errors import EnvironmentalError
+from edgehp.pipeline.accuracy import mean_drop, predict
+from edgehp.pipeline.crops import CropSet
+from edgehp.pipeline.engine import (
     BuiltEngine,
     build_here,
     compare_engines,
     convolutions_of,
     outside_int8,
 )
-from edgehp.build.graphs import QuantisedGraph, half_graph, onnx_model, write_graph
-from edgehp.build.prices import latency_model
-from edgehp.build.run import BATCH, emulator, run_graph, runs_here
-from edgehp.build.sensitivity import layers_of, sensitivity_of, sensitivity_report
-from edgehp.build.work import Work
-from edgehp.engines import PROCESSOR_ENGINES, open_engine
-from edgehp.engines.base import Prediction
-from edgehp.errors import EnvironmentalError
+from edgehp.pipeline.graphs import QuantisedGraph, half_graph, onnx_model, write_graph
+from edgehp.pipeline.prices import latency_model
+from edgehp.pipeline.run import BATCH, emulator, run_graph, runs_here
+from edgehp.pipeline.sensitivity import layers_of, sensitivity_of, sensitivity_report
+from edgehp.pipeline.work import Work
 from edgehp.quantization.graphview import GraphView
 from edgehp.quantization.latency import LatencyModel
 from edgehp.quantization.search import NotReachedError, search
