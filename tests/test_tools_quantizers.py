@@ -121,14 +121,6 @@ def test_a_step_that_takes_too_long_is_ended(folder: Path) -> None:
     assert "took longer" in outcome.reason
 
 
-def test_a_trained_row_without_its_file_says_so(folder: Path, tmp_path: Path) -> None:
-    wrong = tmp_path / "network.safetensors"
-    wrong.write_bytes(b"no weights")
-    outcome = run(folder, "edgehp-quantisation-aware-cpu", given=str(wrong))
-    assert outcome.made is None
-    assert "network.safetensors" in outcome.reason
-
-
 def test_crops_are_chosen_by_seed_and_never_serve_twice(tmp_path: Path) -> None:
     prepare = tool("quantizers.prepare")
     network = resolve_network(str(build_parts.checkpoint(tmp_path / "n.safetensors", 32)))

@@ -15,7 +15,6 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parent
@@ -56,13 +55,6 @@ from edgehp.networks.bundled import resolve_network  # noqa: E402
 @click.option("--seed", default=0, show_default=True, help="Chooses the crops.")
 @click.option("--budget", default=0.04, show_default=True, help="Of controlled precision, degrees.")
 @click.option("--row", "rows", multiple=True, type=click.Choice(list(ROWS)), help="These only.")
-@click.option(
-    "--quantization-aware",
-    "aware",
-    multiple=True,
-    metavar="FLAVOUR=FILE",
-    help="Q/DQ graph of a network trained with quantisation, per flavour.",
-)
 @click.option("--modelopt-python", default="", help="An interpreter with nvidia-modelopt[onnx].")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--latency/--no-latency", default=True, help="Only a quiet machine gives figures.")
@@ -81,7 +73,6 @@ def main(
     seed: int,
     budget: float,
     rows: tuple[str, ...],
-    aware: tuple[str, ...],
     modelopt_python: str,
     threads: int,
     latency: bool,
@@ -91,7 +82,6 @@ def main(
     out: Path | None,
 ) -> None:
     """Compare quantisers on one network."""
-    given = _given(aware)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if work is None else work.resolve()
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,12 +93,7 @@ def main(
         outcomes: dict[str, Outcome] = {}
         for name in dict.fromkeys((FP32, *(rows or ROWS))):
             click.echo(ROWS[name].title, err=True)
-            file = modelopt_python if name.startswith("modelopt") else given.get(name, "")
-            if ROWS[name].given and not file:
-                flavour = ROWS[name].flavour
-                outcomes[name] = Outcome(None, f"no --quantization-aware {flavour}=FILE was given")
-                continue
-            job = Job(name, str(folder), str(folder / name), threads, budget, file)
+            job = Job(name, str(folder), str(folder / name), threads, budget, modelopt_python)
             outcomes[name] = run_row(job, limit, _inputs(name))
             if outcomes[name].reason:
                 click.echo(f"  {outcomes[name].reason}", err=True)
@@ -132,18 +117,6 @@ def main(
 def _inputs(row: str) -> tuple[str, ...]:
     control = ("control.npy",) if "controlled" in row else ()
     return ("fp32.onnx", "calibration.npy", "photos.npy", *control)
-
-
-def _given(pairs: Sequence[str]) -> dict[str, str]:
-    """``FLAVOUR=FILE`` by row."""
-    found = {}
-    for pair in pairs:
-        flavour, _, file = pair.partition("=")
-        row = f"edgehp-quantisation-aware-{flavour}"
-        if row not in ROWS or not Path(file).is_file():
-            raise click.UsageError(f"--quantization-aware {pair}: expected cpu=FILE, tensorrt=FILE")
-        found[row] = str(Path(file).resolve())
-    return found
 
 
 def _json(

@@ -5,9 +5,6 @@
 ``edgehp.spec``. It is read without torch. ``.pth`` and ``.pt`` are read by torch with
 ``weights_only=True``, which refuses pickles that would run code. Either may hold the layouts
 published with the two papers, unchanged.
-
-Tensors whose names start with ``quantised.`` are not the float network's: they are the integers of
-a quantisation-aware run (`edgehp.quantization.trained`) and are left alone here.
 """
 
 from __future__ import annotations
@@ -37,7 +34,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
-    "QUANTISED_PREFIX",
     "SPEC_KEY",
     "SUFFIXES",
     "build_module",
@@ -47,7 +43,6 @@ __all__ = [
 ]
 
 SPEC_KEY = "edgehp.spec"
-QUANTISED_PREFIX = "quantised."
 SUFFIXES = (".safetensors", ".pth", ".pt")
 # ResNet152, the largest network here, takes 235 MB in single precision.
 _LARGEST_FILE = 2 << 30
@@ -113,8 +108,6 @@ def save_weights(
     state: Mapping[str, Any],
     spec: NetworkSpec,
     dtype: npt.DTypeLike = np.float16,
-    *,
-    extra: Mapping[str, npt.NDArray[Any]] | None = None,
 ) -> None:
     """Write weights and specification to a ``.safetensors`` file, whole or not at all.
 
@@ -125,7 +118,6 @@ def save_weights(
         dtype: float16 or float32, of convolution and linear weights. Vectors (biases and the
             normalisation's statistics) stay float32: they weigh little, and a small variance
             would lose its digits in half precision.
-        extra: further tensors to keep beside them as they are, by names in `QUANTISED_PREFIX`.
 
     Raises:
         CheckpointError: the weights do not fit `spec`, are not finite, or overflow `dtype`.
@@ -139,7 +131,7 @@ def save_weights(
     names = canonical_names(list(state))
     arrays = {names[k]: _numpy(v) for k, v in state.items()}
     weights = _checked(arrays, spec, f"the weights for {path}")
-    stored: dict[str, npt.NDArray[Any]] = dict(extra or {})
+    stored: dict[str, npt.NDArray[Any]] = {}
     for name, value in weights.items():
         if value.ndim == 1:
             stored[name] = value
@@ -230,7 +222,7 @@ def _read_safetensors(path: Path, head: bytes) -> tuple[dict[str, Any], NetworkS
         ) from e
     arrays = {}
     for name, tensor in tensors:
-        if not name.endswith("num_batches_tracked") and not name.startswith(QUANTISED_PREFIX):
+        if not name.endswith("num_batches_tracked"):
             arrays[name] = _array(tensor, name, path)
     # deserialize has checked the header: its length (8 bytes, little endian), then JSON.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -249,7 +241,7 @@ def _array(tensor: Mapping[str, Any], name: str, path: Path) -> npt.NDArray[np.f
     else:
         raise CheckpointError(
             f"{path}: {name} is stored as {kind}; expected weights as F16, BF16, F32 or F64 "
-            "(quantised checkpoints cannot be used: give the one before quantisation)"
+            "(quantized checkpoints cannot be used: give the one before quantization)"
         )
     with np.errstate(over="ignore"):  # an overflow becomes inf, which _checked reports
         return values.astype(np.float32).reshape(tensor["shape"])

@@ -15,8 +15,7 @@ from edgehp.networks.bundled import BUNDLED, Network, resolve_network
 from edgehp.networks.graph import graph_bytes
 from edgehp.quantization.halves import to_half_body
 from edgehp.quantization.lint import lint
-from edgehp.quantization.quantise import AUTO, QuantisedModel, emit, quantise
-from edgehp.quantization.trained import trained_for
+from edgehp.quantization.quantise import QuantisedModel, emit, quantise
 
 if TYPE_CHECKING:
     import onnx
@@ -123,32 +122,22 @@ def quantised_graph(
         crops: calibration crops uint8 [N, S, S, 3].
         network: whose graph it is.
         flavour: ``"cpu"`` or ``"tensorrt"``.
-        method: calibration method or ``"auto"``, which takes the integers that were trained where
-            the network's file holds some.
+        method: calibration method or ``"auto"``.
         half: whether the body is FP16.
         threads: processor threads.
 
     Raises:
         DataError: the lint finds what the engine would refuse or compute slowly or wrongly.
-        UsageError: the file holds integers trained for another flavour or size alone.
-        CheckpointError: its integers are damaged.
     """
-    body = "fp16" if half else "fp32"
-    trained = None
-    if method == AUTO and network.weights is not None:
-        trained = trained_for(network.path, network.spec, flavour)
-    if trained is not None:
-        found = trained.quantised(model, list(crops), body=body, threads=threads)
-    else:
-        found = quantise(
-            model,
-            list(crops),
-            network.spec,
-            flavour=flavour,
-            method=method,
-            body=body,
-            threads=threads,
-        )
+    found = quantise(
+        model,
+        list(crops),
+        network.spec,
+        flavour=flavour,
+        method=method,
+        body="fp16" if half else "fp32",
+        threads=threads,
+    )
     _require_clean(found.findings)
     return QuantisedGraph(found.model, found.table.to_json(), found.chosen, found, half)
 

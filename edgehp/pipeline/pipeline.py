@@ -20,7 +20,7 @@ from edgehp.artifact.manifest import (
 )
 from edgehp.artifact.write import ArtifactWriter
 from edgehp.engines import PROCESSOR_ENGINES, processor_engine
-from edgehp.errors import EnvironmentalError, UsageError
+from edgehp.errors import EnvironmentalError
 from edgehp.networks.bundled import Network
 from edgehp.pipeline.accuracy import (
     Answers,
@@ -53,7 +53,6 @@ from edgehp.pipeline.progress import StepClock, Watcher
 from edgehp.pipeline.request import BuildRequest
 from edgehp.pipeline.run import ITSELF, emulator, reference_bytes, run_graph, runs_here
 from edgehp.pipeline.work import Work
-from edgehp.quantization.trained import TRAINED
 from edgehp.validation.appearance import ADVICE
 from edgehp.validation.metrics import frame_errors
 
@@ -267,11 +266,6 @@ def _engine_graph(
         half=work.half,
         threads=request.threads,
     )
-    if made.method == TRAINED and request.calibration is not None:
-        raise UsageError(
-            f"{network.path.name} holds trained integers, which no crops calibrate: leave "
-            "--calibration out, or choose a --calibration-method to quantise its float weights"
-        )
     write_graph(made.model, path)
     return made
 
@@ -293,8 +287,7 @@ def _calibration(
         duplicates=crops.duplicates,
         list=CALIBRATION_LIST,
         list_sha256=sha256_bytes(listing),
-        # Trained integers need no crops: here they only tell how far the graph is from FP32.
-        method=f"{TRAINED}, crops only compared" if made.method == TRAINED else made.method,
+        method=made.method,
         table=CALIBRATION_TABLE,
         appearance=check.calibration.to_dict(),
         clipped=check.calibration_clipped,

@@ -21,7 +21,7 @@ sys.path[:0] = [str(TOOLS), str(TOOLS.parent)]
 import numpy as np  # noqa: E402
 
 from edgehp.errors import EdgehpError  # noqa: E402
-from quantizers.job import OWN, Job, Made  # noqa: E402
+from quantizers.job import Job, Made  # noqa: E402
 from quantizers.rows import FP32, ROWS  # noqa: E402
 
 _BATCH = 8
@@ -57,9 +57,6 @@ def evaluate(job: Job) -> None:
     made = Made.load(job.result("made.json"))
     crops = np.load(job.path("photos.npy"))
     answers = {}
-    if job.result(OWN).is_file():
-        with OpenVinoEngine(job.result(OWN), threads=job.threads, batch=_BATCH) as engine:
-            answers["own.angles"] = predict(engine, crops, _BATCH).angles
     with OpenVinoEngine(made.file, threads=job.threads, batch=_BATCH) as engine:
         for name, change in {"clean": None, **CONDITIONS}.items():
             seen = crops if change is None else change(crops)

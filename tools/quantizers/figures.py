@@ -30,8 +30,6 @@ class Figures:
         spread: mean |spread difference| to FP32.
         subsets: drop by |yaw| band and by condition.
         subset_differences: mean |angle difference| likewise.
-        own_mae: of the row's own float network, where it has one.
-        own_difference: mean |angle difference| to that one.
     """
 
     mae: float
@@ -40,8 +38,6 @@ class Figures:
     spread: float
     subsets: dict[str, Interval]
     subset_differences: dict[str, float]
-    own_mae: float | None = None
-    own_difference: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -77,7 +73,6 @@ def figures(answers: Path, reference: Path, truth: Array) -> Figures:
     for name in CONDITIONS:
         subsets[name] = mean_interval(worse[name])
         differences[name] = float(apart[name].mean())
-    own = after.get("own.angles")
     return Figures(
         mae=float(frame_errors(after["clean.angles"], truth).mean()),
         drop=mean_interval(worse["clean"]),
@@ -85,8 +80,4 @@ def figures(answers: Path, reference: Path, truth: Array) -> Figures:
         spread=float(np.abs(after["clean.spread"] - before["clean.spread"]).mean()),
         subsets=subsets,
         subset_differences=differences,
-        own_mae=None if own is None else float(frame_errors(own, truth).mean()),
-        own_difference=None
-        if own is None
-        else float(angle_errors(after["clean.angles"], own).mean()),
     )

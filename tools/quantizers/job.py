@@ -7,10 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-__all__ = ["OWN", "Job", "Made"]
-
-# Where a row has a float network of its own.
-OWN = "own.onnx"
+__all__ = ["Job", "Made"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,7 @@ class Job:
         out: folder for the result.
         threads: processor threads, where a tool lets itself be told.
         budget: degrees of mean |angle difference| to FP32 that controlled precision may reach.
-        given: a file that is measured as it is, for rows that are trained and not calibrated.
+        given: the interpreter of a row that needs its own.
     """
 
     row: str

@@ -5,13 +5,11 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgehp.errors import DataError, UsageError
-from edgehp.networks.bundled import resolve_network
+from edgehp.errors import DataError
 from edgehp.networks.graph import graph_bytes
 from edgehp.quantization.graphview import GraphView
 from edgehp.quantization.latency import LatencyModel, counted_latency, roofline_latency
@@ -20,14 +18,13 @@ from edgehp.quantization.quantise import QuantisedModel, emit, quantise
 from edgehp.quantization.search import NotReachedError, SearchResult, search
 from edgehp.quantization.select import Judge
 from edgehp.quantization.sensitivity import measure_sensitivity
-from edgehp.quantization.trained import read_trained
 from edgehp.targets import load_target
-from quantizers.job import OWN, Job, Made
+from quantizers.job import Job, Made
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["aware", "controlled", "default", "float32"]
+__all__ = ["controlled", "default", "float32"]
 
 # Ranking layers needs fewer crops than measuring an assignment.
 _RANKING = 64
@@ -40,19 +37,6 @@ def float32(job: Job) -> Made:
     """The deployed float graph as it is."""
     path = shutil.copyfile(job.path("fp32.onnx"), job.result("model.onnx"))
     return Made(str(path), (str(path),))
-
-
-def aware(job: Job, flavour: str) -> Made:
-    """The integers of a quantisation-aware run, and beside them the float network they are of."""
-    network = resolve_network(job.given)
-    trained = read_trained(Path(job.given)).get(flavour)
-    if trained is None:
-        raise UsageError(
-            f"{Path(job.given).name} holds no {flavour} integers of a quantisation-aware run"
-        )
-    model = network.graph()
-    job.result(OWN).write_bytes(graph_bytes(model))
-    return _written(job, trained.graph(model, _BODY[flavour]), "")
 
 
 def default(job: Job, flavour: str) -> Made:

@@ -25,7 +25,6 @@ class Row:
         packages: imported before the clock starts.
         group: ``"edgehp"``, ``"peer"`` or ``"reference"``.
         flavour: of edgehp's rows.
-        given: whether a file has to be given.
     """
 
     title: str
@@ -33,7 +32,6 @@ class Row:
     packages: tuple[str, ...]
     group: str
     flavour: str = ""
-    given: bool = False
 
 
 _OURS = ("onnx", "onnxruntime", "openvino")
@@ -41,7 +39,7 @@ _ORT = ("onnx", "onnxruntime.quantization")
 _NNCF = ("onnx", "openvino", "nncf")
 
 
-def _edgehp(what: str, make: Callable[..., Made], **more: bool) -> dict[str, Row]:
+def _edgehp(what: str, make: Callable[..., Made]) -> dict[str, Row]:
     return {
         f"edgehp-{what}-{f}": Row(
             f"edgehp {what}, {f}",
@@ -49,7 +47,6 @@ def _edgehp(what: str, make: Callable[..., Made], **more: bool) -> dict[str, Row
             _OURS,
             "edgehp",
             f,
-            **more,
         )
         for f in ("cpu", "tensorrt")
     }
@@ -60,7 +57,6 @@ ROWS: Mapping[str, Row] = MappingProxyType(
         FP32: Row("FP32", ours.float32, ("onnx",), "reference"),
         **_edgehp("default", ours.default),
         **_edgehp("controlled", ours.controlled),
-        **_edgehp("quantisation-aware", ours.aware, given=True),
         "ort-minmax": Row(
             "onnxruntime min-max", partial(peers.onnxruntime_static, method="MinMax"), _ORT, "peer"
         ),

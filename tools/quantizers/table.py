@@ -48,19 +48,14 @@ def markdown(
                     f"{f.mae:.3f}",
                     "" if reference else _interval(f.drop),
                     "" if reference else f"{f.difference:.3f}",
-                    "" if reference or ROWS[name].given else f"{made.seconds:.0f}",
-                    "" if reference or ROWS[name].given else f"{made.peak_mib:.0f}",
+                    "" if reference else f"{made.seconds:.0f}",
+                    "" if reference else f"{made.peak_mib:.0f}",
                     f"{made.size_mb:.1f}",
                     "not measured" if ms is None else f"{ms:.2f}",
                     {True: "accepted", False: "no", None: "not tried"}[outcome.accepted],
                 )
             )
         )
-        if f.own_mae is not None:
-            notes.append(
-                f"- {title}: its own FP32 has MAE {f.own_mae:.3f}; mean absolute angle difference "
-                f"to that {f.own_difference:.3f}"
-            )
         if made.note:
             notes.append(f"- {title}: {made.note}")
         if outcome.accepted is False:
