@@ -27,10 +27,8 @@ from edgehp.artifact.manifest import (
 )
 from edgehp.artifact.write import ArtifactWriter
 from edgehp.shipping import slots
-from edgehp.shipping.container import pack_front
-from edgehp.shipping.examine import is_whole
+from edgehp.shipping.bundle import pack_front, verify_bundle
 from edgehp.shipping.keys import PublicKey, read_public_key
-from edgehp.shipping.records import SLOT_NAMES, read_slot
 from edgehp.shipping.selftest import SelfTestResult, self_test
 from tests.pose_graphs import SPEC, pose_graph
 
@@ -61,15 +59,23 @@ def here(artifact: Path) -> SelfTestResult:
     return self_test(artifact, Device())
 
 
+def install(bundle: Path, signer: Signer, root: Path, **options: Any) -> slots.Slot:
+    """Verify and install a bundle on `Device`."""
+    found: dict[str, Any] = {
+        "device": Device(), "selftest": here, "finisher": finish_tiny, **options,
+    }  # fmt: skip
+    return slots.install(verify_bundle(bundle, signer.trust), root, **found)
+
+
 def started_whole(root: Path) -> str:
     """The name of the artifact that starts; everything in both slots is whole."""
     found = slots.boot(root, selftest=here)
     assert found.fell_back is None
-    for name in SLOT_NAMES:
+    for name in slots.SLOT_NAMES:
         if (root / "slots" / name).exists():
-            slot = read_slot(root, name)
+            slot = slots.read_slot(root, name)
             assert slot is not None
-            assert is_whole(slot)
+            assert slots.is_whole(slot)
     return found.slot.artifact_name
 
 

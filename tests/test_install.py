@@ -45,8 +45,7 @@ class Shop:
         return path
 
     def install(self, name: str, **options: Any) -> slots.Slot:
-        found: dict[str, Any] = {"device": parts.Device(), "selftest": parts.here, **options}
-        return slots.install(self.bundle(name), self.signer.trust, self.root, **found)
+        return parts.install(self.bundle(name), self.signer, self.root, **options)
 
     def boot(self) -> slots.Boot:
         return slots.boot(self.root, selftest=parts.here)
@@ -79,7 +78,7 @@ def test_install_upgrade_and_the_way_back(shop: Shop) -> None:
             call(shop.root)
     steps: list[str] = []
     first = shop.install("one", progress=steps.append)
-    assert steps == ["verify", "unpack", "self-test", "switch"]
+    assert steps == ["unpack", "self-test", "switch"]
     assert (first.name, first.sequence, first.built_here) == ("a", 1, False)
     assert first.selftest.worst_degrees < 0.01
     with pytest.raises(DataError, match="no other slot"):
@@ -146,7 +145,7 @@ def test_another_device_is_refused_before_anything_is_unpacked(shop: Shop) -> No
         shop.install("one", device=parts.Device("1.0"), progress=steps.append)
     with pytest.raises(EnvironmentalError, match="not installed"):
         shop.install("one", device=parts.Device(None))
-    assert steps == ["verify"]
+    assert steps == []
     assert not shop.root.exists()
 
 
@@ -220,7 +219,7 @@ def test_what_root_installs_from_a_careful_shell_runs_for_the_service(
     bundle = shop.bundle("one", deferred=deferred)
     before = os.umask(0o077)
     try:
-        shop.install("one", finisher=parts.finish_tiny)
+        shop.install("one")
         shop.boot()
     finally:
         os.umask(before)
@@ -317,7 +316,7 @@ def test_what_a_dead_installer_left_is_removed(shop: Shop) -> None:
 def test_a_deferred_artifact_is_built_in_its_slot(shop: Shop) -> None:
     shop.install("one")
     bundle = shop.bundle("late", deferred=True)
-    slot = shop.install("late", finisher=parts.finish_tiny)
+    slot = shop.install("late")
     assert slot.built_here
     manifest = json.loads((slot.artifact / "manifest.json").read_text())
     assert manifest["state"] == "complete"
@@ -342,7 +341,7 @@ def test_a_build_that_fails_leaves_what_runs(shop: Shop) -> None:
         shop.install("late", finisher=inaccurate)
     # The default is the real build, which finds no TensorRT target behind "cpu".
     with pytest.raises(CompatibilityError, match="recipe"):
-        shop.install("late")
+        shop.install("late", finisher=None)
     assert shop.current() == "one"
     assert [p.name for p in (shop.root / "slots").iterdir()] == ["a"]
 

@@ -766,14 +766,14 @@ def test_the_command_runs_stops_on_a_signal_and_leaves_nothing(tmp_path, photos)
 def test_the_current_slot_runs_is_confirmed_and_gives_way_to_the_other_when_damaged(
     tmp_path, photos
 ):
-    from edgehp.shipping.slots import install, status
+    from edgehp.shipping.slots import status
     from tests import ship_parts
 
     signer, root = ship_parts.new_signer(tmp_path), tmp_path / "root"
     for name, offset in (("first", 0.0), ("second", 0.1)):
         artifact = ship_parts.tiny_artifact(tmp_path / name, offset=offset)
         bundle = ship_parts.quick_bundle(tmp_path / f"{name}.bundle", artifact, signer)
-        install(bundle, signer.trust, root, device=ship_parts.Device(), selftest=ship_parts.here)
+        ship_parts.install(bundle, signer, root)
 
     def pitch() -> tuple[float, str]:
         done = subprocess.run(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from edgehp.errors import (
     CompatibilityError,
@@ -22,9 +23,7 @@ from edgehp.errors import (
 from edgehp.shipping import disk, repository, slots
 from edgehp.shipping.fetch import Pace
 from edgehp.shipping.keys import read_public_key
-from edgehp.shipping.offer import Offer
-from edgehp.shipping.repository_keys import signer_of
-from edgehp.shipping.trusted import read_memory
+from edgehp.shipping.offers import Offer, read_memory
 from tests import ship_parts as parts
 from tests.faults import calls_of, killed, no_flush
 from tests.update_parts import Fleet, ago, name_here, new_fleet, served
@@ -128,7 +127,9 @@ def test_a_deferred_one_is_for_its_board_alone(fleet: Fleet, root: Path) -> None
     assert name_here(root) == "late"
     offer = Offer("late-3.edgehp", 3, "0" * 64, "late", "n", "int8", 1, *_deferred("orin-nx-16gb"))
     assert "Orin NX" in str(offer.misfit(parts.Device()))
-    assert "nonesuch" in str(replace(offer, target=_deferred("nonesuch")[0]).misfit(parts.Device()))
+    assert "nonesuch" in str(
+        structs.replace(offer, target=_deferred("nonesuch")[0]).misfit(parts.Device())
+    )
 
 
 def _deferred(name: str) -> tuple[Any, None]:
@@ -193,9 +194,7 @@ def test_an_older_bundle_is_never_newer(fleet: Fleet, root: Path) -> None:
 
 
 def test_installed_by_hand_counts(fleet: Fleet, root: Path) -> None:
-    slots.install(
-        fleet.bundle("two"), fleet.signer.trust, root, device=parts.Device(), selftest=parts.here
-    )
+    parts.install(fleet.bundle("two"), fleet.signer, root)
     assert fleet.update(root).slot is None
 
 
@@ -344,7 +343,7 @@ def _sign_again(values: dict[str, Any], key: Path) -> None:
     from tuf.api.metadata import Metadata, Root
 
     item = Metadata[Root].from_dict(json.loads(json.dumps(values)))
-    item.sign(signer_of(key, None))
+    item.sign(repository._signer_of(key, None))
     values.clear()
     values.update(item.to_dict())
 
@@ -422,7 +421,7 @@ def test_a_memory_that_is_damaged(
         (root / "updates" / "memory.json").write_bytes(damaged)
         assert fleet.update(root).slot is None
         assert "damaged" in caplog.text
-        assert json.loads(memory(root))["serial"] == 2
+        assert read_memory(root / "updates").serial == 2
 
 
 # --- the wire -------------------------------------------------------------------------------------

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from edgehp.shipping import slots
-from edgehp.shipping.records import SLOT_NAMES
-from edgehp.shipping.trusted import Memory, read_memory
+from edgehp.shipping.offers import Memory, read_memory
 from tests import ship_parts as parts
 from tests.faults import calls_of, killed, no_flush, recorded
 from tests.update_parts import Fleet, new_fleet
 
+# All together; by default every n-th of them.
 POINTS = 200
-EVERY = 3
+THIN = 12
 
 
 @dataclass(frozen=True)
@@ -80,23 +80,23 @@ def finished(scene: Scene, root: Path) -> None:
     current = slots.current(root)
     assert current.artifact_name == "two"
     assert {p.name for p in (root / "updates").iterdir()} == {"lock", "memory.json"}
-    assert {p.name for p in (root / "slots").iterdir()} <= set(SLOT_NAMES)
+    assert {p.name for p in (root / "slots").iterdir()} <= set(slots.SLOT_NAMES)
     assert read_memory(root / "updates").serial == 2
 
 
+@pytest.mark.parametrize("thin", [THIN, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_every_call(
-    scene: Scene, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
+    scene: Scene, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture, thin: int
 ) -> None:
     counted = scene.copy(tmp_path / "counted")
     count = calls_of(lambda: scene.update(counted))
     assert count >= POINTS
     seen = set()
-    # Each run takes another third of the calls.
-    for point in range(seed % EVERY, count, EVERY):
+    for point in [*range(seed % thin, count - 1, thin), count - 1]:
         root = scene.copy(tmp_path / "root")
         assert killed(lambda: scene.update(root), point).killed  # noqa: B023
         seen.add(checked(scene, root, caplog))
-        if point % (8 * EVERY) < EVERY:
+        if point % 8 == 0:
             finished(scene, root)
         shutil.rmtree(root)
     assert seen == {"one", "two"}

@@ -33,7 +33,10 @@ class DeviceProbe(Protocol):
 
 
 class HostProbe:
-    """The device this process runs on."""
+    """The device this process runs on; its driver is asked once."""
+
+    def __init__(self) -> None:
+        self._gpus: tuple[Gpu, ...] | None = None
 
     def gpus(self) -> tuple[Gpu, ...]:
         """See `DeviceProbe.gpus`.
@@ -41,7 +44,9 @@ class HostProbe:
         Raises:
             EnvironmentalError: there is no driver, or it fails or crashes.
         """
-        return probe_driver().gpus
+        if self._gpus is None:
+            self._gpus = probe_driver().gpus
+        return self._gpus
 
     def module(self) -> str | None:
         """See `DeviceProbe.module`; with the part number, which tells memory sizes apart."""

@@ -1,4 +1,4 @@
-"""The options that say whom to believe, shared by the commands that verify bundles."""
+"""The options that name the trusted keys and the slots."""
 
 from __future__ import annotations
 
@@ -11,28 +11,22 @@ import click
 from edgehp.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgehp.shipping.keys import Trust
+    from edgehp.shipping.keys import PublicKey
 
-__all__ = ["read_trust", "root_option", "trust_options"]
+__all__ = ["read_keys", "root_option", "trust_option"]
 
 _F = TypeVar("_F", bound=Callable[..., None])
 
 
-def trust_options(function: _F) -> _F:
-    """``--public-key`` (again and again), or ``--identity`` with ``--issuer``."""
-    for option in (
-        click.option("--issuer", help="With --identity: URL of who vouches for it."),
-        click.option("--identity", help="Instead of a key: who signed with Sigstore."),
-        click.option(
-            "--public-key",
-            "public_keys",
-            type=click.Path(path_type=Path),
-            multiple=True,
-            help="A key that is trusted (PEM). Several may be given.",
-        ),
-    ):
-        function = option(function)
-    return function
+def trust_option(function: _F) -> _F:
+    """``--public-key``, again and again."""
+    return click.option(
+        "--public-key",
+        "public_keys",
+        type=click.Path(path_type=Path),
+        multiple=True,
+        help="A key that is trusted (PEM). Several may be given.",
+    )(function)
 
 
 def root_option(function: _F) -> _F:
@@ -44,18 +38,14 @@ def root_option(function: _F) -> _F:
     )(function)
 
 
-def read_trust(public_keys: tuple[Path, ...], identity: str | None, issuer: str | None) -> Trust:
-    """What the options mean.
+def read_keys(public_keys: tuple[Path, ...]) -> list[PublicKey]:
+    """The keys that were given.
 
     Raises:
-        UsageError: neither or both kinds were given, or a key cannot be read.
+        UsageError: none was given, or one cannot be read.
     """
-    from edgehp.shipping.keys import Identity, read_public_key
+    from edgehp.shipping.keys import read_public_key
 
-    if (identity is None) != (issuer is None):
-        raise UsageError("--identity and --issuer belong together")
-    if bool(public_keys) == (identity is not None):
-        raise UsageError("say whom to believe: --public-key FILE, or --identity and --issuer")
-    if identity is not None and issuer is not None:
-        return Identity(identity, issuer)
+    if not public_keys:
+        raise UsageError("no trusted key was given; add --public-key FILE")
     return [read_public_key(path) for path in public_keys]

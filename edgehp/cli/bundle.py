@@ -7,13 +7,9 @@ from pathlib import Path
 
 import click
 
-from edgehp.errors import UsageError
 from edgehp.shipping.keys import PASSWORD_VARIABLE
 
 __all__ = ["command"]
-
-# The resolution of events that EU 2023/2590 asks of a driver-monitoring function.
-DEFAULT_LATENCY_MS = 50.0
 
 
 @click.command("bundle", short_help="Put an artifact into one signed file.")
@@ -21,13 +17,9 @@ DEFAULT_LATENCY_MS = 50.0
 @click.option(
     "--key",
     type=click.Path(path_type=Path),
+    required=True,
     help="Private key (PEM; P-256, P-384 or P-521). The password of an encrypted one is taken "
     f"from ${PASSWORD_VARIABLE}.",
-)
-@click.option(
-    "--keyless",
-    is_flag=True,
-    help="Sign as yourself with Sigstore instead: needs the network and a log-in.",
 )
 @click.option(
     "-o",
@@ -39,12 +31,11 @@ DEFAULT_LATENCY_MS = 50.0
     "--max-latency-ms",
     type=click.FloatRange(0, 3_600_000, min_open=True),
     help="Longest median time of one crop in the device's self-test. Default: what the manifest "
-    f"says, else {DEFAULT_LATENCY_MS:g}.",
+    "says, else 50.",
 )
 def command(
     artifact: Path,
-    key: Path | None,
-    keyless: bool,
+    key: Path,
     output: Path | None,
     max_latency_ms: float | None,
 ) -> None:
@@ -56,18 +47,11 @@ def command(
       openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out release.pem
       openssl ec -in release.pem -pubout -out release.pub
     """  # noqa: D301 - click's mark for text that is not filled
-    if (key is None) != keyless:
-        raise UsageError("give --key FILE, or --keyless to sign with Sigstore")
     # Imported here: `edgehp --help` must not pay for OpenCV.
-    from edgehp.artifact import load_artifact
     from edgehp.cli._output import Steps
     from edgehp.shipping.bundle import make_bundle
 
     with Steps()("sign"):
-        if max_latency_ms is None:
-            golden = load_artifact(artifact, bytes_only=True).manifest.golden
-            if golden.max_latency_ms is None:
-                max_latency_ms = DEFAULT_LATENCY_MS
         made = make_bundle(
             artifact,
             output,

@@ -7,14 +7,14 @@ from pathlib import Path
 import click
 
 from edgehp.cli._remote import Journey, over_ssh
-from edgehp.cli._trust import read_trust, root_option, trust_options
+from edgehp.cli._trust import read_keys, root_option, trust_option
 
 __all__ = ["command"]
 
 
 @click.command("install", short_help="Install a bundle beside what runs, test it, switch to it.")
 @click.argument("file", type=click.Path(path_type=Path))
-@trust_options
+@trust_option
 @root_option
 @click.option(
     "--validate-on",
@@ -26,8 +26,6 @@ __all__ = ["command"]
 def command(
     file: Path,
     public_keys: tuple[Path, ...],
-    identity: str | None,
-    issuer: str | None,
     root: Path | None,
     validate_on: Path | None,
     as_json: bool,
@@ -41,19 +39,20 @@ def command(
     from edgehp.cli._output import print_json
     from edgehp.cli.status import describe
     from edgehp.shipping import slots
+    from edgehp.shipping.bundle import verify_bundle
 
     def finisher(path: Path) -> None:
         from edgehp.pipeline.finish import finish
 
         finish(path, validate_on=validate_on)
 
-    slot = slots.install(
-        file,
-        read_trust(public_keys, identity, issuer),
-        slots.default_root() if root is None else root,
-        finisher=finisher,
-        progress=lambda step: click.echo(f"{step} ...", err=True),
-    )
+    def say(step: str) -> None:
+        click.echo(f"{step} ...", err=True)
+
+    say("verify")
+    bundle = verify_bundle(file, read_keys(public_keys))
+    place = slots.default_root() if root is None else root
+    slot = slots.install(bundle, place, finisher=finisher, progress=say)
     if as_json:
         print_json(slot.to_dict())
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edgehp.cli._trust import read_trust, trust_options
+from edgehp.cli._trust import read_keys, trust_option
 from edgehp.shipping.keys import PASSWORD_VARIABLE
 
 __all__ = ["command"]
@@ -52,18 +52,16 @@ def init(repository: Path, keys: Path) -> None:
 @command.command("add", short_help="Put a bundle into it, as its newest.")
 @_FOLDER
 @click.argument("bundle", type=click.Path(path_type=Path))
-@trust_options
+@trust_option
 def add(
     repository: Path,
     bundle: Path,
     public_keys: tuple[Path, ...],
-    identity: str | None,
-    issuer: str | None,
 ) -> None:
     """Put BUNDLE into REPOSITORY as its newest; devices see it after 'edgehp repo publish'."""
     from edgehp.shipping import repository as work
 
-    offer = work.add(repository, bundle, read_trust(public_keys, identity, issuer))
+    offer = work.add(repository, bundle, read_keys(public_keys))
     click.echo(
         f"{offer.path}  serial {offer.serial}, for {offer.target.name}, {offer.precision}, "
         f"content {offer.content[:16]}"

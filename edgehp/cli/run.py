@@ -163,14 +163,14 @@ def _engine(
     if slots is None:
         return EngineHost(lambda: _tested(artifact, threads)), None
     from edgehp.errors import EdgehpError
-    from edgehp.shipping import start
+    from edgehp.shipping import slots as device
 
     # It says itself where it falls back to the other slot.
-    path = start.boot(slots).slot.artifact
+    path = device.boot(slots).slot.artifact
 
     def confirm() -> None:
         try:
-            start.confirm(slots)
+            device.confirm(slots)
         except EdgehpError as e:
             # A full disk must not stop a network that works.
             logger.warning("%s", e)

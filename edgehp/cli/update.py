@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgehp.cli._trust import read_trust, root_option, trust_options
+from edgehp.cli._trust import read_keys, root_option, trust_option
 
 __all__ = ["command"]
 
@@ -24,15 +24,13 @@ __all__ = ["command"]
     required=True,
     help="The repository's 1.root.json, as it came with this device's image.",
 )
-@trust_options
+@trust_option
 @root_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def command(
     repository: str,
     root_metadata: Path,
     public_keys: tuple[Path, ...],
-    identity: str | None,
-    issuer: str | None,
     root: Path | None,
     as_json: bool,
 ) -> None:
@@ -50,7 +48,7 @@ def command(
     done = update(
         open_source(repository),
         root_metadata,
-        read_trust(public_keys, identity, issuer),
+        read_keys(public_keys),
         slots.default_root() if root is None else root,
         progress=lambda step: click.echo(f"{step} ...", err=True),
     )

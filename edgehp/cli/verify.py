@@ -6,20 +6,18 @@ from pathlib import Path
 
 import click
 
-from edgehp.cli._trust import read_trust, trust_options
+from edgehp.cli._trust import read_keys, trust_option
 
 __all__ = ["command"]
 
 
 @click.command("verify", short_help="Check the signature and the hashes of a bundle.")
 @click.argument("file", type=click.Path(path_type=Path))
-@trust_options
+@trust_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def command(
     file: Path,
     public_keys: tuple[Path, ...],
-    identity: str | None,
-    issuer: str | None,
     as_json: bool,
 ) -> None:
     """Check who signed the bundle FILE and every hash in it. Nothing is unpacked.
@@ -29,7 +27,7 @@ def command(
     from edgehp.cli._output import print_json, print_table
     from edgehp.shipping.bundle import verify_bundle
 
-    found = verify_bundle(file, read_trust(public_keys, identity, issuer))
+    found = verify_bundle(file, read_keys(public_keys))
     manifest = found.manifest
     if as_json:
         print_json(

@@ -1,41 +1,73 @@
 """Bundles: an artifact in one signed file.
 
-A bundle is a fixed header, a table of file sizes, an OpenSSF Model Signing signature and the files
-end to end, uncompressed (`edgehp.shipping.container`). The names of the files stand nowhere but in
-the signed statement, so that nothing unsigned decides what is written where.
+The layout:
+
+====================  ===========================================================
+24 bytes              header: magic, version, number of files, length of the
+                      signature section, a zero (little endian)
+8 bytes a file        its length, in the order of the signed statement
+n * 4096 bytes        the signature: JSON, padded with blanks
+the rest              the files end to end
+====================  ===========================================================
+
+Nothing is compressed, so that a small bundle cannot become a large folder, and the lengths must add
+up to the length of the file. They are not signed and need not be: a wrong one gives a wrong hash.
+
+The names of the files stand nowhere but in the signed statement, so that nothing unsigned decides
+what is written where.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import logging
+import json
 import os
 import shutil
+import stat
+import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgehp._json import strict_json
 from edgehp.artifact import Artifact, Manifest, load_artifact
 from edgehp.artifact.manifest import LARGEST_MANIFEST, MANIFEST_NAME, parse_manifest
-from edgehp.errors import CompatibilityError, EdgehpError, EnvironmentalError, UsageError
+from edgehp.errors import CompatibilityError, DataError, EdgehpError, EnvironmentalError, UsageError
 from edgehp.shipping import disk
-from edgehp.shipping.container import Container, is_container, open_container, pack_front
-from edgehp.shipping.keys import PublicKey, Trust, described, read_private_key, require
+from edgehp.shipping.keys import PublicKey, described, read_private_key, require
 from edgehp.shipping.signature import (
+    MAX_FILES,
     Statement,
-    canonical_signature,
     parse_statement,
+    signed_payload,
     verify_signature,
 )
 
-logger = logging.getLogger(__name__)
-
-__all__ = ["SUFFIX", "BundleFile", "VerifiedBundle", "make_bundle", "verify_bundle"]
+__all__ = [
+    "DEFAULT_LATENCY_MS",
+    "MAX_FILE_SIZE",
+    "SUFFIX",
+    "BundleFile",
+    "VerifiedBundle",
+    "make_bundle",
+    "pack_front",
+    "verify_bundle",
+]
 
 SUFFIX = ".edgehp"
+# The resolution of events that EU 2023/2590 asks of a driver-monitoring function.
+DEFAULT_LATENCY_MS = 50.0
+MAGIC = b"\x89EDGEHP\n"
+VERSION = 1
+_HEADER = struct.Struct("<8sIIII")
+_SIZE = struct.Struct("<Q")
+# The manifest's own limit for a file.
+MAX_FILE_SIZE = 2**32
+SIGNATURE_BLOCK = 4096
+# A signature over 64 files is about 25 kB.
+_MAX_SIGNATURE = 64 * SIGNATURE_BLOCK
+_CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -56,7 +88,7 @@ class VerifiedBundle:
         path: the bundle file.
         digest: SHA-256 (hex) over the files' SHA-256 in the order of the signed statement: names
             the content, whoever signed it.
-        signer: fingerprint of the key, or the identity and its issuer.
+        signer: fingerprint of the key.
         manifest: of the artifact inside.
         files: what is inside, in the order of the signed statement.
     """
@@ -102,7 +134,7 @@ def make_bundle(
     artifact: Path,
     output: Path | None = None,
     *,
-    key: Path | None = None,
+    key: Path,
     password: str | None = None,
     max_latency_ms: float | None = None,
 ) -> VerifiedBundle:
@@ -116,11 +148,10 @@ def make_bundle(
         artifact: the directory; ``reports/`` and unlisted files do not travel.
         output: the bundle; ``<name>.edgehp`` beside the artifact when omitted. An older bundle is
             replaced whole; anything else that is there stays, and is an error.
-        key: private key (PEM, elliptic curve); without one the signature is keyless (Sigstore),
-            which needs the network and a person or workflow to log in.
+        key: private key (PEM, elliptic curve).
         password: of the private key.
         max_latency_ms: the latency budget of the self-test for one crop, written into the
-            manifest that travels; None keeps what the manifest says.
+            manifest that travels; None takes what the manifest says, else `DEFAULT_LATENCY_MS`.
 
     Raises:
         DataError: no such artifact.
@@ -134,19 +165,18 @@ def make_bundle(
         whole = artifact.resolve()
         output = whole.parent / f"{whole.name}{SUFFIX}"
     _check_output(output)
-    signer = None
-    if key is not None:
-        private, password = read_private_key(key, password)
-        signer = described(private.public_key(), key)
+    private, password = read_private_key(key, password)
+    signer = described(private.public_key(), key)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as work:
             folder = Path(work) / name
             _copy(source, folder, max_latency_ms)
-            # Hashed again, as copied: what is signed is what was checked.
-            manifest = load_artifact(folder, bytes_only=True).manifest
             section = _sign(folder, Path(work) / "signature.json", key, password)
-            made = _pack(folder, manifest, section, Path(work) / "bundle", signer)
-            os.replace(made.path, output)  # noqa: PTH105
+            packed = Path(work) / "bundle"
+            _pack(folder, section, packed)
+            # As a device would: the copy must be what the manifest lists, and the key must fit.
+            made = verify_bundle(packed, [signer])
+            os.replace(packed, output)  # noqa: PTH105
             disk.flush_folder(output.parent)
     except OSError as e:
         raise EnvironmentalError(
@@ -155,7 +185,7 @@ def make_bundle(
     return replace(made, path=output)
 
 
-def verify_bundle(path: Path, trust: Trust) -> VerifiedBundle:
+def verify_bundle(path: Path, trust: Sequence[PublicKey]) -> VerifiedBundle:
     """Verify a bundle; nothing is written, unpacked or deserialised.
 
     In this order: layout and sizes against the length of the file, the signature, the hash of
@@ -163,7 +193,7 @@ def verify_bundle(path: Path, trust: Trust) -> VerifiedBundle:
 
     Args:
         path: the bundle.
-        trust: public keys, one of which must have signed it, or an identity.
+        trust: public keys, one of which must have signed it.
 
     Raises:
         DataError: missing, truncated, too long, or no bundle at all.
@@ -260,54 +290,40 @@ def _check_output(output: Path) -> None:
 
 
 def _copy(artifact: Artifact, folder: Path, max_latency_ms: float | None) -> None:
-    """What travels: the listed files and the manifest, with the budget if one is given."""
+    """What travels: the listed files and the manifest with its latency budget."""
     folder.mkdir()
     for file in artifact.manifest.files:
         target = folder / file.path
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(artifact.path / file.path, target, follow_symlinks=False)
-    if max_latency_ms is None:
+    golden = artifact.manifest.golden
+    if max_latency_ms is None and golden.max_latency_ms is not None:
         shutil.copyfile(artifact.path / MANIFEST_NAME, folder / MANIFEST_NAME)
         return
-    golden = replace(artifact.manifest.golden, max_latency_ms=max_latency_ms)
+    golden = replace(golden, max_latency_ms=max_latency_ms or DEFAULT_LATENCY_MS)
     text = replace(artifact.manifest, golden=golden).to_json()
     (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
 
 
-def _sign(folder: Path, signature: Path, key: Path | None, password: str | None) -> bytes:
-    """The signature of a folder by OpenSSF Model Signing, in its one canonical form."""
+def _sign(folder: Path, signature: Path, key: Path, password: str | None) -> bytes:
+    """The signature of a folder by OpenSSF Model Signing: JSON, keys sorted, no blanks."""
     hashing = require("model_signing.hashing", "sign")
     signing = require("model_signing.signing", "sign")
     # Nothing ignored, not even files that belong to git: every file of the folder is signed.
     config = hashing.Config().use_file_serialization(hashing_algorithm="sha256")
     config.set_ignored_paths(paths=[], ignore_git_paths=False)
     signer = signing.Config().set_hashing_config(config)
-    if key is None:
-        failed, oidc = require("sigstore.errors", "sign").Error, require("sigstore.oidc", "sign")
-        try:
-            # Asks for Sigstore's roots at once.
-            signer.use_sigstore_signer(use_ambient_credentials=True)
-            signer.sign(folder, signature)
-        except (failed, oidc.IssuerError, oidc.ExpiredIdentity, OSError) as e:
-            raise EnvironmentalError(
-                f"Sigstore gave no signature ({' '.join(str(e).split())[:200]}); check the network "
-                "and the log-in, or sign with --key"
-            ) from e
-    else:
-        # Bytes: the text its signature asks for is refused by the package underneath.
-        signer.use_elliptic_key_signer(
-            private_key=key, password=password.encode() if password else None
-        )
-        signer.sign(folder, signature)
-    return canonical_signature(signature.read_bytes())
+    # Bytes: the text its signature asks for is refused by the package underneath.
+    signer.use_elliptic_key_signer(
+        private_key=key, password=password.encode() if password else None
+    )
+    signer.sign(folder, signature)
+    values = json.loads(signature.read_bytes())
+    return json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _pack(
-    folder: Path, manifest: Manifest, section: bytes, target: Path, signer: PublicKey | None
-) -> VerifiedBundle:
-    """Write the bundle and verify it as a device would."""
-    envelope = strict_json(section)["dsseEnvelope"]
-    statement = parse_statement(base64.b64decode(envelope["payload"]), target)
+def _pack(folder: Path, section: bytes, target: Path) -> None:
+    statement = parse_statement(signed_payload(section), target)
     paths = [folder / name for name, _ in statement.files]
     with target.open("xb") as file:
         file.write(pack_front(section, tuple(p.stat().st_size for p in paths)))
@@ -316,8 +332,140 @@ def _pack(
                 shutil.copyfileobj(content, file)
         file.flush()
         os.fsync(file.fileno())
-    if signer is not None:
-        return verify_bundle(target, [signer])
-    # Who will be believed is for the device to say; everything else can be checked here.
-    with open_container(target) as container:
-        return _verified(container, statement, "keyless")
+
+
+# --- the layout -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Container:
+    """An open bundle file whose lengths add up.
+
+    Attributes:
+        path: for messages.
+        signature: the section as it stands in the file, with its padding.
+        sizes: of the files, in bytes.
+        offsets: of the files.
+    """
+
+    path: Path
+    signature: bytes
+    sizes: tuple[int, ...]
+    offsets: tuple[int, ...]
+    _descriptor: int
+
+    def pieces(self, index: int) -> Iterator[bytes]:
+        """The content of file number `index`, in pieces of at most 1 MiB.
+
+        Raises:
+            DataError: the file cannot be read, or was truncated meanwhile.
+        """
+        at, end = self.offsets[index], self.offsets[index] + self.sizes[index]
+        while at < end:
+            piece = _read(self._descriptor, min(_CHUNK, end - at), at, self.path)
+            at += len(piece)
+            yield piece
+
+
+@contextmanager
+def open_container(path: Path) -> Iterator[Container]:
+    """Open a bundle file and check its layout.
+
+    Raises:
+        DataError: missing, not a regular file, truncated, too long, or no bundle.
+    """
+    try:
+        # O_NONBLOCK: a named pipe must not make us wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as e:
+        raise DataError(f"{path}: the bundle cannot be opened ({e.strerror or e})") from e
+    try:
+        yield _checked(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
+def is_container(path: Path) -> bool:
+    """Whether the file begins as a bundle does, damaged or not, of whatever version."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        return regular and os.pread(descriptor, len(MAGIC), 0) == MAGIC
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def pack_front(signature: bytes, sizes: tuple[int, ...]) -> bytes:
+    """Everything before the files: header, lengths and the padded signature.
+
+    Raises:
+        DataError: more files, or a longer signature, than a bundle holds.
+    """
+    padded = signature.ljust(-(-len(signature) // SIGNATURE_BLOCK) * SIGNATURE_BLOCK)
+    if not 1 <= len(sizes) <= MAX_FILES or len(padded) > _MAX_SIGNATURE:
+        raise DataError(
+            f"{len(sizes)} files with a signature of {len(signature)} bytes; a bundle holds at "
+            f"most {MAX_FILES} and {_MAX_SIGNATURE}"
+        )
+    header = _HEADER.pack(MAGIC, VERSION, len(sizes), len(padded), 0)
+    return header + b"".join(_SIZE.pack(s) for s in sizes) + padded
+
+
+def _checked(descriptor: int, path: Path) -> Container:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{path} is no regular file; give a bundle made by 'edgehp bundle'")
+    length = status.st_size
+    if length < _HEADER.size:
+        raise DataError(f"{path}: {length} bytes are no bundle; copy it again")
+    magic, version, count, signature_size, zero = _HEADER.unpack(
+        _read(descriptor, _HEADER.size, 0, path)
+    )
+    if magic != MAGIC:
+        raise DataError(f"{path} is no bundle; give a file made by 'edgehp bundle'")
+    if version != VERSION:
+        raise DataError(
+            f"{path} is a bundle of version {version}, this edgehp reads {VERSION}; install a "
+            "newer edgehp or make the bundle with this one"
+        )
+    if not 1 <= count <= MAX_FILES:
+        raise _damaged(path, f"{count} files, expected 1 to {MAX_FILES}")
+    if not 1 <= signature_size <= _MAX_SIGNATURE or signature_size % SIGNATURE_BLOCK:
+        raise _damaged(path, f"a signature of {signature_size} bytes")
+    if zero != 0:
+        raise _damaged(path, "a header that is not zero where it must be")
+    start = _HEADER.size + count * _SIZE.size + signature_size
+    if length < start:
+        raise _damaged(path, f"{length} bytes, expected at least {start}")
+    table = _read(descriptor, count * _SIZE.size, _HEADER.size, path)
+    sizes = tuple(s for (s,) in _SIZE.iter_unpack(table))
+    if (largest := max(sizes)) > MAX_FILE_SIZE:
+        raise _damaged(path, f"a file of {largest} bytes, expected at most {MAX_FILE_SIZE}")
+    if length != start + sum(sizes):
+        raise _damaged(path, f"{length} bytes, its lengths add up to {start + sum(sizes)}")
+    signature = _read(descriptor, signature_size, start - signature_size, path)
+    offsets = tuple(start + sum(sizes[:i]) for i in range(count))
+    return Container(path, signature, sizes, offsets, descriptor)
+
+
+def _read(descriptor: int, count: int, at: int, path: Path) -> bytes:
+    """Exactly `count` bytes at offset `at`."""
+    found = b""
+    while len(found) < count:
+        try:
+            piece = os.pread(descriptor, count - len(found), at + len(found))
+        except OSError as e:
+            raise DataError(f"{path}: the bundle cannot be read ({e.strerror or e})") from e
+        if not piece:
+            raise _damaged(path, "it was truncated while it was read")
+        found += piece
+    return found
+
+
+def _damaged(path: Path, found: str) -> DataError:
+    return DataError(f"{path} is a damaged bundle: found {found}; copy it again")

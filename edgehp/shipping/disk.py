@@ -11,15 +11,23 @@ umask 077 would pass its self-test and be unreadable to the service that is to r
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import secrets
 import stat
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from edgehp._hashing import json_digest
+from edgehp._json import strict_json
+from edgehp.errors import EnvironmentalError
 
 __all__ = [
     "allow",
+    "exclusive",
     "flush_folder",
     "flush_tree",
     "is_locked",
@@ -28,8 +36,16 @@ __all__ = [
     "move",
     "remove_tree",
     "replace_file",
+    "require_space",
+    "sealed",
+    "sweep",
+    "unsealed",
     "write_file",
+    "writing",
 ]
+
+_LOCK_TRIES = 5
+_LOCK_PAUSE_S = 0.05
 
 
 def write_file(path: Path, pieces: Iterable[bytes], mode: int = 0o644) -> None:
@@ -221,3 +237,85 @@ def is_locked(path: Path) -> bool | None:
     finally:
         os.close(descriptor)
     return False
+
+
+@contextmanager
+def exclusive(path: Path, busy: str) -> Iterator[None]:
+    """Hold the lock of the file `path`, or say that somebody else does.
+
+    Raises:
+        EnvironmentalError: another process holds it; `busy` says so.
+        OSError: the file cannot be made.
+    """
+    with ExitStack() as held:
+        for attempt in range(_LOCK_TRIES):
+            try:
+                held.enter_context(locked(path, wait=False))
+                break
+            except BlockingIOError as e:
+                if attempt == _LOCK_TRIES - 1:
+                    raise EnvironmentalError(busy) from e
+                # 'edgehp status' looks at the lock for a moment.
+                time.sleep(_LOCK_PAUSE_S)
+        yield
+
+
+@contextmanager
+def writing(what: str, remedy: str) -> Iterator[None]:
+    """Raise an `OSError` of the block as one sentence about `what`, with its remedy.
+
+    Raises:
+        EnvironmentalError: the block raised an `OSError`.
+    """
+    try:
+        yield
+    except OSError as e:
+        name = f"{e.filename}: " if e.filename else ""
+        raise EnvironmentalError(
+            f"cannot write to {what} ({name}{e.strerror or e}); {remedy}"
+        ) from e
+
+
+def require_space(folder: Path, needed: int, purpose: str) -> None:
+    """Check that `needed` bytes fit on the disk of `folder`.
+
+    Raises:
+        EnvironmentalError: they do not.
+    """
+    found = os.statvfs(folder)
+    free = found.f_bavail * found.f_frsize
+    if free < needed:
+        raise EnvironmentalError(
+            f"{folder} has {free / 2**20:.0f} MiB free, {needed / 2**20:.0f} MiB are needed to "
+            f"{purpose}; make room or choose another --root"
+        )
+
+
+def sweep(folder: Path, *prefixes: str) -> None:
+    """Remove what a killed process left in `folder`, by the beginning of its name.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith(prefixes):
+            remove_tree(entry)
+
+
+def sealed(content: dict[str, Any]) -> bytes:
+    """JSON text with a digest of its content, so that a torn or rotten file is noticed."""
+    return (json.dumps({"sha256": json_digest(content), "content": content}) + "\n").encode()
+
+
+def unsealed(data: bytes) -> Any:
+    """The content of what `sealed` made.
+
+    Raises:
+        ValueError: it is anything else, or was damaged.
+    """
+    values = strict_json(data)
+    if not isinstance(values, dict) or not isinstance(values.get("content"), dict):
+        raise ValueError("no record of edgehp")
+    if values.get("sha256") != json_digest(values["content"]):
+        raise ValueError("its digest does not fit")
+    return values["content"]

@@ -1,11 +1,10 @@
-"""Whom a device believes: public keys, or the identity behind a keyless signature."""
+"""The keys that a device trusts, and the private ones that sign."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import stat
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,9 +15,7 @@ from edgehp.errors import EnvironmentalError, UsageError
 
 __all__ = [
     "PASSWORD_VARIABLE",
-    "Identity",
     "PublicKey",
-    "Trust",
     "described",
     "fingerprint_of",
     "read_private_key",
@@ -50,23 +47,6 @@ class PublicKey:
     fingerprint: str
     pem: bytes
     source: str
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Who signed without a key (Sigstore): an e-mail address or workflow, and who vouches for it.
-
-    Attributes:
-        name: such as ``"release@example.com"``.
-        issuer: URL of the OpenID Connect issuer.
-    """
-
-    name: str
-    issuer: str
-
-
-# One of these keys, or this identity.
-Trust = Sequence[PublicKey] | Identity
 
 
 def require(module: str, extra: str) -> Any:

@@ -14,10 +14,12 @@ takes the release key (`edgehp.shipping.bundle`).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,28 +28,12 @@ from edgehp._hashing import sha256_file
 from edgehp.errors import DataError, UsageError
 from edgehp.shipping import disk
 from edgehp.shipping.bundle import verify_bundle
-from edgehp.shipping.keys import Trust
-from edgehp.shipping.offer import FIELD, Offer
-from edgehp.shipping.repository_files import (
-    STAGED,
-    newest,
-    newest_root,
-    read_metadata,
-    staged_or_published,
-    version_of,
-    write_metadata,
-    writing,
-)
-from edgehp.shipping.repository_keys import (
-    check_apart,
-    new_key,
-    require_tuf,
-    revoked_root,
-    signer_of,
-)
+from edgehp.shipping.keys import PublicKey, read_private_key, require
+from edgehp.shipping.offers import FIELD, Offer
 
 if TYPE_CHECKING:
-    from tuf.api.metadata import Metadata, Root
+    from securesystemslib.signer import CryptoSigner
+    from tuf.api.metadata import Metadata, Root, Targets
 
 __all__ = ["LIFETIMES", "ROLES", "Published", "add", "init", "publish", "rotate_key"]
 
@@ -57,6 +43,8 @@ ROLES = ("root", "targets", "snapshot", "timestamp")
 LIFETIMES = {"root": 1095, "targets": 365, "snapshot": 365, "timestamp": 30}
 # Beside the list of targets, and signed with it: serials are never used twice.
 _SERIAL = "edgehp-serial"
+# Folder of what the next `publish` makes public.
+STAGED = ".staged"
 
 
 @dataclass(frozen=True)
@@ -84,21 +72,21 @@ def init(
         UsageError: there is something already, the keys would be public, or one cannot be used.
         EnvironmentalError: the disk refuses, or a package is missing.
     """
-    require_tuf()
+    _require_tuf()
     from tuf.api.metadata import Metadata, Root, Targets
 
     if (folder / "metadata").exists():
         raise UsageError(f"{folder} holds a repository already; choose another folder")
-    check_apart(folder, keys)
+    _check_apart(folder, keys)
     if folder.is_dir() and any(entry.name != STAGED for entry in folder.iterdir()):
         raise UsageError(f"{folder} is not empty, and all in it would be public; choose another")
-    with writing(folder):
+    with _writing(folder):
         signers = {}
         for role in ROLES:
             path = keys / f"{role}.pem"
             if not path.exists():
-                new_key(path, password)
-            signers[role] = signer_of(path, password)
+                _new_key(path, password)
+            signers[role] = _signer_of(path, password)
         root = Root(expires=_expiry("root", now), consistent_snapshot=True)
         for role, signer in signers.items():
             root.add_key(signer.public_key, role)
@@ -108,13 +96,13 @@ def init(
         targets.signed.unrecognized_fields[_SERIAL] = 0
         for name in ("metadata", "targets", STAGED):
             disk.make_folder(folder / name)
-        write_metadata(folder / STAGED / "targets.json", targets)
-        write_metadata(folder / "metadata" / "1.root.json", signed)
+        _write_metadata(folder / STAGED / "targets.json", targets)
+        _write_metadata(folder / "metadata" / "1.root.json", signed)
     publish(folder, keys, password=password, now=now)
     return folder / "metadata" / "1.root.json"
 
 
-def add(folder: Path, bundle: Path, trust: Trust) -> Offer:
+def add(folder: Path, bundle: Path, trust: Sequence[PublicKey]) -> Offer:
     """Put a bundle into the repository, with the next serial; devices see it after `publish`.
 
     Args:
@@ -127,28 +115,28 @@ def add(folder: Path, bundle: Path, trust: Trust) -> Offer:
         UsageError: its content is listed as the newest already.
         EnvironmentalError: the disk refuses, or a package is missing.
     """
-    require_tuf()
+    _require_tuf()
     from tuf.api.metadata import TargetFile
 
     verified = verify_bundle(bundle, trust)
-    newest_root(folder)
-    with writing(folder):
-        targets = staged_or_published(folder)
+    _newest_root(folder)
+    with _writing(folder):
+        targets = _staged_or_published(folder)
         serial = 1 + int(targets.signed.unrecognized_fields.get(_SERIAL, 0))
         offer = Offer.of(verified, serial)
         for path, listed in targets.signed.targets.items():
             known = (listed.custom or {}).get(FIELD, {})
             if known.get("content") == offer.content and known.get("serial") == serial - 1:
                 raise UsageError(f"{folder} lists this bundle already, as its newest: {path}")
-        digest = sha256_file(bundle)
-        public = folder / "targets" / f"{digest}.{offer.path}"
         copy = folder / STAGED / "copy"
         disk.remove_tree(copy)
         with bundle.open("rb") as source:
             disk.write_file(copy, iter(lambda: source.read(2**20), b""))
         # What was verified is what is listed, whatever happened to the file meanwhile.
-        if verify_bundle(copy, trust).digest != verified.digest or sha256_file(copy) != digest:
+        if verify_bundle(copy, trust) != replace(verified, path=copy):
             raise DataError(f"{bundle} changed while it was copied; add it again")
+        digest = sha256_file(copy)
+        public = folder / "targets" / f"{digest}.{offer.path}"
         target = TargetFile(copy.stat().st_size, {"sha256": digest}, offer.path)
         target.unrecognized_fields["custom"] = {FIELD: offer.to_dict()}
         disk.make_folder(public.parent)
@@ -156,7 +144,7 @@ def add(folder: Path, bundle: Path, trust: Trust) -> Offer:
         disk.flush_folder(public.parent)
         targets.signed.targets[offer.path] = target
         targets.signed.unrecognized_fields[_SERIAL] = serial
-        write_metadata(folder / STAGED / "targets.json", targets)
+        _write_metadata(folder / STAGED / "targets.json", targets)
     return offer
 
 
@@ -185,14 +173,14 @@ def publish(
         UsageError: a key is missing or is not the one that the root names.
         EnvironmentalError: the disk refuses, or a package is missing.
     """
-    require_tuf()
+    _require_tuf()
     from tuf.api.metadata import Metadata, MetaFile, Snapshot, Timestamp
 
     metadata = folder / "metadata"
     made: dict[str, int] = {}
 
     def signed(role: str, root: Metadata[Root], item: Metadata[Any]) -> bytes:
-        signer = signer_of(keys / f"{role}.pem", password)
+        signer = _signer_of(keys / f"{role}.pem", password)
         item.signed.expires = _expiry(role, now, days if role == "timestamp" else None)
         item.signatures.clear()
         item.sign(signer)
@@ -204,23 +192,23 @@ def publish(
         made[role] = item.signed.version
         return item.to_bytes()
 
-    with writing(folder):
+    with _writing(folder):
         rotated = folder / STAGED / "root.json"
-        root = read_metadata(rotated) if rotated.exists() else newest_root(folder)
+        root = _read_metadata(rotated) if rotated.exists() else _newest_root(folder)
         # Everything is signed before anything is written: a missing key changes nothing.
         files: list[tuple[str, bytes]] = []
-        staged, public = folder / STAGED / "targets.json", newest(folder, "targets")
-        targets = read_metadata(staged) if staged.exists() else read_metadata(public)  # type: ignore[arg-type]
+        staged, public = folder / STAGED / "targets.json", _newest(folder, "targets")
+        targets = _read_metadata(staged) if staged.exists() else _read_metadata(public)  # type: ignore[arg-type]
         renew = staged.exists() or not _lasts(root, "targets", targets, now)
         if renew:
-            targets.signed.version = 1 + version_of(public)
+            targets.signed.version = 1 + _version_of(public)
             files.append(
                 (f"{targets.signed.version}.targets.json", signed("targets", root, targets))
             )
-        path = newest(folder, "snapshot")
-        snapshot = Metadata(Snapshot()) if path is None else read_metadata(path)
+        path = _newest(folder, "snapshot")
+        snapshot = Metadata(Snapshot()) if path is None else _read_metadata(path)
         if renew or not _lasts(root, "snapshot", snapshot, now):
-            snapshot.signed.version = 1 + version_of(path)
+            snapshot.signed.version = 1 + _version_of(path)
             if renew:
                 snapshot.signed.meta = {"targets.json": _described(MetaFile, targets, files[-1][1])}
             files.append(
@@ -228,9 +216,9 @@ def publish(
             )
             description = _described(MetaFile, snapshot, files[-1][1])
         else:
-            description = read_metadata(metadata / "timestamp.json").signed.snapshot_meta
+            description = _read_metadata(metadata / "timestamp.json").signed.snapshot_meta
         path = metadata / "timestamp.json"
-        timestamp = read_metadata(path) if path.exists() else Metadata(Timestamp())
+        timestamp = _read_metadata(path) if path.exists() else Metadata(Timestamp())
         timestamp.signed.version = 1 + (timestamp.signed.version if path.exists() else 0)
         timestamp.signed.snapshot_meta = description
         files.append(("timestamp.json", signed("timestamp", root, timestamp)))
@@ -274,20 +262,20 @@ def rotate_key(
         UsageError: no such role, or the root key is missing or another.
         EnvironmentalError: the disk refuses, or a package is missing.
     """
-    require_tuf()
+    _require_tuf()
     if role not in ROLES:
         raise UsageError(f"no role {role!r}; expected one of {', '.join(ROLES)}")
-    check_apart(folder, keys)
+    _check_apart(folder, keys)
     staged = folder / STAGED / "root.json"
-    with writing(folder):
-        published = newest_root(folder)
-        root = read_metadata(staged) if staged.exists() else newest_root(folder)
+    with _writing(folder):
+        published = _newest_root(folder)
+        root = _read_metadata(staged) if staged.exists() else _newest_root(folder)
         path = keys / f"{role}.pem"
         fresh = keys / f"{role}.pem.new"
-        signers = [signer_of(keys / "root.pem", password)]
+        signers = [_signer_of(keys / "root.pem", password)]
         disk.remove_tree(fresh)
-        new_key(fresh, password)
-        new = signer_of(fresh, password)
+        _new_key(fresh, password)
+        new = _signer_of(fresh, password)
         for keyid in list(root.signed.roles[role].keyids):
             root.signed.revoke_key(keyid, role)
         root.signed.add_key(new.public_key, role)
@@ -295,7 +283,7 @@ def rotate_key(
         root.signed.expires = _expiry("root", now)
         if role == "root":
             signers.append(new)
-        signers += revoked_root(published, keys, password, signers)
+        signers += _revoked_root(published, keys, password, signers)
         root.signatures.clear()
         for signer in signers:
             root.sign(signer, append=True)
@@ -310,7 +298,7 @@ def rotate_key(
             disk.move(path, keys / f"{role}.pem.{old}.revoked")
         disk.move(fresh, path)
         disk.make_folder(staged.parent)
-        write_metadata(staged, root)
+        _write_metadata(staged, root)
     return path
 
 
@@ -341,3 +329,172 @@ def _counts(root: Metadata[Root], role: str, item: Metadata[Any]) -> bool:
 def _described(kind: Callable[..., Any], item: Metadata[Any], data: bytes) -> Any:
     digest = hashlib.sha256(data).hexdigest()
     return kind(item.signed.version, len(data), {"sha256": digest})
+
+
+# --- the metadata files ---------------------------------------------------------------------------
+
+
+def _newest_root(folder: Path) -> Metadata[Root]:
+    """The root metadata that is public.
+
+    Raises:
+        DataError: no repository.
+    """
+    path = _newest(folder, "root")
+    if path is None:
+        raise DataError(f"{folder} is no repository; make one with: edgehp repo init {folder}")
+    return _read_metadata(path)
+
+
+def _staged_or_published(folder: Path) -> Metadata[Targets]:
+    """The list of targets that the next `publish` signs.
+
+    Raises:
+        DataError: there is none.
+    """
+    staged = folder / STAGED / "targets.json"
+    path = staged if staged.exists() else _newest(folder, "targets")
+    if path is None:
+        raise DataError(f"{folder}: the list of targets is missing; restore it from a copy")
+    return _read_metadata(path)
+
+
+def _newest(folder: Path, role: str) -> Path | None:
+    """The file with the largest version, None where there is none."""
+    found = [
+        (int(path.name.partition(".")[0]), path)
+        for path in (folder / "metadata").glob(f"*.{role}.json")
+        if path.name.partition(".")[0].isdecimal()
+    ]
+    return max(found)[1] if found else None
+
+
+def _version_of(path: Path | None) -> int:
+    """The version in the name of a file; 0 where there is none."""
+    return 0 if path is None else int(path.name.partition(".")[0])
+
+
+def _read_metadata(path: Path) -> Metadata[Any]:
+    """The metadata in a file, whoever signed it.
+
+    Raises:
+        DataError: it is none.
+        OSError: it cannot be read.
+    """
+    from tuf.api.metadata import Metadata
+    from tuf.api.serialization import DeserializationError
+
+    try:
+        return Metadata.from_bytes(path.read_bytes())
+    except DeserializationError as e:
+        raise DataError(f"{path} is no TUF metadata ({e}); restore it from a copy") from e
+
+
+def _write_metadata(path: Path, item: Metadata[Any]) -> None:
+    """Replace a file, whole or not at all.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    disk.replace_file(path, item.to_bytes())
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """One publisher at a time; an `OSError` of the block is said as one about the repository.
+
+    Raises:
+        EnvironmentalError: somebody else is at it, or the disk refuses.
+    """
+    with disk.writing(f"the repository {folder}", "check its owner and the disk"):
+        if not (folder / "metadata").is_dir():
+            yield
+            return
+        disk.make_folder(folder / STAGED)
+        busy = f"somebody else is changing {folder}; wait for it"
+        with disk.exclusive(folder / STAGED / "lock", busy):
+            yield
+
+
+# --- the keys -------------------------------------------------------------------------------------
+
+
+def _require_tuf() -> None:
+    """Say what to install where the packages are missing.
+
+    Raises:
+        EnvironmentalError: they are.
+    """
+    require("tuf.api.metadata", "sign")
+    require("cryptography", "sign")
+
+
+def _new_key(path: Path, password: str | None) -> None:
+    """Make a P-256 key, in a file that only its owner reads.
+
+    Raises:
+        OSError: it exists, or the disk refuses.
+    """
+    ec = require("cryptography.hazmat.primitives.asymmetric.ec", "sign")
+    serialization = require("cryptography.hazmat.primitives.serialization", "sign")
+    encryption = (
+        serialization.BestAvailableEncryption(password.encode())
+        if password
+        else serialization.NoEncryption()
+    )
+    data = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
+    )
+    if not path.parent.is_dir():
+        disk.make_folder(path.parent)
+        os.chmod(path.parent, 0o700)  # noqa: PTH101
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    disk.replace_file(path, data, mode=0o600)
+
+
+def _check_apart(folder: Path, keys: Path) -> None:
+    """Refuse to keep private keys where a web server would hand them out.
+
+    Raises:
+        UsageError: `keys` is in `folder`.
+    """
+    public, private = folder.resolve(), keys.resolve()
+    if private == public or public in private.parents:
+        raise UsageError(
+            f"the keys would be in {keys}, inside the repository, and public with it; choose a "
+            "folder elsewhere with --keys"
+        )
+
+
+def _signer_of(path: Path, password: str | None) -> CryptoSigner:
+    """A private key that signs.
+
+    Raises:
+        UsageError: the file is missing, holds no such key, or the password is missing or wrong.
+    """
+    from securesystemslib.signer import CryptoSigner
+
+    key, _ = read_private_key(path, password)
+    try:
+        return CryptoSigner(key)
+    except (ValueError, TypeError) as e:
+        text = " ".join(str(e).split())[:120]
+        raise UsageError(f"{path}: a key that signs no list ({text}); give another file") from e
+
+
+def _revoked_root(
+    published: Metadata[Root], keys: Path, password: str | None, have: list[CryptoSigner]
+) -> list[CryptoSigner]:
+    """The public root's own key, where an unpublished rotation put it aside.
+
+    Raises:
+        UsageError: as `signer_of`.
+    """
+    wanted = set(published.signed.roles["root"].keyids) - {s.public_key.keyid for s in have}
+    found = []
+    for path in sorted(keys.glob("root.pem.*.revoked")) if wanted else []:
+        signer = _signer_of(path, password)
+        if signer.public_key.keyid in wanted:
+            found.append(signer)
+    return found

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 import edgehp
 from edgehp import errors
+from edgehp._json import strict_json
 from edgehp.artifact import golden_crops, load_artifact, verify_golden
 from edgehp.artifact.device import DeviceProbe
 from edgehp.engines import open_engine
@@ -34,8 +35,7 @@ _CODE = (
 )
 
 
-@dataclass(frozen=True)
-class SelfTestResult:
+class SelfTestResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the golden vectors gave.
 
     Attributes:
@@ -49,30 +49,6 @@ class SelfTestResult:
     tolerance_degrees: float
     latency_ms: float
     max_latency_ms: float | None
-
-    def to_dict(self) -> dict[str, float | None]:
-        """A dictionary for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Any) -> SelfTestResult:
-        """The inverse of `to_dict`.
-
-        Raises:
-            ValueError: it is anything else.
-        """
-        names = ("worst_degrees", "tolerance_degrees", "latency_ms", "max_latency_ms")
-        if not isinstance(values, dict) or values.keys() != set(names):
-            raise ValueError("no result of a self-test")
-        for name in names:
-            number = values[name]
-            if number is None and name == "max_latency_ms":
-                continue
-            if isinstance(number, bool) or not isinstance(number, (int, float)):
-                raise ValueError(f"{name} is no number")
-            if not math.isfinite(number):
-                raise ValueError(f"{name} is not finite")
-        return cls(*(values[n] for n in names))
 
 
 def self_test(artifact: Path, device: DeviceProbe | None = None) -> SelfTestResult:
@@ -144,10 +120,10 @@ def _answer(artifact: Path, done: subprocess.CompletedProcess[bytes]) -> SelfTes
     # The last line: runtimes write what they like before it.
     lines = done.stdout.decode(errors="replace").strip().splitlines()
     try:
-        answer = json.loads(lines[-1])
+        answer = strict_json(lines[-1].encode())
         if "error" in answer:
             raise _error(str(answer["error"]), str(answer["message"]))
-        return SelfTestResult.from_dict(answer)
+        return msgspec.convert(answer, SelfTestResult)
     except (IndexError, KeyError, TypeError, ValueError) as e:
         tail = " ".join(done.stderr.decode(errors="replace").split())[-300:]
         raise CompatibilityError(
@@ -166,7 +142,7 @@ def _error(name: str, message: str) -> EdgehpError:
 def _child(artifact: str) -> None:
     """In the other process: test, and write the answer as the last line of stdout."""
     try:
-        answer: dict[str, Any] = self_test(Path(artifact)).to_dict()
+        answer: Any = msgspec.to_builtins(self_test(Path(artifact)))
     except EdgehpError as e:
         answer = {"error": type(e).__name__, "message": str(e)}
     # Not print: this is a protocol between two processes, and nobody's output.

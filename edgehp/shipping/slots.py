@@ -1,4 +1,4 @@
-"""Two slots on the device: install, switch, start, roll back.
+"""Two slots on the device: install, switch, start, confirm, roll back.
 
 Under the root directory::
 
@@ -9,7 +9,8 @@ Under the root directory::
     slots/b/
     slots/.staging-XXXXXXXX/    an installation in progress; a dead one is removed by the next
 
-`state.json` is replaced by one rename; everything it names was flushed to disk before.
+`state.json` is replaced by one rename; everything it names was flushed to disk before. It and the
+records hold a digest of their own, so that a damaged one is noticed.
 """
 
 from __future__ import annotations
@@ -17,47 +18,48 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec.structs import replace
 
 from edgehp._hashing import sha256_file
+from edgehp.artifact import load_artifact
 from edgehp.artifact.check import check_device
 from edgehp.artifact.device import DeviceProbe, HostProbe
 from edgehp.artifact.manifest import MANIFEST_NAME
-from edgehp.errors import DataError, EnvironmentalError
-from edgehp.shipping import disk
-from edgehp.shipping.bundle import VerifiedBundle, verify_bundle
-from edgehp.shipping.examine import SelfTest, examine, is_root, is_whole, nothing_installed, writing
-from edgehp.shipping.keys import Trust
-from edgehp.shipping.records import (
-    SLOT_NAMES,
-    Slot,
-    State,
-    other_than,
-    read_slot,
-    read_state,
-    slot_folder,
-    write_record,
-    write_state,
+from edgehp.errors import (
+    AccuracyError,
+    CompatibilityError,
+    DataError,
+    EdgehpError,
+    EnvironmentalError,
 )
-from edgehp.shipping.selftest import run_self_test
-from edgehp.shipping.start import MAX_FAILED_STARTS, Boot, boot, confirm
+from edgehp.shipping import disk
+from edgehp.shipping.bundle import VerifiedBundle
+from edgehp.shipping.selftest import SelfTestResult, run_self_test
 
 __all__ = [
     "MAX_FAILED_STARTS",
+    "SLOT_NAMES",
     "Boot",
     "Finisher",
     "SelfTest",
     "Slot",
+    "State",
     "Status",
     "boot",
     "confirm",
     "current",
     "default_root",
     "install",
+    "is_whole",
+    "read_slot",
+    "read_state",
     "rollback",
     "status",
 ]
@@ -65,16 +67,84 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 ROOT_VARIABLE = "EDGEHP_ROOT"
+SLOT_NAMES = ("a", "b")
+MAX_FAILED_STARTS = 3
 _DEFAULT_ROOT = "/var/lib/edgehp"
+_STATE = "state.json"
+_RECORD = "record.json"
+_LARGEST = 256 * 1024
+_SCHEMA = 2
+# Reasons are kept for people; eight are more than two slots can hold.
+_FAILURES_KEPT = 8
 # Records, folders and the file system's own bookkeeping.
 _SPARE_BYTES = 32 * 2**20
 # Building here: the unpacked files, the writer's copy of them, and an engine with its caches.
 _DEFERRED_FACTOR = 4
-_LOCK_TRIES = 5
-_LOCK_PAUSE_S = 0.05
+# How often a start begins anew because slots changed below it; each takes an installation.
+_TRIES = 5
 
 # Builds the engine of the deferred artifact in this directory, in place.
 Finisher = Callable[[Path], None]
+# From an artifact directory to what its golden vectors gave. Checks hashes and device before it
+# opens the engine, and raises an `EdgehpError` if anything is not right.
+SelfTest = Callable[[Path], SelfTestResult]
+
+
+class Slot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An installed slot.
+
+    Attributes:
+        name: ``"a"`` or ``"b"``.
+        artifact: the artifact directory, for `edgehp.artifact.load_artifact`.
+        digest: of the bundle it came from (`VerifiedBundle.digest`).
+        signer: who signed that bundle.
+        artifact_name: of the manifest.
+        sequence: counts installations on this device; the larger is the newer.
+        manifest_sha256: of the manifest in the slot; differs from the signed one where the engine
+            was built here.
+        built_here: the engine was built on this device from a deferred bundle.
+        selftest: what the golden vectors gave at installation.
+    """
+
+    name: str
+    artifact: Path
+    digest: str
+    signer: str
+    artifact_name: str
+    sequence: int
+    manifest_sha256: str
+    built_here: bool
+    selftest: SelfTestResult
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary for JSON."""
+        values: dict[str, Any] = msgspec.to_builtins(self, enc_hook=str)
+        return values
+
+
+class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which slot is current.
+
+    Attributes:
+        current: its name, None where nothing is installed.
+        sequence: of the newest installation.
+        starts: of the current slot that nobody confirmed.
+        failed: digest of a bundle -> why it was left.
+    """
+
+    current: Literal["a", "b"] | None = None
+    sequence: int = 0
+    starts: int = 0
+    failed: dict[str, str] = {}
+
+    def with_failure(self, digest: str, reason: str) -> dict[str, str]:
+        """`failed` and one more; the oldest are forgotten."""
+        kept = {**self.without_failure(digest), digest: reason[:500]}
+        return dict(list(kept.items())[-_FAILURES_KEPT:])
+
+    def without_failure(self, digest: str) -> dict[str, str]:
+        """`failed` without the one of `digest`."""
+        return {k: v for k, v in self.failed.items() if k != digest}
 
 
 @dataclass(frozen=True)
@@ -86,7 +156,7 @@ class Status:
         current: the slot in use, None where nothing is installed.
         other: the slot to return to, None where there is none.
         unconfirmed_starts: starts of the current slot since the last `confirm`.
-        failed: digest -> reason, of slots that were left because they failed.
+        failed: digest -> reason, of bundles that failed here and of slots that were left.
         installing: an installer is at work; None where this user may not know.
     """
 
@@ -98,14 +168,31 @@ class Status:
     installing: bool | None
 
 
+@dataclass(frozen=True)
+class Boot:
+    """The answer to `boot`.
+
+    Attributes:
+        slot: to run.
+        selftest: what its golden vectors gave now.
+        fell_back: why the slot that was current before was left, None where it was kept.
+    """
+
+    slot: Slot
+    selftest: SelfTestResult
+    fell_back: str | None
+
+
 def default_root() -> Path:
     """``$EDGEHP_ROOT``, else ``/var/lib/edgehp``."""
     return Path(os.environ.get(ROOT_VARIABLE) or _DEFAULT_ROOT)
 
 
+# --- installing -----------------------------------------------------------------------------------
+
+
 def install(
-    bundle: Path,
-    trust: Trust,
+    bundle: VerifiedBundle,
     root: Path,
     *,
     device: DeviceProbe | None = None,
@@ -113,14 +200,14 @@ def install(
     finisher: Finisher | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Slot:
-    """Verify a bundle, unpack it into the slot that is not current, test it and switch to it.
+    """Unpack a verified bundle into the slot that is not current, test it and switch to it.
 
     Killed at any moment, the current slot is the old one or the new one, whole and tested.
-    Installing what is already current does nothing and returns it.
+    Installing what is already current does nothing and returns it. A bundle that cannot be built
+    or fails its self-test is noted in `Status.failed`.
 
     Args:
-        bundle: the file.
-        trust: see `verify_bundle`.
+        bundle: see `edgehp.shipping.bundle.verify_bundle`.
         root: made if it does not exist.
         device: facts about this device; probed when omitted.
         selftest: runs the golden vectors; `edgehp.shipping.selftest.run_self_test` when omitted.
@@ -128,37 +215,153 @@ def install(
         progress: told the name of every step as it begins.
 
     Raises:
-        DataError, CompatibilityError: as `verify_bundle`; or for another device; or the self-test
-            failed. The slot in use is untouched.
+        CompatibilityError: the bundle is for another device, its file has changed since it was
+            verified, or the self-test failed. The slot in use is untouched.
         EnvironmentalError: too little disk space, another installer at work, a package missing.
         AccuracyError: an engine built here drops more than the gate allows.
     """
-    say = progress or (lambda _: None)
-    say("verify")
-    verified = verify_bundle(bundle, trust)
     # Before anything is unpacked; a deferred one is checked by whoever finishes it.
-    check_device(verified.manifest, device or HostProbe(), str(bundle))
-    with writing(root), _one_installer(root):
-        _sweep(root)
+    check_device(bundle.manifest, device or HostProbe(), str(bundle.path))
+    with _installing(root):
+        disk.sweep(root / "slots", ".staging-", ".old-")
+        disk.sweep(root, f".{_STATE}.")
         state = read_state(root)
         kept = None if state.current is None else read_slot(root, state.current)
-        if kept is not None and kept.digest == verified.digest and is_whole(kept):
-            logger.info("%s is installed already, in slot %s", verified.manifest.name, kept.name)
+        if kept is not None and kept.digest == bundle.digest and is_whole(kept):
+            logger.info("%s is installed already, in slot %s", bundle.manifest.name, kept.name)
             return kept
-        if verified.digest in state.failed:
-            logger.warning("this bundle was left once because: %s", state.failed[verified.digest])
-        _check_space(root, verified)
+        if bundle.digest in state.failed:
+            logger.warning("this bundle was left once because: %s", state.failed[bundle.digest])
+        factor = _DEFERRED_FACTOR if bundle.manifest.state == "deferred" else 1
+        needed = bundle.size * factor + _SPARE_BYTES
+        disk.require_space(root, needed, "install beside what runs")
         stage = root / "slots" / f".staging-{secrets.token_hex(4)}"
+        say = progress or (lambda _: None)
         try:
-            slot = _staged(
-                stage, verified, root, selftest or run_self_test, finisher or _finish, say
-            )
+            say("unpack")
+            bundle.extract(stage / "artifact")
+            try:
+                result = _proved(bundle, stage / "artifact", selftest, finisher, say)
+            except (CompatibilityError, AccuracyError) as e:
+                with _state_lock(root):
+                    state = read_state(root)
+                    _write(root, replace(state, failed=state.with_failure(bundle.digest, str(e))))
+                raise
+            slot = _recorded(bundle, stage, root, result)
             say("switch")
             return _switched(root, stage, slot)
         except BaseException:
             # Interruptions too: what was staged is of no use to anybody.
             disk.remove_tree(stage)
             raise
+
+
+def _proved(
+    bundle: VerifiedBundle,
+    artifact: Path,
+    selftest: SelfTest | None,
+    finisher: Finisher | None,
+    say: Callable[[str], None],
+) -> SelfTestResult:
+    """Build the engine if need be, and test it."""
+    if bundle.manifest.state == "deferred":
+        say("build the engine")
+        (finisher or _finish)(artifact)
+        disk.flush_tree(artifact)
+    say("self-test")
+    return (selftest or run_self_test)(artifact)
+
+
+def _finish(artifact: Path) -> None:
+    # The build side, needed for deferred artifacts only.
+    from edgehp.pipeline.finish import finish
+
+    finish(artifact)
+
+
+def _recorded(bundle: VerifiedBundle, stage: Path, root: Path, result: SelfTestResult) -> Slot:
+    """Write the record of what was staged; all of it is on disk when this returns."""
+    slots = [s for name in SLOT_NAMES if (s := read_slot(root, name)) is not None]
+    slot = Slot(
+        name="",
+        artifact=stage / "artifact",
+        digest=bundle.digest,
+        signer=bundle.signer,
+        artifact_name=bundle.manifest.name,
+        sequence=1 + max([read_state(root).sequence, *(s.sequence for s in slots)]),
+        manifest_sha256=sha256_file(stage / "artifact" / MANIFEST_NAME),
+        built_here=bundle.manifest.state == "deferred",
+        selftest=result,
+    )
+    values = slot.to_dict()
+    del values["name"], values["artifact"]
+    disk.write_file(stage / _RECORD, [disk.sealed({"schema": _SCHEMA, **values})])
+    disk.flush_folder(stage)
+    disk.flush_folder(stage.parent)
+    return slot
+
+
+def _switched(root: Path, stage: Path, slot: Slot) -> Slot:
+    """Put the staged slot in the place of the one that can be spared, and make it current."""
+    with _state_lock(root):
+        state = read_state(root)
+        name = _spare(root, state)
+        target = root / "slots" / name
+        old = root / "slots" / f".old-{secrets.token_hex(4)}"
+        if target.exists():
+            disk.move(target, old)
+        disk.move(stage, target)
+        _write(root, State(name, slot.sequence, 0, state.without_failure(slot.digest)))
+    disk.remove_tree(old)
+    return replace(slot, name=name, artifact=target / "artifact")
+
+
+def _spare(root: Path, state: State) -> Literal["a", "b"]:
+    """The slot to overwrite: not the current one, unless only the other one is whole."""
+    if state.current is None:
+        return "a"
+    kept = read_slot(root, state.current)
+    other = read_slot(root, _other_than(state.current))
+    if (kept is None or not is_whole(kept)) and other is not None and is_whole(other):
+        return state.current
+    return _other_than(state.current)
+
+
+def rollback(root: Path, *, selftest: SelfTest | None = None) -> Slot:
+    """Verify and test the other slot and switch to it.
+
+    Raises:
+        DataError: there is no other slot.
+        CompatibilityError: it does not pass; the current slot stays.
+        EnvironmentalError: an installer is at work, or the root cannot be written.
+    """
+    if not _is_root(root):
+        raise _nothing_installed(root)
+    with _installing(root):
+        other = status(root).other
+        if other is None:
+            raise DataError(f"{root} has no other slot to return to; install a bundle first")
+        # Before the lock: a runtime that waits for it to `confirm` would miss its watchdog. Slots
+        # do not change meanwhile, this is the one installer.
+        _examine(other, selftest or run_self_test)
+        with _state_lock(root):
+            state = read_state(root)
+            failed = state.without_failure(other.digest)
+            _write(root, replace(state, current=other.name, starts=0, failed=failed))
+        return other
+
+
+@contextmanager
+def _installing(root: Path) -> Iterator[None]:
+    """Be the one installer under `root`, and say what the disk refuses."""
+    with _writing(root):
+        disk.make_folder(root / "slots")
+        busy = f"another installer is at work in {root}; wait for it"
+        with disk.exclusive(root / "lock", busy):
+            yield
+
+
+# --- looking --------------------------------------------------------------------------------------
 
 
 def status(root: Path) -> Status:
@@ -168,13 +371,13 @@ def status(root: Path) -> Status:
         DataError: there is no such directory.
         EnvironmentalError: this user may not look into it.
     """
-    if not is_root(root):
+    if not _is_root(root):
         raise DataError(f"{root}: no such directory; install a bundle with 'edgehp install FILE'")
     state = read_state(root)
     return Status(
         root=root,
         current=None if state.current is None else read_slot(root, state.current),
-        other=None if state.current is None else read_slot(root, other_than(state.current)),
+        other=None if state.current is None else read_slot(root, _other_than(state.current)),
         unconfirmed_starts=state.starts,
         failed=dict(state.failed),
         installing=disk.is_locked(root / "lock"),
@@ -189,150 +392,264 @@ def current(root: Path) -> Slot:
     """
     found = status(root).current
     if found is None:
-        raise nothing_installed(root)
+        raise _nothing_installed(root)
     return found
 
 
-def rollback(root: Path, *, selftest: SelfTest | None = None) -> Slot:
-    """Verify and test the other slot and switch to it.
+def is_whole(slot: Slot) -> bool:
+    """Whether every byte of a slot is as recorded; the engine is not opened."""
+    try:
+        _check_record(slot)
+        load_artifact(slot.artifact, bytes_only=True)
+    except (EdgehpError, OSError) as e:
+        logger.warning("slot %s: %s", slot.name, e)
+        return False
+    return True
+
+
+# --- starting -------------------------------------------------------------------------------------
+
+
+def boot(root: Path, *, selftest: SelfTest | None = None) -> Boot:
+    """Choose the slot to run: count the start, verify the hashes, run the self-test.
+
+    The start is written down before anything is tried, so that a crash or a power cut counts. The
+    other slot is taken where the current one fails, or was started three times
+    (`MAX_FAILED_STARTS`) without `confirm`. Call `confirm` once frames flow.
+
+    A root that cannot be written is warned about and starts are not counted: a full or read-only
+    disk must not stop a network that works. Nobody waits for the self-tests, which take minutes at
+    worst: where an installer switches meanwhile, the start begins anew with what is current then.
 
     Raises:
-        DataError: there is no other slot.
-        CompatibilityError: it does not pass; the current slot stays.
-        EnvironmentalError: an installer is at work, or the root cannot be written.
+        DataError: nothing is installed.
+        CompatibilityError: neither slot passes; both reasons are named.
+        EnvironmentalError: neither slot passes, for a driver or package that is missing; the root
+            cannot be read; or the slots change again and again.
     """
-    if not is_root(root):
-        raise nothing_installed(root)
-    with writing(root), _one_installer(root):
-        state = read_state(root)
-        other = None if state.current is None else read_slot(root, other_than(state.current))
-        if other is None:
-            raise DataError(f"{root} has no other slot to return to; install a bundle first")
-        # Before the lock: a runtime that waits for it to `confirm` would miss its watchdog. Slots
-        # do not change meanwhile, this is the one installer.
-        examine(other, selftest or run_self_test)
-        with disk.locked(root / "state.lock", wait=True):
-            state = read_state(root)
-            write_state(
-                root,
-                replace(
-                    state,
-                    current=other.name,
-                    starts=0,
-                    failed=state.without_failure(other.digest),
-                ),
-            )
-        return other
-
-
-def _staged(
-    stage: Path,
-    verified: VerifiedBundle,
-    root: Path,
-    test: SelfTest,
-    finish: Finisher,
-    say: Callable[[str], None],
-) -> Slot:
-    """Unpack, build if need be, test and write down; all of it is on disk when this returns."""
-    say("unpack")
-    artifact = stage / "artifact"
-    verified.extract(artifact)
-    deferred = verified.manifest.state == "deferred"
-    if deferred:
-        say("build the engine")
-        finish(artifact)
-        disk.flush_tree(artifact)
-    say("self-test")
-    result = test(artifact)
-    slots = [s for name in SLOT_NAMES if (s := read_slot(root, name)) is not None]
-    slot = Slot(
-        name="",
-        artifact=artifact,
-        digest=verified.digest,
-        signer=verified.signer,
-        artifact_name=verified.manifest.name,
-        sequence=1 + max([read_state(root).sequence, *(s.sequence for s in slots)]),
-        manifest_sha256=sha256_file(artifact / MANIFEST_NAME),
-        built_here=deferred,
-        selftest=result,
+    if not _is_root(root):
+        raise _nothing_installed(root)
+    for _ in range(_TRIES):
+        state = _counted(root)
+        try:
+            found = _chosen(root, state, selftest or run_self_test)
+        except EdgehpError:
+            if _unchanged(root, state):
+                raise
+        else:
+            if _settled(root, state, found):
+                return found
+        logger.warning("the slots of %s were changed while a start tested them: anew", root)
+    raise EnvironmentalError(
+        f"{root}: the slots were changed {_TRIES} times while a start tested them; wait for the "
+        "installer and start again"
     )
-    write_record(stage, slot)
-    disk.flush_folder(stage)
-    disk.flush_folder(stage.parent)
-    return slot
 
 
-def _switched(root: Path, stage: Path, slot: Slot) -> Slot:
-    """Put the staged slot in the place of the one that can be spared, and make it current."""
-    with disk.locked(root / "state.lock", wait=True):
+def confirm(root: Path) -> None:
+    """Say that the current slot runs well: its unconfirmed starts are forgotten.
+
+    Raises:
+        DataError: nothing is installed.
+        EnvironmentalError: the root cannot be read or written.
+    """
+    if not _is_root(root):
+        raise _nothing_installed(root)
+    # As `boot`: a start that could be counted can be confirmed, or it would lead to the other slot.
+    with _writing(root), _state_lock_if_possible(root):
         state = read_state(root)
-        name = _spare(root, state)
-        target = slot_folder(root, name)
-        old = root / "slots" / f".old-{secrets.token_hex(4)}"
-        if target.exists():
-            disk.move(target, old)
-        disk.move(stage, target)
-        write_state(
-            root,
-            State(name, slot.sequence, 0, state.without_failure(slot.digest)),
+        if state.current is None:
+            raise _nothing_installed(root)
+        if state.starts:
+            _write(root, replace(state, starts=0))
+
+
+def _counted(root: Path) -> State:
+    """The state before this start, which is written down."""
+    with _state_lock_if_possible(root):
+        state = read_state(root)
+        if state.current is None:
+            raise _nothing_installed(root)
+        _note(root, replace(state, starts=state.starts + 1))
+        return state
+
+
+def _chosen(root: Path, state: State, test: SelfTest) -> Boot:
+    """The current slot if it passes, else the other one; nothing is written."""
+    slot, other = read_slot(root, str(state.current)), read_slot(root, _other_than(state.current))
+    worn_out = state.starts >= MAX_FAILED_STARTS
+    unconfirmed = f"it was started {MAX_FAILED_STARTS} times and never reported to run well"
+    if slot is not None and worn_out and (other is None or other.digest in state.failed):
+        logger.warning("slot %s: %s, and there is none to return to", slot.name, unconfirmed)
+        worn_out = False
+    failure: EdgehpError
+    if slot is None:
+        failure = CompatibilityError("its record is missing or damaged")
+    elif worn_out:
+        failure = CompatibilityError(unconfirmed)
+    else:
+        try:
+            return Boot(slot, _examine(slot, test), None)
+        except EdgehpError as e:
+            failure = e
+    left = f"slot {state.current}: {failure}"
+    if other is None:
+        raise type(failure)(f"{left}; there is no other slot: install a bundle") from failure
+    try:
+        return Boot(other, _examine(other, test), str(failure))
+    except EdgehpError as second:
+        if worn_out and slot is not None:
+            logger.warning("slot %s: %s; slot %s stays", other.name, second, slot.name)
+            return Boot(slot, _examine(slot, test), None)
+        both = isinstance(failure, EnvironmentalError) and isinstance(second, EnvironmentalError)
+        kind = EnvironmentalError if both else CompatibilityError
+        raise kind(f"{left}; slot {other.name}: {second}; install a bundle") from second
+
+
+def _settled(root: Path, state: State, found: Boot) -> bool:
+    """Make what was chosen current; false where the slots were changed meanwhile."""
+    if found.fell_back is None:
+        return _unchanged(root, state)
+    with _state_lock_if_possible(root):
+        if not _unchanged(root, state):
+            return False
+        now, left = read_state(root), read_slot(root, str(state.current))
+        failed = now.failed if left is None else now.with_failure(left.digest, found.fell_back)
+        _note(root, replace(now, current=found.slot.name, starts=1, failed=failed))
+    logger.warning(
+        "slot %s: %s; slot %s runs instead", state.current, found.fell_back, found.slot.name
+    )
+    return True
+
+
+def _unchanged(root: Path, state: State) -> bool:
+    """Whether the slots are still those of `state`."""
+    now = read_state(root)
+    return (now.current, now.sequence) == (state.current, state.sequence)
+
+
+def _examine(slot: Slot, test: SelfTest) -> SelfTestResult:
+    """The self-test of a slot whose manifest is the one that was written down."""
+    _check_record(slot)
+    return test(slot.artifact)
+
+
+def _check_record(slot: Slot) -> None:
+    manifest = slot.artifact / MANIFEST_NAME
+    try:
+        found = sha256_file(manifest)
+    except OSError as e:
+        raise CompatibilityError(
+            f"{manifest} cannot be read ({e.strerror or e}); install the bundle again"
+        ) from e
+    if found != slot.manifest_sha256:
+        raise CompatibilityError(
+            f"{manifest} is not the one that was installed; install the bundle again"
         )
-    disk.remove_tree(old)
-    return replace(slot, name=name, artifact=target / "artifact")
 
 
-def _spare(root: Path, state: State) -> str:
-    """The slot to overwrite: not the current one, unless only the other one is whole."""
-    if state.current is None:
-        return other_than(None)
-    kept = read_slot(root, state.current)
-    other = read_slot(root, other_than(state.current))
-    if (kept is None or not is_whole(kept)) and other is not None and is_whole(other):
-        return state.current
-    return other_than(state.current)
+# --- what is written down -------------------------------------------------------------------------
 
 
-def _finish(artifact: Path) -> None:
-    # The build side, needed for deferred artifacts only.
-    from edgehp.pipeline.finish import finish
+def read_state(root: Path) -> State:
+    """The state under `root`; rebuilt from the slots where the file is missing or damaged."""
+    path = root / _STATE
+    try:
+        return msgspec.convert(_content(path), State)
+    except (OSError, ValueError) as e:
+        slots = [s for name in SLOT_NAMES if (s := read_slot(root, name)) is not None]
+        newest = max(slots, key=lambda s: s.sequence, default=None)
+        found = State() if newest is None else _current(newest)
+        if newest is not None or not isinstance(e, FileNotFoundError):
+            logger.warning(
+                "%s is missing or damaged (%s): slot %s taken as current", path, e, found.current
+            )
+        return found
 
-    finish(artifact)
+
+def _current(slot: Slot) -> State:
+    return State("a" if slot.name == "a" else "b", slot.sequence)
 
 
-def _sweep(root: Path) -> None:
-    """Remove what a killed installer left; the lock says that it is dead."""
-    for entry in sorted((root / "slots").iterdir()):
-        if entry.name.startswith((".staging-", ".old-")):
-            disk.remove_tree(entry)
-    for entry in sorted(root.iterdir()):
-        if entry.name.startswith(".state.json."):
-            disk.remove_tree(entry)
+def read_slot(root: Path, name: str) -> Slot | None:
+    """The record of a slot, None where it is empty or its record is damaged."""
+    folder = root / "slots" / name
+    try:
+        values = _content(folder / _RECORD)
+        return msgspec.convert({**values, "name": name, "artifact": folder / "artifact"}, Slot)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as e:
+        logger.warning("%s is damaged (%s): the slot counts as empty", folder / _RECORD, e)
+        return None
 
 
-def _check_space(root: Path, verified: VerifiedBundle) -> None:
-    factor = _DEFERRED_FACTOR if verified.manifest.state == "deferred" else 1
-    needed = verified.size * factor + _SPARE_BYTES
-    found = os.statvfs(root)
-    free = found.f_bavail * found.f_frsize
-    if free < needed:
-        raise EnvironmentalError(
-            f"{root} has {free / 2**20:.0f} MiB free, {needed / 2**20:.0f} MiB are needed to "
-            "install beside what runs; make room or choose another --root"
-        )
+def _content(path: Path) -> dict[str, Any]:
+    with path.open("rb") as f:
+        values = disk.unsealed(f.read(_LARGEST))
+    if values.pop("schema", None) != _SCHEMA:
+        raise ValueError(f"it is not of schema {_SCHEMA}")
+    return dict(values)
+
+
+def _write(root: Path, state: State) -> None:
+    """Replace the state; when this returns it is on disk.
+
+    Raises:
+        OSError: the disk is full or refuses.
+    """
+    values = {"schema": _SCHEMA, **msgspec.to_builtins(state)}
+    disk.replace_file(root / _STATE, disk.sealed(values))
+
+
+def _note(root: Path, state: State) -> None:
+    """Write the state if the disk lets us."""
+    try:
+        _write(root, state)
+    except OSError as e:
+        logger.warning("%s cannot be written (%s); this start is not counted", root, e)
+
+
+def _state_lock(root: Path) -> AbstractContextManager[None]:
+    return disk.locked(root / "state.lock", wait=True)
 
 
 @contextmanager
-def _one_installer(root: Path) -> Iterator[None]:
-    disk.make_folder(root / "slots")
+def _state_lock_if_possible(root: Path) -> Iterator[None]:
     with ExitStack() as held:
-        for attempt in range(_LOCK_TRIES):
-            try:
-                held.enter_context(disk.locked(root / "lock", wait=False))
-                break
-            except BlockingIOError as e:
-                if attempt == _LOCK_TRIES - 1:
-                    raise EnvironmentalError(
-                        f"another installer is at work in {root}; wait for it"
-                    ) from e
-                # 'edgehp status' looks at the lock for a moment.
-                time.sleep(_LOCK_PAUSE_S)
+        try:
+            held.enter_context(_state_lock(root))
+        except OSError as e:
+            logger.warning("%s cannot be locked (%s); going on without", root, e.strerror or e)
         yield
+
+
+def _writing(root: Path) -> AbstractContextManager[None]:
+    return disk.writing(str(root), "check its owner and the disk, or choose another --root")
+
+
+def _other_than(name: str | None) -> Literal["a", "b"]:
+    return "b" if name == "a" else "a"
+
+
+def _is_root(root: Path) -> bool:
+    """Whether the directory is there.
+
+    Raises:
+        EnvironmentalError: this user may not look into it, where it would seem to be empty.
+    """
+    try:
+        # The point at the end needs the permission to look into it.
+        for inner in (".", "slots/."):
+            os.stat(os.path.join(root, inner))  # noqa: PTH116, PTH118 - Path drops the point
+    except (FileNotFoundError, NotADirectoryError):
+        return root.is_dir()
+    except PermissionError as e:
+        raise EnvironmentalError(
+            f"{root} cannot be read by this user; run this as its owner or as root"
+        ) from e
+    return True
+
+
+def _nothing_installed(root: Path) -> DataError:
+    return DataError(f"{root}: nothing is installed; install a bundle with 'edgehp install FILE'")

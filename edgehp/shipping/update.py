@@ -3,35 +3,31 @@
 Under the root directory of the slots::
 
     updates/lock          flock of the one update
-    updates/memory.json   what was accepted of the repository (`edgehp.shipping.trusted`)
+    updates/memory.json   what was accepted of the repository (`edgehp.shipping.offers`)
     updates/<sha256>.part a bundle on its way
 
 The signed lists say which bundle is the newest for this board, and guard against older or mixed
-ones. What a bundle holds is believed only by its own signature, as `edgehp.shipping.slots.install`
-does: the keys of the repository alone put nothing on a device.
+ones. What a bundle holds is believed only by its own signature: the keys of the repository alone
+put nothing on a device.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgehp.artifact.check import check_device
+from msgspec.structs import replace
+
 from edgehp.artifact.device import DeviceProbe, HostProbe
-from edgehp.errors import AccuracyError, CompatibilityError, EnvironmentalError
+from edgehp.errors import AccuracyError, CompatibilityError
 from edgehp.shipping import disk, slots
 from edgehp.shipping.bundle import verify_bundle
-from edgehp.shipping.examine import SelfTest, writing
 from edgehp.shipping.fetch import Source, download
-from edgehp.shipping.keys import Trust
-from edgehp.shipping.offer import Remembered
-from edgehp.shipping.records import Slot, State, read_slot, read_state, write_state
-from edgehp.shipping.trusted import Listed, Lists, Memory, read_memory, refresh, write_memory
+from edgehp.shipping.keys import PublicKey
+from edgehp.shipping.offers import Listed, Lists, Memory, read_memory, refresh, write_memory
 
 __all__ = ["PassedOver", "Update", "update"]
 
@@ -62,7 +58,7 @@ class Update:
         passed_over: newer bundles that were not offered to it, the newest first.
     """
 
-    slot: Slot | None
+    slot: slots.Slot | None
     name: str | None
     serial: int
     passed_over: tuple[PassedOver, ...]
@@ -80,11 +76,11 @@ class Update:
 def update(
     source: Source,
     root_metadata: Path,
-    trust: Trust,
+    trust: Sequence[PublicKey],
     root: Path,
     *,
     device: DeviceProbe | None = None,
-    selftest: SelfTest | None = None,
+    selftest: slots.SelfTest | None = None,
     finisher: slots.Finisher | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Update:
@@ -97,7 +93,7 @@ def update(
     Args:
         source: see `edgehp.shipping.fetch.open_source`.
         root_metadata: TUF root metadata that came with the device.
-        trust: who may have signed bundles, as in `slots.install`.
+        trust: keys, one of which must have signed the bundle.
         root: of the slots; made if it does not exist.
         device: facts about this device; probed when omitted.
         selftest: as in `slots.install`.
@@ -114,31 +110,48 @@ def update(
         UsageError: `root_metadata` is not what it should be.
     """
     say = progress or (lambda _: None)
-    here = Remembered(device or HostProbe())
+    here = device or HostProbe()
     folder = root / FOLDER
-    with writing(root):
+    with disk.writing(str(root), "check its owner and the disk, or choose another --root"):
         disk.make_folder(folder)
-        with _one_update(folder):
-            _sweep(folder)
+        busy = f"another update is at work in {folder}; wait for it"
+        with disk.exclusive(folder / "lock", busy):
+            disk.sweep(folder, ".work-", ".memory.json.")
             say("refresh")
             lists = refresh(source, root_metadata, folder)
-            memory, state = read_memory(folder), read_state(root)
+            memory, state = read_memory(folder), slots.read_state(root)
             have = _newest_here(root, state, lists, memory)
             chosen, passed_over = _chosen(lists, have, state, here)
-            if chosen is None:
-                _remember(folder, memory, have, lists)
-                _forget_parts(folder, None)
-                return Update(None, None, have, passed_over)
-            offer = chosen.offer
-            say(f"download {offer.path}")
-            bundle = _fetched(source, chosen, folder, say)
-            slot = _installed(bundle, chosen, trust, root, here, selftest, finisher, say)
-            _remember(folder, memory, offer.serial, lists)
+            slot = None
+            if chosen is not None:
+                say(f"download {chosen.offer.path}")
+                part = _fetched(source, chosen, folder, say)
+                say("verify")
+                bundle = verify_bundle(part, trust)
+                if bundle.digest != chosen.offer.content:
+                    raise CompatibilityError(
+                        f"{chosen.offer.path} holds content {bundle.digest[:16]}, listed is "
+                        f"{chosen.offer.content[:16]}; publish the repository again"
+                    )
+                try:
+                    slot = slots.install(
+                        bundle,
+                        root,
+                        device=here,
+                        selftest=selftest,
+                        finisher=finisher,
+                        progress=say,
+                    )
+                except (CompatibilityError, AccuracyError):
+                    disk.remove_tree(part)
+                    raise
+                have = chosen.offer.serial
+            _remember(folder, memory, have, lists)
             _forget_parts(folder, None)
-            return Update(slot, offer.path, offer.serial, passed_over)
+    return Update(slot, None if chosen is None else chosen.offer.path, have, passed_over)
 
 
-def _newest_here(root: Path, state: State, lists: Lists, memory: Memory) -> int:
+def _newest_here(root: Path, state: slots.State, lists: Lists, memory: Memory) -> int:
     """Serial of the newest bundle that this device has or had; 0 where nothing is known.
 
     What is current tells it, by its digest; and what an update installed before is remembered, so
@@ -147,7 +160,7 @@ def _newest_here(root: Path, state: State, lists: Lists, memory: Memory) -> int:
     counts only while the same keys sign the list: whoever had a key that was rotated since may have
     made it as large as they liked.
     """
-    current = None if state.current is None else read_slot(root, state.current)
+    current = None if state.current is None else slots.read_slot(root, state.current)
     serials = [
         one.offer.serial
         for one in lists.listed
@@ -157,7 +170,7 @@ def _newest_here(root: Path, state: State, lists: Lists, memory: Memory) -> int:
 
 
 def _chosen(
-    lists: Lists, have: int, state: State, device: DeviceProbe
+    lists: Lists, have: int, state: slots.State, device: DeviceProbe
 ) -> tuple[Listed | None, tuple[PassedOver, ...]]:
     """The newest that fits and is newer than `have`, and those newer still that do not fit."""
     passed_over: list[PassedOver] = []
@@ -180,7 +193,8 @@ def _fetched(source: Source, chosen: Listed, folder: Path, say: Callable[[str], 
     _forget_parts(folder, part)
     resumed = part.exists()
     length = chosen.target.length
-    _check_space(folder, length - (part.stat().st_size if resumed else 0))
+    missing = length - (part.stat().st_size if resumed else 0)
+    disk.require_space(folder, missing + _SPARE_BYTES, "download")
     told = -1
 
     def advance(at: int) -> None:
@@ -216,45 +230,6 @@ def _is_listed(part: Path, chosen: Listed) -> bool:
     return True
 
 
-def _installed(
-    bundle: Path,
-    chosen: Listed,
-    trust: Trust,
-    root: Path,
-    device: DeviceProbe,
-    selftest: SelfTest | None,
-    finisher: slots.Finisher | None,
-    say: Callable[[str], None],
-) -> Slot:
-    """Install a downloaded bundle; a failure that is the bundle's own is written down."""
-    offer = chosen.offer
-    verified = verify_bundle(bundle, trust)
-    if verified.digest != offer.content:
-        raise CompatibilityError(
-            f"{offer.path} holds content {verified.digest[:16]}, listed is {offer.content[:16]}; "
-            "publish the repository again"
-        )
-    # Not the bundle's fault, and over when the runtime is another one.
-    check_device(verified.manifest, device, offer.path)
-    try:
-        return slots.install(
-            bundle,
-            trust,
-            root,
-            device=device,
-            selftest=selftest,
-            finisher=finisher,
-            progress=say,
-        )
-    except (CompatibilityError, AccuracyError) as e:
-        with disk.locked(root / "state.lock", wait=True):
-            state = read_state(root)
-            failed = state.with_failure(offer.content, str(e))
-            write_state(root, replace(state, failed=failed))
-        disk.remove_tree(bundle)
-        raise
-
-
 def _remember(folder: Path, memory: Memory, serial: int, lists: Lists) -> None:
     wanted = replace(memory, serial=serial, keys=lists.keys)
     if wanted != memory:
@@ -265,30 +240,3 @@ def _forget_parts(folder: Path, but: Path | None) -> None:
     for entry in sorted(folder.glob(f"*{_PART}")):
         if entry != but:
             disk.remove_tree(entry)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what a killed update left, but for the part of a download."""
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith((".work-", ".memory.json.")):
-            disk.remove_tree(entry)
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    found = os.statvfs(folder)
-    free = found.f_bavail * found.f_frsize
-    if free < needed + _SPARE_BYTES:
-        raise EnvironmentalError(
-            f"{folder} has {free / 2**20:.0f} MiB free, {(needed + _SPARE_BYTES) / 2**20:.0f} MiB "
-            "are needed to download; make room or choose another --root"
-        )
-
-
-@contextmanager
-def _one_update(folder: Path) -> Iterator[None]:
-    with ExitStack() as held:
-        try:
-            held.enter_context(disk.locked(folder / "lock", wait=False))
-        except BlockingIOError as e:
-            raise EnvironmentalError(f"another update is at work in {folder}; wait for it") from e
-        yield

@@ -1,4 +1,7 @@
-"""The signed lists of a repository: fetched, verified by python-tuf, and remembered whole.
+"""What a repository offers: signed lists, verified by python-tuf, remembered whole.
+
+An `Offer` says as much about a bundle as a board needs to know whether it fits. It travels as the
+``custom`` part of a TUF target, signed with the list of targets.
 
 What a device has once accepted is what protects it from older lists later. It is kept in one file
 that is replaced by one rename, ``updates/memory.json``; python-tuf works on a scratch copy of it,
@@ -7,42 +10,159 @@ because its own writes are not flushed.
 
 from __future__ import annotations
 
-import json
 import logging
+import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
-from edgehp._json import strict_json
-from edgehp.artifact.manifest import canonical_digest
-from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
+import msgspec
+from msgspec import Meta
+from msgspec.structs import replace
+
+from edgehp.artifact.check import check_fit
+from edgehp.artifact.device import DeviceProbe
+from edgehp.artifact.manifest import EngineRecord, TargetRecord
+from edgehp.errors import (
+    CompatibilityError,
+    DataError,
+    EdgehpError,
+    EnvironmentalError,
+    UsageError,
+)
 from edgehp.shipping import disk
+from edgehp.shipping.bundle import SUFFIX, VerifiedBundle
 from edgehp.shipping.fetch import MissingError, Source, read_bounded
 from edgehp.shipping.keys import require
-from edgehp.shipping.offer import FIELD, Offer
+from edgehp.shipping.signature import Sha256
+from edgehp.targets import load_target
 
 if TYPE_CHECKING:
     from tuf.api.metadata import TargetFile
     from tuf.ngclient import FetcherInterface
 
-__all__ = ["Listed", "Lists", "Memory", "read_memory", "refresh", "write_memory"]
+__all__ = [
+    "FIELD",
+    "Listed",
+    "Lists",
+    "Memory",
+    "Offer",
+    "read_memory",
+    "refresh",
+    "write_memory",
+]
 
 logger = logging.getLogger(__name__)
 
-_MEMORY = "memory.json"
+# Under ``custom``, so that other tools may put their own beside it.
+FIELD = "edgehp"
 _SCHEMA = 1
+_MEMORY = "memory.json"
 _LARGEST_MEMORY = 64 * 2**20
 _LARGEST_ROOT = 512_000
 _HISTORY = "root_history"
 _ANOTHER_LIST = 256 * 1024
 
+# Exact in every reader of JSON.
+_Count = Annotated[int, Meta(ge=0, le=2**53)]
+# One file name, fit for any file system and URL.
+_Name = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")]
+_Line = Annotated[str, Meta(max_length=500)]
 
-@dataclass(frozen=True)
-class Memory:
+
+class Offer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A bundle in a repository.
+
+    Attributes:
+        path: name of the target.
+        serial: counts the bundles of a repository; the larger is the newer.
+        content: `VerifiedBundle.digest`.
+        name: of the artifact.
+        network: digest of the network's specification, empty where the artifact has none.
+        precision: asked for at the build.
+        size: bytes of the unpacked files.
+        target: where it may run.
+        engine: what runs it; None for a deferred artifact, whose engine the board builds.
+    """
+
+    path: _Name
+    serial: _Count
+    content: Sha256
+    name: _Line
+    network: _Line
+    precision: _Line
+    size: _Count
+    target: TargetRecord
+    engine: EngineRecord | None
+
+    @classmethod
+    def of(cls, bundle: VerifiedBundle, serial: int) -> Offer:
+        """The offer of a verified bundle."""
+        manifest = bundle.manifest
+        plain = re.sub(r"[^A-Za-z0-9._-]", "-", manifest.name).lstrip("._-")[:150] or "bundle"
+        return cls(
+            path=f"{plain}-{serial}{SUFFIX}",
+            serial=serial,
+            content=bundle.digest,
+            name=manifest.name,
+            network=manifest.network.digest or "",
+            precision=manifest.precision.asked,
+            size=bundle.size,
+            target=manifest.target,
+            engine=manifest.engine,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary for JSON; `from_dict` reads it."""
+        values = {k: v for k, v in msgspec.to_builtins(self).items() if k != "path"}
+        return {"schema": _SCHEMA, **values}
+
+    @classmethod
+    def from_dict(cls, path: str, values: Mapping[str, Any]) -> Offer:
+        """An offer as somebody with the key of the targets wrote it.
+
+        Raises:
+            ValueError: it is not one.
+        """
+        rest = dict(values)
+        if (schema := rest.pop("schema", None)) != _SCHEMA:
+            raise ValueError(f"schema {schema!r:.40}, expected {_SCHEMA}")
+        return msgspec.convert({**rest, "path": path}, cls)
+
+    def misfit(self, device: DeviceProbe) -> str | None:
+        """Why it does not run on this device, None if it does."""
+        if self.engine is None and (reason := self._other_board(device)) is not None:
+            return reason
+        try:
+            check_fit(self.target, self.engine, self.precision, device, self.path)
+        except (CompatibilityError, EnvironmentalError) as e:
+            return str(e)
+        except KeyError:
+            # A kind of engine that this version knows nothing of.
+            return f"{self.path} needs an engine that is not known here; install a newer edgehp"
+        return None
+
+    def _other_board(self, device: DeviceProbe) -> str | None:
+        """Why a deferred artifact is not for this board: its manifest names a target, no more."""
+        try:
+            target = load_target(self.target.name)
+            gpus = device.gpus() if target.compute_capabilities else ()
+        except EdgehpError as e:
+            return f"{self.path} is for {self.target.name}: {e}"
+        found = gpus[0].compute_capability if gpus else "none"
+        if target.compute_capabilities and found not in target.compute_capabilities:
+            return f"{self.path} is for {target.title}; the GPU here has compute capability {found}"
+        module = device.module() or "no Jetson"
+        if target.module_ids and not any(part in module for part in target.module_ids):
+            return f"{self.path} is for {target.title}; this is {module}"
+        return None
+
+
+class Memory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a device remembers of its repository.
 
     Attributes:
@@ -51,8 +171,8 @@ class Memory:
         keys: identifiers of the keys that signed the list with that serial.
     """
 
-    files: dict[str, str] = field(default_factory=dict)
-    serial: int = 0
+    files: dict[str, str] = {}
+    serial: _Count = 0
     keys: tuple[str, ...] = ()
 
 
@@ -88,17 +208,10 @@ def read_memory(folder: Path) -> Memory:
     path = folder / _MEMORY
     try:
         with path.open("rb") as f:
-            values = strict_json(f.read(_LARGEST_MEMORY))
-        if values.get("digest") != canonical_digest(values) or values["schema"] != _SCHEMA:
-            raise ValueError("its digest or schema does not fit")
-        return Memory(
-            {str(k): str(v) for k, v in dict(values["files"]).items()},
-            int(values["serial"]),
-            tuple(map(str, values["keys"])),
-        )
+            return msgspec.convert(disk.unsealed(f.read(_LARGEST_MEMORY)), Memory)
     except FileNotFoundError:
         return Memory()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except (OSError, ValueError) as e:
         logger.warning("%s is damaged (%s): what was seen before is forgotten", path, e)
         return Memory()
 
@@ -109,14 +222,7 @@ def write_memory(folder: Path, memory: Memory) -> None:
     Raises:
         OSError: the disk is full or refuses.
     """
-    values = {
-        "schema": _SCHEMA,
-        "files": memory.files,
-        "serial": memory.serial,
-        "keys": list(memory.keys),
-    }
-    values["digest"] = canonical_digest(values)
-    disk.replace_file(folder / _MEMORY, json.dumps(values).encode())
+    disk.replace_file(folder / _MEMORY, disk.sealed(msgspec.to_builtins(memory)))
 
 
 def read_root_metadata(path: Path) -> bytes:
