@@ -17,9 +17,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from edgehp.shipping.offers import FIELD, Offer
 
 if TYPE_CHECKING:
     from securesystemslib.signer import CryptoSigner
-    from tuf.api.metadata import Metadata, Root, Targets
+    from tuf.api.metadata import Metadata, MetaFile, Root, Targets
 
 __all__ = ["LIFETIMES", "ROLES", "Published", "add", "init", "publish", "rotate_key"]
 
@@ -174,64 +174,78 @@ def publish(
         EnvironmentalError: the disk refuses, or a package is missing.
     """
     _require_tuf()
-    from tuf.api.metadata import Metadata, MetaFile, Snapshot, Timestamp
+    from tuf.api.metadata import Metadata, Snapshot, Timestamp
 
-    metadata = folder / "metadata"
-    made: dict[str, int] = {}
-
-    def signed(role: str, root: Metadata[Root], item: Metadata[Any]) -> bytes:
-        signer = _signer_of(keys / f"{role}.pem", password)
-        item.signed.expires = _expiry(role, now, days if role == "timestamp" else None)
-        item.signatures.clear()
-        item.sign(signer)
-        if not _counts(root, role, item):
-            raise UsageError(
-                f"{keys / f'{role}.pem'} is not the key that the root names for {role}; give the "
-                "folder with the newest keys, or rotate: edgehp repo rotate-key"
-            )
-        made[role] = item.signed.version
-        return item.to_bytes()
-
+    metadata, staged, rotated = (
+        folder / "metadata",
+        folder / STAGED / "targets.json",
+        folder / STAGED / "root.json",
+    )
     with _writing(folder):
-        rotated = folder / STAGED / "root.json"
         root = _read_metadata(rotated) if rotated.exists() else _newest_root(folder)
         # Everything is signed before anything is written: a missing key changes nothing.
-        files: list[tuple[str, bytes]] = []
-        staged, public = folder / STAGED / "targets.json", _newest(folder, "targets")
-        targets = _read_metadata(staged) if staged.exists() else _read_metadata(public)  # type: ignore[arg-type]
-        renew = staged.exists() or not _lasts(root, "targets", targets, now)
-        if renew:
-            targets.signed.version = 1 + _version_of(public)
-            files.append(
-                (f"{targets.signed.version}.targets.json", signed("targets", root, targets))
-            )
-        path = _newest(folder, "snapshot")
-        snapshot = Metadata(Snapshot()) if path is None else _read_metadata(path)
-        if renew or not _lasts(root, "snapshot", snapshot, now):
-            snapshot.signed.version = 1 + _version_of(path)
-            if renew:
-                snapshot.signed.meta = {"targets.json": _described(MetaFile, targets, files[-1][1])}
-            files.append(
-                (f"{snapshot.signed.version}.snapshot.json", signed("snapshot", root, snapshot))
-            )
-            description = _described(MetaFile, snapshot, files[-1][1])
-        else:
-            description = _read_metadata(metadata / "timestamp.json").signed.snapshot_meta
+        signing = _Signing(root, keys, password, now)
+        targets, snapshot = _staged_or_published(folder), _newest(folder, "snapshot")
+        new_targets = staged.exists() or not _lasts(root, "targets", targets, now)
+        lists = Metadata(Snapshot()) if snapshot is None else _read_metadata(snapshot)
+        if new_targets:
+            version = 1 + _version_of(_newest(folder, "targets"))
+            lists.signed.meta = {"targets.json": signing.sign("targets", targets, version)}
         path = metadata / "timestamp.json"
         timestamp = _read_metadata(path) if path.exists() else Metadata(Timestamp())
-        timestamp.signed.version = 1 + (timestamp.signed.version if path.exists() else 0)
-        timestamp.signed.snapshot_meta = description
-        files.append(("timestamp.json", signed("timestamp", root, timestamp)))
+        if new_targets or not _lasts(root, "snapshot", lists, now):
+            version = 1 + _version_of(snapshot)
+            timestamp.signed.snapshot_meta = signing.sign("snapshot", lists, version)
+        version = 1 + timestamp.signed.version if path.exists() else 1
+        signing.sign("timestamp", timestamp, version, days)
         if rotated.exists():
-            name = f"{root.signed.version}.root.json"
-            made["root"] = root.signed.version
             # Before the timestamp: what it names must be signed by keys that devices can learn of.
-            files.insert(-1, (name, rotated.read_bytes()))
-        for name, data in files:
+            signing.files.insert(-1, (f"{root.signed.version}.root.json", rotated.read_bytes()))
+            signing.versions["root"] = root.signed.version
+        for name, data in signing.files:
             disk.replace_file(metadata / name, data)
         disk.remove_tree(staged)
         disk.remove_tree(rotated)
-    return Published(made)
+    return Published(signing.versions)
+
+
+@dataclass
+class _Signing:
+    """Signs lists with the keys that `root` names; writes nothing.
+
+    Attributes:
+        files: name in ``metadata/`` and content of what was signed, in this order.
+        versions: role -> version of it.
+    """
+
+    root: Metadata[Root]
+    keys: Path
+    password: str | None
+    now: datetime | None
+    files: list[tuple[str, bytes]] = field(default_factory=list)
+    versions: dict[str, int] = field(default_factory=dict)
+
+    def sign(
+        self, role: str, item: Metadata[Any], version: int, days: int | None = None
+    ) -> MetaFile:
+        """Sign `item` as `version` and describe it for the list that names it."""
+        from tuf.api.metadata import MetaFile
+
+        key = self.keys / f"{role}.pem"
+        signer = _signer_of(key, self.password)
+        item.signed.version, item.signed.expires = version, _expiry(role, self.now, days)
+        item.signatures.clear()
+        item.sign(signer)
+        if not _counts(self.root, role, item):
+            raise UsageError(
+                f"{key} is not the key that the root names for {role}; give the folder with the "
+                "newest keys, or rotate: edgehp repo rotate-key"
+            )
+        data = item.to_bytes()
+        name = f"{role}.json" if role == "timestamp" else f"{version}.{role}.json"
+        self.files.append((name, data))
+        self.versions[role] = version
+        return MetaFile(version, len(data), {"sha256": hashlib.sha256(data).hexdigest()})
 
 
 def rotate_key(
@@ -326,20 +340,11 @@ def _counts(root: Metadata[Root], role: str, item: Metadata[Any]) -> bool:
         return False
 
 
-def _described(kind: Callable[..., Any], item: Metadata[Any], data: bytes) -> Any:
-    digest = hashlib.sha256(data).hexdigest()
-    return kind(item.signed.version, len(data), {"sha256": digest})
-
-
 # --- the metadata files ---------------------------------------------------------------------------
 
 
 def _newest_root(folder: Path) -> Metadata[Root]:
-    """The root metadata that is public.
-
-    Raises:
-        DataError: no repository.
-    """
+    """The root metadata that is public."""
     path = _newest(folder, "root")
     if path is None:
         raise DataError(f"{folder} is no repository; make one with: edgehp repo init {folder}")
@@ -347,11 +352,7 @@ def _newest_root(folder: Path) -> Metadata[Root]:
 
 
 def _staged_or_published(folder: Path) -> Metadata[Targets]:
-    """The list of targets that the next `publish` signs.
-
-    Raises:
-        DataError: there is none.
-    """
+    """The list of targets that the next `publish` signs."""
     staged = folder / STAGED / "targets.json"
     path = staged if staged.exists() else _newest(folder, "targets")
     if path is None:
@@ -375,12 +376,7 @@ def _version_of(path: Path | None) -> int:
 
 
 def _read_metadata(path: Path) -> Metadata[Any]:
-    """The metadata in a file, whoever signed it.
-
-    Raises:
-        DataError: it is none.
-        OSError: it cannot be read.
-    """
+    """The metadata in a file, whoever signed it."""
     from tuf.api.metadata import Metadata
     from tuf.api.serialization import DeserializationError
 
@@ -391,21 +387,13 @@ def _read_metadata(path: Path) -> Metadata[Any]:
 
 
 def _write_metadata(path: Path, item: Metadata[Any]) -> None:
-    """Replace a file, whole or not at all.
-
-    Raises:
-        OSError: the disk refuses.
-    """
+    """Replace a file, whole or not at all."""
     disk.replace_file(path, item.to_bytes())
 
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """One publisher at a time; an `OSError` of the block is said as one about the repository.
-
-    Raises:
-        EnvironmentalError: somebody else is at it, or the disk refuses.
-    """
+    """One publisher at a time; an `OSError` of the block is said as one about the repository."""
     with disk.writing(f"the repository {folder}", "check its owner and the disk"):
         if not (folder / "metadata").is_dir():
             yield
@@ -420,21 +408,13 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _require_tuf() -> None:
-    """Say what to install where the packages are missing.
-
-    Raises:
-        EnvironmentalError: they are.
-    """
+    """Say what to install where the packages are missing."""
     require("tuf.api.metadata", "sign")
     require("cryptography", "sign")
 
 
 def _new_key(path: Path, password: str | None) -> None:
-    """Make a P-256 key, in a file that only its owner reads.
-
-    Raises:
-        OSError: it exists, or the disk refuses.
-    """
+    """Make a P-256 key, in a file that only its owner reads."""
     ec = require("cryptography.hazmat.primitives.asymmetric.ec", "sign")
     serialization = require("cryptography.hazmat.primitives.serialization", "sign")
     encryption = (
@@ -454,11 +434,7 @@ def _new_key(path: Path, password: str | None) -> None:
 
 
 def _check_apart(folder: Path, keys: Path) -> None:
-    """Refuse to keep private keys where a web server would hand them out.
-
-    Raises:
-        UsageError: `keys` is in `folder`.
-    """
+    """Refuse to keep private keys where a web server would hand them out."""
     public, private = folder.resolve(), keys.resolve()
     if private == public or public in private.parents:
         raise UsageError(
@@ -468,11 +444,7 @@ def _check_apart(folder: Path, keys: Path) -> None:
 
 
 def _signer_of(path: Path, password: str | None) -> CryptoSigner:
-    """A private key that signs.
-
-    Raises:
-        UsageError: the file is missing, holds no such key, or the password is missing or wrong.
-    """
+    """A private key that signs."""
     from securesystemslib.signer import CryptoSigner
 
     key, _ = read_private_key(path, password)
@@ -486,11 +458,7 @@ def _signer_of(path: Path, password: str | None) -> CryptoSigner:
 def _revoked_root(
     published: Metadata[Root], keys: Path, password: str | None, have: list[CryptoSigner]
 ) -> list[CryptoSigner]:
-    """The public root's own key, where an unpublished rotation put it aside.
-
-    Raises:
-        UsageError: as `signer_of`.
-    """
+    """The public root's own key, where an unpublished rotation put it aside."""
     wanted = set(published.signed.roles["root"].keyids) - {s.public_key.keyid for s in have}
     found = []
     for path in sorted(keys.glob("root.pem.*.revoked")) if wanted else []:
