@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from msgspec import structs
+from tuf.api.metadata import Metadata
 
 from edgehp.errors import (
     CompatibilityError,
@@ -213,6 +214,100 @@ def refused(fleet: Fleet, root: Path, kind: type[EdgehpError], *words: str, **op
     assert "\n" not in message and len(message) < 700
     assert name_here(root) == before
     return message
+
+
+def resigned(fleet: Fleet, role: str, change: Callable[[Any], object]) -> None:
+    """Change the newest list of a role as whoever holds the keys can, and sign those above it."""
+    names = ("targets", "snapshot", "timestamp")
+    for name in names[names.index(role) :]:
+        path = fleet.metadata / ("timestamp.json" if name == "timestamp" else f"2.{name}.json")
+        values = json.loads(path.read_text())
+        if name == role:
+            change(values["signed"])
+        else:
+            # Length and hashes are optional; they would have to be made anew.
+            meta = values["signed"]["meta"]
+            for described in meta.values():
+                described.pop("length", None), described.pop("hashes", None)
+        item = Metadata[Any].from_dict(values)
+        item.signatures.clear()
+        item.sign(repository._signer_of(fleet.keys / f"{name}.pem", None))
+        path.write_bytes(item.to_bytes())
+
+
+def _at(*keys: str) -> Callable[[Any, Any], None]:
+    def put(values: Any, new: Any) -> None:
+        for key in keys[:-1]:
+            values = values[key]
+        values[keys[-1]] = new
+
+    return put
+
+
+def _renamed(values: Any, new: str) -> None:
+    values["targets"][new] = values["targets"].pop("two-2.edgehp")
+
+
+TARGET, CUSTOM = ("targets", "two-2.edgehp"), ("targets", "two-2.edgehp", "custom", "edgehp")
+PATHS = ("../../evil/x", "/etc/evil", "a" * 64 + "/../../x", "", "A" * 64, "a" * 64 + "\n")
+# Every field of what is fetched that becomes a path, a size or the bound of a loop.
+FIELDS: list[tuple[str, Callable[[Any, Any], None], tuple[Any, ...]]] = [
+    ("timestamp", _at("meta", "snapshot.json", "version"), (10**400, 2**70)),
+    ("timestamp", _at("meta", "snapshot.json", "length"), (10**12, 2**70)),
+    ("snapshot", _at("meta", "targets.json", "version"), (10**400, 2**70)),
+    ("snapshot", _at("meta", "targets.json", "length"), (10**12, 2**70)),
+    ("targets", _renamed, ("../../evil/x", "/etc/evil", "..", "", "a/b", "x\n", "-rf", "x" * 300)),
+    ("targets", _at(*TARGET, "hashes", "sha256"), PATHS),
+    ("targets", _at(*TARGET, "length"), (0, 10**12, 2**70, True)),
+    ("targets", _at(*TARGET, "custom"), (None, {}, {"edgehp": None}, {"edgehp": [1]})),
+    ("targets", _at(*CUSTOM, "schema"), (0, 99, None, "1")),
+    ("targets", _at(*CUSTOM, "serial"), (-1, 2**70, "3", True, None)),
+    ("targets", _at(*CUSTOM, "size"), (-1, 2**70, "3", True, None)),
+    ("targets", _at(*CUSTOM, "content"), (*PATHS, None, 1)),
+    ("targets", _at(*CUSTOM, "name"), (None, 1, "x" * 10_000)),
+    ("targets", _at(*CUSTOM, "network"), (None, 1, "x" * 10_000)),
+    ("targets", _at(*CUSTOM, "precision"), (None, 1, "x" * 10_000)),
+    ("targets", _at(*CUSTOM, "target"), (None, [], {}, {"name": 1})),
+    ("targets", _at(*CUSTOM, "target", "name"), (None, 1)),
+    ("targets", _at(*CUSTOM, "target", "compute_capabilities"), (None, "8.7", [1])),
+    ("targets", _at(*CUSTOM, "engine"), ([], {}, "x")),
+    ("targets", _at(*CUSTOM, "engine", "kind"), (None, 1)),
+    ("targets", _at(*CUSTOM, "engine", "files"), (None, "x", [1])),
+    ("targets", _at(*CUSTOM, "engine", "versions"), (None, [], {"onnxruntime": 1})),
+    ("targets", _at(*CUSTOM, "unknown"), (1,)),
+]
+
+
+@pytest.mark.parametrize("index", range(len(FIELDS)))
+def test_every_field_from_outside_is_checked_where_it_enters(
+    fleet: Fleet, tmp_path: Path, index: int
+) -> None:
+    role, put, values = FIELDS[index]
+    pristine = tmp_path / "pristine"
+    shutil.copytree(fleet.public, pristine)
+    (tmp_path / "evil").mkdir()
+    for new in values:
+        shutil.rmtree(fleet.public)
+        shutil.copytree(pristine, fleet.public)
+        resigned(fleet, role, lambda signed: put(signed, new))  # noqa: B023
+        root = tmp_path / "some" / "root"
+        before = sorted(p for p in tmp_path.rglob("*") if root not in p.parents)
+        if role == "targets":
+            # Not taken for a bundle: another one is the newest, or there is none.
+            done = fleet.update(root)
+            assert done.serial in (0, 1), new
+        else:
+            with pytest.raises(CompatibilityError):
+                fleet.update(root)
+        after = sorted(p for p in tmp_path.rglob("*") if root not in p.parents and p != root)
+        assert set(after) - set(before) <= {root.parent}, new
+        shutil.rmtree(root.parent)
+
+
+def test_a_length_of_many_digits(fleet: Fleet, root: Path) -> None:
+    with served(fleet.public) as (url, wire):
+        wire.length = "9" * 5000
+        assert fleet.update(root, url).serial == 2
 
 
 def test_rollback_of_the_repository(fleet: Fleet, root: Path) -> None:

@@ -116,6 +116,7 @@ class Wire:
         ranges: whether ranges are answered.
         drip: seconds between bytes, by part of the path.
         status: HTTP status to answer with, by part of the path.
+        length: what is said instead of a file's length.
         asked: (path, Range) of every request.
         sent: bytes of files that never end.
     """
@@ -125,6 +126,7 @@ class Wire:
     ranges: bool = True
     drip: dict[str, float] = field(default_factory=dict)
     status: dict[str, int] = field(default_factory=dict)
+    length: str | None = None
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     sent: int = 0
 
@@ -156,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         endless = any(e in self.path for e in self.wire.endless)
         if not endless:
-            self.send_header("Content-Length", str(len(data) - start))
+            self.send_header("Content-Length", self.wire.length or str(len(data) - start))
         self.end_headers()
         body = data[start:]
         cut, drip = self._of(self.wire.cut), self._of(self.wire.drip)

@@ -46,6 +46,7 @@ from edgehp.shipping.signature import (
 
 __all__ = [
     "DEFAULT_LATENCY_MS",
+    "MAX_BUNDLE_SIZE",
     "MAX_FILE_SIZE",
     "SUFFIX",
     "BundleFile",
@@ -68,6 +69,8 @@ SIGNATURE_BLOCK = 4096
 # A signature over 64 files is about 25 kB.
 _MAX_SIGNATURE = 64 * SIGNATURE_BLOCK
 _CHUNK = 2**20
+# Of a file that is fetched for a bundle; a network has some hundred megabytes at most.
+MAX_BUNDLE_SIZE = 2**36
 
 
 @dataclass(frozen=True)

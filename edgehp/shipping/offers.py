@@ -35,7 +35,7 @@ from edgehp.errors import (
     UsageError,
 )
 from edgehp.shipping import disk
-from edgehp.shipping.bundle import SUFFIX, VerifiedBundle
+from edgehp.shipping.bundle import MAX_BUNDLE_SIZE, SUFFIX, VerifiedBundle
 from edgehp.shipping.fetch import MissingError, Source, read_bounded
 from edgehp.shipping.keys import require
 from edgehp.shipping.signature import Sha256
@@ -66,6 +66,9 @@ _LARGEST_MEMORY = 64 * 2**20
 _LARGEST_ROOT = 512_000
 _HISTORY = "root_history"
 _ANOTHER_LIST = 256 * 1024
+# A list of 5,000 bundles is about 5 MB.
+_LARGEST_LIST = 16 * 2**20
+_LIST = re.compile(r"metadata/(timestamp|[1-9][0-9]{0,17}\.(root|snapshot|targets))\.json")
 
 # Exact in every reader of JSON.
 _Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -176,18 +179,23 @@ class Memory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keys: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Listed:
-    """An offer, the target file it stands for and where that is in the repository."""
+class Listed(msgspec.Struct, frozen=True):
+    """An offer and the file in the repository that it stands for.
+
+    Attributes:
+        offer: what is in it.
+        sha256: of the file, hex.
+        length: of the file, in bytes.
+    """
 
     offer: Offer
-    target: TargetFile
-    location: str
+    sha256: Sha256
+    length: Annotated[int, Meta(ge=1, le=MAX_BUNDLE_SIZE)]
 
     @property
-    def sha256(self) -> str:
-        """Of the bundle file."""
-        return self.target.hashes["sha256"]
+    def location(self) -> str:
+        """Path of the file in the repository."""
+        return f"targets/{self.sha256}.{self.offer.path}"
 
 
 @dataclass(frozen=True)
@@ -296,13 +304,18 @@ def refresh(source: Source, root_metadata: Path, folder: Path) -> Lists:
     listed = []
     for path, target in targets.targets.items():
         try:
-            offer = Offer.from_dict(path, target.custom[FIELD])
-            located = f"targets/{target.hashes['sha256']}.{path}"
-            listed.append(Listed(offer, target, located))
+            listed.append(_listed(path, target))
         except (ValueError, KeyError, TypeError) as e:
             logger.info("%s: passed over, it is no bundle (%s)", path, _short(e))
     listed.sort(key=lambda one: (one.offer.serial, one.offer.path), reverse=True)
     return Lists(tuple(listed), tuple(sorted(root.roles[Targets.type].keyids)))
+
+
+def _listed(path: str, target: TargetFile) -> Listed:
+    """A target of the list; ValueError or KeyError where it is no bundle."""
+    offer = Offer.from_dict(path, target.custom[FIELD])
+    values = {"offer": offer, "sha256": target.hashes["sha256"], "length": target.length}
+    return msgspec.convert(values, Listed)
 
 
 def _fetcher(source: Source, asked: list[str]) -> FetcherInterface:
@@ -316,6 +329,13 @@ def _fetcher(source: Source, asked: list[str]) -> FetcherInterface:
 
         def download_bytes(self, url: str, max_length: int) -> bytes:
             asked.append(url)
+            # Versions and lengths in a list become the names and sizes of the next ones.
+            if _LIST.fullmatch(url) is None or not 0 < max_length <= _LARGEST_LIST:
+                raise CompatibilityError(
+                    f"{source.name}: the lists name a file {url[:80]!r} of {max_length} bytes, "
+                    f"expected metadata/VERSION.ROLE.json of at most {_LARGEST_LIST}; get the "
+                    "repository from its publisher"
+                )
             # These have their length signed, and python-tuf checks it: what is a little longer is
             # another list, and is told as that.
             exact = url.endswith((".snapshot.json", ".targets.json"))
