@@ -69,7 +69,7 @@ def install(bundle: Path, signer: Signer, root: Path, **options: Any) -> slots.S
 
 def started_whole(root: Path) -> str:
     """The name of the artifact that starts; everything in both slots is whole."""
-    found = slots.boot(root, selftest=here)
+    found = slots.boot(root, here)
     assert found.fell_back is None
     for name in slots.SLOT_NAMES:
         if (root / "slots" / name).exists():

@@ -29,6 +29,10 @@ from tests import ship_parts as parts
 from tests.faults import no_flush
 
 
+def start(root: Path) -> slots.Boot[SelfTestResult]:
+    return slots.boot(root, parts.here, sleep=lambda seconds: None)
+
+
 @dataclass(frozen=True)
 class Shop:
     """Bundles by name, and a root to install them into."""
@@ -47,8 +51,8 @@ class Shop:
     def install(self, name: str, **options: Any) -> slots.Slot:
         return parts.install(self.bundle(name), self.signer, self.root, **options)
 
-    def boot(self) -> slots.Boot:
-        return slots.boot(self.root, selftest=parts.here)
+    def boot(self) -> slots.Boot[SelfTestResult]:
+        return start(self.root)
 
     def current(self) -> str:
         return slots.current(self.root).artifact_name
@@ -73,7 +77,7 @@ def damage(slot: slots.Slot, file: str = "engine.onnx") -> None:
 def test_install_upgrade_and_the_way_back(shop: Shop) -> None:
     with pytest.raises(DataError, match="no such directory"):
         slots.status(shop.root)
-    for call in (slots.boot, slots.confirm, slots.rollback):
+    for call in (start, slots.confirm, slots.rollback):
         with pytest.raises(DataError, match="nothing is installed"):
             call(shop.root)
     steps: list[str] = []
@@ -254,7 +258,7 @@ def test_what_cannot_be_read_is_not_called_empty(tmp_path: Path) -> None:
         for closed in (shop.root, shop.root / "slots"):
             closed.chmod(0)
             with another_user():
-                for call in (slots.status, slots.boot, slots.confirm, slots.rollback):
+                for call in (slots.status, start, slots.confirm, slots.rollback):
                     with pytest.raises(EnvironmentalError, match="cannot be read by this user"):
                         call(shop.root)
             closed.chmod(0o755)
@@ -275,7 +279,7 @@ def test_nobody_waits_for_the_self_test_of_a_start(shop: Shop) -> None:
             assert slots.status(shop.root).unconfirmed_starts == 0
         return parts.here(artifact)
 
-    found = slots.boot(shop.root, selftest=test)
+    found = slots.boot(shop.root, test)
     assert tested == ["b", "a"]
     assert (found.slot.artifact_name, found.fell_back) == ("one", None)
     after = slots.status(shop.root)
@@ -296,7 +300,7 @@ def test_an_installation_during_a_start_that_fails_is_not_undone(shop: Shop) -> 
             shop.install("three")
         return parts.here(artifact)
 
-    assert slots.boot(shop.root, selftest=test).slot.artifact_name == "three"
+    assert slots.boot(shop.root, test).slot.artifact_name == "three"
     assert shop.current() == "three"
 
 
@@ -386,6 +390,93 @@ def test_a_start_that_is_counted_can_be_confirmed(shop: Shop) -> None:
     assert slots.status(shop.root).unconfirmed_starts == 0
 
 
+def test_the_last_slot_that_was_confirmed_is_not_overwritten(shop: Shop) -> None:
+    shop.install("one")
+    shop.boot()
+    slots.confirm(shop.root)
+    shop.install("two")
+    before = slots.status(shop.root)
+    assert not before.confirmed
+    # It passed its self-test here, as everything that is installed; it was never run.
+    with pytest.raises(EnvironmentalError, match=r"slot b \(two\) was not confirmed yet.* confirm"):
+        shop.install("three")
+    assert slots.status(shop.root) == before
+    shop.boot()
+    slots.confirm(shop.root)
+    assert slots.status(shop.root).confirmed
+    assert shop.install("three").name == "a"
+    # Or back to the one that was confirmed: then the other can be spared.
+    slots.rollback(shop.root, selftest=parts.here)
+    assert shop.install("four").name == "a"
+    # One that rotted protects nothing.
+    damage(next(s for n in "ab" if (s := slots.read_slot(shop.root, n)).artifact_name == "two"))
+    assert shop.install("five").name == "b"
+
+
+def test_another_slot_is_not_confirmed_for_the_one_that_ran(shop: Shop) -> None:
+    shop.install("one")
+    started = shop.boot().slot
+    shop.install("two")
+    slots.confirm(shop.root, started)
+    assert not slots.status(shop.root).confirmed
+    slots.confirm(shop.root, shop.boot().slot)
+    assert slots.status(shop.root).confirmed
+
+
+@dataclass
+class Late:
+    """A driver that is there after so many tries, and a clock that nobody waits for."""
+
+    tries: int
+    waited: float = 0.0
+
+    def test(self, artifact: Path) -> SelfTestResult:
+        self.tries -= 1
+        if self.tries >= 0:
+            raise EnvironmentalError("the driver is not there")
+        return parts.here(artifact)
+
+    def sleep(self, seconds: float) -> None:
+        self.waited += seconds
+
+
+def test_a_driver_that_comes_late_counts_against_nobody(shop: Shop) -> None:
+    shop.install("one")
+    shop.boot()
+    slots.confirm(shop.root)
+    shop.install("two")
+    late = Late(5)
+    found = slots.boot(shop.root, late.test, sleep=late.sleep)
+    assert (found.slot.artifact_name, found.fell_back) == ("two", None)
+    assert 1 < late.waited < slots.PATIENCE_S
+    before = slots.status(shop.root)
+    assert before.unconfirmed_starts == 1
+    # One that never comes: no other slot, no start counted, and an end.
+    for _ in range(slots.MAX_FAILED_STARTS + 1):
+        never = Late(1000)
+        with pytest.raises(EnvironmentalError, match="driver is not there"):
+            slots.boot(shop.root, never.test, sleep=never.sleep)
+        assert never.waited <= slots.PATIENCE_S
+        assert slots.status(shop.root) == before
+    assert shop.boot().slot.artifact_name == "two"
+
+
+def test_what_was_opened_for_a_slot_that_is_not_run_is_closed(shop: Shop) -> None:
+    shop.install("one")
+    shop.install("two")
+    opened: list[str] = []
+
+    def test(artifact: Path) -> str:
+        opened.append(artifact.parent.name)
+        if len(opened) == 1:
+            slots.rollback(shop.root, selftest=parts.here)
+        return opened[-1]
+
+    closed: list[str] = []
+    found = slots.boot(shop.root, test, discard=closed.append)
+    assert (opened, closed, found.tested) == (["b", "a"], ["b"], "a")
+
+
 @pytest.mark.parametrize("file", ["engine.onnx", "golden.png", "manifest.json", "../record.json"])
 def test_a_slot_that_rots_is_left(shop: Shop, file: str) -> None:
     shop.install("one")
@@ -412,11 +503,11 @@ def test_neither_slot_passes(shop: Shop) -> None:
 
     with pytest.raises(CompatibilityError):
         # The records are checked before the engine.
-        slots.boot(shop.root, selftest=parts.here)
+        slots.boot(shop.root, parts.here)
     shop.install("three")
     slots.confirm(shop.root)
     with pytest.raises(EnvironmentalError, match="no driver"):
-        slots.boot(shop.root, selftest=no_driver)
+        slots.boot(shop.root, no_driver, sleep=lambda seconds: None)
 
 
 @pytest.mark.parametrize(
@@ -508,6 +599,10 @@ def test_the_commands(tmp_path: Path, repo: Path) -> None:
     ]  # fmt: skip
     code, out, _ = edgehp("status", "--json")
     assert json.loads(out)["current"]["artifact_name"] == "one"
+    code, out, _ = edgehp("confirm")
+    assert code == 0 and "slot a (current, confirmed): one" in out
+    code, out, _ = edgehp("status", "--json")
+    assert json.loads(out)["confirmed"]
     code, _, err = edgehp("rollback")
     assert code == 1 and "no other slot" in err
     parts.new_signer(tmp_path, "other")

@@ -81,7 +81,7 @@ CASES = {
     "rollback": Case(
         lambda s, root: slots.rollback(root, selftest=parts.here), frozenset({"one", "two"})
     ),
-    "boot": Case(lambda s, root: slots.boot(root, selftest=parts.here), frozenset({"two"})),
+    "boot": Case(lambda s, root: slots.boot(root, parts.here), frozenset({"two"})),
 }
 
 

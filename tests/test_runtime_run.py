@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -798,6 +799,58 @@ def test_the_current_slot_runs_is_confirmed_and_gives_way_to_the_other_when_dama
         main(["run", "--slots", str(root), "--source", str(photos), "--box", "8,8,88,88",
               "--socket", str(tmp_path / "none" / "pose.sock")])  # fmt: skip
     assert caught.value.code == 5 and status(root) == before
+
+
+def two_slots(tmp_path):
+    from tests import ship_parts
+
+    signer, root = ship_parts.new_signer(tmp_path), tmp_path / "root"
+    for name in ("first", "second"):
+        artifact = ship_parts.tiny_artifact(tmp_path / name)
+        bundle = ship_parts.quick_bundle(tmp_path / f"{name}.bundle", artifact, signer)
+        ship_parts.install(bundle, signer, root)
+    return root
+
+
+def test_a_broken_detector_is_not_charged_to_the_network(tmp_path, photos, monkeypatch, capfd):
+    from edgehp.prediction.faces import CenterFace
+    from edgehp.shipping.slots import MAX_FAILED_STARTS, status
+
+    def broken(self, photo):
+        raise EnvironmentalError("the face detector failed")
+
+    root = two_slots(tmp_path)
+    monkeypatch.setattr(CenterFace, "detect", broken)
+    for _ in range(MAX_FAILED_STARTS + 1):
+        with pytest.raises(SystemExit) as caught:
+            main(["run", "--slots", str(root), "--source", str(photos)])
+        assert caught.value.code == 5 and "face detector failed" in capfd.readouterr().err
+    found = status(root)
+    assert found.current.artifact_name == "second" and not found.failed
+
+
+def test_a_start_from_slots_verifies_and_opens_once(tmp_path, photos, monkeypatch, capfd):
+    from edgehp.artifact import check
+    from edgehp.shipping import selftest
+
+    root = two_slots(tmp_path)
+    count = Counter()
+
+    def counted(name, real):
+        def call(*arguments, **options):
+            count[name] += 1
+            return real(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(check, "_check_files", counted("hashed", check._check_files))
+    monkeypatch.setattr(check, "golden_crops", counted("golden", check.golden_crops))
+    monkeypatch.setattr(selftest, "run_self_test", counted("process", selftest.run_self_test))
+    with pytest.raises(SystemExit):
+        main(["run", "--slots", str(root), "--source", str(photos), "--box", "8,8,88,88",
+              "--every-frame", "--limit", "1"])  # fmt: skip
+    assert json.loads(capfd.readouterr().out.splitlines()[-1])["reason"] == "limit"
+    assert count == {"hashed": 1, "golden": 1}
 
 
 def test_a_reader_of_stdout_that_has_enough_ends_the_command(tmp_path, photos):

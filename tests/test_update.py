@@ -161,7 +161,7 @@ def test_what_was_left_at_a_start_is_not_offered(fleet: Fleet, root: Path) -> No
     assert current is not None
     engine = current.artifact / "engine.onnx"
     engine.write_bytes(b"rust")
-    assert slots.boot(root, selftest=parts.here).slot.artifact_name == "two"
+    assert slots.boot(root, parts.here).slot.artifact_name == "two"
     assert fleet.update(root).slot is None
 
 
@@ -192,6 +192,21 @@ def test_an_older_bundle_is_never_newer(fleet: Fleet, root: Path) -> None:
     assert fleet.update(root).slot is None  # the serial is remembered
     fleet.release("one")
     assert (fleet.update(root).serial, name_here(root)) == (4, "one")
+
+
+def test_what_must_happen_before_an_update_is_said_before_it_is_fetched(
+    fleet: Fleet, root: Path
+) -> None:
+    fleet.update(root)
+    slots.confirm(root)
+    fleet.release("three")
+    fleet.update(root)
+    fleet.release("four")
+    with served(fleet.public) as (url, wire):
+        refused(fleet, root, EnvironmentalError, "'edgehp confirm'", where=url)
+        assert not [p for p, _ in wire.asked if "/targets/" in p]
+    slots.confirm(root)
+    assert fleet.update(root).serial == 4
 
 
 def test_installed_by_hand_counts(fleet: Fleet, root: Path) -> None:

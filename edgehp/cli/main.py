@@ -40,6 +40,7 @@ COMMANDS = {
     "repo": "Keep a repository of bundles for a fleet.",
     "update": "Install the newest bundle of a repository that fits here.",
     "status": "Say what is installed on this device.",
+    "confirm": "Say that the slot in use runs well.",
     "rollback": "Test the other slot and switch to it.",
     "targets": "List the targets an artifact can be built for, or explain one.",
     "doctor": "Say what this machine can run and what to install for the rest.",

@@ -165,17 +165,23 @@ def _engine(
     from edgehp.errors import EdgehpError
     from edgehp.shipping import slots as device
 
-    # It says itself where it falls back to the other slot.
-    path = device.boot(slots).slot.artifact
+    # It says itself where it falls back to the other slot. Tested here and not in a process of its
+    # own: a crash ends a start that was counted, and what was opened and verified is run.
+    booted = device.boot(slots, lambda path: _tested(path, threads), discard=_close)
+    opened, path = [booted.tested], booted.slot.artifact
 
     def confirm() -> None:
         try:
-            device.confirm(slots)
+            device.confirm(slots, booted.slot)
         except EdgehpError as e:
             # A full disk must not stop a network that works.
             logger.warning("%s", e)
 
-    return EngineHost(lambda: _tested(path, threads)), confirm
+    return EngineHost(lambda: opened.pop() if opened else _tested(path, threads)), confirm
+
+
+def _close(network: OpenedNetwork) -> None:
+    network.__exit__(None, None, None)
 
 
 def _tested(artifact: Path | None, threads: int | None) -> OpenedNetwork:

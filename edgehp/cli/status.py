@@ -45,6 +45,7 @@ def command(root: Path | None, as_json: bool) -> None:
                 "current": None if found.current is None else found.current.to_dict(),
                 "other": None if found.other is None else found.other.to_dict(),
                 "unconfirmed_starts": found.unconfirmed_starts,
+                "confirmed": found.confirmed,
                 "failed": found.failed,
                 "installing": found.installing,
             }

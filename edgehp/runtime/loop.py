@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.crop import crop_face
-from edgehp.errors import DataError, EnvironmentalError
+from edgehp.errors import DataError, EdgehpError, EnvironmentalError
 from edgehp.pose import euler_from_matrix, matrix_from_euler
 from edgehp.prediction.judgement import DEFAULT_BINS, Rules, judge
 from edgehp.runtime.capture import CapturedFrame, CaptureStatus, CaptureThread
@@ -229,7 +229,12 @@ class Runtime:
             self._reconnects = reconnects
             self.tracker.reset()
             self._filter.reset()
-        face = self.tracker.update(photo)
+        try:
+            face = self.tracker.update(photo)
+        except EdgehpError:
+            # The detector's fault: three such ends must not bring the other slot back.
+            self._confirm()
+            raise
         if face is None:
             if not self.tracker.looked:
                 return "searching", "the face detector has not answered yet", Pose(), None

@@ -18,11 +18,12 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -45,6 +46,7 @@ from edgehp.shipping.selftest import SelfTestResult, run_self_test
 
 __all__ = [
     "MAX_FAILED_STARTS",
+    "PATIENCE_S",
     "SLOT_NAMES",
     "Boot",
     "Finisher",
@@ -60,11 +62,14 @@ __all__ = [
     "is_whole",
     "read_slot",
     "read_state",
+    "require_spare",
     "rollback",
     "status",
 ]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 ROOT_VARIABLE = "EDGEHP_ROOT"
 SLOT_NAMES = ("a", "b")
@@ -82,6 +87,9 @@ _SPARE_BYTES = 32 * 2**20
 _DEFERRED_FACTOR = 4
 # How often a start begins anew because slots changed below it; each takes an installation.
 _TRIES = 5
+# How long a start waits for a driver that comes late at boot, and between its tries.
+PATIENCE_S = 60.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 5.0
 
 # Builds the engine of the deferred artifact in this directory, in place.
 Finisher = Callable[[Path], None]
@@ -129,12 +137,14 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         current: its name, None where nothing is installed.
         sequence: of the newest installation.
         starts: of the current slot that nobody confirmed.
+        confirmed: `Slot.sequence` of those that were reported to run well.
         failed: digest of a bundle -> why it was left.
     """
 
     current: Literal["a", "b"] | None = None
     sequence: int = 0
     starts: int = 0
+    confirmed: tuple[int, ...] = ()
     failed: dict[str, str] = {}
 
     def with_failure(self, digest: str, reason: str) -> dict[str, str]:
@@ -156,6 +166,7 @@ class Status:
         current: the slot in use, None where nothing is installed.
         other: the slot to return to, None where there is none.
         unconfirmed_starts: starts of the current slot since the last `confirm`.
+        confirmed: whether the current slot was ever reported to run well.
         failed: digest -> reason, of bundles that failed here and of slots that were left.
         installing: an installer is at work; None where this user may not know.
     """
@@ -164,22 +175,23 @@ class Status:
     current: Slot | None
     other: Slot | None
     unconfirmed_starts: int
+    confirmed: bool
     failed: dict[str, str]
     installing: bool | None
 
 
 @dataclass(frozen=True)
-class Boot:
+class Boot(Generic[T]):
     """The answer to `boot`.
 
     Attributes:
         slot: to run.
-        selftest: what its golden vectors gave now.
+        tested: what the test of it gave, such as its opened engine.
         fell_back: why the slot that was current before was left, None where it was kept.
     """
 
     slot: Slot
-    selftest: SelfTestResult
+    tested: T
     fell_back: str | None
 
 
@@ -217,7 +229,8 @@ def install(
     Raises:
         CompatibilityError: the bundle is for another device, its file has changed since it was
             verified, or the self-test failed. The slot in use is untouched.
-        EnvironmentalError: too little disk space, another installer at work, a package missing.
+        EnvironmentalError: too little disk space, another installer at work, a package missing, or
+            no slot can be spared (`require_spare`).
         AccuracyError: an engine built here drops more than the gate allows.
     """
     # Before anything is unpacked; a deferred one is checked by whoever finishes it.
@@ -232,6 +245,7 @@ def install(
             return kept
         if bundle.digest in state.failed:
             logger.warning("this bundle was left once because: %s", state.failed[bundle.digest])
+        _spare(root, state)
         factor = _DEFERRED_FACTOR if bundle.manifest.state == "deferred" else 1
         needed = bundle.size * factor + _SPARE_BYTES
         disk.require_space(root, needed, "install beside what runs")
@@ -311,19 +325,43 @@ def _switched(root: Path, stage: Path, slot: Slot) -> Slot:
         if target.exists():
             disk.move(target, old)
         disk.move(stage, target)
-        _write(root, State(name, slot.sequence, 0, state.without_failure(slot.digest)))
+        failed, confirmed = state.without_failure(slot.digest), _confirmed_here(root, state)
+        _write(root, State(name, slot.sequence, 0, confirmed, failed))
     disk.remove_tree(old)
     return replace(slot, name=name, artifact=target / "artifact")
 
 
+def require_spare(root: Path) -> None:
+    """Check that a bundle may be installed without losing the only slot that is known to run well.
+
+    Raises:
+        EnvironmentalError: the current slot was not confirmed, the other one was.
+    """
+    _spare(root, read_state(root))
+
+
 def _spare(root: Path, state: State) -> Literal["a", "b"]:
-    """The slot to overwrite: not the current one, unless only the other one is whole."""
+    """The slot to overwrite.
+
+    Not the current one, unless only the other one is whole; and not the other one while it is the
+    last that was confirmed. The self-test at installation is not enough for that: a network can
+    pass it and still not run in the car.
+    """
     if state.current is None:
         return "a"
     kept = read_slot(root, state.current)
     other = read_slot(root, _other_than(state.current))
-    if (kept is None or not is_whole(kept)) and other is not None and is_whole(other):
+    if other is None or not is_whole(other):
+        return _other_than(state.current)
+    if kept is None or not is_whole(kept):
         return state.current
+    if other.sequence in state.confirmed and kept.sequence not in state.confirmed:
+        raise EnvironmentalError(
+            f"slot {kept.name} ({kept.artifact_name}) was not confirmed yet, and slot {other.name} "
+            f"({other.artifact_name}) is the last that was, so that neither can be overwritten; "
+            f"first start it ('edgehp run --slots {root}') or confirm it ('edgehp confirm'), or go "
+            "back ('edgehp rollback')"
+        )
     return _other_than(state.current)
 
 
@@ -343,7 +381,8 @@ def rollback(root: Path, *, selftest: SelfTest | None = None) -> Slot:
             raise DataError(f"{root} has no other slot to return to; install a bundle first")
         # Before the lock: a runtime that waits for it to `confirm` would miss its watchdog. Slots
         # do not change meanwhile, this is the one installer.
-        _examine(other, selftest or run_self_test)
+        _check_record(other)
+        (selftest or run_self_test)(other.artifact)
         with _state_lock(root):
             state = read_state(root)
             failed = state.without_failure(other.digest)
@@ -374,11 +413,13 @@ def status(root: Path) -> Status:
     if not _is_root(root):
         raise DataError(f"{root}: no such directory; install a bundle with 'edgehp install FILE'")
     state = read_state(root)
+    current = None if state.current is None else read_slot(root, state.current)
     return Status(
         root=root,
-        current=None if state.current is None else read_slot(root, state.current),
+        current=current,
         other=None if state.current is None else read_slot(root, _other_than(state.current)),
         unconfirmed_starts=state.starts,
+        confirmed=current is not None and current.sequence in state.confirmed,
         failed=dict(state.failed),
         installing=disk.is_locked(root / "lock"),
     )
@@ -410,35 +451,58 @@ def is_whole(slot: Slot) -> bool:
 # --- starting -------------------------------------------------------------------------------------
 
 
-def boot(root: Path, *, selftest: SelfTest | None = None) -> Boot:
-    """Choose the slot to run: count the start, verify the hashes, run the self-test.
+def boot(
+    root: Path,
+    test: Callable[[Path], T],
+    *,
+    discard: Callable[[T], object] = lambda _: None,
+    patience_s: float = PATIENCE_S,
+    sleep: Callable[[float], object] = time.sleep,
+) -> Boot[T]:
+    """Choose the slot to run: count the start, check the records, test the slot.
 
     The start is written down before anything is tried, so that a crash or a power cut counts. The
     other slot is taken where the current one fails, or was started three times
-    (`MAX_FAILED_STARTS`) without `confirm`. Call `confirm` once frames flow.
+    (`MAX_FAILED_STARTS`) without `confirm`. Call `confirm` once the engine is seen to work.
+
+    A fault of the environment (a driver that comes late) is waited for and counts against no slot:
+    the current one stays, and the start is not counted.
 
     A root that cannot be written is warned about and starts are not counted: a full or read-only
-    disk must not stop a network that works. Nobody waits for the self-tests, which take minutes at
+    disk must not stop a network that works. Nobody waits for the tests, which take minutes at
     worst: where an installer switches meanwhile, the start begins anew with what is current then.
+
+    Args:
+        root: the root directory.
+        test: checks hashes, device and golden vectors of an artifact directory, and raises an
+            `EdgehpError` if anything is not right. What it gives is passed on, so that nothing is
+            opened or verified twice.
+        discard: frees what `test` gave for a slot that will not be run.
+        patience_s: how long `test` is tried again after an `EnvironmentalError`, seconds.
+        sleep: waits so many seconds.
 
     Raises:
         DataError: nothing is installed.
         CompatibilityError: neither slot passes; both reasons are named.
-        EnvironmentalError: neither slot passes, for a driver or package that is missing; the root
-            cannot be read; or the slots change again and again.
+        EnvironmentalError: a driver or package is missing; the root cannot be read; or the slots
+            change again and again.
     """
     if not _is_root(root):
         raise _nothing_installed(root)
+    starting = _Start(root, test, patience_s, sleep)
     for _ in range(_TRIES):
         state = _counted(root)
         try:
-            found = _chosen(root, state, selftest or run_self_test)
-        except EdgehpError:
+            found = starting.chosen(state)
+        except EdgehpError as e:
             if _unchanged(root, state):
+                if isinstance(e, EnvironmentalError):
+                    _uncount(root, state)
                 raise
         else:
             if _settled(root, state, found):
                 return found
+            discard(found.tested)
         logger.warning("the slots of %s were changed while a start tested them: anew", root)
     raise EnvironmentalError(
         f"{root}: the slots were changed {_TRIES} times while a start tested them; wait for the "
@@ -446,8 +510,12 @@ def boot(root: Path, *, selftest: SelfTest | None = None) -> Boot:
     )
 
 
-def confirm(root: Path) -> None:
+def confirm(root: Path, slot: Slot | None = None) -> None:
     """Say that the current slot runs well: its unconfirmed starts are forgotten.
+
+    Args:
+        root: the root directory.
+        slot: the one that was started. Nothing is noted where another one is current by now.
 
     Raises:
         DataError: nothing is installed.
@@ -458,10 +526,20 @@ def confirm(root: Path) -> None:
     # As `boot`: a start that could be counted can be confirmed, or it would lead to the other slot.
     with _writing(root), _state_lock_if_possible(root):
         state = read_state(root)
-        if state.current is None:
+        current = None if state.current is None else read_slot(root, state.current)
+        if current is None:
             raise _nothing_installed(root)
-        if state.starts:
-            _write(root, replace(state, starts=0))
+        if slot is not None and slot.sequence != current.sequence:
+            logger.warning("slot %s is current now; %s is not confirmed", current.name, slot.name)
+        elif state.starts or current.sequence not in state.confirmed:
+            confirmed = {*_confirmed_here(root, state), current.sequence}
+            _write(root, replace(state, starts=0, confirmed=tuple(sorted(confirmed))))
+
+
+def _confirmed_here(root: Path, state: State) -> tuple[int, ...]:
+    """Those that were confirmed and are still installed."""
+    here = {s.sequence for name in SLOT_NAMES if (s := read_slot(root, name)) is not None}
+    return tuple(n for n in state.confirmed if n in here)
 
 
 def _counted(root: Path) -> State:
@@ -474,39 +552,72 @@ def _counted(root: Path) -> State:
         return state
 
 
-def _chosen(root: Path, state: State, test: SelfTest) -> Boot:
-    """The current slot if it passes, else the other one; nothing is written."""
-    slot, other = read_slot(root, str(state.current)), read_slot(root, _other_than(state.current))
-    worn_out = state.starts >= MAX_FAILED_STARTS
-    unconfirmed = f"it was started {MAX_FAILED_STARTS} times and never reported to run well"
-    if slot is not None and worn_out and (other is None or other.digest in state.failed):
-        logger.warning("slot %s: %s, and there is none to return to", slot.name, unconfirmed)
-        worn_out = False
-    failure: EdgehpError
-    if slot is None:
-        failure = CompatibilityError("its record is missing or damaged")
-    elif worn_out:
-        failure = CompatibilityError(unconfirmed)
-    else:
+def _uncount(root: Path, state: State) -> None:
+    """Take back what `_counted` noted."""
+    with _state_lock_if_possible(root):
+        if _unchanged(root, state):
+            _note(root, replace(read_state(root), starts=state.starts))
+
+
+@dataclass(frozen=True)
+class _Start(Generic[T]):
+    """Tests slots until one passes."""
+
+    root: Path
+    test: Callable[[Path], T]
+    patience_s: float
+    sleep: Callable[[float], object]
+
+    def chosen(self, state: State) -> Boot[T]:
+        """The current slot if it passes, else the other one; nothing is written."""
+        slot = read_slot(self.root, str(state.current))
+        other = read_slot(self.root, _other_than(state.current))
+        worn_out = state.starts >= MAX_FAILED_STARTS
+        unconfirmed = f"it was started {MAX_FAILED_STARTS} times and never reported to run well"
+        if slot is not None and worn_out and (other is None or other.digest in state.failed):
+            logger.warning("slot %s: %s, and there is none to return to", slot.name, unconfirmed)
+            worn_out = False
+        failure: EdgehpError
+        if slot is None:
+            failure = CompatibilityError("its record is missing or damaged")
+        elif worn_out:
+            failure = CompatibilityError(unconfirmed)
+        else:
+            try:
+                return Boot(slot, self._tested(slot), None)
+            except EnvironmentalError:
+                raise
+            except EdgehpError as e:
+                failure = e
+        left = f"slot {state.current}: {failure}"
+        if other is None:
+            raise type(failure)(f"{left}; there is no other slot: install a bundle") from failure
         try:
-            return Boot(slot, _examine(slot, test), None)
-        except EdgehpError as e:
-            failure = e
-    left = f"slot {state.current}: {failure}"
-    if other is None:
-        raise type(failure)(f"{left}; there is no other slot: install a bundle") from failure
-    try:
-        return Boot(other, _examine(other, test), str(failure))
-    except EdgehpError as second:
-        if worn_out and slot is not None:
-            logger.warning("slot %s: %s; slot %s stays", other.name, second, slot.name)
-            return Boot(slot, _examine(slot, test), None)
-        both = isinstance(failure, EnvironmentalError) and isinstance(second, EnvironmentalError)
-        kind = EnvironmentalError if both else CompatibilityError
-        raise kind(f"{left}; slot {other.name}: {second}; install a bundle") from second
+            return Boot(other, self._tested(other), str(failure))
+        except EdgehpError as second:
+            if worn_out and slot is not None:
+                logger.warning("slot %s: %s; slot %s stays", other.name, second, slot.name)
+                return Boot(slot, self._tested(slot), None)
+            kind = (
+                EnvironmentalError if isinstance(second, EnvironmentalError) else CompatibilityError
+            )
+            raise kind(f"{left}; slot {other.name}: {second}; install a bundle") from second
+
+    def _tested(self, slot: Slot) -> T:
+        waited, pause = 0.0, _FIRST_PAUSE_S
+        while True:
+            try:
+                _check_record(slot)
+                return self.test(slot.artifact)
+            except EnvironmentalError as e:
+                if waited + pause > self.patience_s:
+                    raise
+                logger.warning("slot %s: %s; tried again in %.1f s", slot.name, e, pause)
+            self.sleep(pause)
+            waited, pause = waited + pause, min(2 * pause, _LONGEST_PAUSE_S)
 
 
-def _settled(root: Path, state: State, found: Boot) -> bool:
+def _settled(root: Path, state: State, found: Boot[Any]) -> bool:
     """Make what was chosen current; false where the slots were changed meanwhile."""
     if found.fell_back is None:
         return _unchanged(root, state)
@@ -526,12 +637,6 @@ def _unchanged(root: Path, state: State) -> bool:
     """Whether the slots are still those of `state`."""
     now = read_state(root)
     return (now.current, now.sequence) == (state.current, state.sequence)
-
-
-def _examine(slot: Slot, test: SelfTest) -> SelfTestResult:
-    """The self-test of a slot whose manifest is the one that was written down."""
-    _check_record(slot)
-    return test(slot.artifact)
 
 
 def _check_record(slot: Slot) -> None:

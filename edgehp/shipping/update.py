@@ -106,7 +106,7 @@ def update(
             slot in use is untouched.
         DataError: no repository, or no bundle.
         EnvironmentalError: the repository cannot be reached, too little disk space, another update
-            or installer at work, a package missing.
+            or installer at work, a package missing, no slot can be spared.
         AccuracyError: an engine built here drops more than the gate allows.
         UsageError: `root_metadata` is not what it should be.
     """
@@ -125,6 +125,7 @@ def update(
             chosen, passed_over = _chosen(lists, have, state, here)
             slot = None
             if chosen is not None:
+                slots.require_spare(root)
                 say(f"download {chosen.offer.path}")
                 part = _fetched(source, chosen, folder, say)
                 say("verify")
