@@ -29,6 +29,8 @@ from tests import ship_parts as parts
 from tests.faults import calls_of, killed, no_flush
 from tests.update_parts import Fleet, ago, name_here, new_fleet, served
 
+KEPT = {"lock", "memory.json", "device-id"}
+
 
 @pytest.fixture(autouse=True)
 def quick() -> Iterator[None]:
@@ -73,7 +75,7 @@ def test_the_newest_is_installed_once(fleet: Fleet, root: Path) -> None:
     assert fleet.update(root).serial == 3
     assert name_here(root) == "three"
     # Nothing of a download or of the scratch copy is left.
-    assert {p.name for p in (root / "updates").iterdir()} == {"lock", "memory.json"}
+    assert {p.name for p in (root / "updates").iterdir()} <= KEPT
 
 
 def test_over_http(fleet: Fleet, root: Path) -> None:
@@ -214,6 +216,73 @@ def test_installed_by_hand_counts(fleet: Fleet, root: Path) -> None:
     assert fleet.update(root).slot is None
 
 
+# --- staged rollout -------------------------------------------------------------------------------
+
+
+def test_a_share_of_the_devices_is_drawn_by_a_hash_of_their_ids(fleet: Fleet) -> None:
+    offer = Offer("late-3.edgehp", 3, "0" * 64, "late", "n", "int8", 1, *_deferred("cpu"))
+    ids = [f"device-{i}" for i in range(2000)]
+
+    def offered(content: str, share: int) -> set[str]:
+        one = structs.replace(offer, content=content, share=share)
+        return {i for i in ids if one.withheld(i) is None}
+
+    five, quarter = offered("0" * 64, 5), offered("0" * 64, 25)
+    assert 60 < len(five) < 140 and 430 < len(quarter) < 570  # four deviations
+    assert five < quarter < offered("0" * 64, 100) == set(ids)
+    # Not the same devices try every bundle first.
+    assert len(five & offered("1" * 64, 5)) < len(five) / 2
+
+
+def test_a_rollout_in_stages(fleet: Fleet, tmp_path: Path) -> None:
+    first, last = tmp_path / "first", tmp_path / "last"
+    for root in (first, last):
+        fleet.update(root)
+    path = fleet.add("three", share=5)
+    fleet.publish()
+    content = repository._staged_or_published(fleet.public).signed.targets[path].custom["edgehp"]
+    offer = Offer.from_dict(path, content)
+    early = next(i for i in map(str, range(1000)) if offer.withheld(i) is None)
+    late = next(i for i in map(str, range(1000)) if "at 9" in str(offer.withheld(i)))
+
+    def decided(root: Path) -> list[tuple[int, str | None]]:
+        return [(d.serial, d.reason) for d in read_memory(root / "updates").decisions]
+
+    fleet.rollout(path, state="paused")
+    assert fleet.update(first, device_id=early).slot is None
+    assert decided(first) == [(3, "its rollout is paused")]
+    fleet.rollout(path, share=5)
+    assert fleet.update(first, device_id=early).serial == 3
+    assert decided(first) == [(3, None)]
+    done = fleet.update(last, device_id=late)
+    assert done.slot is None and "5 % of the devices" in str(done.passed_over[0].reason)
+    fleet.rollout("3", share=100)
+    fleet.rollout(path, state="withdrawn")
+    assert fleet.update(last, device_id=late).slot is None
+    assert decided(last) == [(3, "it was withdrawn by its publisher")]
+    # Who has it keeps it, and is told; it cannot be offered again.
+    assert fleet.update(first, device_id=early).slot is None
+    assert decided(first) == [(3, "it was withdrawn by its publisher")]
+    for change in ({"share": 5}, {"state": "paused"}):
+        with pytest.raises(UsageError, match="add it again"):
+            repository.set_rollout(fleet.public, path, **change)
+    with pytest.raises(UsageError, match=r"no bundle 'nonesuch'.*three-3"):
+        repository.set_rollout(fleet.public, "nonesuch", share=5)
+    fleet.release("two")
+    assert fleet.update(first, device_id=early).serial == 4
+
+
+def test_a_device_without_an_id_draws_one(
+    fleet: Fleet, root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("edgehp.shipping.update._MACHINE_ID", tmp_path / "none")
+    fleet.update(root)
+    drawn = (root / "updates" / "device-id").read_text()
+    assert len(drawn) == 32
+    fleet.update(root)
+    assert (root / "updates" / "device-id").read_text() == drawn
+
+
 # --- attacks --------------------------------------------------------------------------------------
 
 
@@ -289,6 +358,8 @@ FIELDS: list[tuple[str, Callable[[Any, Any], None], tuple[Any, ...]]] = [
     ("targets", _at(*CUSTOM, "engine", "kind"), (None, 1)),
     ("targets", _at(*CUSTOM, "engine", "files"), (None, "x", [1])),
     ("targets", _at(*CUSTOM, "engine", "versions"), (None, [], {"onnxruntime": 1})),
+    ("targets", _at(*CUSTOM, "share"), (0, 101, -5, "5", True, None)),
+    ("targets", _at(*CUSTOM, "state"), ("", "other", None, 1)),
     ("targets", _at(*CUSTOM, "unknown"), (1,)),
 ]
 

@@ -52,8 +52,13 @@ class Fleet:
             parts.quick_bundle(path, artifact, self.signer)
         return path
 
-    def add(self, name: str, **options: Any) -> str:
-        return repository.add(self.public, self.bundle(name, **options), self.signer.trust).path
+    def add(self, name: str, *, share: int = 100, **options: Any) -> str:
+        bundle = self.bundle(name, **options)
+        return repository.add(self.public, bundle, self.signer.trust, share=share).path
+
+    def rollout(self, name: str, **change: Any) -> None:
+        repository.set_rollout(self.public, name, **change)
+        self.publish()
 
     def publish(self, **options: Any) -> dict[str, int]:
         return repository.publish(self.public, self.keys, **options).versions
@@ -75,6 +80,7 @@ class Fleet:
         selftest: Any = parts.here,
         pace: Pace | None = None,
         trust: Any = None,
+        device_id: str | None = None,
     ) -> Update:
         return update(
             open_source(str(where or self.public), pace),
@@ -82,6 +88,7 @@ class Fleet:
             self.signer.trust if trust is None else trust,
             root,
             device=device or parts.Device(),
+            device_id=device_id,
             selftest=selftest,
             finisher=parts.finish_tiny,
         )

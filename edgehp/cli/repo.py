@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,6 +20,13 @@ _KEYS = click.option(
     required=True,
     help="Folder with root.pem, targets.pem, snapshot.pem and timestamp.pem, or those needed. "
     f"The password of encrypted ones is taken from ${PASSWORD_VARIABLE}.",
+)
+
+_BUNDLE = click.argument("bundle")
+_PUBLISH = click.option(
+    "--keys",
+    type=click.Path(path_type=Path),
+    help="Publish at once, with the keys in this folder.",
 )
 
 
@@ -53,19 +61,66 @@ def init(repository: Path, keys: Path) -> None:
 @_FOLDER
 @click.argument("bundle", type=click.Path(path_type=Path))
 @trust_option
-def add(
-    repository: Path,
-    bundle: Path,
-    public_keys: tuple[Path, ...],
-) -> None:
+@click.option(
+    "--share",
+    type=click.IntRange(1, 100),
+    default=100,
+    help="Percent of the devices that it is offered to at first. Default: 100.",
+)
+def add(repository: Path, bundle: Path, public_keys: tuple[Path, ...], share: int) -> None:
     """Put BUNDLE into REPOSITORY as its newest; devices see it after 'edgehp repo publish'."""
     from edgehp.shipping import repository as work
 
-    offer = work.add(repository, bundle, read_keys(public_keys))
+    offer = work.add(repository, bundle, read_keys(public_keys), share=share)
     click.echo(
         f"{offer.path}  serial {offer.serial}, for {offer.target.name}, {offer.precision}, "
         f"content {offer.content[:16]}"
     )
+
+
+@command.command("share", short_help="Offer a bundle to so many percent of the devices.")
+@_FOLDER
+@_BUNDLE
+@click.argument("percent", type=click.IntRange(1, 100))
+@_PUBLISH
+def share(repository: Path, bundle: str, percent: int, keys: Path | None) -> None:
+    """Offer BUNDLE (its name or serial) to PERCENT of the devices, and go on if it was paused.
+
+    A device decides by a hash of its id; those of a smaller share are among those of a larger.
+    """
+    _rollout(repository, keys, bundle, share=percent)
+
+
+@command.command("pause", short_help="Offer a bundle to no further device for now.")
+@_FOLDER
+@_BUNDLE
+@_PUBLISH
+def pause(repository: Path, bundle: str, keys: Path | None) -> None:
+    """Offer BUNDLE (its name or serial) to no further device; 'edgehp repo share' goes on."""
+    _rollout(repository, keys, bundle, state="paused")
+
+
+@command.command("withdraw", short_help="Offer a bundle to no device any more.")
+@_FOLDER
+@_BUNDLE
+@_PUBLISH
+def withdraw(repository: Path, bundle: str, keys: Path | None) -> None:
+    """Offer BUNDLE (its name or serial) to no device any more; those that have it keep it.
+
+    To bring them back, add the bundle of before again: it becomes the newest.
+    """
+    _rollout(repository, keys, bundle, state="withdrawn")
+
+
+def _rollout(repository: Path, keys: Path | None, bundle: str, **change: Any) -> None:
+    from edgehp.shipping import repository as work
+
+    offer = work.set_rollout(repository, bundle, **change)
+    if keys is not None:
+        work.publish(repository, keys, password=_password())
+    seen = "" if keys is not None else "; devices see it after 'edgehp repo publish'"
+    shown = f"{offer.share} % of the devices" if offer.state == "offered" else offer.state
+    click.echo(f"{offer.path}  serial {offer.serial}: {shown}{seen}")
 
 
 @command.command("publish", short_help="Sign what is new, or renew the timestamp.")

@@ -36,8 +36,11 @@ def command(root: Path | None, as_json: bool) -> None:
     """Say which slots are installed, which one is in use, and what failed. Nothing is run."""
     from edgehp.cli._output import print_json
     from edgehp.shipping import slots
+    from edgehp.shipping.offers import read_memory
+    from edgehp.shipping.update import FOLDER
 
     found = slots.status(slots.default_root() if root is None else root)
+    decisions = read_memory(found.root / FOLDER).decisions
     if as_json:
         print_json(
             {
@@ -47,6 +50,10 @@ def command(root: Path | None, as_json: bool) -> None:
                 "unconfirmed_starts": found.unconfirmed_starts,
                 "confirmed": found.confirmed,
                 "failed": found.failed,
+                "offers": [
+                    {"name": one.name, "serial": one.serial, "reason": one.reason}
+                    for one in decisions
+                ],
                 "installing": found.installing,
             }
         )
@@ -61,5 +68,8 @@ def command(root: Path | None, as_json: bool) -> None:
         click.echo(f"{found.unconfirmed_starts} starts that were not confirmed to run well")
     for digest, reason in found.failed.items():
         click.echo(f"content {digest[:16]} was left: {reason}")
+    for one in decisions:
+        if one.reason is not None:
+            click.echo(f"{one.name} is not for this device: {one.reason}")
     if found.installing:
         click.echo("an installer is at work")

@@ -26,12 +26,18 @@ __all__ = ["command"]
 )
 @trust_option
 @root_option
+@click.option(
+    "--device-id",
+    help="Tells this device from the others in a staged rollout, and never leaves it. Default: "
+    "the system's machine-id.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def command(
     repository: str,
     root_metadata: Path,
     public_keys: tuple[Path, ...],
     root: Path | None,
+    device_id: str | None,
     as_json: bool,
 ) -> None:
     """Install the newest bundle of a repository that fits this board, if it is newer than its own.
@@ -50,13 +56,14 @@ def command(
         root_metadata,
         read_keys(public_keys),
         slots.default_root() if root is None else root,
+        device_id=device_id,
         progress=lambda step: click.echo(f"{step} ...", err=True),
     )
     if as_json:
         print_json(done.to_dict())
         return
     for one in done.passed_over:
-        click.echo(f"{one.name} was not offered: {one.reason}", err=True)
+        click.echo(f"{one.name} is not for this device: {one.reason}", err=True)
     if done.slot is None:
         click.echo(f"no update: nothing newer than serial {done.serial} fits this board")
     else:

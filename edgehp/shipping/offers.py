@@ -10,6 +10,7 @@ because its own writes are not flushed.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import secrets
@@ -18,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FIELD",
+    "Decision",
     "Listed",
     "Lists",
     "Memory",
@@ -90,6 +92,8 @@ class Offer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         size: bytes of the unpacked files.
         target: where it may run.
         engine: what runs it; None for a deferred artifact, whose engine the board builds.
+        share: percent of the devices that it is offered to.
+        state: ``"paused"`` and ``"withdrawn"`` bundles are offered to none.
     """
 
     path: _Name
@@ -101,10 +105,12 @@ class Offer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     size: _Count
     target: TargetRecord
     engine: EngineRecord | None
+    share: Annotated[int, Meta(ge=1, le=100)] = 100
+    state: Literal["offered", "paused", "withdrawn"] = "offered"
 
     @classmethod
-    def of(cls, bundle: VerifiedBundle, serial: int) -> Offer:
-        """The offer of a verified bundle."""
+    def of(cls, bundle: VerifiedBundle, serial: int, share: int = 100) -> Offer:
+        """The offer of a verified bundle to `share` percent of the devices."""
         manifest = bundle.manifest
         plain = re.sub(r"[^A-Za-z0-9._-]", "-", manifest.name).lstrip("._-")[:150] or "bundle"
         return cls(
@@ -117,6 +123,7 @@ class Offer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             size=bundle.size,
             target=manifest.target,
             engine=manifest.engine,
+            share=share,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,6 +142,22 @@ class Offer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if (schema := rest.pop("schema", None)) != _SCHEMA:
             raise ValueError(f"schema {schema!r:.40}, expected {_SCHEMA}")
         return msgspec.convert({**rest, "path": path}, cls)
+
+    def withheld(self, device_id: str) -> str | None:
+        """Why it is not for the device of this id at this stage of its rollout, None if it is.
+
+        Which devices are among the first is another draw for every bundle, and the same each time:
+        a larger share takes in those of the smaller one.
+        """
+        if self.state == "withdrawn":
+            return "it was withdrawn by its publisher"
+        if self.state == "paused":
+            return "its rollout is paused"
+        drawn = hashlib.sha256(f"{self.content}\n{device_id}".encode()).digest()
+        place = int.from_bytes(drawn[:8], "big") / 2**64 * 100
+        if place >= self.share:
+            return f"it is offered to {self.share} % of the devices yet, this one is at {place:.1f}"
+        return None
 
     def misfit(self, device: DeviceProbe) -> str | None:
         """Why it does not run on this device, None if it does."""
@@ -165,6 +188,20 @@ class Offer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return None
 
 
+class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a device made of a bundle in the repository.
+
+    Attributes:
+        name: of the bundle.
+        serial: of the bundle.
+        reason: why it was not for this device, None where it was.
+    """
+
+    name: str
+    serial: int
+    reason: str | None = None
+
+
 class Memory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a device remembers of its repository.
 
@@ -172,11 +209,13 @@ class Memory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         files: name -> text of the accepted TUF metadata.
         serial: the newest that an update installed here.
         keys: identifiers of the keys that signed the list with that serial.
+        decisions: on the bundles that were newer at the last update, the newest first.
     """
 
     files: dict[str, str] = {}
     serial: _Count = 0
     keys: tuple[str, ...] = ()
+    decisions: tuple[Decision, ...] = ()
 
 
 class Listed(msgspec.Struct, frozen=True):

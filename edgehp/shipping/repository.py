@@ -22,7 +22,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec import structs
 
 from edgehp._hashing import sha256_file
 from edgehp.errors import DataError, UsageError
@@ -35,7 +37,16 @@ if TYPE_CHECKING:
     from securesystemslib.signer import CryptoSigner
     from tuf.api.metadata import Metadata, MetaFile, Root, Targets
 
-__all__ = ["LIFETIMES", "ROLES", "Published", "add", "init", "publish", "rotate_key"]
+__all__ = [
+    "LIFETIMES",
+    "ROLES",
+    "Published",
+    "add",
+    "init",
+    "publish",
+    "rotate_key",
+    "set_rollout",
+]
 
 ROLES = ("root", "targets", "snapshot", "timestamp")
 # How long a signature of each role counts, in days. A car may stand for long and a repository may
@@ -102,13 +113,14 @@ def init(
     return folder / "metadata" / "1.root.json"
 
 
-def add(folder: Path, bundle: Path, trust: Sequence[PublicKey]) -> Offer:
+def add(folder: Path, bundle: Path, trust: Sequence[PublicKey], *, share: int = 100) -> Offer:
     """Put a bundle into the repository, with the next serial; devices see it after `publish`.
 
     Args:
         folder: the repository.
         bundle: made by `make_bundle`.
-        trust: whom devices believe; a bundle that they would refuse is refused here.
+        trust: the keys that devices trust; a bundle that they would refuse is refused here.
+        share: percent of the devices that it is offered to at first, see `set_rollout`.
 
     Raises:
         DataError, CompatibilityError: as `verify_bundle`; or no repository.
@@ -123,7 +135,7 @@ def add(folder: Path, bundle: Path, trust: Sequence[PublicKey]) -> Offer:
     with _writing(folder):
         targets = _staged_or_published(folder)
         serial = 1 + int(targets.signed.unrecognized_fields.get(_SERIAL, 0))
-        offer = Offer.of(verified, serial)
+        offer = Offer.of(verified, serial, share)
         for path, listed in targets.signed.targets.items():
             known = (listed.custom or {}).get(FIELD, {})
             if known.get("content") == offer.content and known.get("serial") == serial - 1:
@@ -146,6 +158,51 @@ def add(folder: Path, bundle: Path, trust: Sequence[PublicKey]) -> Offer:
         targets.signed.unrecognized_fields[_SERIAL] = serial
         _write_metadata(folder / STAGED / "targets.json", targets)
     return offer
+
+
+def set_rollout(
+    folder: Path,
+    name: str,
+    *,
+    share: int | None = None,
+    state: Literal["paused", "withdrawn"] | None = None,
+) -> Offer:
+    """Change whom a bundle is offered to; devices see it after `publish`.
+
+    A bundle that was paused is offered again by giving it a share. One that was withdrawn stays so,
+    and its file stays where devices may be fetching it; devices that have it keep it until
+    something newer is published.
+
+    Args:
+        folder: the repository.
+        name: of the bundle (`Offer.path`), or its serial.
+        share: percent of the devices.
+        state: instead of a share.
+
+    Raises:
+        DataError: no repository.
+        UsageError: it lists no such bundle, or that one was withdrawn.
+        EnvironmentalError: the disk refuses, or a package is missing.
+    """
+    _require_tuf()
+    _newest_root(folder)
+    with _writing(folder):
+        targets = _staged_or_published(folder)
+        listed = {
+            path: Offer.from_dict(path, target.custom[FIELD])
+            for path, target in targets.signed.targets.items()
+            if FIELD in (target.custom or {})
+        }
+        found = next((o for o in listed.values() if name in (o.path, str(o.serial))), None)
+        if found is None:
+            raise UsageError(f"{folder} lists no bundle {name!r}; it lists: {', '.join(listed)}")
+        if found.state == "withdrawn":
+            raise UsageError(f"{found.path} was withdrawn; to offer it again, add it again")
+        changed = structs.replace(found, state=state or "offered", share=share or found.share)
+        custom = targets.signed.targets[found.path].unrecognized_fields["custom"]
+        custom[FIELD] = changed.to_dict()
+        _write_metadata(folder / STAGED / "targets.json", targets)
+    return changed
 
 
 def publish(

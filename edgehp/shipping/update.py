@@ -5,6 +5,7 @@ Under the root directory of the slots::
     updates/lock          flock of the one update
     updates/memory.json   what was accepted of the repository (`edgehp.shipping.offers`)
     updates/<sha256>.part a bundle on its way
+    updates/device-id     where the system has no id of its own
 
 The signed lists say which bundle is the newest for this board, and guard against older or mixed
 ones. What a bundle holds is believed only by its own signature: the keys of the repository alone
@@ -14,11 +15,13 @@ put nothing on a device.
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 
 from edgehp._hashing import sha256_file
@@ -28,24 +31,25 @@ from edgehp.shipping import disk, slots
 from edgehp.shipping.bundle import verify_bundle
 from edgehp.shipping.fetch import Source, download
 from edgehp.shipping.keys import PublicKey
-from edgehp.shipping.offers import Listed, Lists, Memory, read_memory, refresh, write_memory
+from edgehp.shipping.offers import (
+    Decision,
+    Listed,
+    Lists,
+    Memory,
+    read_memory,
+    refresh,
+    write_memory,
+)
 
-__all__ = ["PassedOver", "Update", "update"]
+__all__ = ["FOLDER", "Update", "update"]
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "updates"
 _PART = ".part"
 _SPARE_BYTES = 8 * 2**20
-
-
-@dataclass(frozen=True)
-class PassedOver:
-    """A newer bundle that was not offered to this board, and why."""
-
-    name: str
-    serial: int
-    reason: str
+_DECISIONS_KEPT = 20
+_MACHINE_ID = Path("/etc/machine-id")
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Update:
     slot: slots.Slot | None
     name: str | None
     serial: int
-    passed_over: tuple[PassedOver, ...]
+    passed_over: tuple[Decision, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for JSON."""
@@ -70,7 +74,7 @@ class Update:
             "installed": None if self.slot is None else self.slot.to_dict(),
             "bundle": self.name,
             "serial": self.serial,
-            "passed_over": [vars(one) for one in self.passed_over],
+            "passed_over": msgspec.to_builtins(self.passed_over),
         }
 
 
@@ -81,6 +85,7 @@ def update(
     root: Path,
     *,
     device: DeviceProbe | None = None,
+    device_id: str | None = None,
     selftest: slots.SelfTest | None = None,
     finisher: slots.Finisher | None = None,
     progress: Callable[[str], None] | None = None,
@@ -97,6 +102,8 @@ def update(
         trust: keys, one of which must have signed the bundle.
         root: of the slots; made if it does not exist.
         device: facts about this device; probed when omitted.
+        device_id: tells this device from the others of the fleet in a staged rollout, and never
+            leaves it; ``/etc/machine-id`` when omitted, else one that is drawn once.
         selftest: as in `slots.install`.
         finisher: as in `slots.install`.
         progress: told the name of every step as it begins.
@@ -122,7 +129,10 @@ def update(
             lists = refresh(source, root_metadata, folder)
             memory, state = read_memory(folder), slots.read_state(root)
             have = _newest_here(root, state, lists, memory)
-            chosen, passed_over = _chosen(lists, have, state, here)
+            fits = _Fit(state, here, device_id or _device_id(folder))
+            chosen, decisions = fits.newest(lists, have)
+            memory = replace(memory, decisions=decisions[:_DECISIONS_KEPT])
+            _remember(folder, replace(memory, serial=have, keys=lists.keys))
             slot = None
             if chosen is not None:
                 slots.require_spare(root)
@@ -148,8 +158,9 @@ def update(
                     disk.remove_tree(part)
                     raise
                 have = chosen.offer.serial
-            _remember(folder, memory, have, lists)
+                _remember(folder, replace(memory, serial=have, keys=lists.keys))
             _forget_parts(folder, None)
+    passed_over = tuple(d for d in decisions if d.reason is not None)
     return Update(slot, None if chosen is None else chosen.offer.path, have, passed_over)
 
 
@@ -171,22 +182,48 @@ def _newest_here(root: Path, state: slots.State, lists: Lists, memory: Memory) -
     return max([*serials, memory.serial if memory.keys == lists.keys else 0])
 
 
-def _chosen(
-    lists: Lists, have: int, state: slots.State, device: DeviceProbe
-) -> tuple[Listed | None, tuple[PassedOver, ...]]:
-    """The newest that fits and is newer than `have`, and those newer still that do not fit."""
-    passed_over: list[PassedOver] = []
-    for one in lists.listed:
-        offer = one.offer
-        if offer.serial <= have:
-            break
-        failed = state.failed.get(offer.content)
-        reason = f"it failed here: {failed}" if failed is not None else offer.misfit(device)
-        if reason is None:
-            return one, tuple(passed_over)
-        logger.info("%s is not offered: %s", offer.path, reason)
-        passed_over.append(PassedOver(offer.path, offer.serial, reason))
-    return None, tuple(passed_over)
+@dataclass(frozen=True)
+class _Fit:
+    """What a bundle is held against."""
+
+    state: slots.State
+    device: DeviceProbe
+    device_id: str
+
+    def newest(self, lists: Lists, have: int) -> tuple[Listed | None, tuple[Decision, ...]]:
+        """The newest that fits and is newer than `have`; and what was decided on the way to it."""
+        decisions: list[Decision] = []
+        for one in lists.listed:
+            offer = one.offer
+            if offer.serial < have or (offer.serial == have and offer.state != "withdrawn"):
+                break
+            reason = self._misfit(one)
+            decisions.append(Decision(offer.path, offer.serial, reason))
+            if reason is None:
+                return one, tuple(decisions)
+            logger.info("%s is not for this device: %s", offer.path, reason)
+        return None, tuple(decisions)
+
+    def _misfit(self, one: Listed) -> str | None:
+        failed = self.state.failed.get(one.offer.content)
+        if failed is not None:
+            return f"it failed here: {failed}"
+        return one.offer.withheld(self.device_id) or one.offer.misfit(self.device)
+
+
+def _device_id(folder: Path) -> str:
+    """What tells this device from others: the system's own id, else one that is drawn once."""
+    own = folder / "device-id"
+    for path in (_MACHINE_ID, own):
+        try:
+            text = path.read_text(encoding="ascii").strip()
+        except (OSError, ValueError):
+            continue
+        if text and text != "uninitialized":
+            return text
+    text = secrets.token_hex(16)
+    disk.replace_file(own, text.encode())
+    return text
 
 
 def _fetched(source: Source, chosen: Listed, folder: Path, say: Callable[[str], None]) -> Path:
@@ -225,10 +262,9 @@ def _is_listed(part: Path, chosen: Listed) -> bool:
     return part.stat().st_size == chosen.length and sha256_file(part) == chosen.sha256
 
 
-def _remember(folder: Path, memory: Memory, serial: int, lists: Lists) -> None:
-    wanted = replace(memory, serial=serial, keys=lists.keys)
-    if wanted != memory:
-        write_memory(folder, wanted)
+def _remember(folder: Path, memory: Memory) -> None:
+    if memory != read_memory(folder):
+        write_memory(folder, memory)
 
 
 def _forget_parts(folder: Path, but: Path | None) -> None:
