@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp._area import shrink
-from edgehp._hashing import json_digest
 from edgehp.errors import DataError, UsageError
+from edgehp.files import json_digest
 
 __all__ = ["BOX_RULES", "IMAGENET_MEAN", "IMAGENET_STD", "Box", "Preprocessing", "crop_face"]
 

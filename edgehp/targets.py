@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgehp._resources import resource_dir
 from edgehp._toml import load_toml
 from edgehp._toml_fields import Fields
 from edgehp.device import SYSTEM_ROOT, find_jetson
 from edgehp.errors import DataError, UsageError
+from edgehp.files import resource_dir
 
 __all__ = [
     "ENGINES",

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from edgehp._hashing import sha256_bytes, sha256_file
 from edgehp.artifact import golden_crops, load_artifact, newest_artifact, verify_golden
 from edgehp.artifact.device import Gpu, HostProbe
 from edgehp.cli.build import command
@@ -28,6 +27,7 @@ from edgehp.errors import (
     EnvironmentalError,
     UsageError,
 )
+from edgehp.files import sha256_bytes, sha256_file
 from edgehp.pipeline.crops import load_calibration, require_disjoint
 from edgehp.pipeline.engine import options
 from edgehp.pipeline.pipeline import BuildResult, artifact_name, build

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from edgehp._hashing import sha256_file
 from edgehp.errors import (
     AccuracyError,
     CompatibilityError,
     DataError,
     EnvironmentalError,
 )
+from edgehp.files import sha256_file
 from edgehp.shipping import disk, slots
 from edgehp.shipping.bundle import verify_bundle
 from edgehp.shipping.selftest import SelfTestResult, run_self_test, self_test

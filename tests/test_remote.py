@@ -16,7 +16,6 @@ import cv2
 import numpy as np
 import pytest
 
-from edgehp._hashing import sha256_file
 from edgehp.artifact import load_artifact
 from edgehp.artifact.manifest import (
     BuildRecord,
@@ -29,6 +28,7 @@ from edgehp.artifact.manifest import (
 )
 from edgehp.artifact.write import ArtifactWriter
 from edgehp.cli import main as root
+from edgehp.files import sha256_file
 from edgehp.networks.spec import KD_RESNET
 from edgehp.remote import boards, lease
 from edgehp.shipping.bundle import make_bundle

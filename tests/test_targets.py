@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from edgehp._resources import resource_dir
 from edgehp.errors import DataError, UsageError
+from edgehp.files import resource_dir
 from edgehp.targets import (
     Target,
     check_dla,

@@ -29,8 +29,8 @@ from quantizers.prepare import Crops, prepare  # noqa: E402
 from quantizers.rows import FP32, ROWS  # noqa: E402
 from quantizers.table import markdown  # noqa: E402
 
-from edgehp._files import write_whole  # noqa: E402
 from edgehp.errors import EdgehpError  # noqa: E402
+from edgehp.files import write_whole  # noqa: E402
 from edgehp.networks.bundled import resolve_network  # noqa: E402
 
 

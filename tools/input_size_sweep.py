@@ -30,9 +30,9 @@ from quantizers.parent import measure_latency, run_row  # noqa: E402
 from quantizers.prepare import Crops, prepare  # noqa: E402
 from quantizers.rows import FP32  # noqa: E402
 
-from edgehp._files import write_whole  # noqa: E402
 from edgehp.benchmark.roofline import count_work  # noqa: E402
 from edgehp.errors import EdgehpError, UsageError  # noqa: E402
+from edgehp.files import write_whole  # noqa: E402
 from edgehp.networks.bundled import Network, resolve_network  # noqa: E402
 
 SIZES = (64, 80, 96, 112, 128, 160, 224)

@@ -36,8 +36,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 from runtime_clip import FPS, Camera, Clip, ClipFrame, packaged_head, rendered_heads  # noqa: E402
 
 from edgehp._memory import keep_little  # noqa: E402
-from edgehp._resources import resource_dir  # noqa: E402
 from edgehp.engines.base import Crops, Engine, EngineInfo, Prediction  # noqa: E402
+from edgehp.files import resource_dir  # noqa: E402
 from edgehp.pose import geodesic_degrees, matrix_from_euler  # noqa: E402
 from edgehp.prediction.faces import CenterFace, find_weights, overlap  # noqa: E402
 from edgehp.runtime.detection import BackgroundDetection, InlineDetection  # noqa: E402

@@ -18,7 +18,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from edgehp._hashing import sha256_file
 from edgehp.artifact.device import DeviceProbe, HostProbe
 from edgehp.artifact.manifest import (
     LARGEST_MANIFEST,
@@ -30,6 +29,7 @@ from edgehp.artifact.manifest import (
 )
 from edgehp.engines.base import Crops, Engine
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError
+from edgehp.files import sha256_file
 from edgehp.pose import angle_errors
 
 __all__ = [

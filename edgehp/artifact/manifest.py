@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from edgehp._hashing import json_digest, sha256_bytes
-from edgehp._json import strict_json
 from edgehp.artifact.records import (
     Accuracy,
     BuildRecord,
@@ -32,6 +30,7 @@ from edgehp.artifact.schema import first_fault, manifest_schema
 from edgehp.crop import Preprocessing
 from edgehp.engines.audit import LayerPrecision
 from edgehp.errors import CompatibilityError, DataError
+from edgehp.files import json_digest, sha256_bytes, strict_json
 
 __all__ = [
     "MANIFEST_NAME",

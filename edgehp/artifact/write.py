@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from edgehp._hashing import sha256_file
 from edgehp.artifact.manifest import MANIFEST_NAME, FileRecord, Manifest
 from edgehp.errors import EnvironmentalError, UsageError
+from edgehp.files import sha256_file
 
 __all__ = ["ArtifactWriter"]
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgehp._json import strict_json
 from edgehp.errors import UsageError
+from edgehp.files import strict_json
 from edgehp.remote.boards import DEFAULT_COMMAND, Board, parse_board, read_boards
 
 if TYPE_CHECKING:

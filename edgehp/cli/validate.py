@@ -217,7 +217,7 @@ def _open_data(
     if name in (None, "rendered") and root is None:
         if given := [k for k, v in options.items() if v is not None]:
             raise UsageError(f"the shipped rendered heads have no option {', '.join(given)}")
-        from edgehp._resources import resource_dir
+        from edgehp.files import resource_dir
 
         if name is None:
             click.echo(

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgehp._hashing import sha256_bytes
 from edgehp.crop import Box
 from edgehp.datasets.photos import read_bytes
 from edgehp.errors import DataError, UsageError
+from edgehp.files import sha256_bytes
 
 __all__ = [
     "LANDMARK_MARGIN",

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
-from edgehp._files import write_whole
 from edgehp.engines.audit import PrecisionAudit
 from edgehp.engines.base import Json
 from edgehp.engines.graph_io import check_file
 from edgehp.errors import DataError, EnvironmentalError, UsageError
+from edgehp.files import write_whole
 
 __all__ = [
     "PRECISIONS",

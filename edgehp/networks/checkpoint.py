@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgehp._files import write_whole
 from edgehp.errors import CheckpointError, DataError, EnvironmentalError, UsageError
+from edgehp.files import write_whole
 from edgehp.networks.layout import (
     Weights,
     canonical_names,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgehp._files import write_whole
 from edgehp.errors import CheckpointError, DataError, EnvironmentalError
+from edgehp.files import write_whole
 from edgehp.networks.graph import (
     DEFAULT_OPSET,
     DIGEST_KEY,

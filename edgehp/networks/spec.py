@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgehp._hashing import json_digest
 from edgehp.crop import Preprocessing
 from edgehp.errors import DataError, UsageError
+from edgehp.files import json_digest
 from edgehp.pose import CONVENTIONS
 
 __all__ = ["ARCHITECTURES", "EHPNET", "KD_RESNET", "Bins", "NetworkSpec"]

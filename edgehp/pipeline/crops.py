@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgehp._hashing import sha256_bytes
-from edgehp._resources import resource_dir
 from edgehp.crop import Preprocessing, crop_face
 from edgehp.datasets.base import Dataset, Sample
 from edgehp.datasets.faces import read_faces
 from edgehp.errors import DataError, UsageError
+from edgehp.files import resource_dir, sha256_bytes
 from edgehp.validation.appearance import ADVICE, Appearance, AppearanceCheck, measure_crops
 
 if TYPE_CHECKING:

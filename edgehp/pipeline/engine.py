@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgehp._hashing import sha256_file
 from edgehp.artifact.manifest import (
     EngineRecord,
     MixedRecord,
@@ -22,6 +21,7 @@ from edgehp.engines import build_engine, open_engine
 from edgehp.engines.audit import PrecisionAudit
 from edgehp.engines.build import BuildOptions, BuildReport
 from edgehp.errors import CompatibilityError
+from edgehp.files import sha256_file
 from edgehp.pipeline.plan import Place, Plan
 
 __all__ = [

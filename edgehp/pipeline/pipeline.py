@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import edgehp
-from edgehp._hashing import sha256_bytes, sha256_file
 from edgehp.artifact.device import DeviceProbe, HostProbe
 from edgehp.artifact.manifest import (
     BuildRecord,
@@ -21,6 +20,7 @@ from edgehp.artifact.manifest import (
 from edgehp.artifact.write import ArtifactWriter
 from edgehp.engines import PROCESSOR_ENGINES, processor_engine
 from edgehp.errors import EnvironmentalError
+from edgehp.files import sha256_bytes, sha256_file
 from edgehp.networks.bundled import Network
 from edgehp.pipeline.accuracy import (
     Answers,

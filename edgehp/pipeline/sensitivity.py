@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgehp._hashing import sha256_bytes, sha256_file
 from edgehp.artifact.check import Artifact
 from edgehp.artifact.manifest import Calibration
 from edgehp.errors import CompatibilityError, UsageError
+from edgehp.files import sha256_bytes, sha256_file
 from edgehp.networks.bundled import Network, resolve_network
 from edgehp.pipeline.crops import CropSet, calibration_list, load_calibration
 from edgehp.pipeline.graphs import REFERENCE_GRAPH, QuantisedGraph, onnx_model

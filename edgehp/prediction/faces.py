@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from edgehp._hashing import sha256_file
 from edgehp.crop import Box
 from edgehp.errors import DataError, EnvironmentalError
+from edgehp.files import sha256_file
 
 __all__ = [
     "NETWORK_BOX",

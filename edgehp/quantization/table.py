@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgehp._files import write_whole
 from edgehp.errors import CompatibilityError, DataError, UsageError
+from edgehp.files import write_whole
 from edgehp.quantization.thresholds import ALGORITHM, GRIDS, METHODS, Range
 
 __all__ = ["SCHEMA", "CalibrationTable", "CropsDigest", "TensorRanges", "crops_digest"]

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgehp._files import replacing
 from edgehp.errors import EdgehpError, EnvironmentalError
+from edgehp.files import replacing
 from edgehp.remote.boards import Board
 from edgehp.remote.control import INTERRUPTED, Control, Interrupted
 from edgehp.remote.lease import Lease

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgehp._files import output_to, write_whole
 from edgehp.errors import DataError, EnvironmentalError
+from edgehp.files import output_to, write_whole
 
 __all__ = ["KINDS", "read_report", "require_writable", "write_report", "write_text"]
 

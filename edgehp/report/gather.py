@@ -13,7 +13,6 @@ from typing import Any
 
 import cv2
 
-from edgehp._resources import resource_dir
 from edgehp.artifact.check import read_manifest
 from edgehp.artifact.manifest import MANIFEST_NAME
 from edgehp.benchmark.plan import SCENARIOS
@@ -22,6 +21,7 @@ from edgehp.datasets.base import Sample
 from edgehp.datasets.faces import read_faces
 from edgehp.datasets.rendered import read_rendered
 from edgehp.errors import CompatibilityError, DataError
+from edgehp.files import resource_dir
 from edgehp.report.files import KINDS, read_report
 
 __all__ = ["Layer", "Material", "Photo", "gather", "worst_photos"]

@@ -21,9 +21,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from edgehp._hashing import json_digest
-from edgehp._json import strict_json
 from edgehp.errors import EnvironmentalError
+from edgehp.files import json_digest, strict_json
 
 __all__ = [
     "allow",

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import structs
 
-from edgehp._hashing import sha256_file
 from edgehp.errors import DataError, UsageError
+from edgehp.files import sha256_file
 from edgehp.shipping import disk
 from edgehp.shipping.bundle import verify_bundle
 from edgehp.shipping.keys import PublicKey, read_private_key, require

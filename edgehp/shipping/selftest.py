@@ -15,11 +15,11 @@ import msgspec
 
 import edgehp
 from edgehp import errors
-from edgehp._json import strict_json
 from edgehp.artifact import golden_crops, load_artifact, verify_golden
 from edgehp.artifact.device import DeviceProbe
 from edgehp.engines import open_engine
 from edgehp.errors import CompatibilityError, EdgehpError, EnvironmentalError
+from edgehp.files import strict_json
 
 __all__ = ["SelfTestResult", "run_self_test", "self_test"]
 

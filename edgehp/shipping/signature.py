@@ -22,8 +22,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from edgehp._json import strict_json
 from edgehp.errors import CompatibilityError
+from edgehp.files import strict_json
 from edgehp.shipping.keys import PublicKey, require
 
 __all__ = ["MAX_FILES", "Statement", "parse_statement", "signed_payload", "verify_signature"]

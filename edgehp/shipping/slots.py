@@ -28,7 +28,6 @@ from typing import Any, Generic, Literal, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from edgehp._hashing import sha256_file
 from edgehp.artifact import load_artifact
 from edgehp.artifact.check import check_device
 from edgehp.artifact.device import DeviceProbe, HostProbe
@@ -40,6 +39,7 @@ from edgehp.errors import (
     EdgehpError,
     EnvironmentalError,
 )
+from edgehp.files import sha256_file
 from edgehp.shipping import disk
 from edgehp.shipping.bundle import VerifiedBundle
 from edgehp.shipping.selftest import SelfTestResult, run_self_test

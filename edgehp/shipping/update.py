@@ -24,9 +24,9 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from edgehp._hashing import sha256_file
 from edgehp.artifact.device import DeviceProbe, HostProbe
 from edgehp.errors import AccuracyError, CompatibilityError
+from edgehp.files import sha256_file
 from edgehp.shipping import disk, slots
 from edgehp.shipping.bundle import verify_bundle
 from edgehp.shipping.fetch import Source, download

@@ -21,11 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp import pose
-from edgehp._files import write_whole
-from edgehp._hashing import sha256_file
 from edgehp.datasets.base import Sample, Skips
 from edgehp.datasets.prefetch import prefetch
 from edgehp.errors import DataError, UsageError
+from edgehp.files import sha256_file, write_whole
 from edgehp.training.teachers import Teacher
 
 __all__ = ["Label", "ensemble_label", "label_samples", "read_labels", "shard"]

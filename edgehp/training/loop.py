@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from edgehp import pose
-from edgehp._files import replacing
 from edgehp.errors import DataError, UsageError
+from edgehp.files import replacing
 from edgehp.networks.spec import NetworkSpec
 from edgehp.training.augment import Augmentation
 from edgehp.training.data import Batch, BatchPlan, TrainingItem, batches, plain_batches

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgehp._files import write_whole
 from edgehp.errors import DataError
+from edgehp.files import write_whole
 from edgehp.networks.checkpoint import build_module, load_module, load_weights, save_weights
 from edgehp.networks.kd_resnet import BASE_BINS, BaseNetwork
 from edgehp.networks.spec import NetworkSpec

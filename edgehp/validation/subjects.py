@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from edgehp._hashing import sha256_file
 from edgehp.artifact import Artifact, load_artifact, newest_artifact
 from edgehp.crop import Preprocessing
 from edgehp.engines import PROCESSOR_ENGINES, Engine, open_engine, processor_engine
 from edgehp.errors import CompatibilityError, EdgehpError, EnvironmentalError, UsageError
+from edgehp.files import sha256_file
 from edgehp.validation.run import Contender
 
 __all__ = [

@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgehp._hashing import json_digest, sha256_file
+from edgehp.files import json_digest, sha256_file
 from quantizers.job import Job, Made
 
 __all__ = ["Outcome", "measure_latency", "run_row"]

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from edgehp._files import write_whole
-from edgehp._resources import resource_dir
 from edgehp.crop import Preprocessing, crop_face
 from edgehp.datasets.aflw2000 import read_aflw2000
 from edgehp.datasets.base import Dataset, Sample
 from edgehp.datasets.faces import read_faces
 from edgehp.errors import UsageError
+from edgehp.files import resource_dir, write_whole
 from edgehp.networks.bundled import Network
 from edgehp.networks.graph import graph_bytes
 from quantizers.cores import core_file, split

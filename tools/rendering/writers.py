@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cv2
 
-from edgehp._files import replacing
+from edgehp.files import replacing
 
 from .samples import HEADER, RenderedSample, csv_line
 

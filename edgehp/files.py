@@ -1,0 +1,441 @@
+"""Files: written whole, hashed, and read into typed records.
+
+Every table and setting of edgehp, JSON or TOML, is described once, by a `msgspec.Struct`, and read
+by `read_json`, `read_toml` or `parse_json`. They refuse what is ambiguous or out of bounds: unknown
+and repeated keys, numbers that are not finite, true for 1, text that is not UTF-8. A message names
+the file, the key, the value found and what was expected.
+
+The module also knows where the data directories are that travel with the package.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import math
+import os
+import re
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn, TypeVar
+
+import msgspec
+
+from edgehp.errors import DataError, EdgehpError, EnvironmentalError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = [
+    "Record",
+    "json_digest",
+    "output_to",
+    "parse_json",
+    "plain",
+    "read_json",
+    "read_toml",
+    "replacing",
+    "resource_dir",
+    "sha256_bytes",
+    "sha256_file",
+    "strict_json",
+    "to_record",
+    "write_whole",
+]
+
+T = TypeVar("T")
+
+PACKAGE = Path(__file__).resolve().parent
+_CHUNK = 2**20
+# Every TOML file edgehp reads is written by hand; a larger one is a mistaken path.
+_LARGEST_TOML = 1 << 20
+_LARGEST_JSON = 1 << 26
+# No document of this package nests deeper than ten; the limit keeps every later walk over the
+# value far from the interpreter's own.
+_DEEPEST = 64
+_LARGEST_INTEGER = 2**63
+# Characters of a value shown in a message.
+_SHOWN = 60
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of what edgehp reads from files: immutable, and unknown keys are refused.
+
+    Constrain fields by their types (`typing.Literal`, `msgspec.Meta`); what concerns several
+    fields is checked in ``__post_init__``, which raises `ValueError` saying what is wrong.
+    """
+
+
+def read_toml(
+    path: str | Path, kind: type[T], *, error: type[EdgehpError] = DataError, limit: int = 0
+) -> T:
+    """Read a TOML file.
+
+    Args:
+        path: a UTF-8 file.
+        kind: what it holds, a `Record` or any other type that msgspec converts to.
+        error: the class of error to raise.
+        limit: largest size in bytes; 0 means 1 MiB.
+
+    Raises:
+        EdgehpError: of class `error`: the file cannot be read, is no TOML, or does not fit `kind`.
+    """
+    path = Path(path)
+    text = _text(_bytes(path, limit or _LARGEST_TOML, error), str(path), error)
+    try:
+        values = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as e:
+        raise error(f"{path}: not valid TOML: {e}\nhint: correct the file") from e
+    return to_record(values, kind, str(path), error)
+
+
+def read_json(
+    path: str | Path, kind: type[T], *, error: type[EdgehpError] = DataError, limit: int = 0
+) -> T:
+    """Read a JSON file; as `read_toml`, where a `limit` of 0 means 64 MiB."""
+    path = Path(path)
+    data = _bytes(path, limit or _LARGEST_JSON, error)
+    return parse_json(data, kind, str(path), error)
+
+
+def parse_json(data: bytes, kind: type[T], where: str, error: type[EdgehpError] = DataError) -> T:
+    """Parse a JSON text. Bound the length of `data` before calling.
+
+    Args:
+        data: the text in UTF-8.
+        kind: what it holds, a `Record` or any other type that msgspec converts to.
+        where: the file's name, for messages.
+        error: the class of error to raise.
+
+    Raises:
+        EdgehpError: of class `error`: it is no JSON or does not fit `kind`.
+    """
+    _text(data, where, error)
+    try:
+        values = strict_json(data)
+    except ValueError as e:
+        raise error(f"{where}: not valid JSON: {e}\nhint: correct or replace the file") from e
+    return to_record(values, kind, where, error)
+
+
+def to_record(values: Any, kind: type[T], where: str, error: type[EdgehpError] = DataError) -> T:
+    """Parsed JSON or TOML as a `kind`.
+
+    Args:
+        values: dictionaries, lists, strings, numbers.
+        kind: a `Record` or any other type that msgspec converts to.
+        where: the file's name, for messages.
+        error: the class of error to raise.
+
+    Raises:
+        EdgehpError: of class `error`: they do not fit.
+    """
+    if (path := _not_finite(values, "$")) is not None:
+        raise error(f"{where}: {_about(values, path)}; expected a finite number")
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as e:
+        raise error(f"{where}: {_fault(str(e), values, kind)}") from e
+
+
+def plain(value: Any) -> Any:
+    """A record as dictionaries, lists, strings and numbers, for JSON and for digests."""
+    return msgspec.to_builtins(value)
+
+
+def strict_json(data: bytes) -> Any:
+    """The value of a JSON text in UTF-8. Bound the length of `data` before calling.
+
+    Raises:
+        ValueError: it is no JSON, a key appears twice, a number is not finite or beyond 64 bits,
+            or it is nested deeper than 64 levels.
+    """
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_constant,
+            parse_float=_finite,
+            parse_int=_integer,
+        )
+    except RecursionError as e:
+        raise ValueError("it is nested too deeply") from e
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if not level:
+            return value
+    raise ValueError("it is nested too deeply")
+
+
+def _bytes(path: Path, limit: int, error: type[EdgehpError]) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as e:
+        raise error(f"{path}: cannot be read ({e.strerror or e})") from e
+    if len(data) > limit:
+        raise error(f"{path}: larger than {limit} bytes\nhint: is it the right file?")
+    return data
+
+
+def _text(data: bytes, where: str, error: type[EdgehpError]) -> str:
+    """`data` as text; another encoding than UTF-8 is named."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:4]:
+        raise error(f"{where}: found UTF-16 text, expected UTF-8\nhint: save the file as UTF-8")
+    if data.startswith(codecs.BOM_UTF8):
+        raise error(
+            f"{where}: begins with a byte order mark, expected plain UTF-8\n"
+            "hint: save the file as UTF-8 without a byte order mark (BOM)"
+        )
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as e:
+        line = data.count(b"\n", 0, e.start) + 1
+        raise error(
+            f"{where}: line {line} is not UTF-8 text (byte {e.start} is 0x{data[e.start]:02x}), "
+            "perhaps Latin-1\nhint: save the file as UTF-8"
+        ) from e
+
+
+def _inside(value: Any) -> list[Any]:
+    """The objects and arrays directly inside `value`."""
+    if isinstance(value, dict):
+        return [v for v in value.values() if isinstance(v, (dict, list))]
+    if isinstance(value, list):
+        return [v for v in value if isinstance(v, (dict, list))]
+    return []
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {twice[:_SHOWN]!r} appears twice")
+    return found
+
+
+def _constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is not finite")
+    return number
+
+
+def _integer(text: str) -> int:
+    number = int(text) if len(text) <= 20 else _LARGEST_INTEGER
+    if not -_LARGEST_INTEGER <= number < _LARGEST_INTEGER:
+        raise ValueError(f"{text[:40]} does not fit into 64 bits")
+    return number
+
+
+def _not_finite(value: Any, path: str) -> str | None:
+    """The path of the first number that is not finite, in msgspec's form (``$.a[0]``)."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else path
+    inner: Any = ()
+    if isinstance(value, dict):
+        inner = ((f"{path}.{key}", v) for key, v in value.items())
+    elif isinstance(value, (list, tuple)):
+        inner = ((f"{path}[{i}]", v) for i, v in enumerate(value))
+    return next((found for p, v in inner if (found := _not_finite(v, p)) is not None), None)
+
+
+def _fault(message: str, values: Any, kind: Any) -> str:
+    """A message of msgspec in this package's form: key, value found, value expected."""
+    reason, _, path = message.partition(" - at `")
+    path = path.removesuffix("`") or "$"
+    if found := re.match(r"Object contains unknown field `(.*)`", reason):
+        known = ", ".join(_fields(kind, path))
+        return f"key {_key(f'{path}.{found[1]}')} is not known" + (
+            f"; known: {known}" * bool(known)
+        )
+    if found := re.match(r"Object missing required field `(.*)`", reason):
+        return f"key {_key(f'{path}.{found[1]}')} is missing"
+    if reason.startswith("Expected "):
+        expected, _, got = reason.removeprefix("Expected ").partition(", got ")
+        expected = expected.replace("`", "")
+        return f"{_about(values, path, got.strip('`'))}; expected {expected}"
+    if reason.startswith("Invalid enum value"):
+        choices = ", ".join(map(repr, _choices(kind, path)))
+        return f"{_about(values, path)}; expected one of {choices}"
+    return reason if path == "$" else f"key {_key(path)}: {reason}"
+
+
+def _key(path: str) -> str:
+    return "'" + path.removeprefix("$").removeprefix(".").replace("[...]", ".*") + "'"
+
+
+def _about(values: Any, path: str, got: str = "") -> str:
+    """``key 'a.b' is 3``; of a path through a map, the first value of type `got`."""
+    steps = re.findall(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]", path)
+    found = [("$", values)]
+    for name, index in steps:
+        deeper: list[tuple[str, Any]] = []
+        for at, value in found:
+            if index == "..." and isinstance(value, dict):
+                deeper += [(f"{at}.{key}", v) for key, v in value.items()]
+            elif index and isinstance(value, (list, tuple)):
+                deeper += [
+                    (f"{at}[{i}]", v) for i, v in enumerate(value) if index in ("...", str(i))
+                ]
+            elif name and isinstance(value, dict) and name in value:
+                deeper.append((f"{at}.{name}", value[name]))
+        found = deeper
+    kinds = {"int": int, "float": float, "str": str, "bool": bool, "object": dict, "array": list}
+    matching = [each for each in found if not got or type(each[1]) is kinds.get(got)]
+    if not matching:
+        return f"key {_key(path)} is of the wrong type" + (f" ({got})" if got else "")
+    at, value = matching[0] if got or len(found) == 1 else (path, "out of range")
+    if at == "$":
+        return f"found {_show(value)}"
+    return f"key {_key(at)} is {_show(value)}"
+
+
+def _show(value: Any) -> str:
+    text = repr(value) if isinstance(value, (str, float)) else json.dumps(value, default=str)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def _type_at(kind: Any, path: str) -> Any:
+    """What msgspec knows of the type at `path`, or None."""
+    from msgspec import inspect
+
+    def structure(info: Any) -> Any:
+        if isinstance(info, inspect.Metadata):
+            return structure(info.type)
+        if isinstance(info, inspect.UnionType):
+            rest = [t for t in info.types if not isinstance(t, inspect.NoneType)]
+            return structure(rest[0]) if len(rest) == 1 else info
+        return info
+
+    info = structure(inspect.type_info(kind))
+    for name, index in re.findall(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]", path):
+        fields = {f.encode_name: f.type for f in getattr(info, "fields", ())}
+        if name and name in fields:
+            info = structure(fields[name])
+        elif index and isinstance(info, inspect.DictType):
+            info = structure(info.value_type)
+        elif index and isinstance(info, inspect.TupleType) and index != "...":
+            info = structure(info.item_types[int(index)])
+        elif index and (item := getattr(info, "item_type", None)) is not None:
+            info = structure(item)
+        else:
+            return None
+    return info
+
+
+def _fields(kind: Any, path: str) -> list[str]:
+    return [f.encode_name for f in getattr(_type_at(kind, path), "fields", ())]
+
+
+def _choices(kind: Any, path: str) -> list[Any]:
+    return list(getattr(_type_at(kind, path), "values", ()))
+
+
+def sha256_bytes(data: bytes) -> str:
+    """SHA-256 (hex) of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 (hex) of the file's content, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while piece := f.read(_CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def json_digest(values: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON of a record or dictionary: keys sorted, ASCII only.
+
+    Raises:
+        ValueError: it holds a number that is not finite.
+    """
+    return sha256_bytes(
+        json.dumps(plain(values), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    )
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` when the block ends without an exception.
+
+    It is a temporary file beside `path`, flushed to disk before it is renamed, and removed if the
+    block or the disk fails; `path` is then what it was before.
+
+    Raises:
+        OSError: the directory is missing or not writable, or the disk is full; about `path`.
+    """
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    # Not tempfile: its files are for the owner alone, this one gets what open() would have given.
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except OSError as e:
+        # The user has never heard of the temporary file.
+        raise OSError(e.errno, e.strerror, str(path)) from e
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Replace `path` by `content` (text as UTF-8), whole or not at all.
+
+    Raises:
+        OSError: as of `replacing`.
+    """
+    with replacing(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextmanager
+def output_to(path: Path, option: str) -> Iterator[None]:
+    """Around what writes to `path`, which the user gave with `option`.
+
+    Raises:
+        EnvironmentalError: the block raised an `OSError`.
+    """
+    try:
+        yield
+    except OSError as e:
+        raise EnvironmentalError(
+            f"{path} cannot be written ({e.strerror or e}); free space or choose another {option}"
+        ) from e
+
+
+def resource_dir(name: str) -> Path:
+    """The directory of packaged data called `name`, ``"targets"`` or ``"calibration"``.
+
+    A wheel carries it as ``edgehp/_data/<name>``; in a checkout, which an editable install points
+    into, it is the top-level directory that people edit.
+
+    Raises:
+        EnvironmentalError: the installation lacks it.
+    """
+    candidates = (PACKAGE / "_data" / name, PACKAGE.parent / name)
+    for candidate in candidates:
+        if candidate.is_dir():
+            return candidate
+    raise EnvironmentalError(
+        f"the packaged directory {name!r} was not found in {candidates[0]} or {candidates[1]}; "
+        "the installation is incomplete: install edgehp again"
+    )
