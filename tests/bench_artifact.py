@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -67,3 +70,10 @@ def make_artifact(directory: Path, size: int = 32, name: str = "random-cpu-fp32"
         roles = {"engine.onnx": "engine", "reference.onnx": "graph", "golden.png": "golden"}
         writer.commit(manifest, roles)
     return directory / name
+
+
+def report_schema() -> dict[str, Any]:
+    """The published JSON Schema of a benchmark report."""
+    path = files("edgehp.benchmark") / "benchmark-report.schema.json"
+    schema: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return schema

@@ -7,18 +7,17 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pytest
 
-from edgehp.benchmark.compare import speedup
-from edgehp.benchmark.frames import Frame, Frames
-from edgehp.benchmark.lanes import Lane, Turn, warm_up
+from edgehp.benchmark.lanes import Frame, Frames, Lane, Turn, warm_up
 from edgehp.benchmark.plan import OFFICIAL_DURATION_S, Plan, slice_seconds
-from edgehp.benchmark.run import measure
-from edgehp.benchmark.scenarios import (
+from edgehp.benchmark.run import (
     INFERENCE,
     largest_useful_batch,
+    measure,
     multi_camera,
     offline,
     single_stream,
 )
+from edgehp.benchmark.stats import speedup
 from edgehp.crop import Preprocessing
 from edgehp.engines.base import EngineInfo, Prediction, StageTimes
 from edgehp.errors import UsageError

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from edgehp.benchmark.host import changed_settings, describe_host
+from edgehp.benchmark.host import HostState, HostWatch, changed_settings, describe_host, read_host
 from edgehp.benchmark.lanes import WarmUp
 from edgehp.benchmark.stats import summarise
 from edgehp.benchmark.validity import Validity, judge
-from edgehp.benchmark.watch import HostState, HostWatch, read_host
 
 WINDOW = (0.0, 10.0)
 CPU = "sys/devices/system/cpu/cpu0"

@@ -9,7 +9,7 @@ import pytest
 
 from edgehp.benchmark.power import MeterInfo, PowerRecorder, Rail, Sample, energy_over
 from edgehp.benchmark.power.base import ENERGY, POWER, Unwrapper
-from edgehp.benchmark.power.rails import total_of
+from edgehp.benchmark.power.jetson import total_of
 from edgehp.errors import MeasurementError
 
 PERIOD = 0.1

@@ -9,14 +9,12 @@ from typing import Any
 
 import pytest
 
-from edgehp.benchmark.power import PowerRecorder, energy_over
-from edgehp.benchmark.power.choose import open_meter
-from edgehp.benchmark.power.external import CommandMeter, CsvMeter, parse_time
-from edgehp.benchmark.power.ina3221 import Ina3221Meter
-from edgehp.benchmark.power.jtop import JtopMeter
+from edgehp.benchmark.host import HostState
+from edgehp.benchmark.power import PowerRecorder, energy_over, open_meter
+from edgehp.benchmark.power.jetson import Ina3221Meter, JtopMeter
 from edgehp.benchmark.power.nvml import GpuState, NvmlMeter
 from edgehp.benchmark.power.rapl import RaplMeter
-from edgehp.benchmark.watch import HostState
+from edgehp.benchmark.power.text import CommandMeter, CsvMeter, parse_time
 from edgehp.errors import DataError, EnvironmentalError, MeasurementError, UsageError
 
 

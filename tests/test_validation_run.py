@@ -21,7 +21,6 @@ from edgehp.datasets.registry import open_dataset
 from edgehp.engines import open_engine
 from edgehp.errors import DataError, UsageError
 from edgehp.pose import matrix_from_euler
-from edgehp.validation.report import comparable
 from edgehp.validation.run import Contender, validate
 from tests.dataset_trees import encoded, zip_of
 from tests.pose_graphs import SPEC, colour_photo, pose_graph
@@ -186,24 +185,7 @@ def test_an_engine_of_another_input_size_is_refused(biwi, tmp_path):
         validate(small, None, open_dataset("biwi", biwi), SPEC.preprocessing)
 
 
-# --- comparing reports ----------------------------------------------------------------------------
-
-
-def test_reports_of_the_same_frames_compare_and_others_say_why_not(biwi, tmp_path):
-    full = run(biwi, tmp_path).to_dict()
-    assert comparable(full, run(biwi, tmp_path, {"offset": (1, 1, 1)}).to_dict()) == []
-    reasons = " ".join(comparable(full, run(biwi, tmp_path, split="test").to_dict()))
-    assert "the split" in reasons and "the list of frames" in reasons
-    half = run(biwi, tmp_path, limit=12).to_dict()
-    assert any("number of frames" in r for r in comparable(full, half))
-
-
-def test_the_same_network_with_other_preprocessing_does_not_compare(biwi, tmp_path):
-    a = run(biwi, tmp_path).to_dict()
-    b = {**a, "preprocessing_digest": "0" * 64}
-    assert comparable(a, b) == ["the network is the same, but its preprocessing differs"]
-    other = {**b, "reference": {**b["reference"], "network_digest": "d2"}}
-    assert comparable(a, other) == []
+# --- reports -------------------------------------------------------------------------------------
 
 
 def test_the_report_is_strict_json_also_with_unbounded_intervals(tmp_path):
@@ -238,15 +220,11 @@ def test_a_float_network_on_biwi_by_the_command_line(biwi, tmp_path, capsys):
     assert values["artifact"] is None and values["protocol"]["sha256"]
 
 
-def test_json_on_stdout_is_only_json_and_an_earlier_report_is_compared(biwi, tmp_path, capsys):
+def test_json_on_stdout_is_only_json(biwi, tmp_path, capsys):
     graph = pose_graph(tmp_path / "net.onnx")
     common = ("--network", graph, "--dataset", "biwi", "--data-root", biwi, "--no-robustness")
-    assert cli(*common, "--report", tmp_path / "a.json", "--limit", 12) == 0
-    capsys.readouterr()
-    assert cli(*common, "--json", "--compare", tmp_path / "a.json") == 0
-    out = capsys.readouterr()
-    assert json.loads(out.out)["kind"] == "validation"
-    assert "Not comparable" in out.err and "number of frames" in out.err
+    assert cli(*common, "--json", "--limit", 12) == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "validation"
 
 
 def test_a_data_set_that_is_not_there_is_one_sentence(tmp_path, capsys):

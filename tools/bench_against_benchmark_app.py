@@ -27,8 +27,7 @@ from typing import Any
 import numpy as np
 
 from edgehp.artifact import load_artifact
-from edgehp.benchmark.frames import camera_frames
-from edgehp.benchmark.lanes import Lane, warm_up
+from edgehp.benchmark.lanes import Lane, camera_frames, warm_up
 from edgehp.engines import open_engine
 from edgehp.engines.base import TimedEngine
 from edgehp.validation.statistics import mean_interval

@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from edgehp.benchmark.frames import FACE_SIDES, HEIGHT, WIDTH
+from edgehp.benchmark.lanes import FACE_SIDES, HEIGHT, WIDTH
 from edgehp.crop import Box, Preprocessing, crop_face
 
 LIMIT_MS = 0.5

@@ -26,9 +26,8 @@ from typing import Any
 import numpy as np
 
 from edgehp.artifact import load_artifact
-from edgehp.benchmark.frames import camera_frames
-from edgehp.benchmark.lanes import Lane, warm_up
-from edgehp.benchmark.scenarios import single_stream
+from edgehp.benchmark.lanes import Lane, camera_frames, warm_up
+from edgehp.benchmark.run import single_stream
 from edgehp.crop import crop_face
 from edgehp.engines import open_engine
 

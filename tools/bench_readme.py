@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edgehp.benchmark.plan import SCENARIOS
-from edgehp.benchmark.table import number
+from edgehp.benchmark.report import number
 from edgehp.report.files import read_report
 
 ARTIFACTS = ("dist/kd-resnet18-cpu-int8", "dist/kd-resnet18-112-cpu-int8")

@@ -1,16 +1,24 @@
-"""What the machine is and how it is set: without this, a latency is a number about nothing."""
+"""The machine: how it is set, and what disturbs a measurement while it runs.
+
+Without its settings a latency says nothing; heat, clocks, throttling and the work of others decide
+whether it is valid.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
 import resource
 import subprocess
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from time import perf_counter
+from typing import Any, Protocol
 
 import cv2
 
@@ -22,10 +30,20 @@ from edgehp.device import (
     memory_gib,
     power_mode_of,
     processor_name,
+    read_integer,
     read_text,
 )
 
-__all__ = ["changed_settings", "describe_host", "peak_memory_mib", "power_mode"]
+__all__ = [
+    "HostState",
+    "HostWatch",
+    "StateSource",
+    "changed_settings",
+    "describe_host",
+    "peak_memory_mib",
+    "power_mode",
+    "read_host",
+]
 
 _PACKAGES = (
     *("numpy", "opencv-python-headless", "openvino", "onnxruntime", "tensorrt"),
@@ -123,4 +141,183 @@ def _versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
+    return found
+
+
+logger = logging.getLogger(__name__)
+
+_JOIN_S = 5.0
+
+
+@dataclass(frozen=True)
+class HostState:
+    """The machine at one instant; whatever it does not tell is empty or None.
+
+    Attributes:
+        time: monotonic seconds.
+        temperatures: thermal zone -> degrees Celsius.
+        trips: thermal zone -> temperature at which the kernel begins to slow it down.
+        mhz: clock of each processor.
+        busy_s: processor seconds spent on anything since boot, stolen time included.
+        own_s: processor seconds of this process and its children.
+        throttles: counter -> how often the hardware throttled or an over-current event came.
+        reasons: what is being throttled right now, as the GPU says.
+        gpu_mhz: clock of the GPU; of a Jetson's by ``/sys/class/devfreq``.
+    """
+
+    time: float
+    temperatures: dict[str, float] = field(default_factory=dict)
+    trips: dict[str, float] = field(default_factory=dict)
+    mhz: tuple[float, ...] = ()
+    busy_s: float | None = None
+    own_s: float = 0.0
+    throttles: dict[str, int] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+    gpu_mhz: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The part of it that a timeline shows, for JSON."""
+        return {
+            "time": self.time,
+            "temperatures": self.temperatures,
+            "mhz_max": max(self.mhz, default=None),
+            "gpu_mhz": self.gpu_mhz,
+            "reasons": list(self.reasons),
+        }
+
+
+class StateSource(Protocol):
+    """Adds what another source knows, such as a GPU's driver."""
+
+    def fill(self, state: HostState) -> HostState:
+        """The state with more in it."""
+
+
+def read_host(root: Path = SYSTEM_ROOT, clock: Callable[[], float] = perf_counter) -> HostState:
+    """Read the machine's state from its ``/proc`` and ``/sys``."""
+    temperatures, trips = _zones(root)
+    own = os.times()
+    return HostState(
+        time=clock(),
+        temperatures=temperatures,
+        trips=trips,
+        mhz=_clocks(root),
+        busy_s=_busy(root),
+        own_s=own.user + own.system + own.children_user + own.children_system,
+        throttles=_counters(root),
+        gpu_mhz=_devfreq_gpu(root),
+    )
+
+
+class HostWatch:
+    """Samples the machine's state from `start` to `stop`."""
+
+    period_s = 0.5
+
+    def __init__(
+        self,
+        sources: Sequence[StateSource] = (),
+        root: Path = SYSTEM_ROOT,
+        read: Callable[[Path], HostState] = read_host,
+    ) -> None:
+        """Watch the file system under `root` and what `sources` add."""
+        self._sources = tuple(sources)
+        self._root = root
+        self._read = read
+        self._states: list[HostState] = []
+        self._end = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def states(self) -> tuple[HostState, ...]:
+        """What was seen until now."""
+        return tuple(self._states)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._states.append(self._state())
+        self._thread = threading.Thread(target=self._run, name="edgehp-watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End watching, with a last look."""
+        if self._end.is_set():
+            return
+        self._end.set()
+        if self._thread is not None:
+            self._thread.join(_JOIN_S)
+        self._states.append(self._state())
+
+    def _run(self) -> None:
+        while not self._end.wait(self.period_s):
+            self._states.append(self._state())
+
+    def _state(self) -> HostState:
+        state = self._read(self._root)
+        for source in self._sources:
+            state = source.fill(state)
+        return state
+
+
+def _zones(root: Path) -> tuple[dict[str, float], dict[str, float]]:
+    temperatures: dict[str, float] = {}
+    trips: dict[str, float] = {}
+    for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
+        milli = read_integer(zone / "temp")
+        # Zones of parts that are switched off read as an error or as far below zero.
+        if milli is None or not -40_000 <= milli <= 200_000:
+            continue
+        name = (read_text(zone / "type") or zone.name).strip() or zone.name
+        if name in temperatures:
+            name = f"{name}-{zone.name.removeprefix('thermal_zone')}"
+        temperatures[name] = milli / 1000
+        passive = [
+            degrees
+            for p in sorted(zone.glob("trip_point_*_type"))
+            if (read_text(p) or "").strip() == "passive"
+            and (degrees := read_integer(p.with_name(p.name.replace("_type", "_temp")))) is not None
+            and degrees > 0
+        ]
+        if passive:
+            trips[name] = min(passive) / 1000
+    return temperatures, trips
+
+
+def _clocks(root: Path) -> tuple[float, ...]:
+    found = []
+    for path in (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq"):
+        if (khz := read_integer(path)) is not None:
+            found.append(khz / 1000)
+    return tuple(found)
+
+
+def _devfreq_gpu(root: Path) -> float | None:
+    """The clock of a Jetson's GPU: ``17000000.gpu`` on Orin, ``gpu-gpc-0`` on Thor."""
+    for path in sorted((root / "sys/class/devfreq").glob("*gpu*/cur_freq")):
+        if (hertz := read_integer(path)) is not None:
+            return hertz / 1e6
+    return None
+
+
+def _busy(root: Path) -> float | None:
+    """Busy processor seconds by ``/proc/stat``: user nice system irq softirq and steal."""
+    fields = (read_text(root / "proc/stat", 4096) or "").split("\n", 1)[0].split()
+    if len(fields) < 8 or fields[0] != "cpu":
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq = (int(f) for f in fields[1:8])
+    steal = int(fields[8]) if len(fields) > 8 else 0
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _counters(root: Path) -> dict[str, int]:
+    """Counters that go up when hardware throttles: x86 packages and Jetson's over-current."""
+    found: dict[str, int] = {}
+    cpus = root / "sys/devices/system/cpu"
+    for path in sorted(cpus.glob("cpu[0-9]*/thermal_throttle/*_throttle_count")):
+        if (count := read_integer(path)) is not None:
+            kind = path.name.removesuffix("_throttle_count")
+            found[f"{path.parent.parent.name} {kind} thermal throttle"] = count
+    for path in sorted((root / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt")):
+        if (count := read_integer(path)) is not None:
+            found[f"over-current event {path.name.split('_')[0]}"] = count
     return found

@@ -1,23 +1,252 @@
-"""One benchmark from warm-up to the last turn, the networks taking turns in one run."""
+"""One benchmark from warm-up to the last turn, the networks taking turns in one run.
+
+The scenarios follow MLPerf Inference. ``single-stream``: the next frame starts when the last one is
+answered. ``offline``: all frames are there; cropping runs in threads beside inference.
+``multi-camera``: frames arrive on a clock, whether or not the engine is ready for them.
+"""
 
 from __future__ import annotations
 
 import gc
 import logging
+import math
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from edgehp.benchmark.lanes import Lane, Turn, WarmUp, warm_up
 from edgehp.benchmark.plan import Plan
-from edgehp.benchmark.scenarios import END_TO_END, INFERENCE, run_turn
+from edgehp.crop import crop_face
+from edgehp.datasets.prefetch import prefetch
+from edgehp.engines.base import Crops, StageTimes, TimedEngine
 
-__all__ = ["Measured", "Progress", "Recorder", "measure"]
+__all__ = [
+    "END_TO_END",
+    "INFERENCE",
+    "Measured",
+    "Progress",
+    "Recorder",
+    "largest_useful_batch",
+    "measure",
+    "multi_camera",
+    "offline",
+    "run_turn",
+    "single_stream",
+]
+
+END_TO_END, INFERENCE = "end-to-end", "inference"
+_SLOWEST_CALL_S = 2.0
+Clock = Callable[[], float]
+_T = TypeVar("_T")
+
+
+def run_turn(plan: Plan, lane: Lane, mode: str, seconds: float) -> Turn:
+    """One turn of the plan's scenario."""
+    if plan.scenario == "offline":
+        return offline(lane, mode, seconds, plan.workers)
+    if plan.scenario == "multi-camera":
+        return multi_camera(lane, seconds, plan.cameras, plan.fps)
+    return single_stream(lane, seconds)
+
+
+def single_stream(lane: Lane, seconds: float, clock: Clock = perf_counter) -> Turn:
+    """One call after the other: crop and resize, then infer.
+
+    The loop does nothing else but take the time: it must not be seen in the result.
+    """
+    log = _StageLog()
+    infer, spec, batch = _timed(lane, clock), lane.spec, lane.batch
+    groups = lane.groups(batch)
+    start = clock()
+    deadline = start + seconds
+    end = start
+    while end < deadline:
+        group = next(groups)
+        began = clock()
+        if batch == 1:
+            crops = crop_face(group[0].photo, group[0].box, spec)[None]
+        else:
+            crops = lane.crop(group)
+        ready = clock()
+        times = infer(crops)
+        end = clock()
+        log.add(ready - began, times, end - ready)
+        log.end_to_end.append(end - began)
+    calls = len(log.call)
+    return Turn(lane.role, END_TO_END, start, end, calls * batch, calls, log.stages(), {})
+
+
+def offline(
+    lane: Lane, mode: str, seconds: float, workers: int = 1, clock: Clock = perf_counter
+) -> Turn:
+    """As many crops as possible; in the mode `INFERENCE` they are cropped beforehand.
+
+    Threads start and end inside the turn, so that no crop is made on time that is not counted.
+    """
+    start = clock()
+    deadline = start + seconds
+
+    def until_deadline(items: Iterator[_T]) -> Iterator[_T]:
+        # At least one, so that a turn always has a result.
+        yield next(items)
+        while clock() < deadline:
+            yield next(items)
+
+    if mode == INFERENCE:
+        ready = lane.batches(lane.batch)
+        start = clock()
+        deadline = start + seconds
+        batches = until_deadline(ready)
+    else:
+        batches = prefetch(
+            until_deadline(lane.groups(lane.batch)), lane.crop, workers=workers, ahead=workers + 1
+        )
+    images = calls = 0
+    for prediction in lane.stream(batches):
+        images += len(prediction.angles)
+        calls += 1
+    return Turn(lane.role, mode, start, clock(), images, calls, {}, {})
+
+
+def multi_camera(
+    lane: Lane,
+    seconds: float,
+    cameras: int,
+    fps: float,
+    clock: Clock = perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Turn:
+    """Frames of `cameras` cameras arrive `fps` times a second each, evenly staggered.
+
+    A camera keeps its newest frame only, as a driver's state is about now: a frame that a newer
+    one of the same camera replaces before it was begun is *dropped*. A frame whose answer comes
+    more than a frame's time after its arrival is *late*. Latency counts from the arrival, so that
+    waiting is part of it and a slow answer cannot slow the arrivals down.
+
+    Frames that wait together go into one call, up to the lane's batch.
+    """
+    items = lane.frames.items
+    period = 1 / fps
+    log, infer = _StageLog(), _timed(lane, clock)
+    # The next frame of each camera that has not been taken or dropped, and how many arrive.
+    taken = [0] * cameras
+    start = clock()
+    per_camera = max(1, math.floor(seconds * fps))
+    offsets = [start + period * c / cameras for c in range(cameras)]
+    dropped = late = 0
+    while True:
+        now = clock()
+        waiting = []
+        for camera in range(cameras):
+            arrived = min(per_camera, math.floor((now - offsets[camera]) * fps + 1e-6) + 1)
+            if arrived > taken[camera]:
+                dropped += arrived - 1 - taken[camera]
+                taken[camera] = arrived - 1
+                waiting.append((offsets[camera] + (arrived - 1) * period, camera))
+        if not waiting:
+            coming = [
+                offsets[c] + taken[c] * period for c in range(cameras) if taken[c] < per_camera
+            ]
+            if not coming:
+                break
+            sleep(max(0.0, min(coming) - clock()))
+            continue
+        # Oldest first: nobody waits for ever.
+        chosen = sorted(waiting)[: lane.batch]
+        group = [items[(taken[c] * cameras + c) % len(items)] for _, c in chosen]
+        for _, camera in chosen:
+            taken[camera] += 1
+        began = clock()
+        crops = lane.crop(group)
+        ready = clock()
+        times = infer(crops)
+        end = clock()
+        log.add(ready - began, times, end - ready)
+        for arrival, _ in chosen:
+            log.end_to_end.append(end - arrival)
+            late += end - arrival > period
+    counts = {"arrived": per_camera * cameras, "late": int(late), "dropped": dropped}
+    answered, calls = len(log.end_to_end), len(log.call)
+    return Turn(lane.role, END_TO_END, start, clock(), answered, calls, log.stages(), counts)
+
+
+def largest_useful_batch(
+    lane: Lane, largest: int, seconds: float, clock: Clock = perf_counter
+) -> tuple[int, list[dict[str, float]]]:
+    """The batch size of the highest throughput, and images a second of each that was tried.
+
+    A larger batch must gain at least 2 %: it costs memory and latency. Two sizes in a row that
+    do not, or one that takes longer than two seconds a call, end the search.
+    """
+    tried: list[dict[str, float]] = []
+    best, best_rate, worse = 1, 0.0, 0
+    batch = 1
+    while batch <= largest and worse < 2:
+        candidate = Lane(lane.role, lane.engine, lane.spec, lane.frames, lane.crops, batch)
+        # The first run compiles and touches memory; the second counts.
+        offline(candidate, INFERENCE, 0.0, clock=clock)
+        turn = offline(candidate, INFERENCE, seconds, clock=clock)
+        rate = turn.images / turn.seconds
+        tried.append({"batch": float(batch), "images_per_s": rate})
+        better = rate > 1.02 * best_rate
+        if better:
+            best, best_rate = batch, rate
+        worse = 0 if better else worse + 1
+        if batch / rate > _SLOWEST_CALL_S:
+            break
+        batch *= 2
+    return best, tried
+
+
+class _StageLog:
+    """Durations by stage, in compact arrays."""
+
+    def __init__(self) -> None:
+        self.end_to_end = array("d")
+        self.preprocessing = array("d")
+        self.call = array("d")
+        self._parts = {name: array("d") for name in ("upload", "inference", "download")}
+
+    def add(self, preprocessing: float, times: StageTimes, call: float) -> None:
+        """One call: crops made, the parts of the call, the call as a whole."""
+        self.preprocessing.append(preprocessing)
+        self.call.append(call)
+        for name, values in self._parts.items():
+            if (seconds := getattr(times, name)) is not None:
+                values.append(seconds)
+
+    def stages(self) -> dict[str, npt.NDArray[np.float64]]:
+        """By name, without the parts that the engine does not tell."""
+        found = {k: _of(v) for k, v in self._parts.items() if len(v)}
+        whole = {n: _of(getattr(self, n)) for n in ("preprocessing", "call", "end_to_end")}
+        return {**whole, **found}
+
+
+def _timed(lane: Lane, clock: Clock) -> Callable[[Crops], StageTimes]:
+    """One call of the lane's engine, giving what its parts took."""
+    engine = lane.engine
+    if isinstance(engine, TimedEngine):
+        inner = engine.infer_timed
+        return lambda crops: inner(crops)[1]
+
+    def untimed(crops: Crops) -> StageTimes:
+        began = clock()
+        engine.infer(crops)
+        return StageTimes(clock() - began)
+
+    return untimed
+
+
+def _of(values: array[float]) -> npt.NDArray[np.float64]:
+    return np.frombuffer(values, np.float64) if len(values) else np.empty(0)
+
 
 logger = logging.getLogger(__name__)
 

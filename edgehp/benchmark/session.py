@@ -11,18 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from edgehp.artifact import verify_golden
-from edgehp.benchmark.assemble import Context, assemble
-from edgehp.benchmark.frames import Frames, camera_frames, photo_frames
-from edgehp.benchmark.host import changed_settings, describe_host
-from edgehp.benchmark.lanes import ARTIFACT, REFERENCE, Lane
-from edgehp.benchmark.peaks import measure_peaks
+from edgehp.benchmark.host import HostWatch, StateSource, changed_settings, describe_host
+from edgehp.benchmark.lanes import ARTIFACT, REFERENCE, Frames, Lane, camera_frames, photo_frames
 from edgehp.benchmark.plan import Plan, slice_seconds
-from edgehp.benchmark.power import PowerRecorder
-from edgehp.benchmark.power.choose import open_meter
-from edgehp.benchmark.roofline import roofline_of
-from edgehp.benchmark.run import Progress, Recorder, measure
-from edgehp.benchmark.scenarios import largest_useful_batch
-from edgehp.benchmark.watch import HostWatch, StateSource
+from edgehp.benchmark.power import PowerRecorder, open_meter
+from edgehp.benchmark.report import Context, assemble
+from edgehp.benchmark.roofline import measure_peaks, roofline_of
+from edgehp.benchmark.run import Progress, Recorder, largest_useful_batch, measure
 from edgehp.engines import PROCESSOR_ENGINES
 from edgehp.engines.base import TimedEngine
 from edgehp.errors import EdgehpError, MeasurementError, UsageError

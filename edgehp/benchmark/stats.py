@@ -1,19 +1,21 @@
-"""Latencies as a whole distribution: percentiles, their bounds, and a histogram that is kept.
+"""Latencies as whole distributions, and how much faster one network is than another.
 
-Nothing is ever clipped or thrown away: the slowest inference is the one a review asks about.
+Nothing is ever clipped: the slowest inference is the one a review asks about.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgehp.benchmark.lanes import Turn
 from edgehp.errors import DataError, UsageError
+from edgehp.validation.statistics import mean_interval
 
 __all__ = [
     "CONFIDENCE",
@@ -21,8 +23,10 @@ __all__ = [
     "Histogram",
     "Latency",
     "Percentile",
+    "Speedup",
     "needed_for",
     "percentile",
+    "speedup",
     "summarise",
     "upper_bound",
 ]
@@ -204,3 +208,72 @@ def summarise(seconds: npt.ArrayLike) -> Latency | None:
         ),
         histogram=Histogram.of(ordered),
     )
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times faster the artifact is.
+
+    Attributes:
+        metric: what was compared.
+        ratio: geometric mean over pairs of turns, reference over artifact; above 1 is faster.
+        low: lower end of the 95 % bootstrap interval over pairs; None for fewer than three.
+        high: the upper end.
+        pairs: turns compared.
+    """
+
+    metric: str
+    ratio: float
+    low: float | None
+    high: float | None
+    pairs: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "metric": self.metric,
+            "ratio": self.ratio,
+            "low": self.low,
+            "high": self.high,
+            "level": 0.95,
+            "pairs": self.pairs,
+        }
+
+
+def speedup(artifact: Sequence[Turn], reference: Sequence[Turn], stage: str) -> Speedup | None:
+    """Compare turns in the order they were taken, the i-th with the i-th.
+
+    Turns of a pair follow each other within seconds, so what the machine does to both cancels.
+
+    Args:
+        artifact: its turns.
+        reference: those of the other, in the same mode.
+        stage: a stage whose medians are compared, or ``"images_per_s"``.
+
+    Returns:
+        None where no pair has figures.
+    """
+    logs = []
+    for a, b in zip(artifact, reference, strict=False):
+        time_a, time_b = _time(a, stage), _time(b, stage)
+        if time_a and time_b:
+            logs.append(math.log(time_b / time_a))
+    if not logs:
+        return None
+    interval = mean_interval(logs)
+    enough = len(logs) >= 3
+    return Speedup(
+        "images per second" if stage == "images_per_s" else f"median {stage}",
+        math.exp(interval.value),
+        math.exp(interval.low) if enough else None,
+        math.exp(interval.high) if enough else None,
+        len(logs),
+    )
+
+
+def _time(turn: Turn, stage: str) -> float | None:
+    """Seconds of one image or call in this turn."""
+    if stage == "images_per_s":
+        return turn.seconds / turn.images if turn.images else None
+    values = turn.stages.get(stage)
+    return float(np.median(values)) if values is not None and values.size else None

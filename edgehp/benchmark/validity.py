@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from edgehp.benchmark.host import HostState
 from edgehp.benchmark.lanes import WarmUp
 from edgehp.benchmark.stats import Latency
-from edgehp.benchmark.watch import HostState
 
 __all__ = ["BURST_S", "Limits", "Validity", "judge", "load_summary"]
 

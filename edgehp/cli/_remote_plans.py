@@ -169,7 +169,5 @@ def _deferred(trip: Trip) -> Path:
 
 
 BENCH = Journey(sends=("frames",), plan=_bench)
-VALIDATE = Journey(
-    sends=("compare",), finds=("network", "reference", "boxes"), plan=_validate, data_root=True
-)
+VALIDATE = Journey(finds=("network", "reference", "boxes"), plan=_validate, data_root=True)
 BUILD = Journey(sends=("calibration", "validate_on"), finds=("network",), plan=_build)

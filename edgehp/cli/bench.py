@@ -13,9 +13,9 @@ from edgehp.cli._remote_plans import BENCH
 from edgehp.errors import EnvironmentalError, MeasurementError, UsageError
 
 if TYPE_CHECKING:
+    from edgehp.benchmark.host import HostWatch
     from edgehp.benchmark.power import PowerRecorder
     from edgehp.benchmark.run import Progress
-    from edgehp.benchmark.watch import HostWatch
 
 __all__ = ["command"]
 
@@ -91,8 +91,8 @@ def command(
     """
     from edgehp.artifact import newest_artifact
     from edgehp.benchmark.plan import DEFAULT_DURATION_S, OFFICIAL_DURATION_S, Plan
+    from edgehp.benchmark.report import summary_rows
     from edgehp.benchmark.session import Request, benchmark
-    from edgehp.benchmark.table import summary_rows
     from edgehp.cli._output import format_table, print_json
     from edgehp.report.files import require_writable, write_report
 

@@ -11,7 +11,7 @@ import click
 
 from edgehp.cli._remote import over_ssh
 from edgehp.cli._remote_plans import VALIDATE
-from edgehp.errors import AccuracyError, DataError, EnvironmentalError, UsageError
+from edgehp.errors import AccuracyError, EnvironmentalError, UsageError
 
 if TYPE_CHECKING:
     from edgehp.crop import Box
@@ -71,11 +71,6 @@ SHIPPED = "rendered-validation.zip"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write the report as JSON here.")
-@click.option(
-    "--compare",
-    type=click.Path(path_type=Path),
-    help="An earlier report: compare the figures, or say why they cannot be compared.",
-)
 @over_ssh(VALIDATE)
 def command(
     artifact: Path | None,
@@ -96,7 +91,6 @@ def command(
     emulate: bool,
     as_json: bool,
     report: Path | None,
-    compare: Path | None,
 ) -> None:
     """Measure ARTIFACT (default: the newest under dist/) and its FP32 reference on a data set.
 
@@ -128,7 +122,6 @@ def command(
         from edgehp.report.files import require_writable, write_text
 
         require_writable(report, "--report")
-    earlier = None if compare is None else _read_report(compare)
     steps = Steps()
     data = _open_data(dataset, data_root, boxes, split, rgb_cal, skip_bad)
     with ExitStack() as stack:
@@ -186,8 +179,6 @@ def command(
         print_json(values)
     else:
         _print(result, gate)
-    if earlier is not None:
-        _compare(values, earlier, compare, err=as_json)
     if unwritten is not None:
         raise unwritten
     if gate is not None and not gate.passed:
@@ -258,35 +249,6 @@ def _detector() -> BoxSource:
         return best[1] if best[0] >= 0.2 else None
 
     return find
-
-
-def _read_report(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except OSError as e:
-        raise DataError(f"{path}: cannot read the earlier report: {e.strerror or e}") from e
-    except ValueError as e:
-        raise DataError(f"{path}: expected a JSON report of edgehp validate: {e}") from e
-    if not isinstance(values, dict) or values.get("kind") != "validation":
-        raise DataError(f"{path}: expected a report that edgehp validate --report wrote")
-    return values
-
-
-def _compare(new: dict[str, Any], old: dict[str, Any], path: Path | None, err: bool) -> None:
-    from edgehp.validation.report import comparable
-
-    reasons = comparable(new, old)
-    if reasons:
-        click.echo(f"\nNot comparable with {path}: " + "; ".join(reasons), err=err)
-        return
-    click.echo(f"\nAgainst {path}, on the same frames:", err=err)
-    for role in ("reference", "artifact"):
-        a, b = old.get(f"{role}_accuracy"), new.get(f"{role}_accuracy")
-        if a and b:
-            before, after = a["overall"]["mae_mean"], b["overall"]["mae_mean"]
-            click.echo(
-                f"  {role} MAE {before:.4f} -> {after:.4f} ({after - before:+.4f} degrees)", err=err
-            )
 
 
 def _print(result: ValidationReport, gate: GateResult | None) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgehp.benchmark.table import number, summary_rows
+from edgehp.benchmark.report import number, summary_rows
 from edgehp.report import plots
 from edgehp.report.gather import Material, worst_photos
 

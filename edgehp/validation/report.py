@@ -1,4 +1,4 @@
-"""What a validation says, in plain data, and whether two of them may be compared."""
+"""What a validation says, in plain data."""
 
 from __future__ import annotations
 
@@ -18,23 +18,9 @@ __all__ = [
     "Drop",
     "Subject",
     "ValidationReport",
-    "comparable",
 ]
 
 SCHEMA_VERSION = 1
-
-# What must agree for two figures to be about the same thing, and how a person calls it.
-_SAME = {
-    "dataset": "the data set",
-    "boxes": "the face boxes",
-    "filter": "the filter by angle",
-    "convention": "the convention of the labels",
-    "split": "the split",
-    "rgb_cal": "the use of rgb.cal",
-    "frames": "the number of frames",
-    "sha256": "the list of frames, boxes and labels",
-    "detector_misses": "the number of faces the detector missed",
-}
 
 
 @dataclass(frozen=True)
@@ -164,37 +150,6 @@ class ValidationReport:
     def to_json(self) -> str:
         """Indented JSON with a newline at its end."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
-
-
-def comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Why the figures of two reports (`ValidationReport.to_dict`) must not be compared.
-
-    Networks, engines and their preprocessing may differ, that is what one compares, as long as a
-    network that is the same in both was given the same crops. Everything about frames, boxes and
-    labels must agree.
-
-    Returns:
-        One sentence a reason; empty if they are comparable.
-    """
-    if a.get("schema") != b.get("schema"):
-        return [f"the reports have schema {a.get('schema')} and {b.get('schema')}"]
-    reasons = []
-    pa, pb = a["protocol"], b["protocol"]
-    for key, what in _SAME.items():
-        if pa.get(key) != pb.get(key):
-            reasons.append(f"{what}: {_short(pa.get(key))} against {_short(pb.get(key))}")
-    same_network = (
-        a["reference"]["network_digest"] is not None
-        and a["reference"]["network_digest"] == b["reference"]["network_digest"]
-    )
-    if same_network and a["preprocessing_digest"] != b["preprocessing_digest"]:
-        reasons.append("the network is the same, but its preprocessing differs")
-    return reasons
-
-
-def _short(value: Any) -> str:
-    text = "nothing" if value is None else str(value)
-    return text if len(text) <= 48 else text[:16] + "..."
 
 
 def _json(value: Any) -> Any:

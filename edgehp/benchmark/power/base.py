@@ -1,12 +1,36 @@
-"""What every power meter has in common."""
+"""Power meters: their protocol, a recorder that samples one, and energy by integration.
+
+A figure that is not available is None with a reason. Nothing is estimated, and rails are never
+summed unless they are disjoint.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any, Protocol
 
-__all__ = ["ENERGY", "POWER", "TOTAL", "Meter", "MeterInfo", "Rail", "Sample", "Unwrapper"]
+import numpy as np
+import numpy.typing as npt
+
+from edgehp.errors import EdgehpError
+
+__all__ = [
+    "ENERGY",
+    "POWER",
+    "TOTAL",
+    "Energy",
+    "Meter",
+    "MeterInfo",
+    "PowerRecorder",
+    "Rail",
+    "Sample",
+    "Unwrapper",
+    "energy_over",
+]
 
 # What the samples of a meter are: watts at an instant, or joules since it was opened.
 POWER, ENERGY = "power", "energy"
@@ -112,3 +136,216 @@ class Unwrapper:
             self._offset += self.modulus
         self._last = value
         return value + self._offset - self._first
+
+
+Array = npt.NDArray[np.float64]
+# One dropped sample is bridged by a straight line, more in a row are a hole.
+_LARGEST_GAP_PERIODS = 5.0
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Energy over some windows of time.
+
+    Attributes:
+        seconds: length of the windows together.
+        joules: by rail, and ``total`` where the meter has one; None where it cannot be said.
+        reasons: why, by rail, for every None.
+        samples: samples inside the windows.
+        largest_gap_s: the longest time between two samples that were used.
+    """
+
+    seconds: float
+    joules: Mapping[str, float | None]
+    reasons: Mapping[str, str]
+    samples: int
+    largest_gap_s: float | None
+
+    @property
+    def total(self) -> float | None:
+        """Joules in total, None where the meter has no total or it cannot be said."""
+        return self.joules.get(TOTAL)
+
+    def watts(self) -> dict[str, float | None]:
+        """Mean power by rail."""
+        return {
+            k: None if v is None or self.seconds <= 0 else v / self.seconds
+            for k, v in self.joules.items()
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "seconds": self.seconds,
+            "joules": dict(self.joules),
+            "watts": self.watts(),
+            "reasons": dict(self.reasons),
+            "samples": self.samples,
+            "largest_gap_s": self.largest_gap_s,
+        }
+
+
+def energy_over(
+    info: MeterInfo, samples: Sequence[Sample], windows: Sequence[tuple[float, float]]
+) -> Energy:
+    """Integrate every rail over the windows.
+
+    Power: trapezoids between samples, with the values at the edges of a window interpolated.
+    Energy counters: the difference of the counts interpolated at the edges. Both need a sample
+    before and one after each window, and no hole longer than five periods inside.
+
+    Args:
+        info: of the meter.
+        samples: in any order.
+        windows: start and end, monotonic seconds.
+    """
+    seconds = sum(end - start for start, end in windows)
+    joules: dict[str, float | None] = {}
+    reasons: dict[str, str] = {}
+    gap: float | None = None
+    inside = 0
+    ordered = sorted(samples, key=lambda s: s.time)
+    for rail in info.rails:
+        used = [s for s in ordered if rail.name in s.values]
+        t = np.array([s.time for s in used])
+        v = np.array([s.values[rail.name] for s in used])
+        t, keep = np.unique(t, return_index=True)
+        v = v[keep]
+        total: float | None = 0.0
+        for start, end in windows:
+            fault = _fault(t, v, start, end, info.period_s)
+            if fault is not None:
+                total = None
+                reasons[rail.name] = fault
+                break
+            total = (total or 0.0) + _one(info.kind, t, v, start, end)
+            gap = max(gap or 0.0, _gap(t, start, end))
+        joules[rail.name] = total
+        inside = max(inside, sum(int(((t >= a) & (t <= b)).sum()) for a, b in windows))
+    parts = [joules.get(name) for name in info.total]
+    if not parts:
+        joules[TOTAL], reasons[TOTAL] = None, info.includes
+    elif any(p is None for p in parts):
+        joules[TOTAL] = None
+        missing = [n for n in info.total if joules.get(n) is None]
+        reasons[TOTAL] = f"{', '.join(missing)}: {reasons.get(missing[0], 'not measured')}"
+    else:
+        joules[TOTAL] = float(sum(p for p in parts if p is not None))
+    return Energy(seconds, joules, reasons, inside, gap)
+
+
+def _fault(t: Array, v: Array, start: float, end: float, period: float) -> str | None:
+    if t.size < 2:
+        return f"{t.size} samples, at least 2 are needed"
+    if not np.isfinite(v).all():
+        return "a reading that is not a number"
+    if end <= start:
+        return "an empty window"
+    if t[0] > start:
+        return f"the samples begin {t[0] - start:.2f} s after the measured time"
+    if t[-1] < end:
+        return f"the samples end {end - t[-1]:.2f} s before the measured time: the meter stopped"
+    gap = _gap(t, start, end)
+    if gap > _LARGEST_GAP_PERIODS * period:
+        return (
+            f"no sample for {gap:.2f} s within the measured time, at most "
+            f"{_LARGEST_GAP_PERIODS * period:.2f} s can be bridged"
+        )
+    return None
+
+
+def _gap(t: Array, start: float, end: float) -> float:
+    """The longest time between samples that bear on the window."""
+    first = max(int(np.searchsorted(t, start, side="right")) - 1, 0)
+    last = min(int(np.searchsorted(t, end, side="left")), t.size - 1)
+    return float(np.diff(t[first : last + 1]).max(initial=0.0))
+
+
+def _one(kind: str, t: Array, v: Array, start: float, end: float) -> float:
+    edges = np.interp((start, end), t, v)
+    if kind == ENERGY:
+        return float(edges[1] - edges[0])
+    middle = (t > start) & (t < end)
+    times = np.concatenate(([start], t[middle], [end]))
+    watts = np.concatenate(([edges[0]], v[middle], [edges[1]]))
+    return float(((watts[1:] + watts[:-1]) / 2 * np.diff(times)).sum())
+
+
+logger = logging.getLogger(__name__)
+
+# A thread that hangs in a driver must not keep the command from ending.
+_JOIN_S = 10.0
+
+
+class PowerRecorder:
+    """Samples a meter from `start` to `stop`.
+
+    Attributes:
+        failure: why the meter stopped working, or None.
+    """
+
+    def __init__(self, meter: Meter, clock: Callable[[], float] = perf_counter) -> None:
+        """Record `meter`, which stays the caller's to close."""
+        self._meter = meter
+        self._clock = clock
+        self._samples: list[Sample] = []
+        self._end = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.failure: str | None = None
+
+    @property
+    def info(self) -> MeterInfo:
+        """The meter."""
+        return self._meter.info
+
+    @property
+    def period_s(self) -> float:
+        """Seconds between samples."""
+        return self._meter.info.period_s
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """What was read until now."""
+        return tuple(self._samples)
+
+    def watts(self) -> float | None:
+        """Power right now for a display: of the total, else of the first rail; None if unknown."""
+        recent = self._samples[-2:]
+        names = self.info.total or tuple(r.name for r in self.info.rails[:1])
+        if len(recent) < 2 or any(n not in s.values for s in recent for n in names):
+            return None
+        before, now = (sum(s.values[n] for n in names) for s in recent)
+        if self.info.kind == POWER:
+            return now
+        seconds = recent[1].time - recent[0].time
+        return (now - before) / seconds if seconds > 0 else None
+
+    def start(self) -> None:
+        """Begin to sample."""
+        self._thread = threading.Thread(target=self._run, name="edgehp-power", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End sampling."""
+        self._end.set()
+        if self._thread is not None:
+            self._thread.join(_JOIN_S)
+
+    def _read(self) -> None:
+        while (sample := self._meter.read()) is not None:
+            self._samples.append(sample)
+            if not self.info.buffered:
+                return
+
+    def _run(self) -> None:
+        due = self._clock()
+        while not self._end.is_set():
+            try:
+                self._read()
+            except (EdgehpError, OSError) as e:
+                self.failure = str(e)
+                logger.warning("power meter %s: %s", self._meter.info.name, e)
+                return
+            # On a grid, so that a slow read does not shift all that follow.
+            due = max(due + self.period_s, self._clock())
+            self._end.wait(max(0.0, due - self._clock()))

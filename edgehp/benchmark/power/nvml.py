@@ -13,8 +13,8 @@ from importlib import import_module
 from time import perf_counter
 from typing import Any
 
+from edgehp.benchmark.host import HostState
 from edgehp.benchmark.power.base import ENERGY, POWER, MeterInfo, Rail, Sample
-from edgehp.benchmark.watch import HostState
 from edgehp.errors import EnvironmentalError, MeasurementError
 
 __all__ = ["THROTTLE_REASONS", "GpuState", "NvmlMeter", "open_gpu_state"]

@@ -1,0 +1,220 @@
+"""The power rails of Jetson boards: INA3221 monitors in sysfs, and the service of jetson-stats.
+
+INA3221: ``/sys/bus/i2c/devices/*/hwmon/hwmon*/in{n}_label``, ``in{n}_input`` (mV),
+``curr{n}_input`` (mA): Linux kernel, Documentation/hwmon/ina3221.rst. Channels 1 to 3 are inputs; a
+channel called ``NC`` is not connected, and channel 7 is a sum of shunt voltages, no rail.
+
+jetson-stats (jtop) is AGPL-3.0 and the user's own choice to install; nothing of it is here. Its
+``avg`` is a moving figure, so only instantaneous readings are used.
+
+Rails: NVIDIA Jetson Linux Developer Guide, "Jetson Orin Series: Power and Thermal", tables of
+INA3221 channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from edgehp.benchmark.power.base import POWER, TOTAL, MeterInfo, Rail, Sample
+from edgehp.device import SYSTEM_ROOT, read_integer, read_text
+from edgehp.errors import EnvironmentalError, MeasurementError
+
+__all__ = ["Ina3221Meter", "JtopMeter", "describe_rail", "total_of"]
+
+# The input of the whole module: the other rails are behind it and must not be added to it.
+_INPUTS = ("VDD_IN", "POM_5V_IN", "VIN")
+_MEANING = {
+    "VDD_IN": "the whole module",
+    "POM_5V_IN": "the whole module",
+    "VIN": "the whole module",
+    "VDD_CPU_GPU_CV": "CPU, GPU, DLA and PVA",
+    "VDD_SOC": "memory controller, codecs and the rest of the chip",
+    "VDD_GPU_SOC": "GPU and the rest of the chip",
+    "VDD_CPU_CV": "CPU, DLA and PVA",
+    "VDD_GPU": "GPU",
+    "VDD_CPU_SOC_MSS": "CPU, memory controller and the rest of the chip",
+    "VIN_SYS_5V0": "the 5 V system supply: memory, storage and what hangs on the carrier board",
+    "VDDQ_VDD2_1V8AO": "memory and always-on parts, behind VIN_SYS_5V0",
+}
+
+
+def describe_rail(name: str) -> str:
+    """What hangs on a rail, as far as it is documented."""
+    return _MEANING.get(name, "not documented here")
+
+
+def total_of(names: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """The rails that make up the total, and what is inside it or why there is none.
+
+    Only a measured input of the whole module is a total. An AGX Orin has none: its rails overlap
+    (``VDDQ_VDD2_1V8AO`` is behind ``VIN_SYS_5V0``) and leave losses out, so that a sum would be an
+    invention.
+    """
+    for name in _INPUTS:
+        if name in names:
+            return (name,), f"{name}: {describe_rail(name)}"
+    listed = "; ".join(f"{n}: {describe_rail(n)}" for n in names)
+    return (), f"no total: this board measures no input of the whole module, only {listed}"
+
+
+_CHANNELS = (1, 2, 3)
+# The chip averages over some milliseconds; reading more often only loads the bus.
+_PERIOD_S = 0.1
+
+
+@dataclass(frozen=True)
+class _Channel:
+    rail: str
+    millivolts: Path
+    milliamperes: Path
+
+
+class Ina3221Meter:
+    """All connected rails of all INA3221 of a board."""
+
+    def __init__(self, root: Path = SYSTEM_ROOT, clock: Callable[[], float] = perf_counter) -> None:
+        """Find the rails.
+
+        Raises:
+            EnvironmentalError: there are none, or they may not be read.
+        """
+        self._clock = clock
+        self._channels = _channels(root)
+        if not self._channels:
+            raise EnvironmentalError("no INA3221 power monitor with a connected rail in sysfs")
+        names = tuple(c.rail for c in self._channels)
+        total, includes = total_of(names)
+        self._info = MeterInfo(
+            "ina3221",
+            POWER,
+            tuple(Rail(n, describe_rail(n)) for n in names),
+            total,
+            includes,
+            _PERIOD_S,
+        )
+        self.read()
+
+    @property
+    def info(self) -> MeterInfo:
+        """What it is."""
+        return self._info
+
+    def read(self) -> Sample:
+        """Watts of every rail that answers.
+
+        Raises:
+            MeasurementError: none does.
+        """
+        before = self._clock()
+        watts = {}
+        for channel in self._channels:
+            volts, amperes = read_integer(channel.millivolts), read_integer(channel.milliamperes)
+            if volts is not None and amperes is not None:
+                watts[channel.rail] = volts * amperes * 1e-6
+        if not watts:
+            raise MeasurementError("the INA3221 power monitors no longer answer")
+        return Sample((before + self._clock()) / 2, watts)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _channels(root: Path) -> tuple[_Channel, ...]:
+    found: dict[str, _Channel] = {}
+    for device in sorted((root / "sys/bus/i2c/devices").glob("*")):
+        if (read_text(device / "name", 64) or "").strip() != "ina3221":
+            continue
+        for monitor in sorted(device.glob("hwmon/hwmon*")):
+            for n in _CHANNELS:
+                label = (read_text(monitor / f"in{n}_label", 64) or "").strip()
+                if not label or label.upper() == "NC":
+                    continue
+                name = label if label not in found else f"{label} ({device.name})"
+                found[name] = _Channel(name, monitor / f"in{n}_input", monitor / f"curr{n}_input")
+    return tuple(found.values())
+
+
+_JTOP_PERIOD_S = 0.2
+
+
+class JtopMeter:
+    """The rails that jtop's service publishes, in milliwatts there, in watts here."""
+
+    def __init__(self, module: Any = None, clock: Callable[[], float] = perf_counter) -> None:
+        """Connect to the service.
+
+        Args:
+            module: stands for the package ``jtop``; imported when omitted.
+            clock: monotonic seconds.
+
+        Raises:
+            EnvironmentalError: the package or its service is missing.
+        """
+        self._clock = clock
+        try:
+            self._package = import_module("jtop") if module is None else module
+        except ImportError as e:
+            raise EnvironmentalError(
+                f"jetson-stats is not installed ({e}); install it with: pip install jetson-stats"
+            ) from e
+        self._failures = (self._package.JtopException, OSError, EOFError)
+        try:
+            self._jtop = self._package.jtop(interval=_JTOP_PERIOD_S)
+            self._jtop.start()
+            rails = self._rails()
+        except self._failures as e:
+            raise EnvironmentalError(
+                f"the service of jetson-stats does not answer ({e}); start it with: "
+                "sudo systemctl restart jtop.service"
+            ) from e
+        if not rails:
+            self.close()
+            raise EnvironmentalError("jetson-stats sees no power rail on this board")
+        total, includes = total_of(tuple(rails))
+        self._info = MeterInfo(
+            "jtop",
+            POWER,
+            tuple(Rail(n, describe_rail(n)) for n in rails),
+            total,
+            includes,
+            _JTOP_PERIOD_S,
+        )
+
+    @property
+    def info(self) -> MeterInfo:
+        """What it is."""
+        return self._info
+
+    def read(self) -> Sample:
+        """Watts of every rail.
+
+        Raises:
+            MeasurementError: the service went away.
+        """
+        try:
+            # Waits for the service's next reading, so that none is taken twice.
+            if not self._jtop.ok():
+                raise MeasurementError("the service of jetson-stats stopped during the run")
+            rails = self._rails()
+        except self._failures as e:
+            raise MeasurementError(
+                f"the service of jetson-stats stopped during the run ({e})"
+            ) from e
+        return Sample(self._clock(), {n: mw / 1000 for n, mw in rails.items()})
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._jtop.close()
+
+    def _rails(self) -> dict[str, float]:
+        rails = self._jtop.power.get("rail", {})
+        return {
+            name: float(values["power"])
+            for name, values in rails.items()
+            if name.upper() not in ("NC", TOTAL.upper()) and "power" in values
+        }
