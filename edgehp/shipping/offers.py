@@ -35,6 +35,7 @@ from edgehp.errors import (
     EnvironmentalError,
     UsageError,
 )
+from edgehp.files import Record
 from edgehp.shipping import disk
 from edgehp.shipping.bundle import MAX_BUNDLE_SIZE, SUFFIX, VerifiedBundle
 from edgehp.shipping.fetch import MissingError, Source, read_bounded
@@ -79,7 +80,7 @@ _Name = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")]
 _Line = Annotated[str, Meta(max_length=500)]
 
 
-class Offer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Offer(Record, frozen=True):
     """A bundle in a repository.
 
     Attributes:
@@ -188,7 +189,7 @@ class Offer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return None
 
 
-class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Decision(Record, frozen=True):
     """What a device made of a bundle in the repository.
 
     Attributes:
@@ -202,7 +203,7 @@ class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str | None = None
 
 
-class Memory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Memory(Record, frozen=True):
     """What a device remembers of its repository.
 
     Attributes:
@@ -212,7 +213,7 @@ class Memory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         decisions: on the bundles that were newer at the last update, the newest first.
     """
 
-    files: dict[str, str] = {}
+    files: dict[str, str] = msgspec.field(default_factory=dict)
     serial: _Count = 0
     keys: tuple[str, ...] = ()
     decisions: tuple[Decision, ...] = ()

@@ -19,7 +19,7 @@ from edgehp.artifact import golden_crops, load_artifact, verify_golden
 from edgehp.artifact.device import DeviceProbe
 from edgehp.engines import open_engine
 from edgehp.errors import CompatibilityError, EdgehpError, EnvironmentalError
-from edgehp.files import strict_json
+from edgehp.files import Record, strict_json
 
 __all__ = ["SelfTestResult", "run_self_test", "self_test"]
 
@@ -35,7 +35,7 @@ _CODE = (
 )
 
 
-class SelfTestResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SelfTestResult(Record, frozen=True):
     """What the golden vectors gave.
 
     Attributes:

@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Meta
 
 from edgehp.errors import CompatibilityError
-from edgehp.files import strict_json
+from edgehp.files import Record, strict_json
 from edgehp.shipping.keys import PublicKey, require
 
 __all__ = ["MAX_FILES", "Statement", "parse_statement", "signed_payload", "verify_signature"]
@@ -41,31 +41,27 @@ _PART = r"[A-Za-z0-9_][A-Za-z0-9._+-]*"
 _FilePath = Annotated[str, Meta(pattern=rf"\A{_PART}(/{_PART})?\Z", max_length=200)]
 
 
-class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is signed, or around it: every key known, none missing."""
-
-
-class _Key(_Strict, frozen=True):
+class _Key(Record, frozen=True):
     hint: str
 
 
-class _Material(_Strict, frozen=True):
+class _Material(Record, frozen=True):
     publicKey: _Key  # noqa: N815 - as the format spells it
     tlogEntries: Annotated[list[None], Meta(max_length=0)]  # noqa: N815
 
 
-class _Signature(_Strict, frozen=True):
+class _Signature(Record, frozen=True):
     sig: str
     keyid: Literal[""]
 
 
-class _Envelope(_Strict, frozen=True):
+class _Envelope(Record, frozen=True):
     payload: str
     payloadType: Literal["application/vnd.in-toto+json"]  # noqa: N815
     signatures: Annotated[list[_Signature], Meta(min_length=1, max_length=1)]
 
 
-class _SigstoreBundle(_Strict, frozen=True):
+class _SigstoreBundle(Record, frozen=True):
     """The section in the file. Nothing of it is signed but the payload and its type."""
 
     mediaType: Literal["application/vnd.dev.sigstore.bundle.v0.3+json"]  # noqa: N815
@@ -73,22 +69,22 @@ class _SigstoreBundle(_Strict, frozen=True):
     dsseEnvelope: _Envelope  # noqa: N815
 
 
-class _Digest(_Strict, frozen=True):
+class _Digest(Record, frozen=True):
     sha256: Sha256
 
 
-class _Subject(_Strict, frozen=True):
+class _Subject(Record, frozen=True):
     name: str
     digest: _Digest
 
 
-class _Resource(_Strict, frozen=True):
+class _Resource(Record, frozen=True):
     name: _FilePath
     algorithm: Literal["sha256"]
     digest: Sha256
 
 
-class _Serialization(_Strict, frozen=True):
+class _Serialization(Record, frozen=True):
     """Whole files, SHA-256, nothing ignored: the one form that a device accepts."""
 
     method: Literal["files"]
@@ -96,12 +92,12 @@ class _Serialization(_Strict, frozen=True):
     allow_symlinks: bool
 
 
-class _Predicate(_Strict, frozen=True):
+class _Predicate(Record, frozen=True):
     resources: Annotated[list[_Resource], Meta(min_length=1, max_length=MAX_FILES)]
     serialization: _Serialization
 
 
-class _InToto(_Strict, frozen=True, rename={"type_": "_type"}):
+class _InToto(Record, frozen=True, rename={"type_": "_type"}):
     type_: Literal["https://in-toto.io/Statement/v1"]
     subject: Annotated[list[_Subject], Meta(min_length=1, max_length=1)]
     predicateType: Literal["https://model_signing/signature/v1.0"]  # noqa: N815

@@ -39,7 +39,7 @@ from edgehp.errors import (
     EdgehpError,
     EnvironmentalError,
 )
-from edgehp.files import sha256_file
+from edgehp.files import Record, sha256_file
 from edgehp.shipping import disk
 from edgehp.shipping.bundle import VerifiedBundle
 from edgehp.shipping.selftest import SelfTestResult, run_self_test
@@ -98,7 +98,7 @@ Finisher = Callable[[Path], None]
 SelfTest = Callable[[Path], SelfTestResult]
 
 
-class Slot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Slot(Record, frozen=True, kw_only=True):
     """An installed slot.
 
     Attributes:
@@ -130,7 +130,7 @@ class Slot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         return values
 
 
-class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class State(Record, frozen=True):
     """Which slot is current.
 
     Attributes:
@@ -145,7 +145,7 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sequence: int = 0
     starts: int = 0
     confirmed: tuple[int, ...] = ()
-    failed: dict[str, str] = {}
+    failed: dict[str, str] = msgspec.field(default_factory=dict)
 
     def with_failure(self, digest: str, reason: str) -> dict[str, str]:
         """`failed` and one more; the oldest are forgotten."""
