@@ -16,7 +16,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from edgehp._area import shrink
 from edgehp.errors import DataError, UsageError
 from edgehp.files import json_digest
 
@@ -72,7 +71,7 @@ class Preprocessing:
             deployed graph always takes RGB and reorders inside.
         mean: subtracted per channel, in units of 0..255, in the order of `colour`.
         std: divisor per channel, in units of 0..255, in the order of `colour`.
-        resize: ``"area"``: pixel-area averaging where the crop is larger than the input, bilinear
+        resize: ``"area"``: ``cv2.INTER_AREA`` where the crop is larger than the input, bilinear
             where it is smaller; ``"linear"``: bilinear always.
         box_rule: ``"stretch"``: the box as it is, cut at the photo's edge, resized without keeping
             the aspect ratio (Sheka & Samun); ``"square"``: a square of `box_scale` times the
@@ -136,15 +135,13 @@ class Preprocessing:
         return json_digest(self.to_dict())
 
 
-def crop_face(photo: Image, box: Box | None, spec: Preprocessing, *, opencv: bool = False) -> Image:
+def crop_face(photo: Image, box: Box | None, spec: Preprocessing) -> Image:
     """Cut the face out of `photo` and resize it to the network's input.
 
     Args:
         photo: uint8 [H, W, 3], RGB.
         box: the face, in pixels of `photo`; None takes the whole photo as the box.
         spec: the network's preprocessing.
-        opencv: shrink by OpenCV's own, slower code: for networks of others, whose published figures
-            were taken with it. One pixel in 15,000 differs, by one level (`edgehp._area`).
 
     Returns:
         uint8 [size, size, 3], RGB whatever `spec.colour` is: the deployed graph reorders.
@@ -178,7 +175,7 @@ def crop_face(photo: Image, box: Box | None, spec: Preprocessing, *, opencv: boo
             x1 - inside[2],
             cv2.BORDER_REPLICATE,
         )
-    return _resize(face, spec, opencv)
+    return _resize(face, spec)
 
 
 def _corners(box: Box, spec: Preprocessing) -> tuple[int, int, int, int]:
@@ -199,13 +196,11 @@ def _corners(box: Box, spec: Preprocessing) -> tuple[int, int, int, int]:
     return x0, y0, max(math.floor(cx + half), x0 + 1), max(math.floor(cy + half), y0 + 1)
 
 
-def _resize(face: Image, spec: Preprocessing, opencv: bool) -> Image:
+def _resize(face: Image, spec: Preprocessing) -> Image:
     height, width = face.shape[:2]
     if (height, width) == (spec.size, spec.size):
         return np.ascontiguousarray(face)
     area = spec.resize == "area" and height >= spec.size and width >= spec.size
-    if area and not opencv:
-        return shrink(face, spec.size)
     kernel = cv2.INTER_AREA if area else cv2.INTER_LINEAR
     return cv2.resize(face, (spec.size, spec.size), interpolation=kernel)  # type: ignore[return-value]
 

@@ -59,7 +59,6 @@ PACKAGES = (
     Package("cuda.bindings", ("cuda-bindings",), "cuda"),
     Package("pycuda", ("pycuda",), None, "JetPack images have it; elsewhere cuda-bindings does"),
     Package("torch", ("torch",), "train"),
-    Package("scipy", ("scipy",), "data"),
     Package("tensorboard", ("tensorboard",), "train"),
     Package("jinja2", ("jinja2",), "report"),
     Package("matplotlib", ("matplotlib",), "report"),

@@ -255,12 +255,8 @@ class Teacher:
         """The crops of all grid positions, uint8 [S, S, 3] RGB; mirrored ones last."""
         if box is None:
             box = Box(0, 0, photo.shape[1], photo.shape[0])
-        # A teacher of others can turn one level of one pixel into seven degrees (opentrack's does,
-        # on heads it does not understand): its figures are those of OpenCV's own kernel.
         crops = [
-            crop_face(
-                photo, box.moved(dx, dy), self.spec.preprocessing, opencv=not self.spec.deployed
-            )
+            crop_face(photo, box.moved(dx, dy), self.spec.preprocessing)
             for dx, dy in self.spec.grid.offsets
         ]
         if self.spec.grid.flip:
