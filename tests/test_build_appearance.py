@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from edgehp.artifact import load_artifact
-from edgehp.cli._calibrated import calibration_advice, calibration_looks, clipping_of
+from edgehp.cli._calibrated import calibration_check
 from edgehp.cli.validate import command
 from edgehp.datasets.faces import read_faces
 from edgehp.pipeline.pipeline import BuildResult, build
@@ -18,7 +18,7 @@ from edgehp.pipeline.request import BuildRequest
 from edgehp.report.gather import gather
 from edgehp.report.page import breakdown_rows, html_page
 from edgehp.validation.report import ValidationReport
-from edgehp.validation.run import validate
+from edgehp.validation.run import Pair, Settings, validate
 from edgehp.validation.subjects import open_artifact, open_reference
 from tests.mixed_parts import small_parts
 
@@ -87,8 +87,9 @@ def test_the_advice_fits_what_the_user_gave(
     assert "rendered heads that edgehp ships" in text and "--validate-on" in text
     assert "calibrate on" not in text
     with open_artifact(like.path, threads=1) as tested:
-        assert "--dataset and --data-root" in calibration_advice(tested, shipped_heads=True)
-        assert "calibrate on" in calibration_advice(tested, shipped_heads=False)
+        for heads, words in ((True, "--dataset and --data-root"), (False, "calibrate on")):
+            check = calibration_check(tested, 1, shipped_heads=heads)
+            assert check is not None and words in check.advice
 
 
 def test_a_build_is_silent_where_they_look_alike(like: BuildResult) -> None:
@@ -120,13 +121,11 @@ def test_the_gate_is_broken_down(like: BuildResult) -> None:
 def validated(result: BuildResult, faces: Path) -> ValidationReport:
     with open_artifact(result.path, threads=1) as tested, open_reference(tested) as reference:
         return validate(
-            reference.contender(),
-            tested.contender(),
+            Pair(reference.contender(), tested.contender()),
             read_faces(faces),
             tested.preprocessing,
-            resamples=200,
-            calibration=calibration_looks(tested),
-            clipped=clipping_of(tested, 1),
+            Settings(resamples=200),
+            calibration=calibration_check(tested, 1, shipped_heads=False),
         )
 
 

@@ -21,7 +21,7 @@ from edgehp.datasets.registry import open_dataset
 from edgehp.engines import open_engine
 from edgehp.errors import DataError, UsageError
 from edgehp.pose import matrix_from_euler
-from edgehp.validation.run import Contender, validate
+from edgehp.validation.run import Contender, Detector, Pair, Settings, validate
 from tests.dataset_trees import encoded, zip_of
 from tests.pose_graphs import SPEC, colour_photo, pose_graph
 from tests.test_artifact import a_manifest
@@ -57,17 +57,24 @@ def contender(path: Path, name: str = "net", **graph) -> Contender:
     return Contender(open_engine("onnxruntime", pose_graph(path, **graph), threads=1), name, "d1")
 
 
-def run(root: Path, tmp_path: Path, artifact: dict | None = None, **options):
-    conditions = options.pop("conditions", ())
-    reference = options.pop("reference", {})
+def run(
+    root: Path,
+    tmp_path: Path,
+    artifact: dict | None = None,
+    reference: dict | None = None,
+    split: str | None = None,
+    detector: Detector | None = None,
+    **settings,
+):
+    other = None
+    if artifact is not None:
+        other = contender(tmp_path / "artifact.onnx", "int8", **artifact)
     return validate(
-        contender(tmp_path / "reference.onnx", "reference", **reference),
-        None if artifact is None else contender(tmp_path / "artifact.onnx", "int8", **artifact),
-        open_dataset("biwi", root, split=options.pop("split", None)),
+        Pair(contender(tmp_path / "reference.onnx", "reference", **(reference or {})), other),
+        open_dataset("biwi", root, split=split),
         SPEC.preprocessing,
-        conditions=conditions,
-        resamples=500,
-        **options,
+        Settings(**{"conditions": (), "resamples": 500, **settings}),
+        detector=detector,
     )
 
 
@@ -128,7 +135,8 @@ def test_both_engines_see_the_same_crops_batch_by_batch(biwi, tmp_path):
     engine = contender(tmp_path / "n.onnx").engine
     data = open_dataset("biwi", biwi)
     a, b = (Contender(Watch(engine, n), n) for n in "ab")
-    validate(a, b, data, SPEC.preprocessing, batch=7, conditions=("dark",), resamples=200)
+    settings = Settings(batch=7, conditions=("dark",), resamples=200)
+    validate(Pair(a, b), data, SPEC.preprocessing, settings)
     assert [len(c) for c in seen["a"]] == [7, 7, 7, 7, 7, 7, 3, 3]
     assert all(np.array_equal(x, y) for x, y in zip(seen["a"], seen["b"], strict=True))
 
@@ -159,13 +167,13 @@ def test_misses_of_a_detector_are_counted_and_named(biwi, tmp_path):
     def find(photo, sample):
         return None if sample.name.startswith("02/") else Box(10, 10, 80, 80)
 
-    found = run(biwi, tmp_path, box_source=find, box_words="a test")
+    found = run(biwi, tmp_path, detector=Detector(find, "a test"))
     assert found.protocol["detector_misses"] == 4 and found.protocol["frames"] == 20
     assert found.protocol["boxes"] == "a test" and len(found.missed) == 4
     listed = run(biwi, tmp_path)
     assert found.protocol["sha256"] != listed.protocol["sha256"]
     with pytest.raises(DataError, match="24 without a detected face"):
-        run(biwi, tmp_path, box_source=lambda *_: None)
+        run(biwi, tmp_path, detector=Detector(lambda *_: None))
 
 
 def test_a_damaged_photo_stops_or_is_listed(biwi, tmp_path):
@@ -182,7 +190,7 @@ def test_a_damaged_photo_stops_or_is_listed(biwi, tmp_path):
 def test_an_engine_of_another_input_size_is_refused(biwi, tmp_path):
     small = contender(tmp_path / "small.onnx", size=32)
     with pytest.raises(UsageError, match=r"32 pixels.*48"):
-        validate(small, None, open_dataset("biwi", biwi), SPEC.preprocessing)
+        validate(Pair(small), open_dataset("biwi", biwi), SPEC.preprocessing)
 
 
 # --- reports -------------------------------------------------------------------------------------
@@ -247,7 +255,8 @@ def test_without_an_artifact_the_command_says_how_to_make_one(biwi, tmp_path, ca
 def test_aflw2000_in_its_layout_with_the_published_boxes(shared_data, tmp_path):
     data = read_aflw2000(shared_data / "AFLW2000")
     still = contender(tmp_path / "n.onnx", constant=(0.0, 0.0, 0.0))
-    found = validate(still, None, data, SPEC.preprocessing, limit=60, conditions=(), resamples=200)
+    settings = Settings(limit=60, conditions=(), resamples=200)
+    found = validate(Pair(still), data, SPEC.preprocessing, settings)
     truth = np.stack([s.angles for s in data.samples])[[i * 593 // 60 for i in range(60)]]
     assert found.reference_accuracy.overall.mae == pytest.approx(np.abs(truth).mean(axis=0))
     assert len(data) == 593

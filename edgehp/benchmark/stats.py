@@ -217,7 +217,7 @@ class Speedup:
     Attributes:
         metric: what was compared.
         ratio: geometric mean over pairs of turns, reference over artifact; above 1 is faster.
-        low: lower end of the 95 % bootstrap interval over pairs; None for fewer than three.
+        low: lower end of the 95 % interval over pairs; None for fewer than three.
         high: the upper end.
         pairs: turns compared.
     """

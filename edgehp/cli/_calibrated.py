@@ -9,32 +9,39 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edgehp.engines.base import Crops
-    from edgehp.validation.appearance import Appearance
-    from edgehp.validation.run import Clipped
+    from edgehp.validation.run import CalibrationCheck, Clipped
     from edgehp.validation.subjects import OpenedNetwork
 
-__all__ = ["calibration_advice", "calibration_looks", "clipping_of"]
+__all__ = ["calibration_check"]
 
 logger = logging.getLogger(__name__)
 
 
-def calibration_looks(tested: OpenedNetwork | None) -> Appearance | None:
-    """How the crops look that the artifact was calibrated on, where it says so."""
+def calibration_check(
+    tested: OpenedNetwork | None, threads: int | None, shipped_heads: bool
+) -> CalibrationCheck | None:
+    """What frames are held against; None where the artifact does not say how its crops look.
+
+    Args:
+        tested: what is validated.
+        threads: processor threads for counting clipped activations.
+        shipped_heads: whether it is validated on the rendered heads that edgehp ships.
+    """
     from edgehp.validation.appearance import Appearance
+    from edgehp.validation.run import CalibrationCheck
 
     record = tested.artifact.manifest.calibration if tested and tested.artifact else None
     if record is None or record.appearance is None:
         return None
-    return Appearance.from_dict(record.appearance)
+    return CalibrationCheck(
+        Appearance.from_dict(record.appearance),
+        _clipping_of(tested, threads),
+        _advice(tested, shipped_heads),
+    )
 
 
-def calibration_advice(tested: OpenedNetwork | None, shipped_heads: bool) -> str:
-    """What to do where the frames look unlike the calibration crops.
-
-    Args:
-        tested: what is validated.
-        shipped_heads: whether it is validated on the rendered heads that edgehp ships.
-    """
+def _advice(tested: OpenedNetwork | None, shipped_heads: bool) -> str:
+    """What to do where the frames look unlike the calibration crops."""
     from edgehp.pipeline.crops import SHIPPED_CALIBRATION
     from edgehp.validation.appearance import ADVICE
 
@@ -48,7 +55,7 @@ def calibration_advice(tested: OpenedNetwork | None, shipped_heads: bool) -> str
     )
 
 
-def clipping_of(
+def _clipping_of(
     tested: OpenedNetwork | None, threads: int | None
 ) -> Callable[[Sequence[Crops]], Clipped] | None:
     """Counts what the artifact's graph clips; None where the packages for it are not here."""

@@ -7,6 +7,7 @@ is for the target, and assignments are tried on the held-out crops until the dro
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -283,6 +284,9 @@ class MixedBuild:
                     answers = predict(engine, self._held_out.crops, BATCH)
                     return mean_drop(self._reference, answers, self._held_out), kept
             kept |= beside
+            if kept >= set(convolutions_of(path)):
+                # The float network, which is no INT8 artifact however well it does.
+                return math.inf, kept
 
     def _budget(self, graph: Path, here: bool) -> float:
         """The gate, less what the engine loses more than the emulation that the search runs."""

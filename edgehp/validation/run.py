@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,17 @@ from edgehp.validation.report import BandDrop, Condition, Drop, Subject, Validat
 from edgehp.validation.robustness import CONDITIONS
 from edgehp.validation.statistics import DEFAULT_RESAMPLES, DEFAULT_SEED, Interval, mean_interval
 
-__all__ = ["BoxSource", "Clipped", "Contender", "group_of", "validate"]
+__all__ = [
+    "BoxSource",
+    "CalibrationCheck",
+    "Clipped",
+    "Contender",
+    "Detector",
+    "Pair",
+    "Settings",
+    "group_of",
+    "validate",
+]
 
 Array = npt.NDArray[np.float64]
 Image = npt.NDArray[np.uint8]
@@ -52,6 +62,19 @@ class Contender:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """What is measured: the FP32 network, and the artifact compared with it or None."""
+
+    reference: Contender
+    artifact: Contender | None = None
+
+    def roles(self) -> dict[str, Contender]:
+        """By role: ``"reference"`` and, where there is one, ``"artifact"``."""
+        found = {"reference": self.reference}
+        return found if self.artifact is None else found | {"artifact": self.artifact}
+
+
+@dataclass(frozen=True)
 class Clipped:
     """Activations beyond the calibrated ranges.
 
@@ -66,21 +89,112 @@ class Clipped:
     worst: tuple[str, float]
 
 
-@dataclass
-class _Answers:
-    """Predictions of one engine under one condition, batch after batch."""
+@dataclass(frozen=True)
+class Settings:
+    """How a validation is run.
 
-    angles: list[npt.NDArray[np.float32]] = field(default_factory=list)
-    spread: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    Attributes:
+        batch: crops per call of an engine; the last call of a run may have fewer.
+        limit: use only this many frames, spread evenly over the data set; None takes all.
+        skip_bad: count and list photos that cannot be used instead of raising.
+        conditions: names of `edgehp.validation.robustness.CONDITIONS` to measure too.
+        worst: how many of the worst frames to name.
+        workers: threads that prepare crops.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+    """
 
-    def add(self, prediction: Prediction) -> None:
-        self.angles.append(np.array(prediction.angles))
-        self.spread.append(np.array(prediction.spread))
+    batch: int = 32
+    limit: int | None = None
+    skip_bad: bool = False
+    conditions: tuple[str, ...] = tuple(CONDITIONS)
+    worst: int = 10
+    workers: int = 2
+    resamples: int = DEFAULT_RESAMPLES
+    seed: int = DEFAULT_SEED
 
-    def joined(self) -> tuple[Array, Array]:
-        return np.concatenate(self.angles).astype(np.float64), np.concatenate(self.spread).astype(
-            np.float64
+    def __post_init__(self) -> None:
+        """Refuse values out of their range."""
+        if self.batch < 1 or (self.limit is not None and self.limit < 1):
+            raise UsageError(
+                f"found a batch of {self.batch} and a limit of {self.limit} frames, expected 1 or "
+                "more"
+            )
+        if unknown := [c for c in self.conditions if c not in CONDITIONS]:
+            raise UsageError(
+                f"found the conditions {', '.join(unknown)}, expected some of "
+                f"{', '.join(CONDITIONS)}"
+            )
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A source of face boxes in place of the data set's; `words` names it in the protocol."""
+
+    find: BoxSource
+    words: str = "detector"
+
+
+@dataclass(frozen=True)
+class CalibrationCheck:
+    """What the frames are held against: the crops that the artifact's scales come from.
+
+    Attributes:
+        appearance: how the calibration crops look.
+        clipped: given some of the crops, counts the activations that the artifact clips; None
+            where that cannot be done here.
+        advice: what to do where the frames look unlike the calibration crops.
+    """
+
+    appearance: Appearance
+    clipped: Callable[[Sequence[Crops]], Clipped] | None = None
+    advice: str = ADVICE
+
+    def of(self, looks: Array, crops: Sequence[Crops]) -> AppearanceCheck:
+        """Hold the frames against the calibration crops.
+
+        Args:
+            looks: what `measure_crops` gave for the frames.
+            crops: some of them.
+        """
+        found = None if self.clipped is None else self.clipped(crops)
+        return AppearanceCheck.of(
+            self.appearance,
+            looks,
+            clipped=None if found is None else found.share,
+            calibration_clipped=None if found is None else found.usual,
+            worst=None if found is None else found.worst,
+            advice=self.advice,
         )
+
+
+@dataclass
+class _Seen:
+    """What a pass over the frames gathered.
+
+    Attributes:
+        answers: (role, condition) -> predictions, batch after batch.
+        used: the samples that were measured, in the order of the predictions.
+        missed: names of those without a detected face.
+        looks: statistics of the crops, batch after batch.
+        some: crops spread over the data set, for counting clipped activations.
+    """
+
+    answers: dict[tuple[str, str], list[Prediction]] = field(default_factory=dict)
+    used: list[Sample] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+    looks: list[Array] = field(default_factory=list)
+    some: list[Crops] = field(default_factory=list)
+
+    def joined(self) -> dict[tuple[str, str], Prediction]:
+        """All predictions of each role under each condition: [n, 3] float64."""
+        return {
+            key: Prediction(
+                np.concatenate([p.angles for p in parts]).astype(np.float64),
+                np.concatenate([p.spread for p in parts]).astype(np.float64),
+            )
+            for key, parts in self.answers.items()
+        }
 
 
 def group_of(dataset: str) -> tuple[Callable[[str], str] | None, str]:
@@ -97,25 +211,14 @@ def group_of(dataset: str) -> tuple[Callable[[str], str] | None, str]:
 
 
 def validate(
-    reference: Contender,
-    artifact: Contender | None,
+    contenders: Pair,
     dataset: Dataset,
     preprocessing: Preprocessing,
+    settings: Settings | None = None,
     *,
-    batch: int = 32,
-    limit: int | None = None,
-    skip_bad: bool = False,
-    box_source: BoxSource | None = None,
-    box_words: str = "detector",
-    conditions: Iterable[str] = tuple(CONDITIONS),
-    worst: int = 10,
-    workers: int = 2,
-    resamples: int = DEFAULT_RESAMPLES,
-    seed: int = DEFAULT_SEED,
+    detector: Detector | None = None,
+    calibration: CalibrationCheck | None = None,
     progress: Callable[[int, int], None] | None = None,
-    calibration: Appearance | None = None,
-    clipped: Callable[[Sequence[Crops]], Clipped] | None = None,
-    advice: str = ADVICE,
 ) -> ValidationReport:
     """Measure a network, or an artifact against its reference.
 
@@ -123,153 +226,114 @@ def validate(
     only one batch of them is kept.
 
     Args:
-        reference: the FP32 network.
-        artifact: what is compared with it; None measures the network alone.
+        contenders: the FP32 network, and the artifact that is compared with it or None.
         dataset: labelled samples.
         preprocessing: of the network.
-        batch: crops per call of an engine; the last call of a run may have fewer.
-        limit: use only this many frames, spread evenly over the data set; None takes all.
-        skip_bad: count and list photos that cannot be used instead of raising.
-        box_source: finds the boxes in place of the data set's; misses are counted and listed, and
+        settings: the default ones when omitted.
+        detector: finds the boxes in place of the data set's; misses are counted and listed, and
             the figures are of the other frames.
-        box_words: what the box source is, for the protocol.
-        conditions: names of `edgehp.validation.robustness.CONDITIONS` to measure too.
-        worst: how many of the worst frames to name.
-        workers: threads that prepare crops.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        calibration: what the frames are held against.
         progress: called with (frames done, frames in all) after every batch.
-        calibration: how the crops look that the artifact's scales come from; the frames are held
-            against them.
-        clipped: given some of the crops, counts the activations that the artifact clips.
-        advice: what to do where the frames look unlike the calibration crops.
 
     Raises:
         DataError: a photo cannot be used, no frame is left, or the data set has no labels.
-        UsageError: an argument out of its range, or an engine of another input size.
+        UsageError: an engine of another input size.
     """
-    names = tuple(conditions)
-    _check(reference, artifact, preprocessing, batch, limit, names)
+    settings = settings or Settings()
+    for contender in contenders.roles().values():
+        if contender.engine.input_size != preprocessing.size:
+            raise UsageError(
+                f"{contender.name} takes crops of {contender.engine.input_size} pixels, the "
+                f"preprocessing gives {preprocessing.size}: these do not belong together"
+            )
     if not dataset.labelled:
         raise DataError(f"{dataset.name}: no labels for every photo: nothing to validate against")
-    chosen = _limited(dataset.samples, limit)
-    skips = Skips(skip_bad)
-    missed: list[str] = []
+    chosen = _limited(dataset.samples, settings.limit)
+    skips = Skips(settings.skip_bad)
 
-    def work(sample: Sample) -> tuple[Sample, Crops | None]:
+    def prepare(sample: Sample) -> tuple[Sample, Crops | None]:
         photo = sample.load()
-        if box_source is not None:
-            box = box_source(photo, sample)
+        if detector is not None:
+            box = detector.find(photo, sample)
             if box is None:
                 return sample, None
             sample = replace(sample, box=box)
         return sample, crop_face(photo, sample.box, preprocessing)
 
-    used: list[Sample] = []
-    looks: list[Array] = []
-    some: list[Crops] = []
-    every = max(1, len(chosen) // _CLIPPED)
-    answers: dict[tuple[str, str], _Answers] = {}
-    contenders = {"reference": reference} | ({"artifact": artifact} if artifact else {})
     crops = prefetch(
         chosen,
-        work,
-        workers=workers,
-        ahead=max(2 * batch, 8),
-        on_bad=(lambda sample, error: skips.add(sample.name, error)) if skip_bad else None,
+        prepare,
+        workers=settings.workers,
+        ahead=max(2 * settings.batch, 8),
+        on_bad=(lambda s, error: skips.add(s.name, error)) if settings.skip_bad else None,
     )
-    done = 0
-    for group in _batches(crops, batch):
+    seen, done = _Seen(), 0
+    every = max(1, len(chosen) // _CLIPPED)
+    for group in _batches(crops, settings.batch):
+        _infer(group, contenders, settings.conditions, seen, every if calibration else None)
         done += len(group)
-        pictures = []
-        for sample, crop in group:
-            if crop is None:
-                missed.append(sample.name)
-            else:
-                used.append(sample)
-                pictures.append(crop)
-        if pictures:
-            if calibration is not None:
-                looks.append(measure_crops(pictures))
-                # Copies: a view would keep its whole batch.
-                start = len(used) - len(pictures)
-                wanted = (p for i, p in enumerate(pictures, start) if i % every == 0)
-                some += [np.array(p) for p in wanted][: _CLIPPED - len(some)]
-            clean = np.stack(pictures)
-            for condition in (CLEAN, *names):
-                seen = clean if condition == CLEAN else CONDITIONS[condition](clean)
-                for role, contender in contenders.items():
-                    answer = contender.engine.infer(seen)
-                    answers.setdefault((role, condition), _Answers()).add(answer)
         if progress is not None:
             progress(done, len(chosen))
-    if not used:
+    if not seen.used:
         raise DataError(
-            f"{dataset.name}: none of {len(chosen)} frames could be used ({len(missed)} without a "
-            f"detected face, {len(skips.found)} damaged)"
+            f"{dataset.name}: none of {len(chosen)} frames could be used ({len(seen.missed)} "
+            f"without a detected face, {len(skips.found)} damaged)"
         )
-    measured = build_dataset(dataset.name, used, boxes=str(dataset.protocol.get("boxes", "none")))
+    boxes = str(dataset.protocol.get("boxes", "none"))
     protocol = {
         **dataset.protocol,
-        "frames": len(used),
-        "sha256": measured.protocol["sha256"],
-        "limit": limit,
+        "frames": len(seen.used),
+        "sha256": build_dataset(dataset.name, seen.used, boxes=boxes).protocol["sha256"],
+        "limit": settings.limit,
         "photos_skipped": len(skips.found),
-        "detector_misses": len(missed),
+        "detector_misses": len(seen.missed),
     }
-    if box_source is not None:
-        protocol["boxes"] = box_words
-    joined = {key: a.joined() for key, a in answers.items()}
+    if detector is not None:
+        protocol["boxes"] = detector.words
     check = None
     if calibration is not None:
-        found = None if clipped is None else clipped(some)
-        check = AppearanceCheck.of(
-            calibration,
-            np.concatenate(looks),
-            clipped=None if found is None else found.share,
-            calibration_clipped=None if found is None else found.usual,
-            worst=None if found is None else found.worst,
-            advice=advice,
-        ).to_dict()
-    return _report(
-        dataset.name,
-        used,
-        joined,
-        names,
-        contenders,
-        worst,
-        resamples,
-        seed,
+        check = calibration.of(np.concatenate(seen.looks), seen.some).to_dict()
+    return ValidationReport(
         protocol=protocol,
         preprocessing=preprocessing.to_dict(),
         preprocessing_digest=preprocessing.digest,
-        batch=batch,
+        batch=settings.batch,
         appearance=check,
-        missed=tuple(missed),
+        missed=tuple(seen.missed),
         skipped=tuple(
             {"name": s.name, "reason": s.reason} for s in (*dataset.skipped, *skips.found)
         ),
+        **_figures(dataset.name, seen, contenders, settings),
     )
 
 
-def _check(
-    reference: Contender,
-    artifact: Contender | None,
-    preprocessing: Preprocessing,
-    batch: int,
-    limit: int | None,
+def _infer(
+    group: Sequence[tuple[Sample, Crops | None]],
+    contenders: Pair,
     conditions: Sequence[str],
+    seen: _Seen,
+    every: int | None,
 ) -> None:
-    if batch < 1 or (limit is not None and limit < 1):
-        raise UsageError(f"batch {batch} and limit {limit}: expected 1 or more")
-    if unknown := [c for c in conditions if c not in CONDITIONS]:
-        raise UsageError(f"unknown conditions {unknown}; known: {', '.join(CONDITIONS)}")
-    for contender in (reference, artifact):
-        if contender is not None and contender.engine.input_size != preprocessing.size:
-            raise UsageError(
-                f"{contender.name} takes crops of {contender.engine.input_size} pixels, the "
-                f"preprocessing gives {preprocessing.size}: these do not belong together"
-            )
+    """Add one batch to `seen`; with `every`, the looks of all crops and every n-th crop itself."""
+    seen.missed += [sample.name for sample, crop in group if crop is None]
+    pictures = [crop for _, crop in group if crop is not None]
+    if not pictures:
+        return
+    start = len(seen.used)
+    seen.used += [sample for sample, crop in group if crop is not None]
+    if every is not None:
+        seen.looks.append(measure_crops(pictures))
+        # Copies: a view would keep its whole batch.
+        wanted = [np.array(p) for i, p in enumerate(pictures, start) if i % every == 0]
+        seen.some += wanted[: _CLIPPED - len(seen.some)]
+    clean = np.stack(pictures)
+    for condition in (CLEAN, *conditions):
+        changed = clean if condition == CLEAN else CONDITIONS[condition](clean)
+        for role, contender in contenders.roles().items():
+            answer = contender.engine.infer(changed)
+            # Copies: an engine may use its output buffers again.
+            kept = Prediction(np.array(answer.angles), np.array(answer.spread))
+            seen.answers.setdefault((role, condition), []).append(kept)
 
 
 def _limited(samples: Sequence[Sample], limit: int | None) -> Sequence[Sample]:
@@ -285,72 +349,62 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield group
 
 
-def _report(
-    dataset: str,
-    used: Sequence[Sample],
-    answers: dict[tuple[str, str], tuple[Array, Array]],
-    conditions: Sequence[str],
-    contenders: dict[str, Contender],
-    worst: int,
-    resamples: int,
-    seed: int,
-    **about: object,
-) -> ValidationReport:
-    names = [s.name for s in used]
-    truth = np.stack([s.angles for s in used if s.angles is not None])
-    matrices = np.stack([s.matrix for s in used if s.matrix is not None])
+def _figures(dataset: str, seen: _Seen, contenders: Pair, settings: Settings) -> dict[str, Any]:
+    """The fields of `ValidationReport` that are measured."""
+    answers = seen.joined()
+    names = [s.name for s in seen.used]
+    truth = np.stack([s.angles for s in seen.used if s.angles is not None])
+    matrices = np.stack([s.matrix for s in seen.used if s.matrix is not None])
     grouping, unit = group_of(dataset)
-    groups = None if grouping is None else [grouping(n) for n in names]
+    groups = None if grouping is None else np.array([grouping(n) for n in names])
 
     def interval(values: Array, mask: npt.NDArray[np.bool_] | None = None) -> Interval:
-        v, g = values, groups
-        if mask is not None:
-            v = values[mask]
-            g = None if groups is None else [x for x, m in zip(groups, mask, strict=True) if m]
-        return mean_interval(v, groups=g, unit=unit, resamples=resamples, seed=seed)
+        chosen = slice(None) if mask is None else mask
+        return mean_interval(
+            values[chosen],
+            groups=None if groups is None else list(groups[chosen]),
+            unit=unit,
+            resamples=settings.resamples,
+            seed=settings.seed,
+        )
 
-    figures: dict[str, object] = {}
-    for role, contender in contenders.items():
-        angles, spread = answers[role, CLEAN]
+    figures: dict[str, Any] = {}
+    for role, contender in contenders.roles().items():
+        answer = answers[role, CLEAN]
         figures[role] = contender.subject()
         figures[f"{role}_accuracy"] = measure_accuracy(
-            angles, spread, truth, matrices, names, worst
+            answer.angles, answer.spread, truth, matrices, names, settings.worst
         )
-        figures[f"{role}_mae"] = interval(frame_errors(angles, truth))
-    pair = "artifact" in contenders
-    if pair:
+        figures[f"{role}_mae"] = interval(frame_errors(answer.angles, truth))
+    if contenders.artifact is not None:
         figures["drop"] = _drop(
             answers["reference", CLEAN], answers["artifact", CLEAN], truth, matrices, interval
         )
     figures["robustness"] = tuple(
-        _condition(
-            c,
-            answers["reference", c],
-            answers["artifact", c] if pair else None,
-            truth,
-            interval,
-        )
-        for c in conditions
+        _condition(c, answers["reference", c], answers.get(("artifact", c)), truth, interval)
+        for c in settings.conditions
     )
-    return ValidationReport(**about, **figures)  # type: ignore[arg-type]
+    return figures
 
 
 def _drop(
-    reference: tuple[Array, Array],
-    artifact: tuple[Array, Array],
+    reference: Prediction,
+    artifact: Prediction,
     truth: Array,
     matrices: Array,
     interval: Callable[..., Interval],
 ) -> Drop:
-    worse = angle_errors(artifact[0], truth) - angle_errors(reference[0], truth)
-    turned = [geodesic_degrees(matrix_from_euler(a[0]), matrices) for a in (artifact, reference)]
-    apart = angle_errors(artifact[0], reference[0])
-    spread = np.abs(artifact[1] - reference[1])
+    worse = angle_errors(artifact.angles, truth) - angle_errors(reference.angles, truth)
+    before, after = (
+        geodesic_degrees(matrix_from_euler(p.angles), matrices) for p in (reference, artifact)
+    )
+    apart = angle_errors(artifact.angles, reference.angles)
+    spread = np.abs(artifact.spread - reference.spread)
     frame = worse.mean(axis=1)
     return Drop(
         overall=interval(frame),
         angles=(interval(worse[:, 0]), interval(worse[:, 1]), interval(worse[:, 2])),
-        geodesic=interval(turned[0] - turned[1]),
+        geodesic=interval(after - before),
         bands=tuple(
             BandDrop(
                 low,
@@ -374,25 +428,25 @@ def _drop(
 
 def _condition(
     name: str,
-    reference: tuple[Array, Array],
-    artifact: tuple[Array, Array] | None,
+    reference: Prediction,
+    artifact: Prediction | None,
     truth: Array,
     interval: Callable[..., Interval],
 ) -> Condition:
-    before = frame_errors(reference[0], truth)
+    before = frame_errors(reference.angles, truth)
     if artifact is None:
         return Condition(
-            name, float(before.mean()), None, None, None, None, float(reference[1].mean())
+            name, float(before.mean()), None, None, None, None, float(reference.spread.mean())
         )
-    after = frame_errors(artifact[0], truth)
+    after = frame_errors(artifact.angles, truth)
     return Condition(
         name=name,
         reference_mae=float(before.mean()),
         artifact_mae=float(after.mean()),
         drop=interval(after - before),
-        mean_difference=float(angle_errors(artifact[0], reference[0]).mean()),
-        spread_difference=float(np.abs(artifact[1] - reference[1]).mean()),
-        reference_spread=float(reference[1].mean()),
+        mean_difference=float(angle_errors(artifact.angles, reference.angles).mean()),
+        spread_difference=float(np.abs(artifact.spread - reference.spread).mean()),
+        reference_spread=float(reference.spread.mean()),
     )
 
 
