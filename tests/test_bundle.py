@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import random
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from edgehp.artifact import load_artifact
-from edgehp.artifact.manifest import canonical_digest
+from edgehp.artifact.manifest import Accuracy, Calibration, canonical_digest
 from edgehp.errors import CompatibilityError, DataError, EdgehpError, EnvironmentalError, UsageError
 from edgehp.shipping.bundle import (
     MAX_FILE_SIZE,
@@ -28,6 +29,7 @@ from edgehp.shipping.bundle import (
     verify_bundle,
 )
 from edgehp.shipping.keys import read_public_key
+from edgehp.shipping.sbom import SBOM_NAME, measured_energy, spdx_document
 from tests import ship_parts as parts
 
 NAME = "colours-cpu-fp32"
@@ -78,8 +80,72 @@ def test_what_is_bundled_is_what_comes_out(
     assert found == bundle
     assert found.signer == signer.trust[0].fingerprint
     found.extract(tmp_path / "out" / "artifact")
-    assert parts.files_of(tmp_path / "out" / "artifact") == parts.files_of(artifact)
+    made, source = dict(parts.files_of(tmp_path / "out" / "artifact")), parts.files_of(artifact)
+    assert made.keys() == {*dict(source), SBOM_NAME}
+    assert all(made[path] == data for path, data in source if path != "manifest.json")
     assert load_artifact(tmp_path / "out" / "artifact", device=parts.Device())
+
+
+def test_every_bundle_says_what_it_is_made_of_in_spdx(
+    bundle: VerifiedBundle, tmp_path: Path
+) -> None:
+    """Read and checked by the model that is generated from the specification."""
+    from spdx_python_model import v3_0_1 as spdx
+
+    bundle.extract(tmp_path / "out")
+    text = (tmp_path / "out" / SBOM_NAME).read_bytes()
+    found = spdx.SHACLObjectSet()
+    spdx.JSONLDDeserializer().read(io.BytesIO(text), found)
+    assert not found.missing_ids
+    # Writing checks that nothing is missing that must be there.
+    spdx.JSONLDSerializer().write(found, io.BytesIO())
+    (document,) = found.foreach_type(spdx.SpdxDocument)
+    (network,) = found.foreach_type(spdx.ai_AIPackage)
+    assert [root.spdxId for root in document.rootElement] == [network.spdxId]
+    assert spdx.ProfileIdentifierType.ai in document.profileConformance
+    # What the AI profile asks for beyond the model's own minima.
+    for name in ("suppliedBy", "releaseTime", "software_packageVersion",
+                 "software_downloadLocation", "software_primaryPurpose"):  # fmt: skip
+        assert getattr(network, name), name
+    manifest = bundle.manifest
+    assert manifest.preprocessing.digest in network.ai_modelDataPreprocessing[0]
+    hashes = {f.name: f.verifiedUsing[0].hashValue for f in found.foreach_type(spdx.software_File)}
+    assert hashes == {f.path: f.sha256 for f in manifest.files if f.path != SBOM_NAME}
+    packages = {
+        p.name: p.software_packageVersion
+        for p in found.foreach_type(spdx.software_Package)
+        if type(p) is spdx.software_Package
+    }
+    assert packages["onnxruntime"] == parts.VERSION and "numpy" in packages
+    kinds = {r.relationshipType.rpartition("/")[2] for r in found.foreach_type(spdx.Relationship)}
+    assert {"trainedOn", "contains", "dependsOn", "hasDeclaredLicense"} <= kinds
+
+
+def test_spdx_has_the_gate_the_data_and_measured_energy(artifact: Path, tmp_path: Path) -> None:
+    manifest = load_artifact(artifact, bytes_only=True).manifest
+    names = ("test crops", 500, "mae-drop", 2.0, 2.05, 0.05, (0.01, 0.09), 0.1, "openvino")
+    gate = Accuracy(*names, {"sha256": "c" * 64})
+    licence = "research only: trained on AFLW and LFW photos"
+    manifest = replace(
+        manifest,
+        accuracy=gate,
+        network=replace(manifest.network, licence=licence),
+        calibration=Calibration("faces.zip", 512, 0, "crops.txt", "b" * 64, "mse", None),
+    )
+    (tmp_path / "reports").mkdir()
+    report = {
+        "kind": "benchmark",
+        "manifest_digest": "x",
+        "results": {"artifact": {"energy": {"joules_per_image": {"VDD": 0.25, "SYS": None}}}},
+    }
+    (tmp_path / "reports" / "bench.json").write_text(json.dumps(report))
+    (tmp_path / "reports" / "other.json").write_text("[]")
+    energy = measured_energy(tmp_path, "x")
+    assert (energy, measured_energy(tmp_path, "y")) == ({"VDD": 0.25}, {})
+    text = spdx_document(manifest, energy).decode()
+    for part in ("AFLW and LFW photos", "faces.zip", "b" * 64, "test crops", "c" * 64, licence,
+                 '"0.050000"', "0.010000 to 0.090000", '"value": "0.1"', "2.5e-07"):  # fmt: skip
+        assert part in text, part
 
 
 def test_model_signing_verifies_what_is_unpacked(

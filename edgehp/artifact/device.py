@@ -8,10 +8,10 @@ from typing import Protocol
 from edgehp.device import find_jetson
 from edgehp.driver import Gpu, probe_driver
 
-__all__ = ["DeviceProbe", "Gpu", "HostProbe"]
+__all__ = ["DISTRIBUTIONS", "DeviceProbe", "Gpu", "HostProbe"]
 
 # Distributions that carry a runtime, by engine kind. TensorRT's are named after the CUDA version.
-_DISTRIBUTIONS = {
+DISTRIBUTIONS = {
     "openvino": ("openvino",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11"),
@@ -58,7 +58,7 @@ class HostProbe:
 
     def version(self, kind: str) -> str | None:
         """See `DeviceProbe.version`; read from package metadata, nothing is imported."""
-        for name in _DISTRIBUTIONS[kind]:
+        for name in DISTRIBUTIONS[kind]:
             try:
                 return importlib.metadata.version(name)
             except importlib.metadata.PackageNotFoundError:

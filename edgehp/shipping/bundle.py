@@ -32,10 +32,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgehp.artifact import Artifact, Manifest, load_artifact
-from edgehp.artifact.manifest import LARGEST_MANIFEST, MANIFEST_NAME, parse_manifest
+from edgehp.artifact.manifest import (
+    LARGEST_MANIFEST,
+    MANIFEST_NAME,
+    FileRecord,
+    parse_manifest,
+)
 from edgehp.errors import CompatibilityError, DataError, EdgehpError, EnvironmentalError, UsageError
+from edgehp.files import sha256_bytes
 from edgehp.shipping import disk
 from edgehp.shipping.keys import PublicKey, described, read_private_key, require
+from edgehp.shipping.sbom import SBOM_NAME, measured_energy, spdx_document
 from edgehp.shipping.signature import (
     MAX_FILES,
     Statement,
@@ -143,9 +150,11 @@ def make_bundle(
 ) -> VerifiedBundle:
     """Make a bundle from an artifact directory, complete or deferred.
 
-    The same artifact and the same options give the same file, but for the signature: ECDSA draws
-    a random number, and the order of keys in the signed JSON is not fixed. Its section has the same
-    length each time, so that no other byte moves.
+    An SPDX document of the artifact is added to its files (`edgehp.shipping.sbom`).
+
+    The same artifact, options and installed packages give the same file, but for the signature:
+    ECDSA draws a random number, and the order of keys in the signed JSON is not fixed. It has the
+    same length each time, so that no other byte moves.
 
     Args:
         artifact: the directory; ``reports/`` and unlisted files do not travel.
@@ -293,19 +302,24 @@ def _check_output(output: Path) -> None:
 
 
 def _copy(artifact: Artifact, folder: Path, max_latency_ms: float | None) -> None:
-    """What travels: the listed files and the manifest with its latency budget."""
+    """What travels: the listed files, the SPDX document, and the manifest with all that."""
     folder.mkdir()
-    for file in artifact.manifest.files:
+    files = [f for f in artifact.manifest.files if f.path != SBOM_NAME]
+    for file in files:
         target = folder / file.path
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(artifact.path / file.path, target, follow_symlinks=False)
     golden = artifact.manifest.golden
-    if max_latency_ms is None and golden.max_latency_ms is not None:
-        shutil.copyfile(artifact.path / MANIFEST_NAME, folder / MANIFEST_NAME)
-        return
-    golden = replace(golden, max_latency_ms=max_latency_ms or DEFAULT_LATENCY_MS)
-    text = replace(artifact.manifest, golden=golden).to_json()
-    (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+    budget = max_latency_ms or golden.max_latency_ms or DEFAULT_LATENCY_MS
+    manifest = replace(
+        artifact.manifest, golden=replace(golden, max_latency_ms=budget), files=tuple(files)
+    )
+    energy = measured_energy(artifact.path, artifact.manifest.to_dict()["digest"])
+    document = spdx_document(manifest, energy)
+    (folder / SBOM_NAME).write_bytes(document)
+    listed = FileRecord(SBOM_NAME, sha256_bytes(document), len(document), "report")
+    manifest = manifest.with_files((*manifest.files, listed))
+    (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
 
 
 def _sign(folder: Path, signature: Path, key: Path, password: str | None) -> bytes:
