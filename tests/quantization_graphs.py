@@ -1,6 +1,8 @@
-"""A small network with everything that the quantisation has rules for, built in milliseconds."""
+"""A small network with everything that the quantization has rules for, built in milliseconds."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -83,6 +85,23 @@ def constant_of(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
 
 def set_constant(model: onnx.ModelProto, name: str, values: npt.NDArray[np.generic]) -> None:
     constant_of(model, name).CopyFrom(numpy_helper.from_array(np.asarray(values), name))
+
+
+def parse_rtx(model: onnx.ModelProto) -> tuple[Any, Any]:
+    """The module tensorrt_rtx and the network that it parses; a refusal fails the test."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    net = builder.create_network()
+    parser = trt.OnnxParser(net, trt.Logger(trt.Logger.ERROR))
+    assert parser.parse(model.SerializeToString()), [
+        parser.get_error(i).desc() for i in range(parser.num_errors)
+    ]
+    _KEPT.append((builder, parser))
+    return trt, net
+
+
+# A network is gone with its builder and parser.
+_KEPT: list[Any] = []
 
 
 def rtx_plan(model: onnx.ModelProto) -> int:

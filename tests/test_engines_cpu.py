@@ -178,14 +178,13 @@ def quantised(graph: Path) -> Path:
     """The graph with Q/DQ nodes in the processor's flavour."""
     import onnx
 
-    from edgehp.quantization.calibrate import calibrate
-    from edgehp.quantization.emit_cpu import emit_cpu
-    from edgehp.quantization.qdq import Recipe
+    from edgehp.quantization.qdq import Emitter
+    from edgehp.quantization.table import calibrate
 
     model = onnx.load(str(graph))
     table = calibrate(model, list(random_crops(8, SIZE, 1)), methods=("minmax",), threads=1)
     path = graph.with_name("quantised.onnx")
-    path.write_bytes(graph_bytes(emit_cpu(model, table, Recipe("minmax"))))
+    path.write_bytes(graph_bytes(Emitter(model, "cpu")(table, "minmax")))
     return path
 
 

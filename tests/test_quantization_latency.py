@@ -5,17 +5,16 @@ from __future__ import annotations
 import pytest
 
 from edgehp.errors import DataError, UsageError
-from edgehp.quantization.calibrate import calibrate
-from edgehp.quantization.graphview import GraphView
+from edgehp.quantization.graph import GraphView
 from edgehp.quantization.latency import (
     counted_latency,
     layer_work,
     roofline_latency,
     shared_latency,
 )
-from edgehp.quantization.placement import quantisable_layers
-from edgehp.quantization.qdq import Recipe
-from edgehp.quantization.quantise import emit
+from edgehp.quantization.placement import quantizable_layers
+from edgehp.quantization.qdq import Emitter
+from edgehp.quantization.table import calibrate
 from tests.helpers import random_crops
 from tests.quantization_graphs import BINS, SIZE, small_network
 
@@ -79,9 +78,9 @@ def test_measured_engines_are_shared_out_by_operations() -> None:
 def test_openvinos_counters_price_every_convolution() -> None:
     network = small_network()
     crops = random_crops(6, SIZE)
-    layers = quantisable_layers(GraphView(network), "cpu")
+    layers = quantizable_layers(GraphView(network), "cpu")
     table = calibrate(network, crops, threads=1)
-    quantised = emit(network, table, Recipe(), flavour="cpu")
+    quantised = Emitter(network, "cpu")(table, "minmax")
     model = counted_latency(network, quantised, layers, threads=1)
     assert set(model.integer_ms) == set(model.float_ms) == set(layers)
     for name in layers:

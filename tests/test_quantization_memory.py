@@ -10,21 +10,18 @@ import numpy as np
 import onnx
 import pytest
 
-from edgehp.quantization.calibrate import calibrate
-from edgehp.quantization.graphview import drop_unread, with_constants
-from edgehp.quantization.qdq import Recipe
-from edgehp.quantization.quantise import emit
+from edgehp.quantization.graph import drop_unread, with_constants
+from edgehp.quantization.qdq import Emitter
+from edgehp.quantization.table import calibrate
 from tests.quantization_graphs import SIZE, small_network
 
 PROGRAM = """
 import sys
-from functools import partial
 import numpy as np
 from edgehp.benchmark.host import peak_memory_mib
-from edgehp.quantization.calibrate import calibrate
-from edgehp.quantization.qdq import Recipe
-from edgehp.quantization.quantise import emit
-from edgehp.quantization.reconstruct import reconstruct
+from edgehp.quantization.qdq import Emitter
+from edgehp.quantization.rounding import round_layers
+from edgehp.quantization.table import calibrate
 from tests.quantization_graphs import SIZE, small_network
 
 class Crops:
@@ -38,8 +35,7 @@ class Crops:
 
 crops = Crops(int(sys.argv[1]))
 table = calibrate(small_network(), crops, threads=1)
-emitter = partial(emit, small_network(), table, flavour="cpu")
-reconstruct(small_network(), emitter, Recipe(), crops, threads=1)
+round_layers(Emitter(small_network(), "cpu"), table, "minmax", crops, threads=1)
 assert table.crop_count == int(sys.argv[1])
 print(peak_memory_mib())
 """
@@ -80,17 +76,17 @@ def test_constants_that_nobody_reads_go() -> None:
     assert model == expected
 
 
-@pytest.mark.parametrize("flavour", ["cpu", "tensorrt"])
-def test_a_graph_that_was_emitted_goes_with_its_last_reference(flavour: str) -> None:
+@pytest.mark.parametrize(("flavor", "body"), [("cpu", "fp32"), ("tensorrt", "fp16")])
+def test_a_graph_that_was_emitted_goes_with_its_last_reference(flavor: str, body: str) -> None:
     """Without waiting for the garbage collector: a candidate is as large as the network."""
     model = small_network()
     crops = np.zeros((1, SIZE, SIZE, 3), np.uint8)
     table = calibrate(model, crops, threads=1)
-    emit(model, table, Recipe(exact_input=True), flavour=flavour)  # what a first call keeps
+    Emitter(model, flavor, body)(table, "minmax")  # what a first call keeps
     gc.collect()
     gc.disable()
     try:
-        emit(model, table, Recipe(exact_input=True), flavour=flavour)
+        Emitter(model, flavor, body)(table, "minmax")
         assert gc.collect() == 0
     finally:
         gc.enable()

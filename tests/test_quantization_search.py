@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from functools import partial
 
 import numpy as np
-import onnx
 import pytest
 
 from edgehp.errors import AccuracyError, UsageError
-from edgehp.quantization.calibrate import calibrate
-from edgehp.quantization.graphview import GraphView
-from edgehp.quantization.placement import quantisable_layers
-from edgehp.quantization.qdq import Recipe
-from edgehp.quantization.quantise import emit
+from edgehp.quantization.compare import Comparison, Difference
+from edgehp.quantization.qdq import Emitter, RoundedLayer, quantized_layers
 from edgehp.quantization.search import NotReachedError, search
-from edgehp.quantization.select import Difference, Judge
 from edgehp.quantization.sensitivity import LayerSensitivity, Sensitivity, measure_sensitivity
+from edgehp.quantization.table import calibrate
 from tests.helpers import random_crops
 from tests.quantization_graphs import SIZE, small_network
 
@@ -93,31 +88,26 @@ def test_a_latency_model_without_a_layer_is_refused() -> None:
         run({"a": 1.0}, {"a": 1.0}, float("nan"))
 
 
-@pytest.mark.parametrize("flavour", ["cpu", "tensorrt"])
-def test_sensitivity_of_a_real_network(flavour: str) -> None:
+@pytest.mark.parametrize("flavor", ["cpu", "tensorrt"])
+def test_sensitivity_of_a_real_network(flavor: str) -> None:
     network = small_network()
     crops = random_crops(6, SIZE)
     table = calibrate(network, crops, threads=1)
-    judge = Judge(network, crops, engine="onnxruntime", threads=1)
-    layers = quantisable_layers(GraphView(network), flavour)
-    emitter = partial(emit, network, table, flavour=flavour)
     # One layer's weights are ruined on purpose: the table must point at it.
-    ruined = {"b.conv2": np.zeros((32, 32, 3, 3), np.int8)}
-    found = measure_sensitivity(emitter, Recipe(weights=ruined), layers, judge)
-    assert [s.layer for s in found.layers] == list(layers)
+    zeros = RoundedLayer(np.zeros((32, 32, 3, 3), np.int8), np.zeros(32, np.float32))
+    model = Emitter(network, flavor)(table, "minmax", {"b.conv2": zeros})
+    found = measure_sensitivity(model, network, Comparison(network, crops, threads=1))
+    assert tuple(s.layer for s in found.layers) == quantized_layers(model)
     assert found.ranked()[0].layer == "b.conv2"
     by_name = {s.layer: s for s in found.layers}
     assert by_name["b.conv2"].left_out.angles < 0.5 * found.full.angles
     for s in found.layers:
         assert np.isfinite([s.alone.angles, s.alone.spread, s.left_out.angles]).all()
         assert s.gain == pytest.approx(found.full.angles - s.left_out.angles)
-    # A network with nothing in integers is the float network.
-    same = emitter(Recipe(keep_float=frozenset(layers)))
-    assert judge(same).worst == 0
 
 
 def test_layers_that_cannot_be_compared_are_refused() -> None:
     network = small_network()
-    judge = Judge(network, random_crops(1, SIZE), engine="onnxruntime", threads=1)
+    comparison = Comparison(network, random_crops(1, SIZE), threads=1)
     with pytest.raises(UsageError, match="at least two"):
-        measure_sensitivity(lambda _: onnx.ModelProto(), Recipe(), ["conv1"], judge)
+        measure_sensitivity(network, network, comparison)

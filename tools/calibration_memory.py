@@ -3,8 +3,8 @@ r"""Peak memory of a calibration with few and with many crops, each in a process
     python tools/calibration_memory.py faces/aflw-a.zip [--network NAME] [--counts 64,512,4096]
 
 ``graph`` makes the deployed graph of the checkpoint. ``calibrate`` is the pass that measures the
-ranges of that graph; ``quantise`` is all of it: ranges, choice of method, corrections, Q/DQ graph.
-``build`` is ``graph`` and ``quantise`` in one process. Crops are cut from the photos when they are
+ranges of that graph; ``quantize`` is all of it: ranges, choice of method, corrections, Q/DQ graph.
+``build`` is ``graph`` and ``quantize`` in one process. Crops are cut from the photos when they are
 asked for. The memory is the peak of the process (VmHWM), Python and its packages included; onnxsim,
 which runs in a process of its own while the graph is made, is not: 367 MiB for kd-resnet18-112
 beside the 155 that wait for it, less together than the limit.
@@ -33,10 +33,10 @@ from edgehp.datasets.base import Sample
 from edgehp.datasets.faces import read_faces
 from edgehp.networks.bundled import resolve_network
 from edgehp.networks.export import save_graph
-from edgehp.quantization.calibrate import calibrate
-from edgehp.quantization.quantise import quantise
+from edgehp.quantization.quantize import QuantizationConfig, quantize
+from edgehp.quantization.table import calibrate
 
-STEPS = ("graph", "calibrate", "quantise", "build")
+STEPS = ("graph", "calibrate", "quantize", "build")
 MOST_MIB = 700.0
 WITHIN = 1.10
 
@@ -79,15 +79,16 @@ def measure(args: argparse.Namespace, count: int) -> None:
     if args.step == "calibrate":
         calibrate(model, crops, threads=args.threads)
     else:
-        body = "fp32" if args.flavour == "cpu" else "fp16"
-        quantise(model, crops, flavour=args.flavour, body=body, threads=args.threads)
+        body = "fp32" if args.flavor == "cpu" else "fp16"
+        config = QuantizationConfig(args.flavor, body=body, threads=args.threads)
+        quantize(model, crops, config)
     print(f"{peak_memory_mib():.1f}")
 
 
 def run(args: argparse.Namespace, step: str, count: int, graph: Path) -> float:
     """In the parent: the peak of a child in MiB; a RuntimeError if it fails."""
     command = [sys.executable, __file__, str(args.photos), "--network", args.network]
-    command += ["--step", step, "--one", str(count), "--flavour", args.flavour]
+    command += ["--step", step, "--one", str(count), "--flavor", args.flavor]
     command += ["--threads", str(args.threads), "--graph", str(graph)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
@@ -103,7 +104,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     p.add_argument("--network", default="kd-resnet18-112")
     p.add_argument("--counts", default="64,512,4096", help="crops, separated by commas")
     p.add_argument("--step", choices=STEPS, help="this one only")
-    p.add_argument("--flavour", choices=["cpu", "tensorrt"], default="cpu", help="of quantise")
+    p.add_argument("--flavor", choices=["cpu", "tensorrt"], default="cpu", help="of quantize")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--one", type=int, help=argparse.SUPPRESS)
     p.add_argument("--graph", type=Path, help=argparse.SUPPRESS)

@@ -63,7 +63,7 @@ def _clipping_of(
     record = None if artifact is None else artifact.manifest.calibration
     if artifact is None or record is None:
         return None
-    if find_spec("onnx") is None or not (find_spec("openvino") or find_spec("onnxruntime")):
+    if find_spec("onnx") is None or find_spec("onnxruntime") is None:
         logger.info("clipped activations are not counted: that takes onnx and a processor engine")
         return None
     usual, path = record.clipped, artifact.graph_path

@@ -13,29 +13,23 @@ __all__ = ["command"]
 @click.command("sensitivity", short_help="Say what each layer's INT8 costs in degrees.")
 @click.argument("artifact", required=False, type=click.Path(path_type=Path))
 @click.option(
-    "--calibration",
-    type=click.Path(path_type=Path),
-    help="The faces the artifact was calibrated on, where those were not the shipped ones.",
-)
-@click.option(
     "--crops",
     type=click.IntRange(1, 10_000),
     default=64,
     show_default=True,
-    help="Crops to measure on, of those that the calibration held back.",
+    help="Rendered heads to measure on.",
 )
 @click.option("--threads", type=click.IntRange(1), help="Processor threads.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Write the plot here, as SVG.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def command(
     artifact: Path | None,
-    calibration: Path | None,
     crops: int,
     threads: int | None,
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Quantise one layer of ARTIFACT at a time, and leave one out at a time.
+    """Keep one layer of ARTIFACT in INT8 at a time, and leave one out at a time.
 
     ARTIFACT is an INT8 artifact (default: the newest under dist/), of any target: the graph it is
     made from runs on this processor. The table goes into its reports/, where 'edgehp report' finds
@@ -45,16 +39,17 @@ def command(
     from edgehp.artifact import load_artifact, newest_artifact
     from edgehp.artifact.check import REPORTS
     from edgehp.cli._output import Steps, print_json
+    from edgehp.pipeline.crops import held_out_crops
     from edgehp.pipeline.prices import price_layers
-    from edgehp.pipeline.sensitivity import quantised_again, sensitivity_of, sensitivity_values
+    from edgehp.pipeline.sensitivity import quantized_graph_of, sensitivity_of, sensitivity_values
     from edgehp.report.files import write_report, write_text
 
     steps = Steps()
     path = artifact or newest_artifact()
     with steps("open"):
         opened = load_artifact(path, bytes_only=True)
-    with steps("quantise"):
-        made, faces = quantised_again(opened, calibration, threads=threads)
+        made = quantized_graph_of(opened)
+        faces = held_out_crops(None, opened.manifest.preprocessing)
     with steps("latency"):
         latency = price_layers(opened.manifest, made, threads=threads)
     with steps("sensitivity"):

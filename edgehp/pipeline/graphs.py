@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,25 +10,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from edgehp.errors import DataError, UsageError
+from edgehp.errors import UsageError
 from edgehp.networks.bundled import BUNDLED, Network, resolve_network
 from edgehp.networks.graph import graph_bytes
-from edgehp.quantization.halves import to_half_body
-from edgehp.quantization.lint import lint
-from edgehp.quantization.quantise import QuantisedModel, emit, quantise
+from edgehp.quantization.half import to_half_body
+from edgehp.quantization.qdq import remove_qdq
+from edgehp.quantization.quantize import QuantizationConfig, quantize
+from edgehp.quantization.recipe import Recipe
 
 if TYPE_CHECKING:
     import onnx
 
-    from edgehp.quantization.lint import Finding
-
 __all__ = [
     "REFERENCE_GRAPH",
-    "QuantisedGraph",
+    "QuantizedGraph",
     "half_graph",
     "onnx_model",
     "open_network",
-    "quantised_graph",
+    "quantized_graph",
     "write_graph",
 ]
 
@@ -37,45 +36,32 @@ REFERENCE_GRAPH = "reference.onnx"
 
 
 @dataclass(frozen=True)
-class QuantisedGraph:
+class QuantizedGraph:
     """A Q/DQ graph and how it came about.
 
     Attributes:
         model: the graph.
+        source: the float graph it was made from.
+        flavor: where its Q/DQ pairs are, and the type of its activations.
+        method: how its ranges were found and its weights rounded, for people.
         table: calibration table as JSON.
-        method: calibration method chosen.
-        found: everything known of it, to emit it again with other layers in floating point.
-        half: whether its body is FP16.
+        recipe: the choices it was made with; None where it comes from an artifact.
     """
 
     model: onnx.ModelProto
-    table: str
+    source: onnx.ModelProto
+    flavor: str
     method: str
-    found: QuantisedModel
-    half: bool
+    table: str
+    recipe: Recipe | None
 
-    def keeping(self, layers: Collection[str], *, half: bool | None = None) -> onnx.ModelProto:
-        """The graph with these layers in floating point, linted.
-
-        Args:
-            layers: names of nodes.
-            half: another type of the body than the graph's own.
+    def keeping(self, layers: Collection[str]) -> onnx.ModelProto:
+        """The graph with these layers in floating point.
 
         Raises:
             UsageError: no such layer.
-            DataError: the lint finds something.
         """
-        kept = self.found.recipe.keep_float | frozenset(layers)
-        model = emit(
-            self.found.source,
-            self.found.source_table,
-            replace(self.found.recipe, keep_float=kept),
-            flavour=self.found.flavour,
-            body="fp16" if (self.half if half is None else half) else "fp32",
-        )
-        cpu = self.found.flavour == "cpu"
-        _require_clean(lint(model, self.found.flavour, keep_float=kept, head=cpu))
-        return model
+        return remove_qdq(self.model, layers, self.source)
 
 
 def open_network(text: str, input_size: int | None) -> tuple[Network, bool, Network | None]:
@@ -105,51 +91,26 @@ def open_network(text: str, input_size: int | None) -> tuple[Network, bool, Netw
     return replace(network, spec=network.spec.with_size(input_size)), False, network
 
 
-def quantised_graph(
+def quantized_graph(
     model: onnx.ModelProto,
     crops: npt.NDArray[np.uint8],
-    network: Network,
-    flavour: str,
-    method: str,
-    *,
-    half: bool,
-    threads: int | None = None,
-) -> QuantisedGraph:
+    config: QuantizationConfig,
+) -> QuantizedGraph:
     """The Q/DQ graph of a float graph, linted.
 
     Args:
         model: the deployed float graph.
         crops: calibration crops uint8 [N, S, S, 3].
-        network: whose graph it is.
-        flavour: ``"cpu"`` or ``"tensorrt"``.
-        method: calibration method or ``"auto"``.
-        half: whether the body is FP16.
-        threads: processor threads.
+        config: how to quantize.
 
     Raises:
         DataError: the lint finds what the engine would refuse or compute slowly or wrongly.
     """
-    found = quantise(
-        model,
-        list(crops),
-        network.spec,
-        flavour=flavour,
-        method=method,
-        body="fp16" if half else "fp32",
-        threads=threads,
+    found = quantize(model, list(crops), config)
+    recipe = found.recipe
+    return QuantizedGraph(
+        found.model, model, recipe.flavor, str(recipe), found.table.to_json(), recipe
     )
-    _require_clean(found.findings)
-    return QuantisedGraph(found.model, found.table.to_json(), found.chosen, found, half)
-
-
-def _require_clean(findings: Sequence[Finding]) -> None:
-    if findings:
-        first = findings[0]
-        more = f" ({len(findings) - 1} more)" if len(findings) > 1 else ""
-        raise DataError(
-            f"the quantised graph breaks the rule {first.rule} at {first.node}: {first.message}; "
-            f"{first.remedy}{more}"
-        )
 
 
 def half_graph(model: onnx.ModelProto) -> onnx.ModelProto:

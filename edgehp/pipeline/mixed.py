@@ -30,12 +30,13 @@ from edgehp.pipeline.engine import (
     convolutions_of,
     outside_int8,
 )
-from edgehp.pipeline.graphs import QuantisedGraph, half_graph, onnx_model, write_graph
+from edgehp.pipeline.graphs import QuantizedGraph, half_graph, onnx_model, write_graph
 from edgehp.pipeline.prices import latency_model
 from edgehp.pipeline.run import BATCH, emulator, run_graph, runs_here
 from edgehp.pipeline.sensitivity import layers_of, sensitivity_of, sensitivity_report
 from edgehp.pipeline.work import Work
-from edgehp.quantization.graphview import GraphView
+from edgehp.quantization.compare import split_crops
+from edgehp.quantization.graph import GraphView
 from edgehp.quantization.latency import LatencyModel
 from edgehp.quantization.search import NotReachedError, search
 
@@ -82,7 +83,7 @@ class Mixed:
 
 
 def find_mixed(
-    made: QuantisedGraph,
+    made: QuantizedGraph,
     crops: npt.NDArray[np.uint8],
     evaluate: Callable[[frozenset[str]], tuple[float, frozenset[str]]],
     latency: LatencyModel,
@@ -111,8 +112,8 @@ def find_mixed(
     Raises:
         NotReachedError: no assignment fits; the message names the best found.
     """
-    sensitivity = sensitivity_of(made, crops, threads=threads)
-    nodes = GraphView(made.found.source).nodes
+    sensitivity = sensitivity_of(made, _held_back(crops), threads=threads)
+    nodes = GraphView(made.source).nodes
     ranked = sensitivity.ranked()
     last = [s.layer for s in reversed(ranked) if nodes[s.layer].op_type == "Conv"][:1]
     real: dict[frozenset[str], frozenset[str]] = {}
@@ -147,6 +148,11 @@ def find_mixed(
     return Mixed(made.keeping(kept), record, sensitivity_report(sensitivity, made, latency))
 
 
+def _held_back(crops: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The crops that the calibration held back."""
+    return crops[split_crops(list(crops))[1]]
+
+
 class MixedBuild:
     """The search as a step of a build: what it measures with, and what it changes.
 
@@ -162,7 +168,7 @@ class MixedBuild:
     def __init__(
         self,
         work: Work,
-        made: QuantisedGraph,
+        made: QuantizedGraph,
         crops: CropSet,
         held_out: CropSet,
         reference: Prediction,

@@ -8,6 +8,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 import edgehp
 from edgehp.artifact.device import DeviceProbe, HostProbe
 from edgehp.artifact.manifest import (
@@ -41,10 +43,10 @@ from edgehp.pipeline.crops import (
 from edgehp.pipeline.engine import BuiltEngine, build_here, planned_precision
 from edgehp.pipeline.graphs import (
     REFERENCE_GRAPH,
-    QuantisedGraph,
+    QuantizedGraph,
     half_graph,
     open_network,
-    quantised_graph,
+    quantized_graph,
     write_graph,
 )
 from edgehp.pipeline.mixed import MixedBuild, against_half
@@ -53,6 +55,7 @@ from edgehp.pipeline.progress import StepClock, Watcher
 from edgehp.pipeline.request import BuildRequest
 from edgehp.pipeline.run import ITSELF, emulator, reference_bytes, run_graph, runs_here
 from edgehp.pipeline.work import Work
+from edgehp.quantization.quantize import AUTO, QuantizationConfig
 from edgehp.validation.appearance import ADVICE
 from edgehp.validation.metrics import frame_errors
 
@@ -212,6 +215,8 @@ def _make(
         recipe = request.to_recipe()
         if own is not None:
             recipe["own_size"] = own.spec.preprocessing.size
+        if made is not None and made.recipe is not None:
+            recipe["quantization"] = msgspec.json.decode(msgspec.json.encode(made.recipe))
         planned = planned_precision(plan, None if mixed is None else mixed.record)
         manifest = Manifest(
             state="deferred" if built is None else "complete",
@@ -251,27 +256,27 @@ def _calibration_crops(work: Work, network: Network, held_out: CropSet) -> CropS
 
 def _engine_graph(
     work: Work, network: Network, model: onnx.ModelProto, crops: CropSet | None, path: Path
-) -> QuantisedGraph | None:
+) -> QuantizedGraph | None:
     """Write the graph the engine is made from; how it was quantised, if it was."""
     if crops is None:
         write_graph(half_graph(model) if work.half else model, path)
         return None
     request = work.request
-    made = quantised_graph(
-        model,
-        crops.crops,
-        network,
-        work.plan.flavour,
-        request.method,
-        half=work.half,
+    config = QuantizationConfig(
+        flavor=work.plan.flavour,
+        method=request.method,
+        # A method that is named is taken as it is.
+        rounding=None if request.method == AUTO else False,
+        body="fp16" if work.half else "fp32",
         threads=request.threads,
     )
+    made = quantized_graph(model, crops.crops, config)
     write_graph(made.model, path)
     return made
 
 
 def _calibration(
-    work: Work, made: QuantisedGraph, crops: CropSet, held_out: CropSet
+    work: Work, made: QuantizedGraph, crops: CropSet, held_out: CropSet
 ) -> Calibration:
     """The record of the calibration, its files, and a warning where its crops look unlike."""
     check = appearance_check(

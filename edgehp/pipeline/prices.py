@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from edgehp.artifact.manifest import Manifest
 from edgehp.errors import UsageError
-from edgehp.pipeline.graphs import QuantisedGraph
+from edgehp.pipeline.graphs import QuantizedGraph
 from edgehp.pipeline.plan import Plan, make_plan
 from edgehp.pipeline.request import BuildRequest
 from edgehp.pipeline.sensitivity import layers_of
@@ -26,7 +26,7 @@ _FP16_BYTES = 2
 
 def latency_model(
     plan: Plan,
-    made: QuantisedGraph,
+    made: QuantizedGraph,
     batch: int,
     *,
     threads: int | None = None,
@@ -48,7 +48,7 @@ def latency_model(
     Raises:
         UsageError: neither can anything be measured here nor has the target any peaks.
     """
-    source, layers = made.found.source, layers_of(made)
+    source, layers = made.source, layers_of(made)
     if plan.kind == "openvino":
         return counted_latency(source, made.model, layers, batch=batch, threads=threads)
     if totals is not None:
@@ -75,7 +75,7 @@ def latency_model(
 
 
 def price_layers(
-    manifest: Manifest, made: QuantisedGraph, *, threads: int | None = None
+    manifest: Manifest, made: QuantizedGraph, *, threads: int | None = None
 ) -> LatencyModel | None:
     """Prices of an artifact's layers, for its table of sensitivities; None where nobody knows.
 

@@ -1,5 +1,5 @@
-"""From a float graph and face crops to a Q/DQ graph: observers, table, emitters, lint, search.
+"""From a float graph and face crops to a Q/DQ graph: ranges, Q/DQ, joint rounding, lint.
 
-`edgehp.quantization.quantise.quantise` is the one entry that a build calls. Nothing here is needed
-on the device; onnx and onnxruntime are imported when they are used.
+`edgehp.quantization.quantize.quantize` is the one entry that a build calls. The device needs
+`edgehp.quantization.recipe` only; onnx and onnxruntime are imported when they are used.
 """

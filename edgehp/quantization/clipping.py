@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.errors import DataError
-from edgehp.quantization.calibrate import with_outputs
-from edgehp.quantization.graphview import GraphView
+from edgehp.quantization.graph import GraphView, with_outputs
 from edgehp.quantization.runner import Runner
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ class Clipping:
     """Activations beyond the range of their QuantizeLinear.
 
     Attributes:
-        share: of all quantised activations, 0..1; tensors count by their elements.
+        share: of all quantized activations, 0..1; tensors count by their elements.
         tensors: tensor -> its own share.
     """
 
@@ -46,7 +45,6 @@ def measure_clipping(
     model: onnx.ModelProto,
     crops: Iterable[Crop],
     *,
-    engine: str = "auto",
     threads: int | None = None,
 ) -> Clipping:
     """Count the activations that a Q/DQ graph clips.
@@ -57,18 +55,17 @@ def measure_clipping(
     Args:
         model: the Q/DQ graph.
         crops: uint8 [S, S, 3], RGB.
-        engine: see `edgehp.quantization.runner.Runner`.
-        threads: of the engine.
+        threads: of the processor.
 
     Raises:
-        DataError: the graph quantises no activation, or no crops.
+        DataError: the graph quantizes no activation, or no crops.
     """
     limits = _limits(model)
     if not limits:
-        raise DataError("the graph has no QuantizeLinear behind an activation; quantise it first")
+        raise DataError("the graph has no QuantizeLinear behind an activation; quantize it first")
     outputs = dict.fromkeys([*(o.name for o in model.graph.output), *limits])
     probed = with_outputs(model, list(outputs))
-    runner = Runner(probed, tuple(limits), engine=engine, threads=threads)
+    runner = Runner(probed, tuple(limits), threads=threads)
     beyond = dict.fromkeys(limits, 0)
     seen = dict.fromkeys(limits, 0)
     for batch in runner.stream(crops):

@@ -18,7 +18,7 @@ import numpy as np
 
 from edgehp._openvino import import_openvino
 from edgehp.errors import DataError, EnvironmentalError, UsageError
-from edgehp.quantization.graphview import WEIGHTED, GraphView
+from edgehp.quantization.graph import WEIGHTED, GraphView
 from edgehp.quantization.runner import input_of
 
 if TYPE_CHECKING:

@@ -1,24 +1,30 @@
-"""A lint that knows what TensorRT, OpenVINO and onnxruntime do with a Q/DQ graph.
+"""A lint of Q/DQ graphs: what TensorRT, OpenVINO and onnxruntime refuse or compute slowly.
 
-Its rules are data (`edgehp.quantization.lint_rules.RULES`). It runs before every build.
+It runs on every graph that is built. The graph comes from `edgehp.quantization.qdq`, but the float
+network under it may be anybody's, and each TensorRT has rules of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from edgehp.errors import UsageError
-from edgehp.quantization.graphview import GraphView
-from edgehp.quantization.lint_checks import Context
-from edgehp.quantization.lint_rules import EXTERNAL, RULES, Rule
-from edgehp.quantization.placement import FLAVOURS
+from edgehp.quantization.graph import WEIGHTED, GraphView
+from edgehp.quantization.recipe import FLAVORS
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["RULES", "Finding", "Rule", "lint"]
+__all__ = ["RULES", "Finding", "lint"]
+
+_PAIR = ("QuantizeLinear", "DequantizeLinear")
+# These run in the kernel of the layer before them, or only rename what it made.
+_FUSED = (*_PAIR, "Relu", "Clip", "Flatten", "Reshape")
 
 
 @dataclass(frozen=True)
@@ -28,47 +34,186 @@ class Finding:
     rule: str
     node: str
     message: str
-    remedy: str
+    hint: str
+
+    def __str__(self) -> str:
+        """The finding as two lines of an error."""
+        return f"{self.rule} at {self.node}: {self.message}\nhint: {self.hint}"
 
 
 def lint(
-    model: onnx.ModelProto,
-    flavour: str,
-    *,
-    keep_float: Collection[str] = (),
-    head: bool | None = None,
+    model: onnx.ModelProto, flavor: str, float_layers: Collection[str] = ()
 ) -> tuple[Finding, ...]:
-    """Check a Q/DQ graph against the rules of its flavour.
+    """Check a Q/DQ graph against the rules of its flavor.
 
     Args:
         model: the Q/DQ graph.
-        flavour: ``"tensorrt"`` or ``"cpu"``.
-        keep_float: nodes that are meant to stay in floating point.
-        head: whether the Gemm nodes are meant to be integers; None: in ``"cpu"`` only.
+        flavor: ``"tensorrt"`` or ``"cpu"``.
+        float_layers: nodes that are meant to stay in floating point.
 
     Raises:
-        UsageError: unknown flavour.
+        UsageError: unknown flavor.
+        DataError: its constants lie in another file.
     """
-    if flavour not in FLAVOURS:
-        raise UsageError(f"unknown Q/DQ flavour {flavour!r}; known: {', '.join(FLAVOURS)}")
-    external = [
-        Finding(EXTERNAL.id, t.name, f"{t.name}: {EXTERNAL.what}", EXTERNAL.remedy)
-        for t in model.graph.initializer
-        if t.data_location == t.EXTERNAL
-    ]
-    if external:  # the values that the other rules look at are not here
-        return tuple(external)
-    context = Context(
-        GraphView(model), frozenset(keep_float), flavour == "cpu" if head is None else head
-    )
-    return tuple(
-        _finding(rule, node, detail)
-        for rule in RULES
-        if flavour in rule.flavours
-        for node, detail in rule.check(context)
-    )
+    if flavor not in FLAVORS:
+        raise UsageError(f"unknown Q/DQ flavor {flavor!r}; known: {', '.join(FLAVORS)}")
+    graph = _Graph(model, flavor, float_layers)
+    return tuple(f for rule in RULES.values() for f in rule(graph))
 
 
-def _finding(rule: Rule, node: str, detail: str) -> Finding:
-    message = f"{node}: {rule.what}" + (f" ({detail})" if detail else "")
-    return Finding(rule.id, node, message, rule.remedy)
+class _Graph(GraphView):
+    """A Q/DQ graph with what the rules ask about it."""
+
+    def __init__(self, model: onnx.ModelProto, flavor: str, float_layers: Collection[str]) -> None:
+        super().__init__(model)
+        self.tensorrt = flavor == "tensorrt"
+        self.float_layers = frozenset(float_layers)
+
+    def dequantizer(self, tensor: str) -> onnx.NodeProto | None:
+        """The DequantizeLinear that makes `tensor`, or None."""
+        node = self.producer.get(tensor)
+        return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+    def value(self, node: onnx.NodeProto, index: int) -> npt.NDArray[np.generic] | None:
+        """A constant input of `node`, or None."""
+        if len(node.input) <= index or not self.is_constant(node.input[index]):
+            return None
+        return self.array(node.input[index])
+
+    def pairs(self) -> Iterator[tuple[onnx.NodeProto, bool]]:
+        """Every Q and DQ node, and whether a constant lies behind it (a weight or bias)."""
+        for node in self.of_type(*_PAIR):
+            first = node
+            while (before := self.producer.get(first.input[0])) is not None and (
+                before.op_type in _PAIR
+            ):
+                first = before
+            yield node, self.is_constant(first.input[0])
+
+    def is_int8(self, node: onnx.NodeProto) -> bool:
+        """Whether all inputs that a layer computes with come through Q/DQ."""
+        read = node.input[:2] if node.op_type in WEIGHTED else node.input
+        return all(self.dequantizer(i) is not None for i in read if self.reads(node, i))
+
+    def reads(self, node: onnx.NodeProto, tensor: str) -> bool:
+        """Whether `tensor` is something that a layer computes with: its weight or an activation."""
+        return node.op_type in WEIGHTED or not self.is_constant(tensor)
+
+
+def _zero_point(g: _Graph) -> Iterator[Finding]:
+    for node, weight in g.pairs():
+        zero = g.value(node, 2)
+        if weight and zero is not None and np.any(zero):
+            yield Finding(
+                "zero-point", node.name, "an asymmetric weight", "quantize weights symmetrically"
+            )
+        # Without a zero point the type is uint8.
+        uint8 = node.op_type == "QuantizeLinear" if zero is None else zero.dtype == np.uint8
+        if g.tensorrt and not weight and (uint8 or np.any(zero)):
+            yield Finding(
+                "zero-point",
+                node.name,
+                "a uint8 or asymmetric activation; TensorRT takes int8 with zero point 0 only",
+                "quantize for the tensorrt flavor",
+            )
+
+
+def _scale(g: _Graph) -> Iterator[Finding]:
+    for node, weight in g.pairs():
+        scale = g.value(node, 1)
+        what = hint = ""
+        if scale is None:
+            what, hint = "a scale that the graph computes", "make the scale a constant"
+        elif not (np.isfinite(scale.astype(np.float64)) & (scale.astype(np.float64) > 0)).all():
+            what, hint = "a scale that is not positive and finite", "calibrate on other crops"
+        elif not weight and scale.size > 1:
+            what, hint = "an activation with a scale per channel", "use one scale for the tensor"
+        if what:
+            yield Finding("scale", node.name, what, hint)
+
+
+def _axis(g: _Graph) -> Iterator[Finding]:
+    for node in g.of_type(*WEIGHTED):
+        dq = g.dequantizer(node.input[1])
+        scale = None if dq is None else g.value(dq, 1)
+        if dq is None or scale is None:
+            continue
+        # Axis 0 is the output channel of Conv, and of Gemm with transB=1.
+        axis = g.attribute(dq, "axis", 1)
+        if scale.size == 1 or axis != 0:
+            found = "one scale for all channels" if scale.size == 1 else f"scales on axis {axis}"
+            yield Finding(
+                "weight-axis", node.name, f"a weight with {found}", "use one per output channel"
+            )
+
+
+def _bias(g: _Graph) -> Iterator[Finding]:
+    for node in g.of_type(*WEIGHTED) if g.tensorrt else ():
+        if len(node.input) > 2 and g.dequantizer(node.input[2]) is not None:
+            yield Finding(
+                "integer-bias",
+                node.name,
+                "an integer bias; TensorRT refuses int32 DequantizeLinear",
+                "leave the bias in floating point: the engine folds it in",
+            )
+
+
+def _residual_add(g: _Graph) -> Iterator[Finding]:
+    for node, skip in g.residual_adds():
+        if node.name in g.float_layers:
+            continue
+        through = [g.dequantizer(i) is not None for i in node.input]
+        if not through[skip]:
+            yield Finding(
+                "residual-add", node.name, "a skip in floating point", "put Q/DQ on the skip"
+            )
+        if g.tensorrt and through[1 - skip]:
+            yield Finding(
+                "residual-add",
+                node.name,
+                "Q/DQ between the last convolution and its residual Add, which keeps TensorRT from "
+                "adding in the convolution's kernel",
+                "quantize the skip only",
+            )
+
+
+def _between(g: _Graph) -> Iterator[Finding]:
+    """Anything that is not INT8 between two INT8 layers costs two conversions and a kernel."""
+    adds = {node.name for node, _ in g.residual_adds()}
+    layers = {n.name for n in g.of_type(*WEIGHTED) if n.name not in g.float_layers and g.is_int8(n)}
+    behind: set[str] = set()  # tensors behind an INT8 layer
+    for node in g.model.graph.node:
+        if node.name in layers or any(i in behind for i in node.input):
+            behind.update(node.output)
+    before: set[str] = set()  # tensors before an INT8 layer
+    for node in reversed(g.model.graph.node):
+        if node.name in layers or any(o in before for o in node.output):
+            before.update(node.input)
+    for node in g.model.graph.node:
+        if node.op_type in _FUSED or node.name in adds | g.float_layers:
+            if node.op_type in ("Relu", "Clip") and g.dequantizer(node.input[0]) is not None:
+                yield Finding(
+                    "not-int8",
+                    node.name,
+                    "Q/DQ before an activation function keeps it out of its layer's kernel",
+                    "put the pair behind it",
+                )
+            continue
+        inside = any(i in behind for i in node.input) and any(o in before for o in node.output)
+        if not g.is_int8(node) and (inside or node.op_type == "Conv"):
+            yield Finding(
+                "not-int8",
+                node.name,
+                f"a {node.op_type} in floating point among INT8 layers",
+                "quantize its inputs, or name it among the layers that stay in floating point",
+            )
+
+
+RULES: dict[str, Callable[[_Graph], Iterator[Finding]]] = {
+    "zero-point": _zero_point,
+    "scale": _scale,
+    "weight-axis": _axis,
+    "integer-bias": _bias,
+    "residual-add": _residual_add,
+    "not-int8": _between,
+}

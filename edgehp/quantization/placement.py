@@ -1,11 +1,11 @@
-"""Where Q/DQ pairs go in each flavour. Emitters, calibration and the lint all ask here.
+"""Where Q/DQ pairs go in each flavor. Emitters, calibration and the lint all ask here.
 
-Flavour ``"tensorrt"``: NVIDIA ModelOpt's placement for ResNets. The input of every convolution; of
+Flavor ``"tensorrt"``: NVIDIA ModelOpt's placement for ResNets. The input of every convolution; of
 a residual Add only the skip; the inputs of max pooling and of the global average pooling. Nothing
 between Conv and Relu, nothing on the last convolution's edge to the Add (TensorRT adds inside the
-convolution's kernel, in higher precision), no Gemm unless asked for.
+convolution's kernel, in higher precision), no Gemm.
 
-Flavour ``"cpu"``: every Conv, Gemm, MaxPool, average pooling and residual Add takes integers.
+Flavor ``"cpu"``: every Conv, Gemm, MaxPool, average pooling and residual Add takes integers.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from edgehp.errors import UsageError
-from edgehp.quantization.graphview import Edge, GraphView
+from edgehp.quantization.graph import Edge, GraphView
+from edgehp.quantization.recipe import FLAVORS
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["FLAVOURS", "Placement", "observed_tensors", "place", "quantisable_layers"]
+__all__ = ["Placement", "observed_tensors", "place", "quantizable_layers"]
 
-FLAVOURS = ("tensorrt", "cpu")
 # These hand on a selection of their input's values, or the same in another shape: with the same
 # scale on both sides the second rounding changes nothing.
 _TRANSPARENT = ("MaxPool", "Flatten", "Reshape")
@@ -48,74 +48,60 @@ class Placement:
         return tuple(dict.fromkeys(self.edges.values()))
 
 
-def quantisable_layers(view: GraphView, flavour: str, *, head: bool = False) -> tuple[str, ...]:
-    """Names of the nodes that `keep_float` may name, in graph order."""
-    return tuple(dict.fromkeys(node for node, _ in _edges(view, flavour, head)))
+def quantizable_layers(view: GraphView, flavor: str) -> tuple[str, ...]:
+    """Names of the nodes that `float_layers` may name, in graph order."""
+    return tuple(dict.fromkeys(node for node, _ in _edges(view, flavor)))
 
 
 def place(
     view: GraphView,
-    flavour: str,
-    keep_float: Collection[str] = (),
-    *,
-    head: bool = False,
-    quantise_sum: bool = True,
+    flavor: str,
+    float_layers: Collection[str] = (),
 ) -> Placement:
-    """The placement of `flavour` for a float graph.
+    """The placement of `flavor` for a float graph.
 
     Args:
         view: the float graph.
-        flavour: ``"tensorrt"`` or ``"cpu"``.
-        keep_float: names of nodes whose inputs and weights stay in floating point.
-        head: ``"tensorrt"`` only: quantise Gemm nodes too (``"cpu"`` always does).
-        quantise_sum: ``"cpu"`` only: quantise the last convolution's edge to the residual Add.
-            onnxruntime needs it to stay in integers; OpenVINO does not.
+        flavor: ``"tensorrt"`` or ``"cpu"``.
+        float_layers: names of nodes whose inputs and weights stay in floating point.
 
     Raises:
-        UsageError: unknown flavour, `keep_float` names a node that cannot be quantised, or the
+        UsageError: unknown flavor, `float_layers` names a node that cannot be quantized, or the
             graph has no convolution with constant weights.
     """
-    edges = _edges(view, flavour, head)
+    edges = _edges(view, flavor)
     known = {node for node, _ in edges}
-    if unknown := sorted(set(keep_float) - known):
+    if unknown := sorted(set(float_layers) - known):
         raise UsageError(
-            f"{', '.join(unknown)}: no quantisable layer of this network in the {flavour} "
-            f"flavour; expected names such as {', '.join(sorted(known)[:4])}"
+            f"{', '.join(unknown)}: no quantizable layer of this network in the {flavor} "
+            f"flavor; expected names such as {', '.join(sorted(known)[:4])}"
         )
     if not any(view.nodes[node].op_type == "Conv" for node in known):
-        raise UsageError("the graph has no Conv with constant float32 weights to quantise")
-    if flavour == "cpu" and not quantise_sum:
-        sums = {(n.name, 1 - skip) for n, skip in view.residual_adds()}
-        edges = [e for e in edges if e not in sums]
-    kept = set(keep_float)
+        raise UsageError("the graph has no Conv with constant float32 weights to quantize")
+    kept = set(float_layers)
     chosen = {e: _source(view, view.nodes[e[0]].input[e[1]]) for e in edges if e[0] not in kept}
     weights = tuple(dict.fromkeys(n for n, _ in chosen if view.has_weight(view.nodes[n])))
     return Placement(MappingProxyType(chosen), weights)
 
 
 def observed_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Every tensor that any flavour needs, in graph order: one table serves them all.
-
-    Those whose ranges give scales, and the inputs of weighted nodes, whose channel means the bias
-    correction takes.
-    """
+    """Every tensor whose range a flavor needs, in graph order: one table serves them all."""
     view = GraphView(model)
-    found = {t for f in FLAVOURS for t in place(view, f, head=True).tensors}
-    found |= {n.input[0] for n in model.graph.node if view.has_weight(n)}
+    found = {t for f in FLAVORS for t in place(view, f).tensors}
     order = [i.name for i in view.inputs] + [o for n in model.graph.node for o in n.output]
     return tuple(t for t in order if t in found)
 
 
-def _edges(view: GraphView, flavour: str, head: bool) -> list[Edge]:
-    if flavour not in FLAVOURS:
-        raise UsageError(f"unknown Q/DQ flavour {flavour!r}; known: {', '.join(FLAVOURS)}")
-    cpu = flavour == "cpu"
+def _edges(view: GraphView, flavor: str) -> list[Edge]:
+    if flavor not in FLAVORS:
+        raise UsageError(f"unknown Q/DQ flavor {flavor!r}; known: {', '.join(FLAVORS)}")
+    cpu = flavor == "cpu"
     skips = {n.name: skip for n, skip in view.residual_adds()}
     found: list[Edge] = []
     for node in view.model.graph.node:
         behind_conv = view.conv_depth.get(node.output[0], 0) > 0
         if view.has_weight(node):
-            if node.op_type == "Conv" or cpu or head:
+            if node.op_type == "Conv" or cpu:
                 found.append((node.name, 0))
         elif node.name in skips:
             sides = (0, 1) if cpu else (skips[node.name],)

@@ -1,30 +1,31 @@
-"""What both emitters share: scales, integer weights, and the insertion of Q/DQ nodes."""
+"""Q/DQ graphs: put the pairs and the integer weights in, and take those of a layer out again."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import chain
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from edgehp.errors import UsageError
-from edgehp.quantization.graphview import GraphView, with_constants
-from edgehp.quantization.observers import weight_ranges
-from edgehp.quantization.placement import Placement
+from edgehp.errors import DataError, UsageError
+from edgehp.quantization.graph import GraphView, add_nodes, drop_unread, with_constants
+from edgehp.quantization.half import to_half_body
+from edgehp.quantization.placement import place
+from edgehp.quantization.ranges import Range
+from edgehp.quantization.recipe import BODIES
 from edgehp.quantization.table import CalibrationTable
-from edgehp.quantization.thresholds import METHODS, Range
 
 if TYPE_CHECKING:
     import onnx
 
 __all__ = [
-    "Recipe",
-    "insert_qdq",
-    "quantise_activation",
-    "quantise_weight",
+    "Emitter",
+    "RoundedLayer",
+    "quantize_activation",
+    "quantize_weight",
+    "quantized_layers",
+    "remove_qdq",
     "scale_of",
     "weight_scales",
 ]
@@ -32,48 +33,25 @@ __all__ = [
 _INT8 = 127
 _UINT8 = 255
 _EMPTY_CHANNEL = 1.0  # scale of a channel whose weights are all zero: any positive one is exact
+# Largest weight where uint8 activations have a zero point other than 0, which is the picture: x86
+# processors without VNNI add two products in 16 bits, 2 * 255 * 127 saturates them, and values far
+# from 0 are the rule there. NNCF calls it `overflow_fix` and does it for the first layer, too.
+_NO_OVERFLOW = 64
+_GRID = {"tensorrt": "int8", "cpu": "uint8"}
 
 Array = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """The choices behind a Q/DQ graph.
+class RoundedLayer(NamedTuple):
+    """Integers of a layer other than those nearest to its weights.
 
     Attributes:
-        method: calibration method of the activations.
-        overrides: tensor -> another method for this tensor.
-        keep_float: nodes that stay in floating point.
-        bias_correction: fold the mean error of rounded weights into the float biases.
-        weights: node -> int8 weight to use in place of rounding to nearest (on the same scales).
-        bias_shifts: node -> float32 [Cout] to add to its bias, because of these weights;
-            `bias_correction` leaves such a node alone.
-        exact_input: rewrite the centring so that the picture is quantised without error
-            (`edgehp.quantization.exact_input`).
-        full_stem: use all 256 levels behind the stem's ReLU (`edgehp.quantization.stem`;
-            symmetric activations only).
+        weight: int8, of the weight's shape, on the scales of `weight_scales`.
+        bias_shift: float32 [Cout], what to add to the bias because of them.
     """
 
-    method: str = "minmax"
-    overrides: Mapping[str, str] = field(default_factory=dict)
-    keep_float: frozenset[str] = frozenset()
-    bias_correction: bool = False
-    weights: Mapping[str, npt.NDArray[np.int8]] = field(default_factory=dict)
-    bias_shifts: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
-    exact_input: bool = False
-    full_stem: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse methods that do not exist."""
-        for method in (self.method, *self.overrides.values()):
-            if method not in METHODS:
-                raise UsageError(
-                    f"unknown calibration method {method!r}; known: auto, {', '.join(METHODS)}"
-                )
-
-    def range_of(self, table: CalibrationTable, tensor: str, grid: str) -> Range:
-        """The range of `tensor` that this recipe asks for."""
-        return table.range_of(tensor, self.overrides.get(tensor, self.method), grid)
+    weight: npt.NDArray[np.int8]
+    bias_shift: npt.NDArray[np.float32]
 
 
 def scale_of(ends: Range, grid: str, *, half: bool = False) -> tuple[float, int]:
@@ -99,7 +77,7 @@ def _representable(scale: float, half: bool) -> float:
     return float(np.float32(max(scale, float(np.finfo(np.float32).tiny))))
 
 
-def quantise_activation(
+def quantize_activation(
     x: npt.NDArray[np.float32], scale: float, zero: int, grid: str
 ) -> npt.NDArray[np.float32]:
     """What Q and DQ make of `x`: for simulation and tests."""
@@ -108,129 +86,154 @@ def quantise_activation(
     return np.asarray((q - zero) * np.float32(scale), np.float32)
 
 
-def weight_scales(weight: npt.NDArray[np.float32], *, half: bool = False) -> Array:
-    """Symmetric scales per output channel (axis 0), float64 [Cout]: largest magnitude / 127."""
-    scales = weight_ranges(weight) / _INT8
+def weight_scales(
+    weight: npt.NDArray[np.float32], *, largest: int = _INT8, half: bool = False
+) -> Array:
+    """Symmetric scales per output channel (axis 0), float64 [Cout].
+
+    Args:
+        weight: float32 [Cout, ...].
+        largest: integer that the largest magnitude of a channel becomes.
+        half: round the scales to float16, never to zero.
+
+    Raises:
+        DataError: a weight is not finite.
+    """
+    scales = np.abs(weight.reshape(weight.shape[0], -1)).max(1).astype(np.float64) / largest
+    if not np.isfinite(scales).all():
+        raise DataError("a weight is not finite; the checkpoint is damaged")
     return np.array([_representable(s, half) if s > 0 else _EMPTY_CHANNEL for s in scales])
 
 
-def quantise_weight(weight: npt.NDArray[np.float32], scales: Array) -> npt.NDArray[np.int8]:
+def quantize_weight(weight: npt.NDArray[np.float32], scales: Array) -> npt.NDArray[np.int8]:
     """Round a weight [Cout, ...] to int8 in [-127, 127] on `scales` [Cout]."""
     shape = (-1,) + (1,) * (weight.ndim - 1)
     q = np.round(weight.astype(np.float64) / scales.reshape(shape))
     return np.clip(q, -_INT8, _INT8).astype(np.int8)
 
 
-def insert_qdq(
-    model: onnx.ModelProto,
-    source: GraphView,
-    placement: Placement,
-    table: CalibrationTable,
-    recipe: Recipe,
-    *,
-    grid: str,
-    half: Collection[str] = (),
-) -> onnx.ModelProto:
-    """Put Q/DQ pairs on the placement's edges and integers in place of its weights.
+class Emitter:
+    """Emits Q/DQ graphs of one float graph.
 
-    A tensor gets one Q and one DQ, shared by all consumers that want it; consumers that are kept
-    in floating point go on reading the tensor itself. Weights are stored as int8 with a DQ alone.
+    ``"cpu"``: uint8 activations, an FP32 body. Biases stay in FP32: OpenVINO and onnxruntime fold
+    them into the integer convolution. ``"tensorrt"``: symmetric int8; opset 17 with FP32 scales,
+    or an FP16 body with FP16 scales at opset 19: a strongly typed engine computes what lies outside
+    of Q/DQ in the graph's own type.
 
     Args:
-        model: the graph to change (already cast to FP16 where that is asked for); not modified.
-        source: the original float graph, whose weights are quantised.
-        placement: on node names of both.
-        table: ranges by tensor name of `source`.
-        recipe: methods and corrections.
-        grid: ``"int8"`` or ``"uint8"``, of the activations.
-        half: names of nodes that compute in FP16: their scales are FP16.
+        model: the deployed float graph; not modified.
+        flavor: ``"tensorrt"`` or ``"cpu"``.
+        body: ``"fp32"`` or, ``tensorrt`` only, ``"fp16"``.
+        float_layers: nodes that stay in floating point.
+
+    Raises:
+        UsageError: unknown flavor or body, or a layer that does not exist.
     """
-    # The float weights that integers replace are not copied: the result is a quarter of the size.
-    out = with_constants(model, ())
-    inserter = _Inserter(out, grid)
-    nodes = {n.name: n for n in out.graph.node}
-    for (name, index), tensor in placement.edges.items():
-        ends = recipe.range_of(table, tensor, grid)
-        node = nodes[name]
-        node.input[index] = inserter.activation(node.input[index], ends, name in half)
-    for name in placement.weights:
-        original = source.nodes[name]
-        weight = source.array(original.input[1]).astype(np.float32)
-        is_half = name in half
-        scales = weight_scales(weight, half=is_half)
-        given = recipe.weights.get(name)
-        q = quantise_weight(weight, scales) if given is None else given
-        if q.shape != weight.shape or q.dtype != np.int8:
-            raise UsageError(f"{name}: given int8 weights {q.dtype} {q.shape}, not {weight.shape}")
-        nodes[name].input[1] = inserter.weight(original.input[1], q, scales, is_half)
-        if name in recipe.bias_shifts:
-            bias = source.array(original.input[2]) + recipe.bias_shifts[name]
-            _replace_bias(inserter, nodes[name], original, bias, is_half)
-        elif recipe.bias_correction:
-            _correct_bias(inserter, nodes[name], source, table, q, scales, is_half)
-    inserter.finish(model)
-    return out
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        flavor: str,
+        body: str = "fp32",
+        float_layers: Collection[str] = (),
+    ) -> None:
+        if body not in BODIES:
+            raise UsageError(f"body {body!r} is none of {', '.join(BODIES)}")
+        self.source = GraphView(model)
+        self.placement = place(self.source, flavor, float_layers)
+        if body == "fp16" and flavor == "cpu":
+            raise UsageError("the cpu flavor has an FP32 body; FP16 is for tensorrt")
+        self._grid = _GRID[flavor]
+        self._target, self._half = model, frozenset[str]()
+        if body == "fp16":
+            self._target, self._half = to_half_body(model, self.placement.weights)
+
+    def weight(self, layer: str) -> npt.NDArray[np.float32]:
+        """A layer's float weight [Cout, ...]."""
+        return self.source.array(self.source.nodes[layer].input[1]).astype(np.float32)
+
+    def largest(self, layer: str, table: CalibrationTable, method: str) -> int:
+        """The largest magnitude that a layer's integer weights may have."""
+        low, _ = table.range_of(self.placement.edges[layer, 0], method, self._grid)
+        return _NO_OVERFLOW if self._grid == "uint8" and low < 0 else _INT8
+
+    def scales(self, layer: str, table: CalibrationTable, method: str) -> Array:
+        """Scales of a layer's weight, float64 [Cout]."""
+        largest = self.largest(layer, table, method)
+        return weight_scales(self.weight(layer), largest=largest, half=layer in self._half)
+
+    def __call__(
+        self,
+        table: CalibrationTable,
+        method: str,
+        rounded: Mapping[str, RoundedLayer] | None = None,
+    ) -> onnx.ModelProto:
+        """The Q/DQ graph.
+
+        A tensor gets one Q and one DQ, shared by all consumers that want it; consumers that are
+        kept in floating point go on reading the tensor itself. Weights are int8 with a DQ alone.
+
+        Args:
+            table: ranges by tensor name of the float graph.
+            method: calibration method.
+            rounded: layer -> its integers, where they are not the nearest.
+
+        Raises:
+            UsageError: the table lacks a range.
+        """
+        # The float weights that integers replace are not copied: the result is a quarter the size.
+        out = with_constants(self._target, ())
+        inserter = _Inserter(self._grid)
+        nodes = {n.name: n for n in out.graph.node}
+        for (name, index), tensor in self.placement.edges.items():
+            ends = table.range_of(tensor, method, self._grid)
+            node = nodes[name]
+            node.input[index] = inserter.activation(node.input[index], ends, name in self._half)
+        for name in self.placement.weights:
+            original = self.source.nodes[name]
+            half = name in self._half
+            scales = self.scales(name, table, method)
+            layer = (rounded or {}).get(name)
+            q = quantize_weight(self.weight(name), scales) if layer is None else layer.weight
+            nodes[name].input[1] = inserter.weight(original.input[1], q, scales, half)
+            if layer is not None:
+                bias = self.source.array(original.input[2]) + layer.bias_shift
+                nodes[name].input[2] = inserter.constant(
+                    f"{original.input[2]}.corrected", bias.astype(_type(half))
+                )
+        add_nodes(out, inserter.nodes)
+        read = {i for n in out.graph.node for i in n.input} | {o.name for o in out.graph.output}
+        for tensor in (*self._target.graph.initializer, *inserter.constants):
+            if tensor.name in read:
+                out.graph.initializer.append(tensor)
+        return out
 
 
-def _replace_bias(
-    inserter: _Inserter,
-    node: onnx.NodeProto,
-    original: onnx.NodeProto,
-    bias: npt.NDArray[np.floating],
-    half: bool,
-) -> None:
-    name = f"{original.input[2]}.corrected"
-    node.input[2] = inserter.constant(name, bias.astype(np.float16 if half else np.float32))
-
-
-def _correct_bias(
-    inserter: _Inserter,
-    node: onnx.NodeProto,
-    source: GraphView,
-    table: CalibrationTable,
-    q: npt.NDArray[np.int8],
-    scales: Array,
-    half: bool,
-) -> None:
-    """Nagel et al., arXiv 1906.04721, section 4.2: E[(Wq - W) x] leaves the bias.
-
-    E[x] per input channel is the calibration crops'; pixels at the border are taken as all others.
-    """
-    original = source.nodes[node.name]
-    seen = table.tensors.get(original.input[0])
-    weight = source.array(original.input[1]).astype(np.float64)
-    if seen is None or len(original.input) < 3 or len(seen.channel_mean) != weight.shape[1]:
-        return
-    error = q * scales.reshape((-1,) + (1,) * (weight.ndim - 1)) - weight
-    per_channel = error.reshape(*weight.shape[:2], -1).sum(2)
-    shift = per_channel @ np.asarray(seen.channel_mean)
-    bias = source.array(original.input[2]).astype(np.float64) - shift
-    _replace_bias(inserter, node, original, bias, half)
+def _type(half: bool) -> type[np.float16] | type[np.float32]:
+    return np.float16 if half else np.float32
 
 
 class _Inserter:
-    """Adds nodes before the first node that reads them."""
+    """Collects Q, DQ and their constants."""
 
-    def __init__(self, model: onnx.ModelProto, grid: str) -> None:
-        self._model = model
+    def __init__(self, grid: str) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
         self._grid = grid
         self._made: dict[tuple[str, bool], str] = {}
-        self._new: list[onnx.NodeProto] = []
-        self._constants: list[onnx.TensorProto] = []
 
     def constant(self, name: str, values: npt.NDArray[np.generic]) -> str:
         from onnx import numpy_helper
 
-        self._constants.append(numpy_helper.from_array(np.asarray(values), name))
+        self.constants.append(numpy_helper.from_array(np.asarray(values), name))
         return name
 
     def activation(self, tensor: str, ends: Range, half: bool) -> str:
         key = (tensor, half)
         if key not in self._made:
             scale, zero = scale_of(ends, self._grid, half=half)
-            kind = np.float16 if half else np.float32
             parameters = [
-                self.constant(f"{tensor}.scale", np.array(scale, kind)),
+                self.constant(f"{tensor}.scale", np.array(scale, _type(half))),
                 self.constant(f"{tensor}.zero_point", np.array(zero, self._grid)),
             ]
             q = self._node("QuantizeLinear", f"{tensor}.q", [tensor, *parameters])
@@ -240,7 +243,7 @@ class _Inserter:
     def weight(self, name: str, q: npt.NDArray[np.int8], scales: Array, half: bool) -> str:
         parameters = [
             self.constant(f"{name}.int8", q),
-            self.constant(f"{name}.scale", scales.astype(np.float16 if half else np.float32)),
+            self.constant(f"{name}.scale", scales.astype(_type(half))),
             self.constant(f"{name}.zero_point", np.zeros(len(q), np.int8)),
         ]
         return self._node("DequantizeLinear", f"{name}.dq", parameters, axis=0)
@@ -251,27 +254,76 @@ class _Inserter:
         node = helper.make_node(kind, inputs, [name], name=name)
         if axis is not None:
             node.attribute.append(helper.make_attribute("axis", axis))
-        self._new.append(node)
+        self.nodes.append(node)
         return name
 
-    def finish(self, source: onnx.ModelProto) -> None:
-        """Sort the new nodes in, and add the constants that are read: `source`'s and new ones."""
-        graph = self._model.graph
-        waiting = {n.output[0]: n for n in self._new}
-        ordered = [n for node in graph.node for n in _with_needed(node, waiting)]
-        read = {i for n in ordered for i in n.input} | {o.name for o in graph.output}
-        del graph.node[:]
-        graph.node.extend(ordered)
-        for tensor in chain(source.graph.initializer, self._constants):
-            if tensor.name in read:
-                graph.initializer.append(tensor)
+
+def quantized_layers(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the nodes of a Q/DQ graph that read a quantized activation, in graph order."""
+    view = GraphView(model)
+    return tuple(
+        node.name
+        for node in model.graph.node
+        if any(_quantizer(view, name) is not None for name in node.input)
+    )
 
 
-def _with_needed(
-    node: onnx.NodeProto, waiting: dict[str, onnx.NodeProto]
-) -> Iterator[onnx.NodeProto]:
-    """The nodes among `waiting` that `node` needs, which are taken out, and then itself."""
-    for name in node.input:
-        if (needed := waiting.pop(name, None)) is not None:
-            yield from _with_needed(needed, waiting)
-    yield node
+def remove_qdq(
+    model: onnx.ModelProto, layers: Collection[str], source: onnx.ModelProto
+) -> onnx.ModelProto:
+    """A Q/DQ graph with some of its layers in floating point again.
+
+    Their inputs are read without Q/DQ; weights and biases are those of the float graph, in the type
+    that the layer computes in. The other layers keep their integers and scales.
+
+    Args:
+        model: the Q/DQ graph; not modified.
+        layers: names of nodes, of `quantized_layers`.
+        source: the float graph that it was made from.
+
+    Raises:
+        UsageError: a layer is not quantized.
+        DataError: the float graph lacks a layer's weight.
+    """
+    from onnx import numpy_helper
+
+    if unknown := sorted(set(layers) - set(quantized_layers(model))):
+        raise UsageError(f"{', '.join(unknown[:4])}: not a quantized layer of this graph")
+    view, original = GraphView(model), GraphView(source)
+    out = with_constants(model, model.graph.initializer)
+
+    def restored(node: onnx.NodeProto, index: int, dtype: npt.DTypeLike) -> str:
+        given = original.nodes.get(node.name)
+        if given is None or len(given.input) <= index:
+            raise DataError(f"the float graph has no input {index} of {node.name}")
+        name = f"{given.input[index]}.float"
+        values = original.array(given.input[index]).astype(dtype)
+        out.graph.initializer.append(numpy_helper.from_array(values, name))
+        return name
+
+    for node in out.graph.node:
+        if node.name not in layers:
+            continue
+        for index, name in enumerate(node.input):
+            if (q := _quantizer(view, name)) is not None:
+                node.input[index] = q.input[0]
+            elif (dq := view.producer.get(name)) is not None and dq.op_type == "DequantizeLinear":
+                dtype = view.array(dq.input[1]).dtype
+                node.input[index] = restored(node, index, dtype)
+                if len(node.input) > 2:
+                    node.input[2] = restored(node, 2, dtype)
+    for kind in ("DequantizeLinear", "QuantizeLinear"):
+        read = {i for n in out.graph.node for i in n.input}
+        kept = [n for n in out.graph.node if n.op_type != kind or n.output[0] in read]
+        del out.graph.node[:]
+        out.graph.node.extend(kept)
+    drop_unread(out)
+    return out
+
+
+def _quantizer(view: GraphView, tensor: str) -> onnx.NodeProto | None:
+    """The QuantizeLinear of the pair behind which `tensor` lies, or None."""
+    dq = view.producer.get(tensor)
+    if dq is None or dq.op_type != "DequantizeLinear":
+        return None
+    return view.producer.get(dq.input[0])

@@ -1,21 +1,19 @@
-"""Run a float or Q/DQ graph on the processor while quantising: a small session in pure FP32.
+"""Run a float or Q/DQ graph on the processor with the arithmetic that its operators define.
 
-Not the deployed engine (`edgehp.engines`, a higher room): this one gives the same numbers on every
-machine, with the arithmetic that the Q/DQ operators define.
+Not a deployed engine (`edgehp.engines`): integer kernels of engines round in places of their own,
+and on processors without VNNI they saturate. Here every machine gives the same numbers.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from edgehp._memory import give_back
-from edgehp._openvino import import_openvino
-from edgehp.errors import DataError, EnvironmentalError, UsageError
+from edgehp.errors import DataError, EnvironmentalError
 
 if TYPE_CHECKING:
     import onnx
@@ -74,14 +72,12 @@ class Runner:
     Args:
         model: float or Q/DQ graph with one uint8 input [batch, S, S, 3].
         outputs: names of graph outputs; None takes all.
-        engine: ``"onnxruntime"``, ``"openvino"`` or ``"auto"`` (OpenVINO if installed: the same
-            numbers within rounding, several times faster for Q/DQ graphs).
-        threads: of the engine; None takes all cores.
+        threads: of the processor; None takes all cores.
         batch: crops per run.
 
     Raises:
-        EnvironmentalError: the engine is not installed.
-        DataError: the engine refuses the graph.
+        EnvironmentalError: onnxruntime is not installed.
+        DataError: onnxruntime refuses the graph.
     """
 
     def __init__(
@@ -89,21 +85,33 @@ class Runner:
         model: onnx.ModelProto,
         outputs: Sequence[str] | None = None,
         *,
-        engine: str = "auto",
         threads: int | None = None,
         batch: int = _BATCH,
     ) -> None:
+        try:
+            import onnxruntime
+        except ImportError as e:
+            raise EnvironmentalError(
+                f"quantization needs onnxruntime ({e})\nhint: pip install onnxruntime"
+            ) from e
         give_back()  # the memory of the session, and the graph, before this one
         self.input, self.height, self.width = input_of(model)
         self.outputs = tuple(outputs or [o.name for o in model.graph.output])
         self._batch = batch
-        if engine == "auto":
-            engine = "openvino" if importlib.util.find_spec("openvino") else "onnxruntime"
-        build = {"openvino": _openvino, "onnxruntime": _onnxruntime}.get(engine)
-        if build is None:
-            raise UsageError(f"engine {engine!r} is none of auto, openvino, onnxruntime")
-        self.engine = engine
-        self._run = build(model, self.outputs, self.input, threads)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3
+        # The arena keeps the largest activation of every shape it ever saw.
+        options.enable_cpu_mem_arena = False
+        # Q/DQ as written: integer kernels saturate on processors without VNNI, and the fusion of
+        # weights and biases computes FP16 graphs wrongly (onnxruntime <= 1.31).
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException as e:
+            raise DataError(f"onnxruntime refuses the graph: {e}") from e
         give_back()  # what opening took
 
     def stream(self, crops: Iterable[Crop]) -> Iterator[tuple[npt.NDArray[np.float32], ...]]:
@@ -112,10 +120,10 @@ class Runner:
         for batch in batches(crops, self._batch):
             if batch.shape[1:] != expected:
                 raise DataError(
-                    f"the crops are {list(batch.shape[1:])}, the network takes {list(expected)}; "
-                    "crop them with the network's preprocessing"
+                    f"the crops are {list(batch.shape[1:])}, the network takes {list(expected)}\n"
+                    "hint: crop them with the network's preprocessing"
                 )
-            yield self._run(batch)
+            yield tuple(self._session.run(list(self.outputs), {self.input: batch}))
 
     def __call__(self, crops: Iterable[Crop]) -> tuple[npt.NDArray[np.float32], ...]:
         """Outputs for all crops, concatenated along the batch.
@@ -127,54 +135,3 @@ class Runner:
         if not parts:
             raise DataError("no crops: expected at least one")
         return tuple(np.concatenate(p) for p in zip(*parts, strict=True))
-
-
-def _onnxruntime(
-    model: onnx.ModelProto, outputs: Sequence[str], name: str, threads: int | None
-) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as e:
-        raise EnvironmentalError(
-            f"calibration needs onnxruntime ({e}); install it with: pip install onnxruntime"
-        ) from e
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 3
-    # The arena keeps the largest activation of every shape it ever saw.
-    options.enable_cpu_mem_arena = False
-    # Q/DQ as written: fused integer kernels saturate on processors without VNNI, and the fusion
-    # of weights and biases computes FP16 graphs wrongly (onnxruntime <= 1.31).
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-    except onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException as e:
-        raise DataError(f"onnxruntime refuses the graph: {e}") from e
-
-    def run(batch: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], ...]:
-        return tuple(session.run(list(outputs), {name: batch}))
-
-    return run
-
-
-def _openvino(
-    model: onnx.ModelProto, outputs: Sequence[str], name: str, threads: int | None
-) -> Any:
-    openvino = import_openvino()
-    config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    if threads:
-        config["INFERENCE_NUM_THREADS"] = threads
-    try:
-        core = openvino.Core()
-        graph = core.read_model(model.SerializeToString())
-        request = core.compile_model(graph, "CPU", config).create_infer_request()
-    except RuntimeError as e:
-        raise DataError(f"OpenVINO refuses the graph: {e}") from e
-
-    def run(batch: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], ...]:
-        result = request.infer({name: batch})
-        return tuple(np.array(result[o], np.float32) for o in outputs)
-
-    return run

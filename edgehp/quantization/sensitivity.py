@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgehp.errors import UsageError
-from edgehp.quantization.qdq import Recipe
-from edgehp.quantization.select import Difference, Judge
+from edgehp.quantization.compare import Comparison, Difference
+from edgehp.quantization.qdq import quantized_layers, remove_qdq
 
 if TYPE_CHECKING:
     import onnx
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
 __all__ = ["LayerSensitivity", "Sensitivity", "measure_sensitivity"]
 
 _log = logging.getLogger(__name__)
-# Recipe -> Q/DQ graph, e.g. a partial of `edgehp.quantization.quantise.emit`.
-Emitter = Callable[[Recipe], "onnx.ModelProto"]
 
 
 @dataclass(frozen=True)
@@ -57,39 +54,33 @@ class Sensitivity:
 
 
 def measure_sensitivity(
-    emitter: Emitter, recipe: Recipe, layers: Sequence[str], judge: Judge
+    model: onnx.ModelProto, source: onnx.ModelProto, comparison: Comparison
 ) -> Sensitivity:
     """Measure the effect of each layer's INT8 on angles and spread.
 
-    Two graphs are emitted and run per layer.
+    Q/DQ are taken out of the graph itself; two graphs are run per layer.
 
     Args:
-        emitter: emits a recipe, everything else fixed.
-        recipe: methods and corrections; its `keep_float` stays in floating point throughout.
-        layers: `edgehp.quantization.placement.quantisable_layers` of the flavour.
-        judge: compares with FP32.
+        model: the Q/DQ graph.
+        source: the float graph that it was made from.
+        comparison: with `source`.
 
     Raises:
         UsageError: fewer than two layers to compare.
     """
-    tried = [name for name in layers if name not in recipe.keep_float]
-    if len(tried) < 2 or len(set(tried)) != len(tried):
-        raise UsageError(f"{len(set(tried))} layers to compare, expected at least two")
-
-    def difference(kept: frozenset[str]) -> Difference:
-        return judge(emitter(replace(recipe, keep_float=recipe.keep_float | kept)))
-
-    full = difference(frozenset())
+    layers = quantized_layers(model)
+    if len(layers) < 2:
+        raise UsageError(f"{len(layers)} quantized layers to compare, expected at least two")
+    full = comparison(model)
     rows = []
-    for i, layer in enumerate(tried, 1):
-        others = frozenset(tried) - {layer}
-        left_out = difference(frozenset({layer}))
-        alone = difference(others)
+    for i, layer in enumerate(layers, 1):
+        left_out = comparison(remove_qdq(model, (layer,), source))
+        alone = comparison(remove_qdq(model, set(layers) - {layer}, source))
         rows.append(LayerSensitivity(layer, alone, left_out, full.angles - left_out.angles))
         _log.info(
             "%d/%d %s: alone %.4f, without it %.4f degrees",
             i,
-            len(tried),
+            len(layers),
             layer,
             alone.angles,
             left_out.angles,

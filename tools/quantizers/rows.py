@@ -24,14 +24,12 @@ class Row:
         make: does it.
         packages: imported before the clock starts.
         group: ``"edgehp"``, ``"peer"`` or ``"reference"``.
-        flavour: of edgehp's rows.
     """
 
     title: str
     make: Callable[[Job], Made]
     packages: tuple[str, ...]
     group: str
-    flavour: str = ""
 
 
 _OURS = ("onnx", "onnxruntime", "openvino")
@@ -43,10 +41,9 @@ def _edgehp(what: str, make: Callable[..., Made]) -> dict[str, Row]:
     return {
         f"edgehp-{what}-{f}": Row(
             f"edgehp {what}, {f}",
-            partial(make, flavour=f),
+            partial(make, flavor=f),
             _OURS,
             "edgehp",
-            f,
         )
         for f in ("cpu", "tensorrt")
     }
@@ -56,7 +53,6 @@ ROWS: Mapping[str, Row] = MappingProxyType(
     {
         FP32: Row("FP32", ours.float32, ("onnx",), "reference"),
         **_edgehp("default", ours.default),
-        **_edgehp("controlled", ours.controlled),
         "ort-minmax": Row(
             "onnxruntime min-max", partial(peers.onnxruntime_static, method="MinMax"), _ORT, "peer"
         ),

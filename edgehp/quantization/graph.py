@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,16 @@ from edgehp.errors import DataError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["WEIGHTED", "Edge", "GraphView", "drop_unread", "network_digest", "with_constants"]
+__all__ = [
+    "WEIGHTED",
+    "Edge",
+    "GraphView",
+    "add_nodes",
+    "drop_unread",
+    "network_digest",
+    "with_constants",
+    "with_outputs",
+]
 
 # A node's name and the number of one of its inputs.
 Edge = tuple[str, int]
@@ -60,6 +69,40 @@ def with_constants(
     for tensor in constants:
         out.graph.initializer.append(tensor)
     return out
+
+
+def with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
+    """A copy of `model` whose only outputs are these intermediate tensors."""
+    import onnx
+
+    out = with_constants(model, model.graph.initializer)
+    known = {o.name: o for o in model.graph.output}
+    del out.graph.output[:]
+    for name in tensors:
+        info = known.get(name) or onnx.helper.make_empty_tensor_value_info(name)
+        out.graph.output.append(info)
+    return out
+
+
+def add_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Add nodes of one output each, in place, each just before the first node that reads it.
+
+    New nodes may read each other; those that no node reads are left out.
+    """
+    waiting = {n.output[0]: n for n in nodes}
+    ordered = [n for node in model.graph.node for n in _with_inputs(node, waiting)]
+    del model.graph.node[:]
+    model.graph.node.extend(ordered)
+
+
+def _with_inputs(
+    node: onnx.NodeProto, waiting: dict[str, onnx.NodeProto]
+) -> Iterator[onnx.NodeProto]:
+    """The nodes among `waiting` that `node` reads, which are taken out, and then itself."""
+    for name in node.input:
+        if (needed := waiting.pop(name, None)) is not None:
+            yield from _with_inputs(needed, waiting)
+    yield node
 
 
 def drop_unread(model: onnx.ModelProto) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgehp.errors import UsageError
-from edgehp.quantization.graphview import GraphView, drop_unread, with_constants
+from edgehp.quantization.graph import GraphView, add_nodes, drop_unread, with_constants
 
 if TYPE_CHECKING:
     import onnx
@@ -85,7 +85,7 @@ def to_half_body(
                     node.input[i] = casts[name]
     if crossing := sorted(inside & view.outputs):
         raise UsageError(f"the graph's output {crossing[0]} lies in its body; expected a decode")
-    _sort_in(out, added)
+    add_nodes(out, added)
     drop_unread(out)
     del out.graph.value_info[:]
     return out, body
@@ -122,15 +122,3 @@ def _hollow(tensor: onnx.TensorProto) -> onnx.TensorProto:
     if math.prod(tensor.dims) <= _SMALL:
         return tensor
     return onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-
-
-def _sort_in(model: onnx.ModelProto, added: list[onnx.NodeProto]) -> None:
-    by_input: dict[str, list[onnx.NodeProto]] = {}
-    for node in added:
-        by_input.setdefault(node.input[0], []).append(node)
-    ordered = [n for i in model.graph.input for n in by_input.get(i.name, [])]
-    for node in model.graph.node:
-        ordered.append(node)
-        ordered += [c for o in node.output for c in by_input.get(o, [])]
-    del model.graph.node[:]
-    model.graph.node.extend(ordered)
