@@ -10,6 +10,7 @@ import pytest
 
 from edgehp.crop import Box
 from edgehp.datasets import Dataset, read_faces
+from edgehp.datasets.table import parse_table
 from edgehp.errors import DataError
 from edgehp.pose import geodesic_degrees, matrix_from_euler
 from tests.dataset_trees import encoded, photo, write, zip_of
@@ -240,3 +241,22 @@ def test_shared_zip(shared_data: Path) -> None:
 
 def test_photo_helper_is_what_the_tests_think() -> None:
     assert photo()[40, 8].tolist() == [220, 20, 20]
+
+
+def test_boxes_of_other_forms_are_taken_or_refused() -> None:
+    (row,) = parse_table(b"image,x,y,w,h\na.jpg,10,20,30,40\n", "here")
+    assert row.box == Box(10, 20, 40, 60)
+    with pytest.raises(DataError, match="fractions of the photo"):
+        parse_table(b"image,x_min,y_min,x_max,y_max\na.jpg,.1,.2,.6,.7\n", "here")
+    with pytest.raises(DataError, match=r"no columns of boxes.*\nhint: call a box x_min"):
+        parse_table(b"image,left,top,right,bottom\na.jpg,10,20,30,40\n", "here")
+
+
+def test_a_list_of_another_name_is_not_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "a" / "0.jpg", encoded())
+    write(tmp_path / "a" / "Boxes.csv", b"image,x,y,w,h\n0.jpg,10,10,20,20\n")
+    write(tmp_path / "a" / "faces.csv", b"image,x,y,w,h\n0.jpg,10,10,20,20\n")
+    assert read_faces(tmp_path / "a").samples[0].box == Box(10, 10, 30, 30)
+    assert "1 lists are not used (faces.csv)" in caplog.text

@@ -12,7 +12,7 @@ import pytest
 
 from edgehp.datasets.aflw2000 import read_aflw2000
 from edgehp.datasets.biwi import read_biwi
-from edgehp.datasets.rendered import read_origins, read_rendered
+from edgehp.datasets.faces import read_origins, read_rendered
 from edgehp.errors import DataError
 from edgehp.pose import geodesic_degrees, matrix_from_euler, require_rotation
 from tests.dataset_trees import encoded, photo, write, zip_of

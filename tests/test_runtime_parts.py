@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from edgehp.crop import Box
-from edgehp.datasets.rendered import read_origins, read_rendered
+from edgehp.datasets.faces import read_origins, read_rendered
 from edgehp.errors import DataError, EnvironmentalError, UsageError
 from edgehp.pose import geodesic_degrees, matrix_from_euler
 from edgehp.prediction.faces import DetectedFace, network_box, overlap

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.crop import Box
-from edgehp.datasets.rendered import read_origins, read_rendered
+from edgehp.datasets.faces import read_origins, read_rendered
 from edgehp.pose import matrix_from_euler
 
 Image = npt.NDArray[np.uint8]

@@ -19,7 +19,7 @@ from edgehp.datasets.base import (
     within,
 )
 from edgehp.datasets.boxes import BoxEntry, BoxList, find_boxes, require_split
-from edgehp.datasets.photos import FilePhoto
+from edgehp.datasets.stores import FilePhoto
 from edgehp.errors import DataError
 from edgehp.pose import to_aflw2000
 

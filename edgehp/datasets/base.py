@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.crop import Box
-from edgehp.datasets.photos import Image, PhotoSource, decode_photo
+from edgehp.datasets.stores import PhotoSource
 from edgehp.errors import DataError
+from edgehp.images import Image, decode_photo
 from edgehp.pose import matrix_from_euler
 
 __all__ = [
@@ -50,6 +51,8 @@ class Sample:
             without label.
         size: (width, height) of the photo in pixels as the data set's list says, None if it does
             not; `load` checks it.
+        upright: turn the photo as its EXIF orientation says: only where nothing refers to the
+            pixels as stored.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Sample:
     matrix: Array | None = field(default=None, repr=False)
     angles: Array | None = None
     size: tuple[int, int] | None = None
+    upright: bool = False
 
     def load(self) -> Image:
         """Read and decode the photo.
@@ -68,7 +72,7 @@ class Sample:
         Raises:
             DataError: missing, truncated, damaged, or not of the size the list says.
         """
-        photo = decode_photo(self.source.read(), self.source.where)
+        photo = decode_photo(self.source.read(), self.source.where, upright=self.upright)
         found = photo.shape[1], photo.shape[0]
         if self.size is not None and self.size != found:
             raise DataError(

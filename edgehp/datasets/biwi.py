@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from edgehp.datasets.base import DEFAULT_MAX_ANGLE, Dataset, Sample, Skips, build_dataset, within
 from edgehp.datasets.boxes import find_boxes, require_split
-from edgehp.datasets.photos import FilePhoto, read_bytes
+from edgehp.datasets.stores import FilePhoto
 from edgehp.errors import DataError
+from edgehp.images import read_bytes
 from edgehp.pose import euler_from_matrix, project_to_rotation, require_rotation
 
 __all__ = ["LAYOUT", "read_biwi", "read_biwi_pose", "read_rgb_cal"]

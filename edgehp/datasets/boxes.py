@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.crop import Box
-from edgehp.datasets.photos import read_bytes
+from edgehp.datasets.table import LARGEST_FRACTION
 from edgehp.errors import DataError, UsageError
 from edgehp.files import sha256_bytes
+from edgehp.images import read_bytes
 
 __all__ = [
     "LANDMARK_MARGIN",
@@ -94,6 +95,12 @@ def load_boxes(path: Path) -> BoxList:
         if not isinstance(entries, list) or not entries:
             raise DataError(f"{path}: {file}: expected a list of faces")
         faces[file] = tuple(_entry(e, f"{path}: {file}") for e in entries)
+    first = [e.box for entries in faces.values() for e in entries]
+    if all(max(map(abs, (b.x_min, b.y_min, b.x_max, b.y_max))) <= LARGEST_FRACTION for b in first):
+        raise DataError(
+            f"{path}: all {len(first)} boxes lie between 0 and 1, as fractions of the photo do; "
+            "expected pixels\nhint: multiply x by the photo's width and y by its height"
+        )
     digest = sha256_bytes(data)[:16]
     return BoxList(faces, f"{path.name} (sha256 {digest})")
 

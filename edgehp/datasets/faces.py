@@ -3,24 +3,35 @@
 ``NAME/NNNNN.jpg`` with ``NAME/boxes.csv`` (see `edgehp.datasets.table` for the columns); a plain
 folder of photos without a list, where the whole photo is the box; a folder of such zips. Zips are
 read in place: nothing is extracted.
+
+Rendered heads are such a zip or folder, with the renderer's ``labels.csv``: size, box, angles and
+matrix, which is known exactly, and ``nir`` (0 or 1: pseudo near-infrared) and ``seed`` (of the
+picture).
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edgehp.datasets.base import Dataset, Sample, Skips, build_dataset, join_datasets
-from edgehp.datasets.photos import PHOTO_SUFFIXES, read_bytes
-from edgehp.datasets.stores import Store, inside, open_store
-from edgehp.datasets.table import ANGLES, Row, parse_table
+from edgehp.datasets.stores import PhotoSource, Store, inside, open_store
+from edgehp.datasets.table import ANGLES, BOX, MATRIX, Row, parse_table
 from edgehp.errors import DataError
+from edgehp.images import PHOTO_SUFFIXES, read_bytes
 
-__all__ = ["read_faces"]
+__all__ = ["Origin", "read_faces", "read_origins", "read_rendered"]
+
+logger = logging.getLogger(__name__)
 
 _LIST = "boxes.csv"
 # Rendered heads call the same table, with labels in it, by its content.
-_LISTS = (_LIST, "labels.csv")
+_LABELS = "labels.csv"
+_LISTS = (_LIST, _LABELS)
 
 
 def read_faces(
@@ -69,18 +80,29 @@ def _read(store: Store, skip_bad: bool, labels: Path | str | None, name: str) ->
         )
     skips = Skips(skip_bad)
     rows: dict[str, Row] = {}
-    for member in sorted(m for m in members if PurePosixPath(m).name in _LISTS):
+    for member in sorted(m for m in members if PurePosixPath(m).name.lower() in _LISTS):
         where = f"{store.where}/{member}"
         folder = str(PurePosixPath(member).parent)
         _collect(parse_table(store.read(member), where), photos, folder, where, rows, skips)
     listed = bool(rows) or bool(skips.found)
+    unused = [m for m in members if _is_unused_list(m)]
+    if unused:
+        logger.warning(
+            "%s: %d lists are not used (%s): a list of boxes or labels is called %s",
+            store.where,
+            len(unused),
+            ", ".join(unused[:3]),
+            " or ".join(_LISTS),
+        )
     chosen: Mapping[str, Row] = rows
     if labels is not None:
         chosen = _labelled(Path(labels), photos, rows, skips)
     elif not listed:
         chosen = {p: Row(0, p) for p in photos}
     samples = [
-        Sample(p, store.photo(p), r.box, r.matrix, r.angles, r.size) for p, r in chosen.items()
+        # Boxes and labels refer to the pixels as stored; without them, up is up.
+        Sample(p, store.photo(p), r.box, r.matrix, r.angles, r.size, upright=r.line == 0)
+        for p, r in chosen.items()
     ]
     boxed = sum(s.box is not None for s in samples)
     source = "whole photo" if boxed == 0 else _LIST if labels is None else f"{_LIST} or labels file"
@@ -92,6 +114,11 @@ def _read(store: Store, skip_bad: bool, labels: Path | str | None, name: str) ->
         convention="aflw2000" if any(s.matrix is not None for s in samples) else None,
         photos_not_listed=len(set(photos) - set(chosen)),
     )
+
+
+def _is_unused_list(member: str) -> bool:
+    path = PurePosixPath(member)
+    return path.suffix.lower() in (".csv", ".tsv") and path.name.lower() not in _LISTS
 
 
 def _collect(
@@ -138,3 +165,87 @@ def _labelled(
             row = Row(row.line, row.image, own.size, own.box, row.matrix, row.angles)
         merged[photo] = row
     return merged
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a picture came to be: pseudo near-infrared or colour, and the renderer's seed."""
+
+    nir: bool
+    seed: int
+
+
+def read_rendered(path: Path | str, *, skip_bad: bool = False) -> Dataset:
+    """Read rendered heads.
+
+    Args:
+        path: a zip, or a folder, with one ``labels.csv``.
+        skip_bad: list missing photos under ``skipped`` instead of raising.
+
+    Raises:
+        DataError: nothing there, the list is missing or malformed, or names a photo that is not
+            there.
+    """
+    heads = _Rendered(Path(path))
+    skips = Skips(skip_bad)
+    samples = []
+    for row in parse_table(heads.table(), heads.where, (*BOX, *MATRIX)):
+        with skips.guard(row.image):
+            samples.append(
+                Sample(
+                    row.image,
+                    heads.photo(row.image, row.line),
+                    row.box,
+                    row.matrix,
+                    row.angles,
+                    row.size,
+                )
+            )
+    return build_dataset("rendered", samples, skips, boxes=_LABELS, convention="aflw2000")
+
+
+def read_origins(path: Path | str) -> dict[str, Origin]:
+    """The ``nir`` and ``seed`` columns by the image's name.
+
+    Raises:
+        DataError: the list is missing or lacks one of them, or one is not a whole number.
+    """
+    heads = _Rendered(Path(path))
+    text = heads.table().decode("utf-8-sig", errors="replace")
+    try:
+        return {
+            row["image"]: Origin(bool(int(row["nir"])), int(row["seed"]))
+            for row in csv.DictReader(io.StringIO(text, newline=""))
+        }
+    except (KeyError, TypeError, ValueError, csv.Error) as e:
+        raise DataError(
+            f"{heads.where}: expected whole numbers in the columns image,nir,seed: {e}"
+        ) from e
+
+
+class _Rendered:
+    """The one ``labels.csv`` of a zip or folder, and the photos beside it."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder; expected heads with {_LABELS}")
+        self._store = open_store(path)
+        self._names = frozenset(self._store.names())
+        lists = sorted(n for n in self._names if PurePosixPath(n).name == _LABELS)
+        if len(lists) != 1:
+            found = f"two lists: {', '.join(lists[:3])}" if lists else f"no {_LABELS}"
+            raise DataError(f"{path}: {found}; expected NNNNN.jpg files and one {_LABELS}")
+        self._list = lists[0]
+        self.where = f"{path}/{self._list}"
+
+    def table(self) -> bytes:
+        """The bytes of the list."""
+        return self._store.read(self._list)
+
+    def photo(self, image: str, line: int) -> PhotoSource:
+        """The photo that a row names, relative to the list."""
+        at = f"{self.where}: line {line}"
+        name = str(PurePosixPath(self._list).parent / inside(image, at))
+        if name not in self._names:
+            raise DataError(f"{at}: the photo {image} is not there")
+        return self._store.photo(name)

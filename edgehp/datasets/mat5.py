@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgehp.datasets.photos import read_bytes
 from edgehp.errors import DataError
+from edgehp.images import read_bytes
 
 __all__ = ["read_mat"]
 

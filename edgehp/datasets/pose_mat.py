@@ -13,8 +13,9 @@ from edgehp.crop import Box
 from edgehp.datasets.base import Sample, Skips, labels_from_angles, within
 from edgehp.datasets.boxes import BoxList, box_from_landmarks
 from edgehp.datasets.mat5 import read_mat
-from edgehp.datasets.photos import FilePhoto
+from edgehp.datasets.stores import FilePhoto
 from edgehp.errors import DataError
+from edgehp.images import require_utf8
 from edgehp.pose import to_aflw2000
 
 __all__ = ["PoseMat", "paired_samples", "read_pose_mat"]
@@ -84,6 +85,7 @@ def paired_samples(
     filtered: list[str] = []
     largest: list[float] = []
     for photo in photos:
+        require_utf8(photo)
         name = photo.relative_to(root).as_posix()
         with skips.guard(name):
             if not photo.is_file():

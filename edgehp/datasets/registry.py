@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ from typing import Any
 
 from edgehp.datasets import aflw, aflw2000, biwi, w300lp
 from edgehp.datasets.base import Dataset
-from edgehp.datasets.faces import read_faces
-from edgehp.errors import DataError, EnvironmentalError, UsageError
+from edgehp.datasets.faces import read_faces, read_rendered
+from edgehp.errors import DataError, UsageError
 
 __all__ = ["DATASETS", "Entry", "dataset_entry", "find_root", "open_dataset"]
 
@@ -34,16 +33,6 @@ class Entry:
     layout: str
     options: frozenset[str]
     read: Callable[..., Dataset]
-
-
-def _read_rendered(root: Path, **options: Any) -> Dataset:
-    # Imported when it is asked for: the renderer's reader is no business of the other data sets.
-    try:
-        module = importlib.import_module("edgehp.datasets.rendered")
-    except ModuleNotFoundError as e:
-        raise EnvironmentalError(f"the rendered data set needs the module {e.name}") from e
-    read: Callable[..., Dataset] = module.read_rendered
-    return read(root, **options)
 
 
 _FACES_LAYOUT = "NAME/NNNNN.jpg and NAME/boxes.csv, zips of these, or plain photos"
@@ -71,7 +60,7 @@ DATASETS: Mapping[str, Entry] = MappingProxyType(
                 frozenset({"boxes", "max_angle", "flipped"}),
                 w300lp.read_300w_lp,
             ),
-            Entry("rendered", _FACES_LAYOUT, frozenset(), _read_rendered),
+            Entry("rendered", _FACES_LAYOUT, frozenset(), read_rendered),
             Entry("faces", _FACES_LAYOUT, frozenset({"labels"}), read_faces),
         )
     }

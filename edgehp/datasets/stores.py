@@ -2,13 +2,186 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import zipfile
+import zlib
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Any, Protocol
 
-from edgehp.datasets.photos import Archive, FilePhoto, PhotoSource, ZipPhoto, read_bytes
 from edgehp.errors import DataError
+from edgehp.images import is_apple_double, read_bytes, report_left_out, require_utf8, stand_in
 
-__all__ = ["Store", "inside", "open_store"]
+__all__ = [
+    "Archive",
+    "FilePhoto",
+    "Folder",
+    "PhotoSource",
+    "Store",
+    "ZipPhoto",
+    "inside",
+    "open_store",
+]
+
+_LARGEST_MEMBER = 256 * 2**20
+
+
+class PhotoSource(Protocol):
+    """Where the bytes of one encoded photo come from."""
+
+    @property
+    def where(self) -> str:
+        """The place as a person would look for it, for messages."""
+
+    def read(self) -> bytes:
+        """The encoded photo.
+
+        Raises:
+            DataError: missing, unreadable or too large.
+        """
+
+
+@dataclass(frozen=True)
+class FilePhoto:
+    """A photo in a file of its own."""
+
+    path: Path
+
+    @property
+    def where(self) -> str:
+        """The file's path."""
+        return str(self.path)
+
+    def read(self) -> bytes:
+        """The encoded photo.
+
+        Raises:
+            DataError: missing, unreadable or too large.
+        """
+        return read_bytes(self.path, "a photo")
+
+
+@dataclass(frozen=True)
+class ZipPhoto:
+    """A photo inside a zip file."""
+
+    archive: Archive
+    member: str
+
+    @property
+    def where(self) -> str:
+        """The zip's path and the member's name."""
+        return f"{self.archive.path}:{self.member}"
+
+    def read(self) -> bytes:
+        """The encoded photo.
+
+        Raises:
+            DataError: the member is damaged, encrypted or too large.
+        """
+        return self.archive.read(self.member)
+
+
+class Archive:
+    """A zip file read member by member, never extracted.
+
+    Usable from threads, across ``fork`` and after pickling: every process opens the file anew,
+    since processes that share one file description would move each other's read position.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the zip at `path` and check its directory.
+
+        Raises:
+            DataError: missing, not a zip, or with encrypted or duplicate members.
+        """
+        self.path = path
+        self._reset()
+        self._members: dict[str, str] = {}
+        left_out = Counter[str]()
+        for info in self._open().infolist():
+            # PowerShell 5 writes names with backslashes.
+            name = info.filename.replace("\\", "/")
+            if info.is_dir() or name.endswith("/"):
+                continue
+            if is_apple_double(name):
+                left_out["of macOS ('._', __MACOSX)"] += 1
+                continue
+            if name in self._members:
+                raise DataError(f"{path}: member {name!r} occurs twice, expected once")
+            if info.flag_bits & 1:
+                raise DataError(f"{path}: member {name!r} is encrypted; decrypt the zip")
+            self._members[name] = info.filename
+        report_left_out(str(path), left_out)
+
+    @property
+    def where(self) -> str:
+        """The zip's path."""
+        return str(self.path)
+
+    def names(self) -> list[str]:
+        """Every file in it, with ``/``."""
+        return list(self._members)
+
+    def photo(self, name: str) -> ZipPhoto:
+        """A photo, not yet read."""
+        return ZipPhoto(self, name)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._zip: zipfile.ZipFile | None = None
+        self._process = -1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open file and the lock, which no other process can use."""
+        return {"path": self.path, "_members": self._members}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore; the file is opened on the first read."""
+        self.__dict__.update(state)
+        self._reset()
+
+    def _open(self) -> zipfile.ZipFile:
+        if self._zip is None:
+            try:
+                self._zip = zipfile.ZipFile(self.path)
+            except OSError as e:
+                raise DataError(f"{self.path}: cannot open the zip: {e.strerror or e}") from e
+            except (zipfile.BadZipFile, NotImplementedError, ValueError) as e:
+                with self.path.open("rb") as file:
+                    other = stand_in(file.read(512))
+                if other is not None:
+                    raise DataError(f"{self.path} is {other}") from e
+                raise DataError(f"{self.path}: expected a complete zip file: {e}") from e
+            self._process = os.getpid()
+        return self._zip
+
+    def read(self, member: str) -> bytes:
+        """The bytes of one member, its checksum verified.
+
+        Raises:
+            DataError: no such member, or it is damaged or too large.
+        """
+        where = f"{self.path}:{member}"
+        if self._process != os.getpid():
+            self._reset()  # after a fork another thread's lock may be locked for ever
+        with self._lock:
+            archive = self._open()
+            try:
+                info = archive.getinfo(self._members[member])
+                if info.file_size > _LARGEST_MEMBER:
+                    raise DataError(
+                        f"{where}: {info.file_size} bytes, expected <= {_LARGEST_MEMBER}"
+                    )
+                return archive.read(info)
+            except KeyError:
+                raise DataError(f"{where}: no such member in the zip") from None
+            except (zipfile.BadZipFile, zlib.error, EOFError) as e:
+                raise DataError(f"{where}: the zip member is damaged: {e}") from e
+            except (OSError, NotImplementedError, RuntimeError) as e:
+                raise DataError(f"{where}: cannot read the zip member: {e}") from e
 
 
 class Store(Protocol):
@@ -32,40 +205,50 @@ class Store(Protocol):
         """A photo, not yet read."""
 
 
-class _Folder:
+class Folder:
+    """A folder with its subfolders."""
+
     def __init__(self, path: Path) -> None:
+        """Nothing is read yet."""
         self.path = path
 
     @property
     def where(self) -> str:
+        """Its path."""
         return str(self.path)
 
     def names(self) -> list[str]:
-        return [p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file()]
+        """Every file in it; macOS's ``._`` files and links to nowhere are counted in a warning.
+
+        Raises:
+            DataError: a name is not UTF-8.
+        """
+        names, left_out = [], Counter[str]()
+        for path in self.path.rglob("*"):
+            name = path.relative_to(self.path).as_posix()
+            if path.is_dir():
+                continue
+            if is_apple_double(name):
+                left_out["of macOS ('._')"] += 1
+            elif not path.is_file():
+                left_out["that are links to nowhere or no files"] += 1
+            else:
+                require_utf8(path)
+                names.append(name)
+        report_left_out(self.where, left_out)
+        return names
 
     def read(self, name: str) -> bytes:
+        """The bytes of a CSV list.
+
+        Raises:
+            DataError: missing, unreadable or too large.
+        """
         return read_bytes(self.path / name, "a CSV list")
 
-    def photo(self, name: str) -> PhotoSource:
+    def photo(self, name: str) -> FilePhoto:
+        """A photo, not yet read."""
         return FilePhoto(self.path / name)
-
-
-class _Zip:
-    def __init__(self, path: Path) -> None:
-        self.archive = Archive(path)
-
-    @property
-    def where(self) -> str:
-        return str(self.archive.path)
-
-    def names(self) -> list[str]:
-        return list(self.archive.members)
-
-    def read(self, name: str) -> bytes:
-        return self.archive.read(name)
-
-    def photo(self, name: str) -> PhotoSource:
-        return ZipPhoto(self.archive, name)
 
 
 def open_store(path: Path) -> Store:
@@ -74,7 +257,7 @@ def open_store(path: Path) -> Store:
     Raises:
         DataError: a file that is not a complete zip.
     """
-    return _Folder(path) if path.is_dir() else _Zip(path)
+    return Folder(path) if path.is_dir() else Archive(path)
 
 
 def inside(image: str, at: str) -> PurePosixPath:

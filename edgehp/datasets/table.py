@@ -1,6 +1,7 @@
 """CSV lists of faces: boxes and labels, one row a photo.
 
-Columns: ``image`` (required); ``width,height`` of the photo; ``x_min,y_min,x_max,y_max`` in pixels;
+Columns: ``image`` (required); ``width,height`` of the photo; ``x_min,y_min,x_max,y_max`` or
+``x,y,w,h`` in pixels;
 ``pitch,yaw,roll`` in degrees, convention ``"aflw2000"``; ``r00,r01,...,r22``, the canonical
 rotation matrix. Each group is there whole or not at all; unknown columns are ignored.
 """
@@ -27,12 +28,15 @@ Array = npt.NDArray[np.float64]
 
 SIZE = ("width", "height")
 BOX = ("x_min", "y_min", "x_max", "y_max")
+CORNER = ("x", "y", "w", "h")
 ANGLES = ("pitch", "yaw", "roll")
 MATRIX = tuple(f"r{i}{j}" for i in range(3) for j in range(3))
 # Fewer rows may all be near-frontal by chance; then nothing can be said about the unit.
 _ROWS_TO_TELL_RADIANS = 50
 # Angles printed with one decimal differ from their matrix by less than this.
 _AGREEMENT_DEGREES = 0.2
+# A box between 0 and 1 is a fraction of the photo, as YOLO and MediaPipe write it, not one pixel.
+LARGEST_FRACTION = 1.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,12 +92,17 @@ def _columns(header: list[str], required: Sequence[str], where: str) -> set[str]
     if len(have) != len(header):
         raise DataError(f"{where}: a column name occurs twice in {','.join(header)}")
     missing = [c for c in ("image", *required) if c not in have]
-    for group in (SIZE, BOX, ANGLES, MATRIX):
+    for group in (SIZE, BOX, CORNER, ANGLES, MATRIX):
         if have & set(group):
             missing += [c for c in group if c not in have and c not in missing]
     if missing:
         raise DataError(
             f"{where}: missing columns {','.join(missing)}; found {','.join(header) or 'nothing'}"
+        )
+    if not have & {*BOX, *CORNER, *ANGLES, *MATRIX}:
+        raise DataError(
+            f"{where}: no columns of boxes or labels are known in {','.join(header)}\n"
+            f"hint: call a box {','.join(BOX)} or {','.join(CORNER)}, angles {','.join(ANGLES)}"
         )
     return have
 
@@ -115,10 +124,18 @@ def _row(line: int, cells: dict[str, str], columns: set[str], at: str) -> Row:
     if not image:
         raise DataError(f"{at}: the image column is empty")
     size, box = numbers(SIZE), numbers(BOX)
+    if box is None and (corner := numbers(CORNER)) is not None:
+        x, y, w, h = corner
+        box = [x, y, x + w, y + h]
     if size is not None and (min(size) < 1 or any(v != int(v) for v in size)):
         raise DataError(f"{at}: expected width and height in whole pixels, found {size}")
     if box is not None and (box[0] >= box[2] or box[1] >= box[3]):
         raise DataError(f"{at}: the box {box} is empty: x_min < x_max and y_min < y_max expected")
+    if box is not None and max(map(abs, box)) <= LARGEST_FRACTION:
+        raise DataError(
+            f"{at}: the box {box} looks like fractions of the photo; expected pixels\n"
+            "hint: multiply x by the photo's width and y by its height"
+        )
     matrix, angles = _labels(numbers(MATRIX), numbers(ANGLES), at)
     return Row(
         line,

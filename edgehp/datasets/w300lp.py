@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from edgehp.datasets.base import DEFAULT_MAX_ANGLE, Dataset, Skips, build_dataset
 from edgehp.datasets.boxes import LANDMARK_RULE, find_boxes
 from edgehp.datasets.pose_mat import paired_samples
 from edgehp.errors import DataError
+from edgehp.images import is_apple_double, report_left_out
 
 __all__ = ["FOLDERS", "LAYOUT", "read_300w_lp"]
 
@@ -43,10 +45,13 @@ def read_300w_lp(
         folder = folder / "300W_LP"
     wanted = [f for f in FOLDERS if flipped or not f.endswith("_Flip")]
     present = [f for f in wanted if (folder / f).is_dir()]
-    photos = []
+    photos, left_out = [], Counter[str]()
     for name in present:
         files = [p for p in (folder / name).iterdir() if p.suffix in (".jpg", ".mat")]
+        left_out["of macOS ('._')"] += sum(is_apple_double(p.name) for p in files)
+        files = [p for p in files if not is_apple_double(p.name)]
         photos += [folder / name / f"{s}.jpg" for s in sorted({p.stem for p in files})]
+    report_left_out(str(folder), +left_out)
     if not photos:
         raise DataError(f"{folder}: no 300W-LP photos; expected {LAYOUT}")
     listed = None if boxes == "landmarks" else find_boxes(folder, LIST, boxes)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgehp.errors import EnvironmentalError, UsageError
+from edgehp.images import require_utf8
 from edgehp.networks.checkpoint import SUFFIXES, load_weights
 from edgehp.networks.export import deployed_graph, load_graph
 from edgehp.networks.graph import DEFAULT_OPSET
@@ -87,6 +88,7 @@ def resolve_network(text: str) -> Network:
         weights, spec = load_weights(path)
         return Network(text, path, spec, weights)
     path = Path(text)
+    require_utf8(path)
     suffix = path.suffix.lower()
     if suffix in SUFFIXES:
         weights, spec = load_weights(path)

@@ -10,9 +10,9 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from edgehp.datasets.photos import PHOTO_SUFFIXES
 from edgehp.errors import DataError, UsageError
 from edgehp.files import output_to, write_whole
+from edgehp.images import PHOTO_SUFFIXES
 from edgehp.prediction.draw import Image, draw_pose
 from edgehp.prediction.run import FrameResult
 from edgehp.prediction.sources import Source

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp._opencv import opencv_silenced
-from edgehp.datasets.photos import PHOTO_SUFFIXES, decode_photo, read_bytes
 from edgehp.errors import DataError, EnvironmentalError, UsageError
+from edgehp.images import PHOTO_SUFFIXES, decode_photo, read_bytes
 
 __all__ = ["VIDEO_SUFFIXES", "Frame", "Source", "open_source"]
 

@@ -18,8 +18,7 @@ from edgehp.artifact.manifest import MANIFEST_NAME
 from edgehp.benchmark.plan import SCENARIOS
 from edgehp.crop import Image, Preprocessing, crop_face
 from edgehp.datasets.base import Sample
-from edgehp.datasets.faces import read_faces
-from edgehp.datasets.rendered import read_rendered
+from edgehp.datasets.faces import read_faces, read_rendered
 from edgehp.errors import CompatibilityError, DataError
 from edgehp.files import resource_dir
 from edgehp.report.files import KINDS, read_report

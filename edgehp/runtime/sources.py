@@ -11,8 +11,8 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from edgehp.datasets.photos import PHOTO_SUFFIXES
 from edgehp.errors import DataError, EdgehpError, EnvironmentalError, UsageError
+from edgehp.images import PHOTO_SUFFIXES
 from edgehp.prediction.sources import open_source
 
 __all__ = ["Capture", "CaptureSource", "FolderCapture", "parse_source"]

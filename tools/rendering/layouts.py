@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from edgehp.crop import Box
 from edgehp.datasets.base import Sample
-from edgehp.datasets.rendered import read_rendered
+from edgehp.datasets.faces import read_rendered
 from edgehp.pose import matrix_from_euler
 
 Array = npt.NDArray[np.float64]

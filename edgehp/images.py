@@ -1,0 +1,464 @@
+"""The one decoder of photos: JPEG, PNG, TIFF and WebP, from files, zips and folders alike.
+
+OpenCV decodes half of a truncated photo without a word and fills the rest with grey, and takes 16
+bits for 8 by dropping the lower ones. So the container is read first: how many pixels, how many
+bits, which way up, and whether all of it is there. Damage inside the entropy-coded data of an
+otherwise complete JPEG is beyond any such check.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import zlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from edgehp.errors import DataError
+
+__all__ = [
+    "BITS_VARIABLE",
+    "PHOTO_SUFFIXES",
+    "decode_photo",
+    "find_photos",
+    "is_apple_double",
+    "read_bytes",
+    "report_left_out",
+    "require_utf8",
+    "stand_in",
+    "to_8_bits",
+]
+
+Image = npt.NDArray[np.uint8]
+logger = logging.getLogger(__name__)
+
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
+# Tells how many bits the samples of 16-bit photos have, where no option does.
+BITS_VARIABLE = "EDGEHP_PHOTO_BITS"
+# A face photo is smaller; a larger one is a mistake or an attack on memory.
+_LARGEST_PIXELS = 100_000_000
+_LARGEST_FILE = 256 * 2**20
+_PNG = b"\x89PNG\r\n\x1a\n"
+# Start-of-frame markers: C0..CF without DHT (C4), JPG (C8) and DAC (CC).
+_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+# Markers without a length: TEM, RST0 to RST7 and a repeated SOI.
+_BARE = frozenset({0x01, *range(0xD0, 0xD9)})
+_TIFF = (b"II*\0", b"MM\0*")
+_ORIENTATION = 0x0112
+# What lies beside photos and is no photo: labels, lists and notes.
+_BESIDE = (".mat", ".csv", ".json", ".txt", ".md", ".sqlite", ".zip")
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What the container says.
+
+    Attributes:
+        width: in pixels, as stored.
+        height: in pixels, as stored.
+        bits: of a sample as stored: 8 or 16 (fewer count as 8).
+        significant: of them, those that the file itself calls significant; None if it does not.
+        orientation: EXIF's, 1 to 8.
+        turned_by_opencv: whether OpenCV's decoder obeys the orientation whatever it is told.
+        unfinished: a JPEG without its end marker.
+    """
+
+    width: int
+    height: int
+    bits: int = 8
+    significant: int | None = None
+    orientation: int = 1
+    turned_by_opencv: bool = False
+    unfinished: bool = False
+
+
+def stand_in(head: bytes) -> str | None:
+    """What a file is that only stands where another should be, by its first bytes; None if not.
+
+    Args:
+        head: at least the first 64 bytes.
+
+    Returns:
+        A description with a hint, to follow "FILE is ".
+    """
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the data\nhint: run 'git lfs pull'"
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:32].lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<head")):
+        return (
+            "a web page, not the data: the link led to a login, preview or error page\n"
+            "hint: download it with the site's own button or tool"
+        )
+    if head.startswith((b"\0\5\x16\7", b"\0\5\x16\0")):
+        return "macOS's AppleDouble data, not the file itself\nhint: use the file without '._'"
+    return None
+
+
+def require_utf8(path: Path | str) -> None:
+    """Refuse a path that is not UTF-8: OpenCV, JSON and zips cannot hold it.
+
+    Raises:
+        DataError: it is not.
+    """
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{os.fspath(path)!a}: the file name is not UTF-8\n"
+            "hint: rename it, e.g. with 'convmv -f latin1 -t utf8 --notest FILE'"
+        ) from None
+
+
+def read_bytes(path: Path, what: str) -> bytes:
+    """The whole file at `path`, which should be `what`.
+
+    Raises:
+        DataError: missing, unreadable, empty, larger than 256 MiB, or a pointer or web page.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LARGEST_FILE + 1)
+    except OSError as e:
+        raise DataError(f"{path}: expected {what}, cannot read it: {e.strerror or e}") from e
+    if not data:
+        raise DataError(f"{path}: expected {what}, found an empty file")
+    if len(data) > _LARGEST_FILE:
+        raise DataError(f"{path}: expected {what}, found more than {_LARGEST_FILE} bytes")
+    if (other := stand_in(data[:512])) is not None:
+        raise DataError(f"{path} is {other}")
+    return data
+
+
+def is_apple_double(name: str) -> bool:
+    """Whether macOS put this file (path with ``/``) beside another, or into ``__MACOSX``."""
+    return name.rpartition("/")[2].startswith("._") or "__MACOSX" in name.split("/")
+
+
+def find_photos(root: Path) -> tuple[Path, ...]:
+    """The photos below a folder, sorted; what is left out is counted in one warning.
+
+    Raises:
+        DataError: no photos, or the name of one is not UTF-8.
+    """
+    photos, left_out = [], Counter[str]()
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        suffix = path.suffix.lower()
+        if path.is_dir() or suffix in _BESIDE:
+            continue
+        if is_apple_double(name):
+            left_out["of macOS ('._')"] += 1
+        elif suffix not in PHOTO_SUFFIXES:
+            left_out[f"called {suffix}" if suffix else "without a suffix"] += 1
+        elif not path.is_file():
+            left_out["that are links to nowhere" if path.is_symlink() else "of no usual kind"] += 1
+        else:
+            require_utf8(path)
+            photos.append(path)
+    report_left_out(str(root), left_out)
+    if not photos:
+        raise DataError(f"{root}: no photos ({', '.join(PHOTO_SUFFIXES)}) in this folder")
+    return tuple(photos)
+
+
+def report_left_out(where: str, left_out: Counter[str]) -> None:
+    """Say in one line how many files of a folder or zip are no photos, by kind."""
+    if left_out:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common(6))
+        logger.warning("%s: files left out: %s", where, kinds)
+
+
+def decode_photo(
+    data: bytes,
+    where: str,
+    *,
+    upright: bool = False,
+    as_stored: bool = False,
+    bits: int | None = None,
+) -> Image:
+    """Decode an encoded photo.
+
+    The orientation is ignored by default: the boxes, landmarks and angles of every data set here
+    refer to the pixels as they are stored, so turning the photo would falsify the labels.
+
+    Args:
+        data: a complete JPEG, PNG, TIFF or WebP file.
+        where: its place, for messages.
+        upright: turn the photo as its orientation says (EXIF in all four formats).
+        as_stored: keep depth and channels: uint8 or uint16, grey [H, W] or BGR [H, W, 3], as a
+            camera's frames are.
+        bits: significant bits of 16-bit samples (`to_8_bits`).
+
+    Returns:
+        uint8 [H, W, 3], RGB, unless `as_stored`.
+
+    Raises:
+        DataError: of another kind, truncated, damaged, of more than 100 megapixels, or of 16 bits a
+            sample of which nobody says how many are used.
+    """
+    header = _header(data, where)
+    if not 0 < header.width * header.height <= _LARGEST_PIXELS:
+        raise DataError(
+            f"{where}: a photo of {header.width}x{header.height} pixels, expected "
+            f"1..{_LARGEST_PIXELS} in all"
+        )
+    pixels = _decode(data, where)
+    if header.unfinished:
+        pixels = _whole_without_end(data, where)
+    size = (header.height, header.width)
+    if header.turned_by_opencv and header.orientation >= 5:
+        size = size[::-1]
+    if pixels is None or pixels.shape[:2] != size or pixels.dtype not in (np.uint8, np.uint16):
+        raise DataError(f"{where}: the photo is damaged and cannot be decoded; replace the file")
+    if header.turned_by_opencv != upright:
+        pixels = _turned(pixels, header.orientation, back=not upright)
+    if as_stored:
+        return np.asarray(pixels)
+    if pixels.dtype == np.uint16:
+        pixels = to_8_bits(pixels, where, bits or header.significant)
+    code = cv2.COLOR_GRAY2RGB if pixels.ndim == 2 else cv2.COLOR_BGR2RGB
+    return np.asarray(cv2.cvtColor(pixels, code), np.uint8)
+
+
+def to_8_bits(pixels: npt.NDArray[Any], where: str, bits: int | None = None) -> Image:
+    """The upper 8 of the significant bits of uint16 samples; uint8 ones as they are.
+
+    Args:
+        pixels: uint8 or uint16, any shape.
+        where: the photo's place, for messages.
+        bits: significant bits, 8 to 16; None takes ``$EDGEHP_PHOTO_BITS`` and, without it, 16 where
+            a sample uses the highest bit.
+
+    Raises:
+        DataError: nobody says how many bits are used, or a sample has more.
+    """
+    if pixels.dtype == np.uint8:
+        return np.asarray(pixels, np.uint8)
+    largest = int(pixels.max(initial=0))
+    bits = bits or _told_bits()
+    if bits is None and largest >= 1 << 15:
+        bits = 16
+    if bits is None:
+        least = max(8, largest.bit_length())
+        raise DataError(
+            f"{where}: 16 bits a sample, of which {least} are used (largest value {largest}): "
+            "does the camera have 10, 12 or 16 bits?\n"
+            f"hint: say so, e.g. {BITS_VARIABLE}={next(b for b in (10, 12, 14, 16) if b >= least)}"
+        )
+    if largest >= 1 << bits:
+        raise DataError(f"{where}: a sample of {largest}, expected {bits} bits at most")
+    return np.asarray(pixels >> (bits - 8), np.uint8)
+
+
+def _told_bits() -> int | None:
+    text = os.environ.get(BITS_VARIABLE)
+    if not text:
+        return None
+    if text not in {str(b) for b in range(8, 17)}:
+        raise DataError(f"{BITS_VARIABLE} is {text!r}; expected 8 to 16")
+    return int(text)
+
+
+def _decode(data: bytes, where: str) -> npt.NDArray[Any] | None:
+    flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as e:
+        raise DataError(f"{where}: the photo cannot be decoded: {e.err}") from e
+
+
+def _whole_without_end(data: bytes, where: str) -> npt.NDArray[Any]:
+    """The pixels of a JPEG that lacks nothing but its end marker, as some cameras write it.
+
+    A missing part would be decoded from whatever follows, so what follows must make no difference.
+
+    Raises:
+        DataError: it does.
+    """
+    fills = (b"", b"\xa5\x3c\x96" * 50, b"\x5a\xc3\x69" * 50)
+    found = [_decode(data.removesuffix(b"\xff") + fill + b"\xff\xd9", where) for fill in fills]
+    first = found[0]
+    if first is None or any(f is None or not np.array_equal(f, first) for f in found):
+        raise _truncated(data, "JPEG", where)
+    return first
+
+
+def _turned(pixels: npt.NDArray[Any], orientation: int, back: bool) -> npt.NDArray[Any]:
+    """Pixels turned as EXIF's `orientation` says, or back again."""
+    if orientation >= 5 and not back:
+        pixels = pixels.swapaxes(0, 1)
+    # Where row 0 and column 0 of the stored picture are: 2, 3, 6, 7 right; 3, 4, 7, 8 bottom.
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation >= 5 and back:
+        pixels = pixels.swapaxes(0, 1)
+    return np.ascontiguousarray(pixels)
+
+
+def _truncated(data: bytes, kind: str, where: str) -> DataError:
+    return DataError(f"{where}: truncated {kind} of {len(data)} bytes; fetch the file again")
+
+
+def _header(data: bytes, where: str) -> _Header:
+    if data.startswith(b"\xff\xd8"):
+        return _jpeg(data, where)
+    if data.startswith(_PNG):
+        return _png(data, where)
+    try:
+        if data.startswith(_TIFF):
+            return _tiff(data, where)
+        if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+            return _webp(data, where)
+    except (struct.error, IndexError) as e:
+        kind = "WebP" if data.startswith(b"RIFF") else "TIFF"
+        raise _truncated(data, kind, where) from e
+    if (other := stand_in(data[:512])) is not None:
+        raise DataError(f"{where} is {other}")
+    raise DataError(
+        f"{where}: expected a JPEG, PNG, TIFF or WebP photo, found bytes {data[:8].hex(' ')!r}"
+    )
+
+
+def _jpeg(data: bytes, where: str) -> _Header:
+    """Of a JPEG (ITU-T T.81, annex B); stray bytes between segments are skipped, as by libjpeg."""
+    size: tuple[int, int] | None = None
+    orientation, progressive = 1, False
+    at = 2
+    while True:
+        at = data.find(b"\xff", at)
+        if at < 0 or at + 4 > len(data):
+            raise _truncated(data, "JPEG", where)
+        marker = data[at + 1]
+        if marker in (0x00, 0xFF):  # a stray stuffed byte; a fill byte
+            at += 1
+            continue
+        if marker in _BARE:
+            at += 2
+            continue
+        length = struct.unpack_from(">H", data, at + 2)[0]
+        if marker == 0xD9 or length < 2:
+            raise DataError(f"{where}: damaged JPEG at byte {at}; fetch the file again")
+        if marker in _SOF:
+            if at + 9 > len(data):
+                raise _truncated(data, "JPEG", where)
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            size, progressive = (width, height), marker in _PROGRESSIVE
+        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            orientation = _exif(data[at + 10 : at + 2 + length])
+        at += 2 + length
+        if marker == 0xDA:
+            break
+    # Within scans FF is always followed by 00 or a restart marker, so FF D9 is the real end and
+    # not that of a thumbnail, which would lie in a segment before the scan.
+    unfinished = data.find(b"\xff\xd9", at) < 0
+    if at > len(data) or (unfinished and progressive):
+        raise _truncated(data, "JPEG", where)
+    if size is None:
+        raise DataError(f"{where}: damaged JPEG without a frame header; fetch the file again")
+    return _Header(*size, orientation=orientation, unfinished=unfinished)
+
+
+def _png(data: bytes, where: str) -> _Header:
+    """Of a PNG whose chunks are complete and have their checksums (PNG, third edition)."""
+    at = len(_PNG)
+    size: tuple[int, int] | None = None
+    bits, significant, orientation = 8, None, 1
+    view = memoryview(data)
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 8 + length
+        if end + 4 > len(data):
+            break
+        if zlib.crc32(view[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise DataError(f"{where}: damaged PNG, bad checksum at byte {at}; fetch it again")
+        if kind == b"IHDR" and length >= 9:
+            size = struct.unpack_from(">II", data, at + 8)
+            bits = max(8, data[at + 16])
+        # sBIT counts the upper bits of samples that were scaled up to 16, so all 16 are used.
+        if kind == b"sBIT" and bits == 16:
+            significant = 16
+        if kind == b"eXIf":
+            orientation = _exif(data[at + 8 : end])
+        if kind == b"IEND":
+            if size is None:
+                raise DataError(f"{where}: damaged PNG without a header; fetch the file again")
+            return _Header(*size, bits, significant, orientation)
+        at = end + 4
+    raise _truncated(data, "PNG", where)
+
+
+def _tiff(data: bytes, where: str) -> _Header:
+    """Of a classic TIFF's first picture (TIFF 6.0); OpenCV's decoder turns it by itself."""
+    tags = _tiff_tags(data)
+    bits = tags.get(258, 1)
+    if bits not in (8, 16) or tags.get(339, 1) != 1:
+        raise DataError(
+            f"{where}: a TIFF of {bits} bits a sample, expected whole numbers of 8 or 16"
+        )
+    width, height = tags.get(256, 0), tags.get(257, 0)
+    return _Header(width, height, bits, None, _valid(tags.get(_ORIENTATION, 1)), True)
+
+
+def _webp(data: bytes, where: str) -> _Header:
+    """Of a WebP whose chunks are complete (RFC 9649)."""
+    if len(data) < 8 + struct.unpack_from("<I", data, 4)[0]:
+        raise _truncated(data, "WebP", where)
+    size: tuple[int, int] | None = None
+    orientation, at = 1, 12
+    while at + 8 <= len(data):
+        kind, length = struct.unpack_from("<4sI", data, at)
+        body = data[at + 8 : at + 8 + length]
+        if kind == b"VP8 ":
+            width, height = struct.unpack_from("<HH", body, 6)
+            size = width & 0x3FFF, height & 0x3FFF
+        elif kind == b"VP8L":
+            packed = struct.unpack_from("<I", body, 1)[0]
+            size = (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1
+        elif kind == b"EXIF":
+            orientation = _exif(body.removeprefix(b"Exif\0\0"))
+        elif kind == b"ANIM":
+            raise DataError(f"{where}: an animated WebP, expected one picture")
+        at += 8 + length + length % 2
+    if size is None:
+        raise DataError(f"{where}: damaged WebP without a picture; fetch the file again")
+    return _Header(*size, orientation=orientation)
+
+
+def _exif(tiff: bytes) -> int:
+    """The orientation in EXIF data; 1 where there is none, or none that makes sense."""
+    try:
+        return _valid(_tiff_tags(tiff).get(_ORIENTATION, 1))
+    except (struct.error, IndexError):
+        return 1
+
+
+def _valid(orientation: int) -> int:
+    return orientation if 1 <= orientation <= 8 else 1
+
+
+def _tiff_tags(data: bytes) -> dict[int, int]:
+    """The first value of every tag of the first directory that holds whole numbers."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4], "")
+    if not order:
+        return {}
+    directory = struct.unpack_from(order + "I", data, 4)[0]
+    tags = {}
+    for i in range(struct.unpack_from(order + "H", data, directory)[0]):
+        at = directory + 2 + 12 * i
+        tag, kind, count = struct.unpack_from(order + "HHI", data, at)
+        if kind not in (3, 4) or count == 0:
+            continue
+        code, width = ("H", 2) if kind == 3 else ("I", 4)
+        place = at + 8 if count * width <= 4 else struct.unpack_from(order + "I", data, at + 8)[0]
+        tags[tag] = struct.unpack_from(order + code, data, place)[0]
+    return tags
