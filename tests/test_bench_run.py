@@ -21,10 +21,17 @@ from edgehp.benchmark.host import HostWatch
 from edgehp.benchmark.power import MeterInfo, Rail, Sample
 from edgehp.benchmark.power.base import POWER
 from edgehp.benchmark.power.jetson import Ina3221Meter
-from edgehp.benchmark.roofline import MeasuredPeaks, count_work, measure_peaks, peaks_for, roofline
+from edgehp.benchmark.roofline import (
+    BOARDS,
+    MeasuredPeaks,
+    count_work,
+    measure_peaks,
+    peaks_for,
+    roofline,
+)
 from edgehp.cli.main import main
 from edgehp.errors import DataError, MeasurementError, UsageError
-from edgehp.targets import load_target
+from edgehp.targets import list_targets, load_target
 from tests.bench_artifact import make_artifact, report_schema
 
 QUICK = ("--duration", "0.6", "--warm-up", "0", "--threads", "1", "--idle", "0.3")
@@ -401,8 +408,7 @@ def test_the_roof_of_this_processor_is_measured(precision: str) -> None:
 def test_the_roof_is_that_of_the_active_power_mode(artifact: Path) -> None:
     work = count_work(artifact / "engine.onnx", "fp16")
     orin = load_target("orin-agx-64gb")
-    peaks, _ = peaks_for(orin, "MODE_50W")
-    peaks = peaks or peaks_for(orin, "50W")[0]
+    peaks, _ = peaks_for(orin, "MODE_50W", "Orin")
     assert peaks is not None
     assert peaks.name == "50W"
     found = roofline(work, peaks, "int8", 1000.0, batch=1)
@@ -412,7 +418,37 @@ def test_the_roof_is_that_of_the_active_power_mode(artifact: Path) -> None:
     )
     # At batch 1 the weights alone take longer to read than the operations: memory binds.
     assert found["bound"] == "memory"
-    nothing, why = peaks_for(orin, None)
-    assert nothing is None
-    assert "active" in why
-    assert peaks_for(load_target("cpu"), None)[0] is None
+    for mode, device, target in (
+        (None, "Orin", orin),
+        ("50W_CUSTOM", "Orin", orin),
+        (None, "CPU", load_target("cpu")),
+    ):
+        nothing, why = peaks_for(target, mode, device)
+        assert nothing is None and why.startswith("unknown")
+
+
+@pytest.mark.parametrize(
+    ("target", "device", "board"),
+    [
+        ("l4", "NVIDIA L4", "L4"),
+        ("l4", "NVIDIA L40S", None),
+        ("h100", "NVIDIA H100 80GB HBM3", "H100 SXM"),
+        ("h100", "NVIDIA H100 PCIe", None),
+        ("h100", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("t4", "Tesla T4", "T4"),
+        ("rtx-40", "NVIDIA GeForce RTX 4060 Ti", None),
+        ("rtx-40", "NVIDIA GeForce RTX 4060", "RTX 4060"),
+        ("rtx-30", "NVIDIA GeForce RTX 4090", None),
+    ],
+)
+def test_a_gpu_is_known_by_its_exact_name_or_not_at_all(
+    target: str, device: str, board: str | None
+) -> None:
+    peaks, why = peaks_for(load_target(target), None, device)
+    assert (None if peaks is None else peaks.name) == board
+    assert device in why and why.startswith("unknown") is (board is None)
+
+
+def test_every_board_of_the_targets_has_a_device_name() -> None:
+    boards = {b.name for name in list_targets() for b in load_target(name).boards}
+    assert boards <= set(BOARDS.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,7 +67,7 @@ def test_ina3221_reads_rails_and_leaves_out_what_is_not_connected(tmp_path: Path
     assert meter.info.total == ("VDD_IN",)
 
 
-def test_ina3221_of_an_agx_orin_states_no_total(tmp_path: Path) -> None:
+def test_the_total_of_an_agx_orin_is_the_documented_sum_and_says_so(tmp_path: Path) -> None:
     ina(
         tmp_path,
         "1-0040",
@@ -85,8 +85,9 @@ def test_ina3221_of_an_agx_orin_states_no_total(tmp_path: Path) -> None:
         samples.append(meter.read())
         clock.now += 0.1
     energy = energy_over(meter.info, samples, [(100.5, 101.5)])
-    assert energy.total is None
-    assert "VIN_SYS_5V0" in energy.reasons["total"]
+    # Without VDDQ_VDD2_1V8AO, which is behind VIN_SYS_5V0.
+    assert energy.total == pytest.approx(1.9 + 0.95 + 4.0)
+    assert "the sum that NVIDIA documents" in meter.info.includes
     assert energy.joules["VIN_SYS_5V0"] == pytest.approx(4.0)
     assert energy.joules["VDD_GPU_SOC"] == pytest.approx(1.9)
 
@@ -235,15 +236,20 @@ class JtopException(Exception):  # noqa: N818 - as jetson-stats names it
     pass
 
 
-def fake_jtop(readings: list[Any]) -> SimpleNamespace:
+def fake_jtop(readings: list[Any], interval: float = 0.2) -> SimpleNamespace:
+    """The library's service: readings are rails; it takes the module's input out of them."""
+
     class Service:
         def __init__(self, interval: float) -> None:
             self.at = 0
-            self.closed = False
 
         def start(self) -> None:
             if not readings:
                 raise JtopException("The jtop.service is not active")
+
+        @property
+        def interval(self) -> float:
+            return interval
 
         def ok(self) -> bool:
             self.at += 1
@@ -251,22 +257,38 @@ def fake_jtop(readings: list[Any]) -> SimpleNamespace:
 
         @property
         def power(self) -> dict[str, Any]:
-            return {"rail": readings[self.at], "tot": {"power": 99999, "avg": 5}}
+            rails = {n: {"power": mw, "avg": 1} for n, mw in readings[self.at].items()}
+            if "VDD_IN" in rails:
+                return {"tot": {**rails.pop("VDD_IN"), "name": "VDD_IN"}, "rail": rails}
+            total = sum(v["power"] for v in rails.values())
+            return {"tot": {"power": total, "avg": 1}, "rail": rails}
 
         def close(self) -> None:
-            self.closed = True
+            pass
 
     return SimpleNamespace(jtop=Service, JtopException=JtopException)
 
 
-def rail(milliwatts: int) -> dict[str, Any]:
-    return {"VDD_IN": {"power": milliwatts, "avg": 1}, "NC": {"power": 5, "avg": 5}}
+def rail(milliwatts: int) -> dict[str, int]:
+    return {"VDD_IN": milliwatts, "VDD_SOC": 1000, "NC": 5}
 
 
-def test_jtop_uses_instantaneous_power_of_connected_rails() -> None:
+def test_the_total_of_jtop_is_its_tot() -> None:
     meter = JtopMeter(fake_jtop([rail(5000), rail(6000), rail(7000)]))
     assert meter.info.total == ("VDD_IN",)
-    assert [meter.read().values for _ in range(2)] == [{"VDD_IN": 6.0}, {"VDD_IN": 7.0}]
+    assert [meter.read().values["VDD_IN"] for _ in range(2)] == [6.0, 7.0]
+    agx = {"VDD_GPU_SOC": 4000, "VDD_CPU_CV": 2000, "VIN_SYS_5V0": 3000, "VDDQ_VDD2_1V8AO": 500}
+    # There the library adds what is behind another rail; the documented sum does not.
+    assert JtopMeter(fake_jtop([agx])).info.total == tuple(agx)[:3]
+    other = JtopMeter(fake_jtop([{"GPU": 4000, "CPU": 2000}] * 2))
+    assert other.info.total == ("tot",) and "jetson-stats adds" in other.info.includes
+    assert other.read().values["tot"] == 6.0
+
+
+def test_the_interval_of_jtop_is_that_of_its_service() -> None:
+    # With the window of jtop open the service keeps its own; gaps are judged by it.
+    meter = JtopMeter(fake_jtop([rail(5000)], interval=1.0))
+    assert meter.info.period_s == 1.0
 
 
 def test_jtop_whose_service_is_dead_or_dies_says_so() -> None:
@@ -277,55 +299,114 @@ def test_jtop_whose_service_is_dead_or_dies_says_so() -> None:
         meter.read()
 
 
-def test_a_csv_that_grows_is_read_as_it_grows(tmp_path: Path) -> None:
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """A CSV with a row from before; its clock is that of `opened`."""
     path = tmp_path / "wall.csv"
-    path.write_text("Time,Watts\n1000.5,40\n")
-    clock = Clock()
-    meter = CsvMeter(path, clock=clock, wall=lambda: 1000.0)
-    first = meter.read()
-    assert first is not None
-    assert (first.time, first.values) == (100.5, {"wall": 40.0})
-    assert meter.read() is None
-    with path.open("a") as file:
-        file.write("1970-01-01T00:16:41Z,4")
-        file.flush()
+    path.write_text("Time,Watts,Remark\n1000.5,40,\n")
+    return path
+
+
+def opened(path: Path) -> CsvMeter:
+    return CsvMeter(path, clock=Clock(), wall=lambda: 1000.0)
+
+
+def append(path: Path, data: str | bytes) -> None:
+    with path.open("ab") as file:
+        file.write(data if isinstance(data, bytes) else data.encode())
+
+
+def test_a_csv_is_read_from_its_end_as_it_grows(log: Path) -> None:
+    append(log, "1000.9,4")
+    with contextlib.closing(opened(log)) as meter:
+        assert meter.read() is None
+        append(log, "1,the row that was being written\n1970-01-01T00:16:41Z,4")
         assert meter.read() is None, "half a row is none"
-        file.write("2\n")
-    second = meter.read()
-    assert second is not None
-    assert (second.time, second.values) == (101.0, {"wall": 42.0})
-    with path.open("a") as file:
-        file.write("yesterday,many\n")
-    with pytest.raises(MeasurementError, match="line 4"):
-        meter.read()
-    meter.close()
+        append(log, "2,\n\n1003,43,\n")
+        first, nothing, second = meter.read(), meter.read(), meter.read()
+    assert first is not None and second is not None and nothing is None
+    assert (first.time, first.values) == (101.0, {"wall": 42.0})
+    assert (second.time, second.values) == (103.0, {"wall": 43.0})
 
 
-def test_all_waiting_rows_of_a_csv_are_taken_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "wall.csv"
-    path.write_text("time,watts\n" + "".join(f"{i},5\n" for i in range(50)))
-    meter = CsvMeter(path, period_s=0.01)
-    recorder = PowerRecorder(meter)
-    recorder._read()
+def test_all_waiting_rows_of_a_csv_are_taken_at_once(log: Path) -> None:
+    with contextlib.closing(opened(log)) as meter:
+        append(log, "".join(f"{1000 + i},5,\n" for i in range(50)))
+        recorder = PowerRecorder(meter)
+        recorder._read()
     assert len(recorder.samples) == 50
-    meter.close()
 
 
-def test_a_csv_without_the_columns_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("1001,41.5 mW,", "the unit is mW"),
+        ("1001,41.5 VA,", "the unit is VA"),
+        ("1001,230 V 41.5 W,", "found 2 numbers"),
+        ("1001,41,5,", "found 4 columns"),
+        ('1001,"41,5",', "a comma"),
+        ("1001,-3,", "-3 W is not between"),
+        ("1001,5200000,", "5.2e.06 W is not between"),
+        ("1001,nan,", "found no numbers"),
+        ("1001000,41,", "from this machine's clock"),
+        ("yesterday,41,", "Invalid isoformat"),
+        ("1001", "found 1 columns"),
+    ],
+)
+def test_a_row_that_is_no_plausible_power_is_an_error(log: Path, row: str, words: str) -> None:
+    with contextlib.closing(opened(log)) as meter:
+        append(log, row + "\n")
+        with pytest.raises(MeasurementError, match=words):
+            meter.read()
+
+
+def test_other_columns_may_be_in_any_encoding(log: Path) -> None:
+    """A remark in Latin-1 in the middle of a run is nobody's power; a meter's thread goes on."""
+    log.write_bytes(b"\xef\xbb\xbftime,watts,Temp [\xb0C]\n")
+    with contextlib.closing(opened(log)) as meter:
+        append(log, b"1001,5.0 W,41 \xb0C\n1002,5.\xb00,\n")
+        sample = meter.read()
+        assert sample is not None and sample.values == {"wall": 5.0}
+        with pytest.raises(MeasurementError, match="is not a time and watts"):
+            meter.read()
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (b"when,volts\n", "columns time and watts"),
+        (b"time,power_mW\n", "convert the column power_mw to watts"),
+        (b"time,kW\n", "convert the column kw to watts"),
+        (b"time;watts\n", "separate the columns by commas"),
+        ("time,watts\n".encode("utf-16"), "UTF-16.*\n.*iconv"),
+        (b"", "columns time and watts"),
+    ],
+)
+def test_a_csv_without_the_columns_is_refused(tmp_path: Path, header: bytes, words: str) -> None:
     path = tmp_path / "wall.csv"
-    path.write_text("when,volts\n")
-    with pytest.raises(DataError, match="columns time and watts"):
+    path.write_bytes(header)
+    with pytest.raises(DataError, match=words):
         CsvMeter(path)
     with pytest.raises(ValueError, match="no time zone"):
         parse_time("2026-01-01T00:00:00")
 
 
-def test_a_command_prints_watts_or_is_refused() -> None:
-    python = sys.executable
-    meter = CommandMeter(f"{python} -c 'print(\"power 41.5 W\")'")
+@pytest.mark.parametrize(
+    ("printed", "words"),
+    [
+        ("none", "found no numbers"),
+        ("41500 mW", "the unit is mW"),
+        ("41,5 W", "a comma"),
+        ("230.1 V 41.5 W", "found 2 numbers"),
+        ("-3", "not between"),
+        ("5200000", "not between"),
+    ],
+)
+def test_a_command_prints_watts_or_is_refused(printed: str, words: str) -> None:
+    meter = CommandMeter("echo power 41.5 W")
     assert meter.read().values == {"wall": 41.5}
-    with pytest.raises(EnvironmentalError, match="expected a number"):
-        CommandMeter(f"{python} -c 'print(\"none\")'")
+    with pytest.raises(EnvironmentalError, match=f"expected a number of watts: .*{words}"):
+        CommandMeter(f"echo {printed}")
     with pytest.raises(EnvironmentalError, match="failed"):
         CommandMeter("/no/such/command")
 

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from edgehp.validation.subjects import OpenedNetwork
 
 __all__ = [
+    "BOARDS",
     "MeasuredPeaks",
     "Work",
     "count_work",
@@ -304,34 +306,54 @@ def _weight(
     return None, int8
 
 
-def peaks_for(target: Target, mode: str | None) -> tuple[Peaks | None, str]:
-    """The peaks of the active power mode or board, or None, and what was chosen or missing.
+# GPUs by the exact names that CUDA and NVML give them, and the board of the targets' files that
+# each is. Nothing is guessed from a part of a name: an L40S is no L4, and a MIG slice no whole GPU.
+BOARDS = MappingProxyType(
+    {
+        "Tesla V100-SXM2-16GB": "V100 SXM2",
+        "Tesla V100-SXM2-32GB": "V100 SXM2",
+        "Tesla T4": "T4",
+        "NVIDIA L4": "L4",
+        "NVIDIA H100 80GB HBM3": "H100 SXM",
+        "NVIDIA A100-SXM4-40GB": "A100 SXM 40GB",
+        "NVIDIA A100-SXM4-80GB": "A100 SXM 80GB",
+        "NVIDIA A10": "A10",
+        "NVIDIA L40S": "L40S",
+        "NVIDIA A2": "A2",
+        "NVIDIA GeForce RTX 2080 Ti": "RTX 2080 Ti",
+        "NVIDIA GeForce RTX 3060": "RTX 3060",
+        "NVIDIA GeForce RTX 3090": "RTX 3090",
+        "NVIDIA GeForce RTX 4060": "RTX 4060",
+        "NVIDIA GeForce RTX 4090": "RTX 4090",
+        "NVIDIA GeForce RTX 5060 Ti": "RTX 5060 Ti",
+        "NVIDIA GeForce RTX 5090": "RTX 5090",
+    }
+)
+
+
+def peaks_for(target: Target, mode: str | None, device: str) -> tuple[Peaks | None, str]:
+    """The peaks of the active power mode or GPU, or None, and what was chosen or missing.
 
     Args:
         target: of the artifact.
-        mode: name of the active power mode (Jetson) or of the GPU; None if unknown.
+        mode: name of the active power mode of a Jetson; None if it is not known.
+        device: the name of the engine's own device.
     """
-    candidates = target.power_modes or target.boards
-    if not candidates:
-        return None, f"the target {target.name} states no peak figures"
-    if mode is not None:
-        wanted = _plain(mode)
-        for peaks in candidates:
-            if _plain(peaks.name) == wanted or (
-                not target.power_modes and _plain(peaks.name) in wanted
-            ):
-                return peaks, f"{peaks.name}, found active"
-        return None, (
-            f"{mode!r} is not among the peaks of {target.name}: "
-            f"{', '.join(p.name for p in candidates)}"
-        )
-    if len(candidates) == 1:
-        return candidates[0], f"{candidates[0].name}, the only one of {target.name}"
-    return None, f"it is not known which of {', '.join(p.name for p in candidates)} is active"
-
-
-def _plain(name: str) -> str:
-    return "".join(c for c in name.upper() if c.isalnum())
+    if not target.power_modes and not target.boards:
+        return None, f"unknown: the target {target.name} states no peak figures"
+    if target.power_modes:
+        if mode is None:
+            return None, f"unknown: the active power mode of {target.name} cannot be read"
+        found = next((p for p in target.power_modes if p.name == mode.removeprefix("MODE_")), None)
+        names = ", ".join(p.name for p in target.power_modes)
+        if found is None:
+            return None, f"unknown: no peaks for the power mode {mode}, only for {names}"
+        return found, f"{found.name}, the active power mode"
+    board = BOARDS.get(device)
+    found = next((p for p in target.boards if p.name == board), None)
+    if found is None:
+        return None, f"unknown: no peaks for {device!r} among those of {target.name}"
+    return found, f"{found.name}, by the device's name {device!r}"
 
 
 def roofline(
@@ -424,9 +446,7 @@ def roofline_of(
             return {**found, "reason": f"the target {target.name} states no peak, and {e}"}
         chosen = peaks.source
     else:
-        peaks, chosen = peaks_for(
-            target, mode if target.power_modes else manifest.target.gpu or mode
-        )
+        peaks, chosen = peaks_for(target, mode, network.engine.info.device)
         if peaks is not None and precision not in ("int8", "fp16"):
             return {**found, "reason": f"the target states no peak for {precision}"}
     if peaks is None:

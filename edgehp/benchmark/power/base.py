@@ -97,9 +97,7 @@ class Sample:
 class Meter(Protocol):
     """An opened meter. It is read by one thread."""
 
-    @property
-    def info(self) -> MeterInfo:
-        """What it is."""
+    info: MeterInfo
 
     def read(self) -> Sample | None:
         """One reading; None where there is no new one.

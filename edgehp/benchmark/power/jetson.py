@@ -20,7 +20,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from edgehp.benchmark.power.base import POWER, TOTAL, MeterInfo, Rail, Sample
+from edgehp.benchmark.power.base import POWER, MeterInfo, Rail, Sample
 from edgehp.device import SYSTEM_ROOT, read_integer, read_text
 from edgehp.errors import EnvironmentalError, MeasurementError
 
@@ -28,6 +28,8 @@ __all__ = ["Ina3221Meter", "JtopMeter", "describe_rail", "total_of"]
 
 # The input of the whole module: the other rails are behind it and must not be added to it.
 _INPUTS = ("VDD_IN", "POM_5V_IN", "VIN")
+# Of AGX modules, whose rails are disjoint but for the one behind the last of these.
+_AGX_SUM = ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")
 _MEANING = {
     "VDD_IN": "the whole module",
     "POM_5V_IN": "the whole module",
@@ -39,6 +41,7 @@ _MEANING = {
     "VDD_GPU": "GPU",
     "VDD_CPU_SOC_MSS": "CPU, memory controller and the rest of the chip",
     "VIN_SYS_5V0": "the 5 V system supply: memory, storage and what hangs on the carrier board",
+    "tot": "all rails as jetson-stats adds them up; some may be behind others",
     "VDDQ_VDD2_1V8AO": "memory and always-on parts, behind VIN_SYS_5V0",
 }
 
@@ -51,13 +54,18 @@ def describe_rail(name: str) -> str:
 def total_of(names: Sequence[str]) -> tuple[tuple[str, ...], str]:
     """The rails that make up the total, and what is inside it or why there is none.
 
-    Only a measured input of the whole module is a total. An AGX Orin has none: its rails overlap
-    (``VDDQ_VDD2_1V8AO`` is behind ``VIN_SYS_5V0``) and leave losses out, so that a sum would be an
-    invention.
+    A measured input of the whole module is the total. AGX modules have none: there it is the sum
+    that NVIDIA documents, of rails that are disjoint (``VDDQ_VDD2_1V8AO`` is behind
+    ``VIN_SYS_5V0`` and not added).
     """
     for name in _INPUTS:
         if name in names:
             return (name,), f"{name}: {describe_rail(name)}"
+    if set(_AGX_SUM) <= set(names):
+        return _AGX_SUM, (
+            f"{' + '.join(_AGX_SUM)}: the sum that NVIDIA documents for AGX modules, which measure "
+            "no input of the whole module; losses before these rails are not in it"
+        )
     listed = "; ".join(f"{n}: {describe_rail(n)}" for n in names)
     return (), f"no total: this board measures no input of the whole module, only {listed}"
 
@@ -89,7 +97,7 @@ class Ina3221Meter:
             raise EnvironmentalError("no INA3221 power monitor with a connected rail in sysfs")
         names = tuple(c.rail for c in self._channels)
         total, includes = total_of(names)
-        self._info = MeterInfo(
+        self.info = MeterInfo(
             "ina3221",
             POWER,
             tuple(Rail(n, describe_rail(n)) for n in names),
@@ -98,11 +106,6 @@ class Ina3221Meter:
             _PERIOD_S,
         )
         self.read()
-
-    @property
-    def info(self) -> MeterInfo:
-        """What it is."""
-        return self._info
 
     def read(self) -> Sample:
         """Watts of every rail that answers.
@@ -140,6 +143,7 @@ def _channels(root: Path) -> tuple[_Channel, ...]:
 
 
 _JTOP_PERIOD_S = 0.2
+_JTOP_SUM = "tot"
 
 
 class JtopMeter:
@@ -166,6 +170,8 @@ class JtopMeter:
         try:
             self._jtop = self._package.jtop(interval=_JTOP_PERIOD_S)
             self._jtop.start()
+            # The service keeps its own interval where somebody else set one, such as its window.
+            period = float(self._jtop.interval)
             rails = self._rails()
         except self._failures as e:
             raise EnvironmentalError(
@@ -176,19 +182,16 @@ class JtopMeter:
             self.close()
             raise EnvironmentalError("jetson-stats sees no power rail on this board")
         total, includes = total_of(tuple(rails))
-        self._info = MeterInfo(
+        if not total and _JTOP_SUM in rails:
+            total, includes = (_JTOP_SUM,), f"{_JTOP_SUM}: {_MEANING[_JTOP_SUM]}"
+        self.info = MeterInfo(
             "jtop",
             POWER,
             tuple(Rail(n, describe_rail(n)) for n in rails),
             total,
             includes,
-            _JTOP_PERIOD_S,
+            period,
         )
-
-    @property
-    def info(self) -> MeterInfo:
-        """What it is."""
-        return self._info
 
     def read(self) -> Sample:
         """Watts of every rail.
@@ -212,9 +215,17 @@ class JtopMeter:
         self._jtop.close()
 
     def _rails(self) -> dict[str, float]:
-        rails = self._jtop.power.get("rail", {})
+        """Milliwatts by rail.
+
+        The library takes the input of the module, where there is one, out of the rails and gives
+        it as the total; elsewhere its total is a sum over all rails.
+        """
+        power = self._jtop.power
+        rails = dict(power.get("rail") or {})
+        total = power.get("tot") or {}
+        rails[total.get("name") or _JTOP_SUM] = total
         return {
             name: float(values["power"])
             for name, values in rails.items()
-            if name.upper() not in ("NC", TOTAL.upper()) and "power" in values
+            if name.upper() != "NC" and "power" in values
         }

@@ -57,7 +57,7 @@ class NvmlMeter:
         if kind == POWER:
             self._watts()
         name = "gpu"
-        self._info = MeterInfo(
+        self.info = MeterInfo(
             "nvml",
             kind,
             (Rail(name, "the whole GPU board with its memory"),),
@@ -65,11 +65,6 @@ class NvmlMeter:
             "the GPU board with its memory; not the processor or the rest of the machine",
             _PERIOD_S,
         )
-
-    @property
-    def info(self) -> MeterInfo:
-        """What it is."""
-        return self._info
 
     def read(self) -> Sample:
         """Joules since it was opened, or watts.

@@ -59,7 +59,7 @@ class RaplMeter:
             )
         # Cores are inside the package, psys around it: adding either would count twice.
         total = tuple(d.name for d in self._domains if d.name.startswith(("package", "dram")))
-        self._info = MeterInfo(
+        self.info = MeterInfo(
             "rapl",
             ENERGY,
             tuple(Rail(d.name, _meaning(d.name)) for d in self._domains),
@@ -69,11 +69,6 @@ class RaplMeter:
             else "no total: no package counter can be read",
             _PERIOD_S,
         )
-
-    @property
-    def info(self) -> MeterInfo:
-        """What it is."""
-        return self._info
 
     def read(self) -> Sample:
         """Joules of every domain since the first reading.

@@ -4,30 +4,43 @@ from __future__ import annotations
 
 import csv
 import datetime
+import os
 import re
 import shlex
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 
 from edgehp.benchmark.power.base import POWER, MeterInfo, Rail, Sample
 from edgehp.errors import DataError, EnvironmentalError, MeasurementError, UsageError
 
-__all__ = ["CommandMeter", "CsvMeter", "parse_time"]
+__all__ = ["CommandMeter", "CsvMeter", "parse_time", "parse_watts"]
 
 _WALL = (Rail("wall", "what the external meter measures"),)
 _INCLUDES = "whatever the external meter measures"
 _TIME_NAMES = ("time", "timestamp", "t")
 _WATT_NAMES = ("watts", "power", "w", "power_w")
+# Names of columns that hold power in a unit that is not watts.
+_OTHER_UNIT = re.compile(
+    r"(power|watts?|leistung)?[ _(\[]*(mw|kw|milliwatts?|kilowatts?|va|dbm)[)\]]?"
+)
+_NUMBER = re.compile(r"[-+]?\d+(?:[.,]\d+)*(?:[eE][-+]?\d+)?")
+# More than any machine that is measured at one wall socket; milliwatts look like this.
+_MOST_WATTS = 20_000.0
+# Both clocks are at network time: further apart, the time is in another unit or zone.
+_LARGEST_SHIFT_S = 86_400.0
+_BYTES_A_LINE = 1 << 16
 
 
 class CsvMeter:
     """A CSV file that a meter's logger appends to while the benchmark runs.
 
-    Its header names a time (``time``: seconds since 1970, or ISO 8601 with a zone) and ``watts``.
-    Both clocks must agree: run the logger on this machine, or keep both at network time.
+    Its header names a time (``time``: seconds since 1970, or ISO 8601 with a zone) and ``watts``;
+    other columns are ignored, in whatever encoding they are. Rows that were there before are not
+    read. Both clocks must agree: run the logger on this machine, or keep both at network time.
     """
 
     def __init__(
@@ -40,55 +53,57 @@ class CsvMeter:
         """Open the file at its end.
 
         Raises:
-            DataError: it cannot be read, or its header lacks a column.
+            DataError: it cannot be read, is no UTF-8, or its header lacks a column.
         """
         self._path = path
-        try:
-            self._file = path.open(encoding="utf-8", newline="")
-        except OSError as e:
-            raise DataError(
-                f"{path} cannot be read ({e.strerror or e}); expected the CSV of a power meter "
-                "with the columns time and watts"
-            ) from e
-        header = next(csv.reader([self._file.readline()]), [])
-        names = [h.strip().lower() for h in header]
-        try:
-            self._time = next(i for i, n in enumerate(names) if n in _TIME_NAMES)
-            self._watts = next(i for i, n in enumerate(names) if n in _WATT_NAMES)
-        except StopIteration:
-            self._file.close()
-            raise DataError(
-                f"{path}: the header is {','.join(header)!r}, expected the columns time and watts"
-            ) from None
+        with ExitStack() as stack:
+            try:
+                self._file = stack.enter_context(path.open("rb"))
+                first = self._file.readline(_BYTES_A_LINE)
+                end = self._file.seek(0, os.SEEK_END)
+                # A row that is being written now is skipped as a whole.
+                self._file.seek(max(end - 1, 0))
+                self._skip = end > 0 and self._file.read(1) != b"\n"
+            except OSError as e:
+                raise DataError(
+                    f"{path} cannot be read ({e.strerror or e}); expected the CSV of a power meter "
+                    "with the columns time and watts"
+                ) from e
+            self._header = _header(path, first)
+            self._time, self._watts = _columns(path, self._header)
+            stack.pop_all()
+        self._wall = wall
         self._to_clock = clock() - wall()
-        self._line = 1
-        self._rest = ""
-        self._info = MeterInfo("csv", POWER, _WALL, ("wall",), _INCLUDES, period_s, True)
-
-    @property
-    def info(self) -> MeterInfo:
-        """What it is."""
-        return self._info
+        self._rest = b""
+        self.info = MeterInfo("csv", POWER, _WALL, ("wall",), _INCLUDES, period_s, True)
 
     def read(self) -> Sample | None:
         """The next row, at the time it says, or None where there is none yet.
 
         Raises:
-            MeasurementError: a row that is not a time and a number.
+            MeasurementError: a row that is not a time and a plausible number of watts.
         """
-        self._rest += self._file.readline()
-        if not self._rest.endswith("\n"):
+        self._rest += self._file.readline(_BYTES_A_LINE)
+        if not self._rest.endswith(b"\n"):
             return None
-        row, self._rest = next(csv.reader([self._rest]), []), ""
-        self._line += 1
+        line, self._rest = self._rest.decode("utf-8", "replace"), b""
+        if self._skip:
+            self._skip = False
+            return self.read()
+        row = next(csv.reader([line]), [])
         if not any(cell.strip() for cell in row):
             return None
         try:
+            if len(row) != len(self._header):
+                raise ValueError(f"found {len(row)} columns, expected {len(self._header)}")
             seconds = parse_time(row[self._time])
-            watts = float(row[self._watts])
-        except (ValueError, IndexError) as e:
+            shift = seconds - self._wall()
+            if not abs(shift) <= _LARGEST_SHIFT_S:
+                raise ValueError(f"its time is {shift:.0f} s from this machine's clock")
+            watts = parse_watts(row[self._watts])
+        except ValueError as e:
             raise MeasurementError(
-                f"{self._path}: line {self._line} is {','.join(row)!r}, expected a time and watts"
+                f"{self._path}: the row {line.strip()[:60]!r} is not a time and watts: {e}"
             ) from e
         return Sample(seconds + self._to_clock, {"wall": watts})
 
@@ -97,8 +112,38 @@ class CsvMeter:
         self._file.close()
 
 
+def _header(path: Path, line: bytes) -> list[str]:
+    """The names of the columns, in lower case."""
+    if b"\0" in line or line.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(
+            f"{path}: found UTF-16 text, expected UTF-8\n"
+            "hint: let the meter's logger write UTF-8, or pass its output through iconv"
+        )
+    names = next(csv.reader([line.decode("utf-8-sig", "replace")]), [])
+    return [name.strip().lower() for name in names]
+
+
+def _columns(path: Path, header: list[str]) -> tuple[int, int]:
+    """Where the time and the watts are."""
+    at = [
+        next((i for i, n in enumerate(header) if n in names), None)
+        for names in (_TIME_NAMES, _WATT_NAMES)
+    ]
+    if at[0] is not None and at[1] is not None:
+        return at[0], at[1]
+    hint = "name a column time (seconds since 1970, or ISO 8601 with a zone) and one watts"
+    if len(header) == 1 and ";" in header[0]:
+        hint = "separate the columns by commas, and write decimals with a point"
+    elif other := [n for n in header if _OTHER_UNIT.fullmatch(n)]:
+        hint = f"convert the column {other[0]} to watts"
+    raise DataError(
+        f"{path}: the header is {','.join(header)[:80]!r}, expected the columns time and watts\n"
+        f"hint: {hint}"
+    )
+
+
 class CommandMeter:
-    """A command that prints watts, run once a sample; the first number of its output counts."""
+    """A command that prints watts, run once a sample: one number, with the unit W or none."""
 
     def __init__(
         self, command: str, period_s: float = 1.0, clock: Callable[[], float] = perf_counter
@@ -107,7 +152,7 @@ class CommandMeter:
 
         Raises:
             UsageError: it is empty or cannot be split into words.
-            EnvironmentalError: it fails, or prints no number.
+            EnvironmentalError: it fails, or prints something else than watts.
         """
         try:
             self._words = shlex.split(command)
@@ -116,39 +161,56 @@ class CommandMeter:
         if not self._words:
             raise UsageError("--power command: needs a command that prints watts")
         self._clock = clock
-        self._info = MeterInfo("command", POWER, _WALL, ("wall",), _INCLUDES, period_s)
+        self.info = MeterInfo("command", POWER, _WALL, ("wall",), _INCLUDES, period_s)
         try:
             self.read()
         except MeasurementError as e:
             raise EnvironmentalError(str(e)) from e
 
-    @property
-    def info(self) -> MeterInfo:
-        """What it is."""
-        return self._info
-
     def read(self) -> Sample:
         """Run it.
 
         Raises:
-            MeasurementError: it fails, hangs, or prints no number.
+            MeasurementError: it fails, hangs, or prints something else than watts.
         """
         before = self._clock()
         try:
-            done = subprocess.run(
-                self._words, capture_output=True, text=True, timeout=10, check=True
-            )
+            done = subprocess.run(self._words, capture_output=True, timeout=10, check=True)
         except (OSError, subprocess.SubprocessError) as e:
             raise MeasurementError(f"the power command failed: {e}") from e
-        found = re.search(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?", done.stdout)
-        if found is None:
+        text = done.stdout.decode("utf-8", "replace").strip()
+        try:
+            watts = parse_watts(text)
+        except ValueError as e:
             raise MeasurementError(
-                f"the power command printed {done.stdout[:60]!r}, expected a number of watts"
-            )
-        return Sample((before + self._clock()) / 2, {"wall": float(found[0])})
+                f"the power command printed {text[:60]!r}, expected a number of watts: {e}"
+            ) from e
+        return Sample((before + self._clock()) / 2, {"wall": watts})
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def parse_watts(text: str) -> float:
+    """Watts from a text with one number in it, in watts or without a unit.
+
+    Raises:
+        ValueError: no or several numbers, a decimal comma, another unit, or a value that no wall
+            socket gives.
+    """
+    found = list(_NUMBER.finditer(text))
+    if len(found) != 1:
+        raise ValueError(f"found {len(found) or 'no'} numbers")
+    number = found[0][0]
+    if "," in number:
+        raise ValueError(f"{number} has a comma, expected a decimal point")
+    unit = re.match(r"\s*([^\W\d_]*)", text[found[0].end() :])
+    if unit is not None and unit[1].lower() not in ("", "w", "watt", "watts"):
+        raise ValueError(f"the unit is {unit[1]}")
+    watts = float(number)
+    if not 0 <= watts <= _MOST_WATTS:
+        raise ValueError(f"{watts:g} W is not between 0 and {_MOST_WATTS:g}")
+    return watts
 
 
 def parse_time(text: str) -> float:
