@@ -9,15 +9,16 @@ into every calibration table and manifest.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from edgehp.errors import DataError, UsageError
-from edgehp.files import json_digest
+from edgehp.files import Record, json_digest, plain, to_record
 
 __all__ = ["BOX_RULES", "IMAGENET_MEAN", "IMAGENET_STD", "Box", "Preprocessing", "crop_face"]
 
@@ -61,8 +62,11 @@ class Box:
         return Box(cx - w, cy - h, cx + w, cy + h)
 
 
-@dataclass(frozen=True)
-class Preprocessing:
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+class Preprocessing(Record, frozen=True):
     """From a photo with a face box to the network's tensor.
 
     Attributes:
@@ -95,6 +99,15 @@ class Preprocessing:
             raise UsageError(f"input size {self.size} is outside 16..1024 pixels")
         if self.colour not in ("RGB", "BGR", "GREY"):
             raise UsageError(f"colour order {self.colour!r} is none of RGB, BGR, GREY")
+        # As floats: specifications that are equal must have equal digests.
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if not isinstance(values, tuple) or not all(map(_is_number, values)):
+                raise UsageError(f"{name} is {values!r}, expected finite numbers")
+            msgspec.structs.force_setattr(self, name, tuple(map(float, values)))
+        if not _is_number(self.box_scale):
+            raise UsageError(f"box scale {self.box_scale!r} is no finite number")
+        msgspec.structs.force_setattr(self, "box_scale", float(self.box_scale))
         channels = 1 if self.colour == "GREY" else 3
         if len(self.mean) != channels or len(self.std) != channels:
             raise UsageError(f"{self.colour} needs {channels} values of mean and std")
@@ -108,8 +121,9 @@ class Preprocessing:
             raise UsageError(f"box scale {self.box_scale} is outside 0.1..10")
 
     def to_dict(self) -> dict[str, Any]:
-        """A dictionary for JSON, with lists in place of tuples."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """A dictionary for JSON."""
+        values: dict[str, Any] = plain(self)
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
@@ -118,15 +132,9 @@ class Preprocessing:
         Raises:
             DataError: a key is unknown or missing, or a value does not fit.
         """
-        known = set(cls.__dataclass_fields__)
-        if unknown := set(values) - known:
-            raise DataError(f"preprocessing: unknown keys {sorted(unknown)}")
         try:
-            plain: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-            }
-            return cls(**plain)
-        except (TypeError, UsageError) as e:
+            return to_record(values, cls, "preprocessing")
+        except UsageError as e:
             raise DataError(f"preprocessing: {e}") from e
 
     @property

@@ -67,6 +67,8 @@ _SHOWN = 60
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of what edgehp reads from files: immutable, and unknown keys are refused.
 
+    Derive with ``frozen=True``, which type checkers ask for.
+
     Constrain fields by their types (`typing.Literal`, `msgspec.Meta`); what concerns several
     fields is checked in ``__post_init__``, which raises `ValueError` saying what is wrong.
     """
@@ -146,7 +148,15 @@ def to_record(values: Any, kind: type[T], where: str, error: type[EdgehpError] =
 
 def plain(value: Any) -> Any:
     """A record as dictionaries, lists, strings and numbers, for JSON and for digests."""
-    return msgspec.to_builtins(value)
+    return _with_lists(msgspec.to_builtins(value))
+
+
+def _with_lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_lists(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_lists(v) for v in value]
+    return value
 
 
 def strict_json(data: bytes) -> Any:
@@ -265,7 +275,8 @@ def _fault(message: str, values: Any, kind: Any) -> str:
         return f"key {_key(f'{path}.{found[1]}')} is missing"
     if reason.startswith("Expected "):
         expected, _, got = reason.removeprefix("Expected ").partition(", got ")
-        expected = expected.replace("`", "")
+        expected = expected.replace("`", "").replace("str matching regex", "the form")
+        expected = expected.replace(r"(?!\\n)", "")
         return f"{_about(values, path, got.strip('`'))}; expected {expected}"
     if reason.startswith("Invalid enum value"):
         choices = ", ".join(map(repr, _choices(kind, path)))

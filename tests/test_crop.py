@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
 
 import cv2
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from edgehp.crop import Box, Preprocessing, crop_face
 from edgehp.errors import DataError, UsageError
@@ -128,6 +129,9 @@ def test_every_field_changes_the_digest() -> None:
         ({"resize": "lanczos"}, "lanczos"),
         ({"box_rule": "tight"}, "tight"),
         ({"box_scale": 0.0}, "0.1"),
+        ({"box_scale": float("nan")}, "finite"),
+        ({"mean": ("1", "2", "3")}, "mean"),
+        ({"std": (1.0, 1.0, float("nan"))}, "std"),
     ],
 )
 def test_specifications_that_make_no_sense_are_refused(change: dict, message: str) -> None:
@@ -143,3 +147,10 @@ def test_an_unknown_key_of_a_stored_specification_is_named() -> None:
 def test_a_moved_box_moves_by_its_larger_side() -> None:
     box = Box(10, 10, 30, 20).moved(0.5, -0.5, 2.0)
     assert (box.x_min, box.y_min, box.x_max, box.y_max) == (10, -5, 50, 15)
+
+
+def test_equal_specifications_have_equal_digests() -> None:
+    whole = Preprocessing(size=32, mean=(1, 2, 3), std=(4, 5, 6), box_scale=1)
+    assert whole == Preprocessing(size=32, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
+    assert whole.digest == Preprocessing.from_dict(whole.to_dict()).digest
+    assert '"box_scale": 1.0' in json.dumps(whole.to_dict())

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -122,7 +123,7 @@ def test_a_bgr_network_gets_its_colours_swapped_inside(
     # Unequal constants, so that swapping the channels without them would show too.
     rgb = replace(spec.preprocessing, mean=(120.0, 110.0, 100.0), std=(50.0, 60.0, 70.0))
     spec = replace(spec, preprocessing=rgb)
-    swapped = replace(spec, preprocessing=replace(rgb, colour="BGR"))
+    swapped = replace(spec, preprocessing=msgspec.structs.replace(rgb, colour="BGR"))
     crops = random_crops(8, 64)
     as_bgr = run_onnx(build_graph(weights, swapped), crops)
     assert np.abs(np.subtract(as_bgr, run_torch(weights, swapped, crops))).max() < TOLERANCE
@@ -318,7 +319,9 @@ def test_tensor_names_do_not_change(small_graph: onnx.ModelProto) -> None:
                 w,
                 replace(
                     s,
-                    preprocessing=replace(s.preprocessing, colour="GREY", mean=(1.0,), std=(1.0,)),
+                    preprocessing=msgspec.structs.replace(
+                        s.preprocessing, colour="GREY", mean=(1.0,), std=(1.0,)
+                    ),
                 ),
                 17,
             ),

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 
@@ -623,7 +624,9 @@ def test_crops_are_those_of_the_engine_that_is_open_now(opener):
     # An installation may replace the slot between an engine's failure and its next opening.
     first, second = opener(), opener()
     first = replace(first, engine=Broken(first.engine, [None, None]))
-    second = replace(second, preprocessing=replace(second.preprocessing, colour="BGR"))
+    second = replace(
+        second, preprocessing=msgspec.structs.replace(second.preprocessing, colour="BGR")
+    )
     host = EngineHost(iter([first, second]).__next__, pause=0)
     crops = np.zeros((1, *[first.preprocessing.size] * 2, 3), np.uint8)
     told = [fault_of(host, crops) for _ in range(2)]

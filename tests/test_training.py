@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -197,7 +198,8 @@ def test_a_student_of_soft_labels_goes_to_the_mean_of_its_teachers(tmp_path: Pat
         items_of(faces), SPEC, config, tmp_path / "run", teachers=paths, held_back=0.15
     )
     assert load_weights(result.weights)[1] == SPEC
-    other = replace(SPEC, preprocessing=replace(SPEC.preprocessing, box_rule="stretch"))
+    stretched = msgspec.structs.replace(SPEC.preprocessing, box_rule="stretch")
+    other = replace(SPEC, preprocessing=stretched)
     with pytest.raises(DataError, match="box_rule 'square', the student by 'stretch'"):
         train_final(items_of(faces), other, config, tmp_path / "x", teachers=paths[:1])
 
@@ -239,14 +241,14 @@ def test_teachers_see_the_crop_as_they_were_trained() -> None:
     crops = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
     wanted = replace(
         SPEC,
-        preprocessing=replace(
+        preprocessing=msgspec.structs.replace(
             SPEC.preprocessing, colour="BGR", mean=(127.5,) * 3, std=(128.0,) * 3
         ),
     )
     teacher = _Seen()
     OnlineDistillation([(teacher, wanted)], SPEC).soft_labels(normalise(crops, SPEC))
     torch.testing.assert_close(teacher.images, normalise(crops, wanted), atol=1e-5, rtol=1e-4)
-    smaller = replace(SPEC, preprocessing=replace(SPEC.preprocessing, size=16))
+    smaller = replace(SPEC, preprocessing=msgspec.structs.replace(SPEC.preprocessing, size=16))
     OnlineDistillation([(teacher, smaller)], SPEC).soft_labels(normalise(crops, SPEC))
     assert teacher.images.shape == (2, 3, 16, 16)
 

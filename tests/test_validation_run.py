@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 
@@ -265,7 +265,7 @@ def test_aflw2000_in_its_layout_with_the_published_boxes(shared_data, tmp_path):
 def artifact_of(folder: Path, engine: dict, reference: dict, device: dict | None = None) -> Path:
     """A complete artifact on onnxruntime whose engine and reference read colours."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    manifest = replace(
+    manifest = msgspec.structs.replace(
         a_manifest(),
         name="colour-reader-cpu-int8",
         network=NetworkRecord(SPEC.to_dict(), SPEC.digest, "b" * 64, "colour-reader", ""),

@@ -1,36 +1,24 @@
 """The manifest of an artifact: what is in it, where it may run and what was measured.
 
-`manifest.json` is described by ``edgehp/artifact/manifest.schema.json``. `Manifest` is the same in
-frozen dataclasses. Parsing is strict: a key too many or too few, a value out of range, a path that
-leaves the directory or a digest that does not fit is refused.
+`Manifest` and its parts are the only description of ``manifest.json``: parsing, writing and the
+published JSON Schema (`manifest_schema`) follow from them. Parsing is strict: a key too many or too
+few, a value out of range, a path that leaves the directory or a digest that does not fit is
+refused.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from edgehp.artifact.records import (
-    Accuracy,
-    BuildRecord,
-    Calibration,
-    EngineRecord,
-    FileRecord,
-    Golden,
-    MixedRecord,
-    NetworkRecord,
-    PrecisionRecord,
-    StepTime,
-    SubsetRecord,
-    TargetRecord,
-)
-from edgehp.artifact.schema import first_fault, manifest_schema
+import msgspec
+from msgspec import Meta
+
 from edgehp.crop import Preprocessing
 from edgehp.engines.audit import LayerPrecision
-from edgehp.errors import CompatibilityError, DataError
-from edgehp.files import json_digest, sha256_bytes, strict_json
+from edgehp.errors import CompatibilityError, DataError, UsageError
+from edgehp.files import Record, json_digest, plain, sha256_bytes, strict_json, to_record
 
 __all__ = [
     "MANIFEST_NAME",
@@ -38,6 +26,7 @@ __all__ = [
     "Accuracy",
     "BuildRecord",
     "Calibration",
+    "Comparison",
     "EngineRecord",
     "FileRecord",
     "Golden",
@@ -49,45 +38,319 @@ __all__ = [
     "SubsetRecord",
     "TargetRecord",
     "canonical_digest",
+    "manifest_schema",
     "parse_manifest",
 ]
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # A manifest of a ResNet with a full audit is about 30 kB; a larger file is a mistake or an attack.
 LARGEST_MANIFEST = 4 * 2**20
 
+# "$" alone would let a final newline pass: Python matches before it, JSON Schema does not.
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}(?!\n)$")]
+Line = Annotated[str, Meta(max_length=500)]
+Text = Annotated[str, Meta(max_length=4000)]
+# A plain name, or one inside one plain folder.
+FileName = Annotated[
+    str,
+    Meta(
+        max_length=200,
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)?(?!\n)$",
+    ),
+]
+Precision = Annotated[str, Meta(pattern=r"^(fp32|fp16|int8|fp8)(?!\n)$")]
+EngineKind = Annotated[str, Meta(pattern=r"^(openvino|onnxruntime|tensorrt|tensorrt-rtx)(?!\n)$")]
+Role = Annotated[str, Meta(pattern=r"^(engine|graph|golden|calibration|reference|report)(?!\n)$")]
+Capability = Annotated[str, Meta(pattern=r"^[0-9]{1,2}\.[0-9](?!\n)$")]
+Batch = Annotated[int, Meta(ge=1, le=4096)]
+Count = Annotated[int, Meta(ge=0)]
+NotNegative = Annotated[float, Meta(ge=0)]
+Triples = Annotated[tuple[tuple[float, float, float], ...], Meta(min_length=1, max_length=64)]
 
-@dataclass(frozen=True)
-class Manifest:
+
+class NetworkRecord(Record, frozen=True):
+    """Which network: `spec` is `NetworkSpec.to_dict()`, or None for a foreign ONNX graph.
+
+    `weights_sha256` is of the weights file (checkpoint or ONNX) the build read.
+    """
+
+    spec: dict[str, Any] | None
+    digest: Sha256 | None
+    weights_sha256: Sha256
+    source: Line
+    licence: Text
+
+
+class TargetRecord(Record, frozen=True):
+    """Where the engine may run.
+
+    Attributes:
+        name: of the target (``edgehp targets``).
+        compute_capabilities: of the GPUs the engine was built for, ``"8.7"``; empty on a CPU.
+        module: Jetson module the engine was built on, None off-Jetson.
+        gpu: name of the GPU the engine was built on, None where none was needed.
+    """
+
+    name: Line
+    compute_capabilities: Annotated[tuple[Capability, ...], Meta(max_length=32)] = ()
+    module: Line | None = None
+    gpu: Line | None = None
+
+
+class MixedRecord(Record, frozen=True):
+    """Which layers the accuracy gate keeps in floating point, and what that costs.
+
+    Attributes:
+        float_layers: names of the nodes, in graph order; all others are INT8.
+        float_precision: what they run in, ``"fp16"`` or ``"fp32"``.
+        all_int8_drop: what the gate measured with every layer in INT8, degrees.
+        predicted_ms: milliseconds a call of the quantisable layers, by the latency model.
+        predicted_all_int8_ms: the same with every layer in INT8.
+        predicted_float_ms: the same with none.
+        latency_model: where those come from, for people.
+        evaluations: how many assignments were tried.
+        measured_ms: median of the whole engine, measured at the build; None where it cannot run.
+        measured_all_int8_ms: of the all-INT8 engine, alternately with the former.
+    """
+
+    float_layers: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=20000)]
+    float_precision: Precision
+    all_int8_drop: float
+    predicted_ms: NotNegative
+    predicted_all_int8_ms: NotNegative
+    predicted_float_ms: NotNegative
+    latency_model: Line
+    evaluations: Annotated[int, Meta(ge=1)]
+    measured_ms: float | None = None
+    measured_all_int8_ms: float | None = None
+
+    @property
+    def predicted_cost_ms(self) -> float:
+        """What the floating-point layers cost a call, predicted."""
+        return self.predicted_ms - self.predicted_all_int8_ms
+
+
+class PrecisionRecord(Record, frozen=True):
+    """What was asked for and what the engine does.
+
+    Attributes:
+        asked: ``"int8"``, ``"fp16"``, ``"fp32"`` or ``"fp8"``.
+        reached: the same, or None before a deferred build is finished.
+        audited: what was inspected: the built engine or the parsed network.
+        counts: layers by precision.
+        audit: layer by layer.
+        mixed: layers that the accuracy gate keeps in floating point; None where it keeps none.
+    """
+
+    asked: Precision
+    reached: Line | None
+    audited: Line
+    counts: dict[str, Count]
+    audit: Annotated[tuple[LayerPrecision, ...], Meta(max_length=20000)]
+    mixed: MixedRecord | None = None
+
+
+class EngineRecord(Record, frozen=True):
+    """The engine's files and what made them.
+
+    Attributes:
+        kind: ``"openvino"``, ``"onnxruntime"``, ``"tensorrt"`` or ``"tensorrt-rtx"``.
+        files: names inside the artifact, the one to open first.
+        versions: of the runtime under its `kind`, and of CUDA, JetPack and others.
+        min_batch: smallest batch.
+        best_batch: the batch it was optimised for.
+        max_batch: largest batch.
+        machine: processor architecture of the build, ``"x86_64"`` or ``"aarch64"``.
+    """
+
+    kind: EngineKind
+    files: Annotated[tuple[FileName, ...], Meta(min_length=1, max_length=16)]
+    versions: dict[str, Line]
+    min_batch: Batch
+    best_batch: Batch
+    max_batch: Batch
+    machine: Line
+
+    def __post_init__(self) -> None:
+        """Refuse batches out of order."""
+        if not self.min_batch <= self.best_batch <= self.max_batch:
+            raise ValueError("expected min_batch <= best_batch <= max_batch")
+
+
+class Calibration(Record, frozen=True):
+    """Which crops the scales come from. `list_sha256` is of the file `list`, a name a line.
+
+    `appearance` is `edgehp.validation.appearance.Appearance.to_dict()` of the crops, and `clipped`
+    the share of their activations, 0..1, beyond the ranges chosen; None in older artifacts.
+    """
+
+    source: Line
+    count: Annotated[int, Meta(ge=64, le=1000000)]
+    duplicates: Count
+    list: FileName
+    list_sha256: Sha256
+    method: Line
+    table: FileName | None
+    appearance: dict[str, Any] | None = None
+    clipped: float | None = None
+
+
+class SubsetRecord(Record, frozen=True):
+    """The gate's figures among some of the held-out crops, or on a harder version of them, degrees.
+
+    Attributes:
+        name: ``"|yaw| 0-30"``, ``"dark"``, ...
+        count: crops.
+        drop: as `Accuracy.drop`.
+        interval: 95 % interval of it.
+        difference: mean absolute difference of the angles from FP32.
+        spread_difference: mean absolute difference of the spread from FP32.
+    """
+
+    name: Line
+    count: Annotated[int, Meta(ge=1)]
+    drop: float
+    interval: tuple[float, float]
+    difference: NotNegative
+    spread_difference: NotNegative
+
+
+class Accuracy(Record, frozen=True):
+    """The gate's result, in degrees.
+
+    Attributes:
+        dataset: name of the held-out crops.
+        count: how many.
+        metric: ``"mae-drop"``: difference of mean absolute errors against labels;
+            ``"deviation"``: mean absolute difference from FP32, where there are no labels.
+        reference: FP32 mean absolute error, None without labels.
+        artifact: the artifact's mean absolute error, None without labels.
+        drop: artifact minus reference, or the deviation.
+        interval: 95 % interval of `drop`, paired bootstrap over crops.
+        max_drop: the gate.
+        measured_with: runtime that ran the quantised graph (the engine itself, or an emulation).
+        protocol: frames, boxes, conventions and their hashes.
+        difference: mean absolute difference of the angles from FP32.
+        spread_difference: mean absolute difference of the spread from FP32.
+        subsets: bands of |yaw|, and dark, blurred and near-infrared versions.
+    """
+
+    dataset: Line
+    count: Annotated[int, Meta(ge=1)]
+    metric: Annotated[str, Meta(pattern=r"^(mae-drop|deviation)(?!\n)$")]
+    reference: float | None
+    artifact: float | None
+    drop: float
+    interval: tuple[float, float]
+    max_drop: NotNegative
+    measured_with: Line
+    protocol: dict[str, Any] = msgspec.field(default_factory=dict)
+    difference: float | None = None
+    spread_difference: float | None = None
+    subsets: Annotated[tuple[SubsetRecord, ...], Meta(max_length=64)] = ()
+
+
+class Golden(Record, frozen=True):
+    """Crops with known answers, to prove that a device computes what the build computed.
+
+    Attributes:
+        file: PNG of the crops, one below the other, [n * S, S, 3] RGB.
+        angles: FP32 (pitch, yaw, roll) [n, 3] in degrees.
+        spread: FP32 spread [n, 3] in degrees.
+        tolerance_degrees: largest difference of an angle that the artifact may show.
+        max_latency_ms: longest median time of one crop in the self-test of a device that installs
+            the artifact; None where nobody set a budget.
+    """
+
+    file: FileName
+    angles: Triples
+    spread: Triples
+    tolerance_degrees: Annotated[float, Meta(ge=0, le=360)]
+    max_latency_ms: Annotated[float, Meta(ge=0, le=3600000)] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse another number of spreads than of angles."""
+        if len(self.angles) != len(self.spread):
+            raise ValueError("as many spreads as angles expected")
+
+
+class StepTime(Record, frozen=True):
+    """Wall-clock time of one build step."""
+
+    name: Line
+    seconds: NotNegative
+
+
+class Comparison(Record, frozen=True):
+    """Median milliseconds a call of INT8 and of FP16 at a batch size."""
+
+    int8_ms: NotNegative
+    fp16_ms: NotNegative
+    batch: Batch
+
+
+class BuildRecord(Record, frozen=True):
+    """How the artifact was made: options (enough to repeat or finish it), times, warnings.
+
+    `int8_against_fp16`: median milliseconds of both on hardware without INT8 tensor cores, where
+    INT8 may be the slower one; None where it was not measured.
+    """
+
+    recipe: dict[str, Any]
+    steps: Annotated[tuple[StepTime, ...], Meta(max_length=64)]
+    warnings: Annotated[tuple[Text, ...], Meta(max_length=256)]
+    int8_against_fp16: Comparison | None = None
+
+
+class FileRecord(Record, frozen=True):
+    """One file of the artifact; `path` is a plain name relative to it, `size` in bytes."""
+
+    path: FileName
+    sha256: Sha256
+    size: Annotated[int, Meta(ge=0, le=2**32)]
+    role: Role
+
+
+class PreprocessingRecord(Record, frozen=True):
+    """The specification with its digest, which calibration tables and reports name."""
+
+    spec: Preprocessing
+    digest: Sha256
+
+
+class Manifest(Record, frozen=True, kw_only=True):
     """Everything known about an artifact. `state` is ``"complete"`` or ``"deferred"``."""
 
-    state: str
-    name: str
-    created: str
-    edgehp_version: str
+    state: Annotated[str, Meta(pattern=r"^(complete|deferred)(?!\n)$")]
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}(?!\n)$")]
+    created: Annotated[
+        str,
+        Meta(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z(?!\n)$"),
+    ]
+    edgehp_version: Line
     network: NetworkRecord
     preprocessing: Preprocessing
     target: TargetRecord
     precision: PrecisionRecord
     engine: EngineRecord | None
-    graph: str
+    graph: FileName
     calibration: Calibration | None
     accuracy: Accuracy | None
     golden: Golden
     build: BuildRecord
-    files: tuple[FileRecord, ...]
+    files: Annotated[tuple[FileRecord, ...], Meta(min_length=1, max_length=64)]
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for JSON, with the schema version and the manifest's own digest."""
-        values = _plain(asdict(self))
+        values = plain(self)
         values["preprocessing"] = {
-            "spec": self.preprocessing.to_dict(),
+            "spec": values["preprocessing"],
             "digest": self.preprocessing.digest,
         }
-        values["schema_version"] = SCHEMA_VERSION
+        values = {"schema_version": SCHEMA_VERSION, "digest": "", **values}
         values["digest"] = canonical_digest(values)
-        return {k: values[k] for k in manifest_schema()["properties"]}
+        return values
 
     def to_json(self) -> str:
         """The text of ``manifest.json``.
@@ -96,13 +359,8 @@ class Manifest:
             DataError: the manifest breaks its own schema (a name with a path, a NaN, ...).
         """
         values = self.to_dict()
-        try:
-            text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        except ValueError as e:
-            raise DataError(f"the manifest holds a number that is not finite: {e}") from e
-        if fault := first_fault(json.loads(text), manifest_schema()) or _path_fault(values):
-            raise DataError(f"the manifest cannot be written: {fault}")
-        return text
+        to_record(values, _Document, "the manifest cannot be written", DataError)
+        return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def file(self, path: str) -> FileRecord:
         """The record of the file called `path` (KeyError if there is none)."""
@@ -113,7 +371,54 @@ class Manifest:
 
     def with_files(self, files: tuple[FileRecord, ...]) -> Manifest:
         """The same manifest with other file records."""
-        return replace(self, files=files)
+        return msgspec.structs.replace(self, files=files)
+
+
+class _Document(Manifest, frozen=True, kw_only=True):
+    """``manifest.json``: a `Manifest` with what is derived from it."""
+
+    schema_version: Literal[2]
+    digest: Sha256
+    preprocessing: PreprocessingRecord  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        """Check what concerns several parts."""
+        if self.preprocessing.spec.digest != self.preprocessing.digest:
+            raise ValueError("preprocessing.digest does not fit preprocessing.spec")
+        spec = self.network.spec
+        if spec is not None and json_digest(spec) != self.network.digest:
+            raise ValueError("network.digest does not fit network.spec")
+        if (self.state == "complete") != (self.engine is not None):
+            raise ValueError(f"state {self.state} with{'out' * (self.engine is None)} an engine")
+        listed = [f.path for f in self.files]
+        if len({p.lower() for p in listed}) != len(listed):
+            raise ValueError("files: a path is listed twice")
+        if MANIFEST_NAME in listed:
+            raise ValueError(f"files: {MANIFEST_NAME} cannot list itself")
+        used = {"graph": self.graph, "golden.file": self.golden.file}
+        if self.engine is not None:
+            used.update((f"engine.files[{i}]", f) for i, f in enumerate(self.engine.files))
+        if self.calibration is not None:
+            used["calibration.list"] = self.calibration.list
+            if self.calibration.table is not None:
+                used["calibration.table"] = self.calibration.table
+        for key, path in used.items():
+            if path not in listed:
+                raise ValueError(f"{key}: {path} is not listed under files")
+
+    def manifest(self) -> Manifest:
+        """The manifest alone."""
+        fields = {name: getattr(self, name) for name in Manifest.__struct_fields__}
+        return Manifest(**{**fields, "preprocessing": self.preprocessing.spec})
+
+
+def manifest_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of ``manifest.json``."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "edgehp artifact manifest",
+        **msgspec.json.schema(_Document),
+    }
 
 
 def canonical_digest(values: Mapping[str, Any]) -> str:
@@ -131,153 +436,45 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         where: its path, for messages.
 
     Raises:
-        CompatibilityError: newer schema, malformed, altered, or with paths that leave the artifact.
+        CompatibilityError: another schema version, malformed, altered, or with paths that leave
+            the artifact.
     """
     if len(data) > LARGEST_MANIFEST:
         raise CompatibilityError(
             f"{where}: {len(data)} bytes, expected at most {LARGEST_MANIFEST}; "
             "build the artifact again"
         )
-    values = _json(data, where)
-    _check_version(values, where)
-    if fault := first_fault(values, manifest_schema()) or _path_fault(values):
-        raise _malformed(where, fault)
-    if values["digest"] != canonical_digest(values):
-        raise CompatibilityError(
-            f"{where}: the manifest was altered: its digest is {canonical_digest(values)[:16]}..., "
-            f"it says {values['digest'][:16]}...; build the artifact again or copy it again"
-        )
-    return _manifest(values, where)
-
-
-def _json(data: bytes, where: str) -> dict[str, Any]:
     try:
         values = strict_json(data)
-    except ValueError as e:
-        raise _malformed(where, f"no JSON: {e}") from e
-    if not isinstance(values, dict):
-        raise _malformed(where, f"found a JSON {type(values).__name__}, expected an object")
-    return values
-
-
-def _malformed(where: str, fault: str) -> CompatibilityError:
-    return CompatibilityError(
-        f"{where} is not a manifest of this version of edgehp: {fault}; build or copy the "
-        "artifact again"
-    )
+        if not isinstance(values, dict):
+            raise ValueError(f"found a JSON {type(values).__name__}, expected an object")
+        _check_version(values, where)
+        document = to_record(values, _Document, where)
+    except (ValueError, DataError, UsageError) as e:
+        fault = str(e).removeprefix(f"{where}: ")
+        raise CompatibilityError(
+            f"{where} is not a manifest of this version of edgehp: {fault}; build or copy the "
+            "artifact again"
+        ) from e
+    if document.digest != (found := canonical_digest(values)):
+        raise CompatibilityError(
+            f"{where}: the manifest was altered: its digest is {found[:16]}..., "
+            f"it says {document.digest[:16]}...; build the artifact again or copy it again"
+        )
+    return document.manifest()
 
 
 def _check_version(values: Mapping[str, Any], where: str) -> None:
     version = values.get("schema_version")
-    if isinstance(version, int) and not isinstance(version, bool) and version > SCHEMA_VERSION:
+    if type(version) is not int or version == SCHEMA_VERSION:
+        return
+    if version < SCHEMA_VERSION:
         raise CompatibilityError(
-            f"{where}: found manifest schema {version}, this edgehp reads up to {SCHEMA_VERSION}; "
-            f"it was written by edgehp {str(values.get('edgehp_version'))[:40]}: install that "
-            "version or build the artifact again"
+            f"{where}: found manifest schema {version}, expected {SCHEMA_VERSION}: made by an "
+            "older edgehp: build it again"
         )
-
-
-def _path_fault(values: Mapping[str, Any]) -> str | None:
-    """What is wrong with the file names: listed twice, or used but not listed."""
-    listed = [f["path"] for f in values["files"]]
-    if len({p.lower() for p in listed}) != len(listed):
-        return "files: a path is listed twice"
-    if MANIFEST_NAME in listed:
-        return f"files: {MANIFEST_NAME} cannot list itself"
-    used = {"graph": [values["graph"]], "golden.file": [values["golden"]["file"]]}
-    if (engine := values["engine"]) is not None:
-        used["engine.files"] = list(engine["files"])
-        if not engine["min_batch"] <= engine["best_batch"] <= engine["max_batch"]:
-            return "engine: expected min_batch <= best_batch <= max_batch"
-    if (calibration := values["calibration"]) is not None:
-        used["calibration"] = [calibration["list"]]
-        if calibration["table"] is not None:
-            used["calibration"].append(calibration["table"])
-    for key, paths in used.items():
-        for path in paths:
-            if path not in listed:
-                return f"{key}: {path} is not listed under files"
-    if (values["state"] == "complete") != (engine is not None):
-        return f"state {values['state']} with{'out' if engine is None else ''} an engine"
-    if len(values["golden"]["angles"]) != len(values["golden"]["spread"]):
-        return "golden: as many spreads as angles expected"
-    return None
-
-
-def _manifest(values: dict[str, Any], where: str) -> Manifest:
-    try:
-        preprocessing = Preprocessing.from_dict(values["preprocessing"]["spec"])
-    except DataError as e:
-        raise _malformed(where, str(e)) from e
-    if preprocessing.digest != values["preprocessing"]["digest"]:
-        raise _malformed(where, "preprocessing.digest does not fit preprocessing.spec")
-    network = values["network"]
-    if network["spec"] is not None and json_digest(network["spec"]) != network["digest"]:
-        raise _malformed(where, "network.digest does not fit network.spec")
-    precision, accuracy = values["precision"], values["accuracy"]
-    golden, build, engine = values["golden"], values["build"], values["engine"]
-    target = values["target"]
-    return Manifest(
-        state=values["state"],
-        name=values["name"],
-        created=values["created"],
-        edgehp_version=values["edgehp_version"],
-        network=NetworkRecord(**network),
-        preprocessing=preprocessing,
-        target=TargetRecord(
-            **{**target, "compute_capabilities": tuple(target["compute_capabilities"])}
-        ),
-        precision=PrecisionRecord(
-            **{
-                **precision,
-                "audit": tuple(LayerPrecision(**a) for a in precision["audit"]),
-                "mixed": _mixed(precision.get("mixed")),
-            }
-        ),
-        engine=None
-        if engine is None
-        else EngineRecord(**{**engine, "files": tuple(engine["files"])}),
-        graph=values["graph"],
-        calibration=None if values["calibration"] is None else Calibration(**values["calibration"]),
-        accuracy=None
-        if accuracy is None
-        else Accuracy(
-            **{
-                **accuracy,
-                "interval": tuple(accuracy["interval"]),
-                "subsets": tuple(
-                    SubsetRecord(**{**s, "interval": tuple(s["interval"])})
-                    for s in accuracy.get("subsets", ())
-                ),
-            }
-        ),
-        golden=Golden(
-            golden["file"],
-            tuple((a[0], a[1], a[2]) for a in golden["angles"]),
-            tuple((s[0], s[1], s[2]) for s in golden["spread"]),
-            golden["tolerance_degrees"],
-            golden.get("max_latency_ms"),
-        ),
-        build=BuildRecord(
-            build["recipe"],
-            tuple(StepTime(**s) for s in build["steps"]),
-            tuple(build["warnings"]),
-            build["int8_against_fp16"],
-        ),
-        files=tuple(FileRecord(**f) for f in values["files"]),
+    raise CompatibilityError(
+        f"{where}: found manifest schema {version}, this edgehp reads up to {SCHEMA_VERSION}; "
+        f"it was written by edgehp {str(values.get('edgehp_version'))[:40]}: install that "
+        "version or build the artifact again"
     )
-
-
-def _mixed(values: Mapping[str, Any] | None) -> MixedRecord | None:
-    if values is None:
-        return None
-    return MixedRecord(**{**values, "float_layers": tuple(values["float_layers"])})
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, so that the digest is of what JSON gives back."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
-    return value

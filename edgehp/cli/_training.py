@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+import msgspec
 
 from edgehp._installed import install_extra
 from edgehp.errors import EnvironmentalError, UsageError
@@ -157,7 +158,7 @@ def student_spec(network: str, size: int, licence: str = "") -> NetworkSpec:
     from edgehp.networks.spec import EHPNET, KD_RESNET
 
     if network == "ehpnet":
-        preprocessing = replace(EHPNET.preprocessing, size=size)
+        preprocessing = msgspec.structs.replace(EHPNET.preprocessing, size=size)
         return replace(EHPNET, preprocessing=preprocessing, licence=licence)
     depth = network.removeprefix("kd-resnet")
     if not depth.isdecimal():
@@ -167,7 +168,9 @@ def student_spec(network: str, size: int, licence: str = "") -> NetworkSpec:
         KD_RESNET,
         name=f"kd-resnet{depth}{suffix}",
         depth=int(depth),
-        preprocessing=replace(KD_RESNET.preprocessing, size=size, box_rule="square"),
+        preprocessing=msgspec.structs.replace(
+            KD_RESNET.preprocessing, size=size, box_rule="square"
+        ),
         licence=licence,
     )
 

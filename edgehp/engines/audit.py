@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Annotated
+
+import msgspec
 
 from edgehp.engines.base import Json
 from edgehp.errors import CompatibilityError
+from edgehp.files import Record
 
 __all__ = ["LayerPrecision", "PrecisionAudit"]
 
@@ -36,8 +40,7 @@ _NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class LayerPrecision:
+class LayerPrecision(Record, frozen=True):
     """One layer of an engine.
 
     Attributes:
@@ -48,10 +51,10 @@ class LayerPrecision:
         detail: the kernel or tactic, if the runtime tells.
     """
 
-    layer: str
-    kind: str
-    precision: str
-    detail: str = ""
+    layer: Annotated[str, msgspec.Meta(max_length=4000)]
+    kind: Annotated[str, msgspec.Meta(max_length=500)]
+    precision: Annotated[str, msgspec.Meta(max_length=500)]
+    detail: Annotated[str, msgspec.Meta(max_length=4000)] = ""
 
     @classmethod
     def of(cls, layer: str, kind: str, precision: str, detail: str = "") -> LayerPrecision:
@@ -110,7 +113,7 @@ class PrecisionAudit:
         """
         shown = [r.layer for r in self._convolutions()]
         hidden = [
-            replace(r, detail="inside a fused layer: type from the parsed network")
+            msgspec.structs.replace(r, detail="inside a fused layer: type from the parsed network")
             for r in network._convolutions()
             if not any(r.layer in name.replace(" + ", "|").split("|") for name in shown)
         ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -91,7 +92,7 @@ class NetworkSpec:
 
     def with_size(self, size: int) -> NetworkSpec:
         """The same network for another input size in pixels."""
-        return replace(self, preprocessing=replace(self.preprocessing, size=size))
+        return replace(self, preprocessing=msgspec.structs.replace(self.preprocessing, size=size))
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for JSON."""

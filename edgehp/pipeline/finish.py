@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 import edgehp
@@ -149,7 +150,7 @@ def _measured(
     with open_engine(plan.kind, built.path) as engine:
         golden = predict(engine, golden_crops(artifact), min(8, most))
     logger.info("built on %s", place.gpu.name if place.gpu else "this processor")
-    return replace(
+    return msgspec.structs.replace(
         manifest,
         state="complete",
         created=now(),
@@ -158,7 +159,7 @@ def _measured(
         precision=built.precision,
         engine=built.engine,
         accuracy=accuracy,
-        golden=replace(
+        golden=msgspec.structs.replace(
             manifest.golden,
             tolerance_degrees=tolerance(golden.angles, np.asarray(manifest.golden.angles)),
         ),
@@ -166,4 +167,4 @@ def _measured(
 
 
 def _marked(times: tuple[StepTime, ...]) -> tuple[StepTime, ...]:
-    return tuple(replace(t, name=f"{t.name}, on the device") for t in times)
+    return tuple(msgspec.structs.replace(t, name=f"{t.name}, on the device") for t in times)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -267,7 +268,7 @@ class MixedBuild:
             batch_of(self._held_out, self._work.request.batch[1]),
             self._work.request.threads,
         )
-        record = replace(
+        record = msgspec.structs.replace(
             mixed.record, measured_ms=round(ms[0], 4), measured_all_int8_ms=round(ms[1], 4)
         )
         return replace(mixed, record=record)

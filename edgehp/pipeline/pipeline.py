@@ -15,6 +15,7 @@ from edgehp.artifact.device import DeviceProbe, HostProbe
 from edgehp.artifact.manifest import (
     BuildRecord,
     Calibration,
+    Comparison,
     Manifest,
     NetworkRecord,
     TargetRecord,
@@ -183,7 +184,8 @@ def _make(
                 with steps("engine, mixed"):
                     built = search.rebuild(mixed, graph, built)
                     mixed = search.timed(mixed, built)
-                    built = replace(built, precision=replace(built.precision, mixed=mixed.record))
+                    precision = msgspec.structs.replace(built.precision, mixed=mixed.record)
+                    built = replace(built, precision=precision)
             with steps("accuracy, mixed"):
                 after, runner = _answers(work, graph, built, held_out)
     if built is not None:
@@ -367,13 +369,13 @@ def _resized(work: Work, own: Network, network: Network, before: Answers, held_o
 
 def _compare(
     work: Work, model: onnx.ModelProto, built: BuiltEngine, held_out: CropSet
-) -> dict[str, float | int]:
+) -> Comparison:
     """INT8 against FP16 where the hardware may be slower in INT8."""
     int8_ms, fp16_ms = against_half(work, model, built.path, held_out)
     verdict = "INT8 is faster" if int8_ms < fp16_ms else "INT8 is NOT faster: use --precision fp16"
     batch = work.request.batch[1]
     work.warn(f"at batch {batch}: INT8 {int8_ms:.2f} ms, FP16 {fp16_ms:.2f} ms; {verdict}")
-    return {"int8_ms": round(int8_ms, 4), "fp16_ms": round(fp16_ms, 4), "batch": batch}
+    return Comparison(round(int8_ms, 4), round(fp16_ms, 4), batch)
 
 
 def _keep_graph(work: Work, graph: Path, built: BuiltEngine | None) -> str:

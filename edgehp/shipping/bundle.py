@@ -31,6 +31,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
+
 from edgehp.artifact import Artifact, Manifest, load_artifact
 from edgehp.artifact.manifest import (
     LARGEST_MANIFEST,
@@ -311,8 +313,10 @@ def _copy(artifact: Artifact, folder: Path, max_latency_ms: float | None) -> Non
         shutil.copyfile(artifact.path / file.path, target, follow_symlinks=False)
     golden = artifact.manifest.golden
     budget = max_latency_ms or golden.max_latency_ms or DEFAULT_LATENCY_MS
-    manifest = replace(
-        artifact.manifest, golden=replace(golden, max_latency_ms=budget), files=tuple(files)
+    manifest = msgspec.structs.replace(
+        artifact.manifest,
+        golden=msgspec.structs.replace(golden, max_latency_ms=budget),
+        files=tuple(files),
     )
     energy = measured_energy(artifact.path, artifact.manifest.to_dict()["digest"])
     document = spdx_document(manifest, energy)

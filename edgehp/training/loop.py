@@ -8,10 +8,11 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -261,7 +262,7 @@ class Trainer:
     def _plan(self) -> BatchPlan:
         size = self.config.size_at(self.epoch, self.spec.preprocessing.size)
         return BatchPlan(
-            preprocessing=replace(self.spec.preprocessing, size=size),
+            preprocessing=msgspec.structs.replace(self.spec.preprocessing, size=size),
             augmentation=self.config.augmentation,
             seed=self.config.seed,
             epoch=self.epoch,
