@@ -121,7 +121,9 @@ def test_a_bgr_network_gets_its_colours_swapped_inside(
 ) -> None:
     weights, spec = small
     # Unequal constants, so that swapping the channels without them would show too.
-    rgb = replace(spec.preprocessing, mean=(120.0, 110.0, 100.0), std=(50.0, 60.0, 70.0))
+    rgb = msgspec.structs.replace(
+        spec.preprocessing, mean=(120.0, 110.0, 100.0), std=(50.0, 60.0, 70.0)
+    )
     spec = replace(spec, preprocessing=rgb)
     swapped = replace(spec, preprocessing=msgspec.structs.replace(rgb, colour="BGR"))
     crops = random_crops(8, 64)
