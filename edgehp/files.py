@@ -281,6 +281,9 @@ def _fault(message: str, values: Any, kind: Any) -> str:
     if reason.startswith("Invalid enum value"):
         choices = ", ".join(map(repr, _choices(kind, path)))
         return f"{_about(values, path)}; expected one of {choices}"
+    if found := re.match(r"key '([^']+)'(.*)", reason):
+        # Of a record's own check, which knows its keys alone.
+        return f"key {_key(f'{path}.{found[1]}')}{found[2]}"
     return reason if path == "$" else f"key {_key(path)}: {reason}"
 
 

@@ -8,19 +8,18 @@ DLA and about the alias ``orin``.
 from __future__ import annotations
 
 import difflib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from edgehp._toml import load_toml
-from edgehp._toml_fields import Fields
+from msgspec import Meta
+
 from edgehp.device import SYSTEM_ROOT, find_jetson
 from edgehp.errors import DataError, UsageError
-from edgehp.files import resource_dir
+from edgehp.files import Record, plain, read_toml, resource_dir
+from edgehp.versions import parse_version
 
 __all__ = [
-    "ENGINES",
-    "FLAVOURS",
     "PRECISIONS",
     "JetPackRow",
     "Peaks",
@@ -32,16 +31,10 @@ __all__ = [
     "check_precision",
     "list_targets",
     "load_target",
-    "parse_version",
     "resolve_target",
 ]
 
-ENGINES = ("openvino", "tensorrt", "tensorrt-rtx")
-FLAVOURS = ("cpu", "tensorrt")
 PRECISIONS = ("int8", "fp16", "fp32", "fp8")
-ANSWERS = ("yes", "warn", "no")
-# What has been done for real with a target: run on it, built for it elsewhere, or neither.
-VERIFIED = ("run", "built", "not run")
 ORIN = "orin"
 ORIN_DEFAULT = "orin-agx-64gb"
 # Files whose name starts so hold tables that several targets share.
@@ -51,21 +44,41 @@ JETPACK_FILE = "_jetpack.toml"
 MINIMUM_PYTHON = (3, 10)
 
 
-@dataclass(frozen=True)
-class Verdict:
+Answer = Literal["yes", "warn", "no"]
+Positive = Annotated[float, Meta(gt=0)]
+
+
+def _require_versions(record: Any, *keys: str) -> None:
+    for key in keys:
+        text = getattr(record, key)
+        try:
+            parse_version(text or "0")
+        except DataError as e:
+            raise ValueError(f"key '{key}': {e}") from e
+
+
+class Verdict(Record, frozen=True):
     """What the data says: ``"yes"``, ``"warn"`` or ``"no"``, and why."""
 
-    supported: str
-    reason: str
+    supported: Answer
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a doubt without a reason."""
+        if self.supported != "yes" and not self.reason:
+            raise ValueError(f"key 'reason' is needed where supported is {self.supported!r}")
 
 
-@dataclass(frozen=True)
-class TensorRTRange:
+class TensorRTRange(Record, frozen=True):
     """TensorRT versions that drive a target; both ends belong to it, None means no known end."""
 
     minimum: str
-    maximum: str | None
-    note: str
+    maximum: str | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse ends that are no versions."""
+        _require_versions(self, "minimum", "maximum")
 
     def contains(self, version: str) -> bool:
         """Whether `version` (``"10.3.0.30"``) is in the range; ``10.4.0`` is within ``10.4``."""
@@ -76,19 +89,22 @@ class TensorRTRange:
         return found[: len(high)] <= high
 
 
-@dataclass(frozen=True)
-class JetPackRow:
+class JetPackRow(Record, frozen=True, kw_only=True):
     """One line of the JetPack table; not ``verified``: the source itself is in doubt."""
 
     name: str
     jetpack: str
     l4t_first: str
-    l4t_last: str | None
+    l4t_last: str | None = None
     tensorrt: str
     cuda: str
     ubuntu: str
     python: str
     verified: bool
+
+    def __post_init__(self) -> None:
+        """Refuse what is no version."""
+        _require_versions(self, "l4t_first", "l4t_last", "tensorrt", "python")
 
     @property
     def usable(self) -> bool:
@@ -102,8 +118,7 @@ class JetPackRow:
         return parse_version(self.l4t_first) <= found and found[: len(last)] <= last
 
 
-@dataclass(frozen=True)
-class Peaks:
+class Peaks(Record, frozen=True, kw_only=True):
     """Peak figures of a power mode (Jetson) or a board (discrete GPU), for the roofline.
 
     Attributes:
@@ -121,19 +136,18 @@ class Peaks:
     """
 
     name: str
-    int8_tops: float
-    fp16_tflops: float
-    bandwidth_gb_s: float | None
-    gpu_mhz: float | None
-    sms: int | None
-    power_w: float | None
-    default: bool
+    int8_tops: Positive
+    fp16_tflops: Positive
+    bandwidth_gb_s: Positive | None = None
+    gpu_mhz: Positive | None = None
+    sms: Annotated[int, Meta(gt=0)] | None = None
+    power_w: Positive | None = None
+    default: bool = False
     measured: bool
     source: str
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(Record, frozen=True):
     """One target, as its file describes it.
 
     Attributes:
@@ -178,7 +192,8 @@ class Target:
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for JSON."""
-        return asdict(self)
+        values: dict[str, Any] = plain(self)
+        return values
 
     def jetpack_for(self, l4t: str) -> JetPackRow | None:
         """The JetPack row of the L4T release `l4t` (``"36.4.3"``), the newest if several."""
@@ -192,18 +207,6 @@ class Resolution:
 
     target: Target
     note: str | None
-
-
-def parse_version(text: str) -> tuple[int, ...]:
-    """``"10.3.0.30"`` as ``(10, 3, 0, 30)``.
-
-    Raises:
-        DataError: `text` is not numbers joined by dots.
-    """
-    parts = text.split(".")
-    if not all(part.isascii() and part.isdigit() for part in parts):
-        raise DataError(f"version {text!r} is not numbers joined by dots, such as '10.3.0'")
-    return tuple(int(part) for part in parts)
 
 
 def list_targets(directory: Path | None = None) -> tuple[str, ...]:
@@ -231,7 +234,7 @@ def load_target(name: str, directory: Path | None = None) -> Target:
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join((*known, ORIN))}"
         raise UsageError(f"no target {name!r}; {hint}")
     path = directory / f"{name}.toml"
-    return _target(name, Fields(str(path), load_toml(path)), directory)
+    return _read(name, path)
 
 
 def resolve_target(
@@ -301,110 +304,86 @@ def check_dla(target: Target) -> Verdict:
     return target.dla
 
 
-def _verdict(fields: Fields) -> Verdict:
-    verdict = Verdict(fields.choice("supported", ANSWERS), fields.text("reason", default=""))
-    if verdict.supported != "yes" and not verdict.reason:
-        raise fields.error("reason", f"is needed where supported is {verdict.supported!r}")
-    fields.done()
-    return verdict
+class _Dla(Record, frozen=True):
+    cores: Annotated[int, Meta(gt=0)]
+    supported: Answer
+    reason: str = ""
 
 
-def _version(fields: Fields, key: str) -> str:
-    text = fields.text(key)
-    try:
-        parse_version(text)
-    except DataError as e:
-        raise fields.error(key, str(e)) from e
-    return text
+class _Verified(Record, frozen=True):
+    status: Literal["run", "built", "not run"]
+    note: str
 
 
-def _peaks(fields: Fields) -> Peaks:
-    peaks = Peaks(
-        name=fields.text("name"),
-        int8_tops=fields.number("int8_tops"),
-        fp16_tflops=fields.number("fp16_tflops"),
-        bandwidth_gb_s=fields.optional_number("bandwidth_gb_s"),
-        gpu_mhz=fields.optional_number("gpu_mhz"),
-        sms=fields.optional_integer("sms"),
-        power_w=fields.optional_number("power_w"),
-        default=fields.boolean("default", default=False),
-        measured=fields.boolean("measured"),
-        source=fields.text("source"),
-    )
-    fields.done()
-    return peaks
+class _JetPackFile(Record, frozen=True):
+    row: tuple[JetPackRow, ...]
 
 
-def _jetpack_rows(directory: Path, fields: Fields, wanted: tuple[str, ...]) -> list[JetPackRow]:
-    path = directory / JETPACK_FILE
-    table = Fields(str(path), load_toml(path))
-    rows = []
-    for row in table.tables("row"):
-        optional_last = _version(row, "l4t_last") if row.has("l4t_last") else None
-        rows.append(
-            JetPackRow(
-                name=row.text("name"),
-                jetpack=row.text("jetpack"),
-                l4t_first=_version(row, "l4t_first"),
-                l4t_last=optional_last,
-                tensorrt=_version(row, "tensorrt"),
-                cuda=row.text("cuda"),
-                ubuntu=row.text("ubuntu"),
-                python=_version(row, "python"),
-                verified=row.boolean("verified"),
-            )
+class _Precisions(Record, frozen=True):
+    int8: Verdict
+    fp16: Verdict
+    fp32: Verdict
+    fp8: Verdict
+
+
+class _File(Record, frozen=True, kw_only=True):
+    """A target's file; `Target` says what the fields mean."""
+
+    title: str
+    engine: Literal["openvino", "tensorrt", "tensorrt-rtx"]
+    flavour: Literal["cpu", "tensorrt"]
+    compute_capabilities: tuple[str, ...]
+    precisions: _Precisions
+    verified: _Verified
+    dla: _Dla | None = None
+    tensorrt: TensorRTRange | None = None
+    jetpack: tuple[str, ...] = ()
+    power_mode: tuple[Peaks, ...] = ()
+    board: tuple[Peaks, ...] = ()
+    module_ids: tuple[str, ...] = ()
+    module_family: str = ""
+    memory_gb: Annotated[int, Meta(gt=0)] | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check what concerns several keys."""
+        if (self.tensorrt is None) == (self.engine == "tensorrt"):
+            raise ValueError("key 'tensorrt' must be there exactly where engine is 'tensorrt'")
+        if (self.engine == "openvino") == bool(self.compute_capabilities):
+            raise ValueError("key 'compute_capabilities' must be empty for a CPU, and only there")
+
+
+def _jetpack_rows(directory: Path, path: Path, wanted: tuple[str, ...]) -> tuple[JetPackRow, ...]:
+    if not wanted:
+        return ()
+    rows = read_toml(directory / JETPACK_FILE, _JetPackFile).row
+    if unknown := set(wanted) - {row.name for row in rows}:
+        raise DataError(
+            f"{path}: key 'jetpack' names rows that {JETPACK_FILE} lacks: {sorted(unknown)}"
         )
-        row.done()
-    table.done()
-    unknown = set(wanted) - {row.name for row in rows}
-    if unknown:
-        raise fields.error("jetpack", f"names rows that {path.name} lacks: {sorted(unknown)}")
-    return [row for row in rows if row.name in wanted]
+    return tuple(row for row in rows if row.name in wanted)
 
 
-def _target(name: str, fields: Fields, directory: Path) -> Target:
-    precisions = fields.table("precisions")
-    verdicts = {precision: _verdict(precisions.table(precision)) for precision in PRECISIONS}
-    precisions.done()
-    dla_cores, dla = 0, Verdict("no", "this target has no DLA")
-    if fields.has("dla"):
-        table = fields.table("dla")
-        dla_cores = table.integer("cores")
-        dla = _verdict(table)
-    tensorrt = None
-    if fields.has("tensorrt"):
-        table = fields.table("tensorrt")
-        maximum = _version(table, "maximum") if table.has("maximum") else None
-        tensorrt = TensorRTRange(
-            _version(table, "minimum"), maximum, table.text("note", default="")
-        )
-        table.done()
-    wanted = fields.texts("jetpack", default=())
-    verified = fields.table("verified")
-    target = Target(
+def _read(name: str, path: Path) -> Target:
+    file = read_toml(path, _File)
+    dla = file.dla
+    return Target(
         name=name,
-        title=fields.text("title"),
-        engine=fields.choice("engine", ENGINES),
-        flavour=fields.choice("flavour", FLAVOURS),
-        compute_capabilities=fields.texts("compute_capabilities"),
-        precisions=verdicts,
-        dla_cores=dla_cores,
-        dla=dla,
-        tensorrt=tensorrt,
-        jetpack=tuple(_jetpack_rows(directory, fields, wanted)) if wanted else (),
-        power_modes=tuple(_peaks(each) for each in fields.tables("power_mode")),
-        boards=tuple(_peaks(each) for each in fields.tables("board")),
-        module_ids=fields.texts("module_ids", default=()),
-        module_family=fields.text("module_family", default=""),
-        memory_gb=fields.optional_integer("memory_gb"),
-        verified=verified.choice("status", VERIFIED),
-        verified_note=verified.text("note"),
-        notes=fields.texts("notes", default=()),
+        title=file.title,
+        engine=file.engine,
+        flavour=file.flavour,
+        compute_capabilities=file.compute_capabilities,
+        precisions={each: getattr(file.precisions, each) for each in PRECISIONS},
+        dla_cores=dla.cores if dla else 0,
+        dla=Verdict(dla.supported, dla.reason) if dla else Verdict("no", "this target has no DLA"),
+        tensorrt=file.tensorrt,
+        jetpack=_jetpack_rows(path.parent, path, file.jetpack),
+        power_modes=file.power_mode,
+        boards=file.board,
+        module_ids=file.module_ids,
+        module_family=file.module_family,
+        memory_gb=file.memory_gb,
+        verified=file.verified.status,
+        verified_note=file.verified.note,
+        notes=file.notes,
     )
-    verified.done()
-    if (tensorrt is None) == (target.engine == "tensorrt"):
-        raise fields.error("tensorrt", "must be there exactly where engine is 'tensorrt'")
-    if (target.engine == "openvino") == bool(target.compute_capabilities):
-        raise fields.error("compute_capabilities", "must be empty for a CPU, and only there")
-    fields.done()
-    return target

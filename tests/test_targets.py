@@ -18,9 +18,9 @@ from edgehp.targets import (
     check_precision,
     list_targets,
     load_target,
-    parse_version,
     resolve_target,
 )
+from edgehp.versions import parse_version
 
 EXPECTED = {
     "orin-agx-64gb", "orin-agx-32gb", "orin-nx-16gb", "orin-nx-8gb", "orin-nano-8gb",
@@ -130,6 +130,7 @@ def test_tensorrt_range_of_v100_ends_with_10_4() -> None:
     versions = load_target("v100").tensorrt
     assert versions is not None
     assert versions.contains("8.6.1") and versions.contains("10.4.0.26")
+    assert versions.contains("10.3.0.post1") and not versions.contains("10.14.1.48.post1")
     assert not versions.contains("10.5.0") and not versions.contains("8.5.2")
     with pytest.raises(DataError, match="dots"):
         versions.contains("ten")
@@ -164,7 +165,7 @@ def test_hostile_names_are_unknown(name: str) -> None:
     ("old", "new", "key"),
     [
         ('engine = "tensorrt"', 'engine = "tensorflow"', "engine"),
-        ('title = "', 'tilte = "', "title"),
+        ('title = "', 'tilte = "', "tilte"),
         ("int8_tops = 63.0", "int8_tops = -1", "board[0].int8_tops"),
         ("int8_tops = 63.0", "int8_tops = nan", "board[0].int8_tops"),
         ("measured = false", 'measured = "no"', "board[0].measured"),
@@ -173,10 +174,10 @@ def test_hostile_names_are_unknown(name: str) -> None:
         (
             'supported = "warn", reason = ',
             'supported = "warn", raeson = ',
-            "precisions.int8.reason",
+            "precisions.int8.raeson",
         ),
         ('compute_capabilities = ["7.0"]', "compute_capabilities = []", "compute_capabilities"),
-        ('compute_capabilities = ["7.0"]', "compute_capabilities = [7]", "compute_capabilities"),
+        ('compute_capabilities = ["7.0"]', "compute_capabilities = [7]", "compute_capabilities[0]"),
     ],
 )
 def test_malformed_file_names_file_and_key(directory: Path, old: str, new: str, key: str) -> None:
@@ -288,3 +289,19 @@ def test_show_of_a_typo_ends_with_2() -> None:
     assert done.returncode == 2
     assert "did you mean 'rtx" in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "release"),
+    [
+        ("10.3.0.30", (10, 3, 0, 30)),
+        ("10.14.1.48.post1", (10, 14, 1, 48)),
+        ("8.6.1.post1", (8, 6, 1)),
+        ("2026.4.0-21-abc", (2026, 4)),
+        ("10.0", (10,)),
+    ],
+)
+def test_versions_of_every_source_are_read_by_one_parser(
+    text: str, release: tuple[int, ...]
+) -> None:
+    assert parse_version(text) == release

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from edgehp.engines.base import Crops, Engine
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError
 from edgehp.files import sha256_file
 from edgehp.pose import angle_errors
+from edgehp.versions import parse_version
 
 __all__ = [
     "Artifact",
@@ -203,35 +203,17 @@ def _check_version(engine: EngineRecord, device: DeviceProbe, where: str, rebuil
             f"{where} needs {engine.kind} {built}, which is not installed; run 'edgehp doctor'"
         )
     if engine.kind in _READS_OLDER:
-        if _numbers(here) >= _numbers(built):
+        if parse_version(here) >= parse_version(built):
             return
         raise CompatibilityError(
             f"{where} was built with {engine.kind} {built}; found the older {here}: install "
             f"{built} or newer, or {rebuild}"
         )
-    if _numbers(here) != _numbers(built):
+    if parse_version(here) != parse_version(built):
         raise CompatibilityError(
             f"{where} was built with {engine.kind} {built}; found {here}, and its engines need "
             f"exactly the same version: install it, or {rebuild}"
         )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: ``"2026.4.0-21-abc"`` gives (2026, 4).
-
-    Trailing zeros go: package metadata and libraries do not agree on how many they write.
-    """
-    numbers = []
-    for part in version.split("."):
-        digits = re.match(r"\d*", part)
-        if digits is None or not digits[0]:
-            break
-        numbers.append(int(digits[0]))
-        if digits[0] != part:
-            break
-    while numbers and numbers[-1] == 0:
-        numbers.pop()
-    return tuple(numbers)
 
 
 def _check_files(root: Path, manifest: Manifest) -> None:
