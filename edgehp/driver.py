@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from edgehp.errors import EnvironmentalError
 
-__all__ = ["PROBE_CODE", "DriverProbe", "Gpu", "probe_driver", "read_answer"]
+__all__ = ["PROBE_CODE", "DriverProbe", "Gpu", "NoDriverError", "probe_driver", "read_answer"]
 
 _TIMEOUT_S = 60
 # Plain ctypes: the question is whether the driver works, not whether a Python binding is there.
@@ -50,6 +50,10 @@ for index in range(number.value):
     gpus.append([name.value.decode(errors="replace"), *capability])
 print(json.dumps({"version": version, "gpus": gpus}))
 """
+
+
+class NoDriverError(EnvironmentalError):
+    """This machine has no NVIDIA driver."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ def read_answer(text: str, complaint: str = "") -> DriverProbe:
         tail = " ".join(complaint.split())[-200:]
         raise EnvironmentalError(f"the driver probe gave no answer: {tail}") from e
     if "missing" in answer:
-        raise EnvironmentalError(
+        raise NoDriverError(
             f"no NVIDIA driver found ({answer['missing']}); install it, or use a processor engine"
         )
     raise EnvironmentalError(

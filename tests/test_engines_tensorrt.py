@@ -1,9 +1,10 @@
-"""The TensorRT runtime on an emulated GPU, and everything about TensorRT that needs none."""
+"""The TensorRT runtime on the driver double, and everything about TensorRT that needs none."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,170 +16,173 @@ from edgehp.engines._trt_inspect import read_inspection
 from edgehp.engines.audit import LayerPrecision, PrecisionAudit
 from edgehp.engines.base import TimedEngine
 from edgehp.engines.build import BuildOptions
-from edgehp.engines.cuda import Cuda
-from edgehp.engines.tensorrt import TensorRtEngine
+from edgehp.engines.cuda import Cuda, GpuLostError
 from edgehp.engines.tensorrt_build import check_support
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
-from tests.tensorrt_bindings.fake_cuda import FakeCuda
-from tests.tensorrt_bindings.fake_runtime import SIZE, FakeTensorRt, expected_angles
+from tests.driver.adapter_checks import crops_of, open_double
+from tests.driver.double import Driver, load_double
+from tests.driver.tensorrt import TensorRtDouble, expected
 
 
 @pytest.fixture
-def cuda() -> FakeCuda:
-    return FakeCuda()
+def driver() -> Iterator[Driver]:
+    """The driver double in this process, which must hold nothing when the test is over."""
+    pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed")
+    found = load_double()
+    yield found
+    found.fault(0)
+    assert found.live == 0
+    assert found.abandoned == 0
 
 
 @pytest.fixture
-def trt(cuda: FakeCuda) -> FakeTensorRt:
-    return FakeTensorRt(cuda)
+def trt(driver: Driver) -> TensorRtDouble:
+    del driver
+    return TensorRtDouble()
 
 
-@pytest.fixture
-def plan(tmp_path: Path) -> Path:
-    path = tmp_path / "plan"
-    path.write_bytes(b"plan")
-    return path
+def cuda() -> Cuda:
+    from cuda.bindings import driver as bindings
 
-
-def open_fake(
-    cuda: FakeCuda, trt: FakeTensorRt, plan: Path, batch: int | None = None
-) -> TensorRtEngine:
-    class Engine(TensorRtEngine):
-        def _open_cuda(self, device: str | None) -> Cuda:
-            return cuda
-
-        def _import(self) -> FakeTensorRt:
-            return trt
-
-    return Engine(plan, batch=batch)
-
-
-def crops_of(count: int, rng: np.random.Generator) -> np.ndarray:
-    return rng.integers(0, 255, (count, SIZE, SIZE, 3), np.uint8)
+    return Cuda(0, bindings)
 
 
 @pytest.mark.parametrize("batch", [None, 1, 3])
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 9])
 def test_every_batch_size_gives_the_networks_answer(
-    cuda: FakeCuda,
-    trt: FakeTensorRt,
-    plan: Path,
-    rng: np.random.Generator,
-    batch: int | None,
-    count: int,
+    driver: Driver, trt: TensorRtDouble, batch: int | None
 ) -> None:
-    with open_fake(cuda, trt, plan, batch) as engine:
-        for _ in range(2):
-            crops = crops_of(count, rng)
+    del driver
+    with open_double(trt, cuda(), batch) as engine:
+        for turn, count in enumerate((8, 3, 8, 1, 2, 3, 9, 17, 8)):
+            crops = crops_of(count, turn)
             answer = engine.infer(crops)
-            np.testing.assert_allclose(answer.angles, expected_angles(crops), rtol=1e-5)
-            np.testing.assert_allclose(answer.spread, expected_angles(crops) + 1, rtol=1e-5)
-        assert bool(cuda.launches) == (batch is not None and batch in (count, count % 4))
-    assert set(trt.addresses) == {"crops", "angles", "spread"}
-    assert len(set(trt.streams)) == 1
-    assert trt.streams[0] != 0  # the default stream would wait for every other
+            angles, spread = expected(crops, min(count, 8))
+            np.testing.assert_allclose(answer.angles, angles, rtol=1e-5)
+            rest = count % 8 if count > 8 else 0
+            whole = count - rest
+            np.testing.assert_allclose(answer.spread[:whole], spread[:whole], rtol=1e-5)
+        assert engine.info.details["cuda_graph_batches"] == (sorted({1, 4, batch}) if batch else [])
+    assert trt.violations == []
 
 
 @pytest.mark.parametrize("graph", [True, False])
 def test_upload_inference_and_download_are_timed_on_the_gpu(
-    cuda: FakeCuda, trt: FakeTensorRt, plan: Path, rng: np.random.Generator, graph: bool
+    driver: Driver, trt: TensorRtDouble, graph: bool
 ) -> None:
-    """Emulated: 0.25 ms a copy to the GPU, 1.5 ms a crop, twice 0.125 ms back."""
-    cuda.fail_capture = not graph
-    crops = crops_of(2, rng)
-    with open_fake(cuda, trt, plan, 2) as engine:
+    """The double's clock: 0.25 ms a copy to the GPU, 1 ms a crop, twice 0.125 ms back."""
+    if not graph:
+        driver.fail("cuStreamBeginCapture_v2", 900)
+    with open_double(trt, cuda(), 4 if graph else None) as engine:
         assert isinstance(engine, TimedEngine)
         assert engine.stage_clock == "CUDA events"
         for _ in range(2):
+            crops = crops_of(4)
             answer, times = engine.infer_timed(crops)
-            np.testing.assert_allclose(answer.angles, expected_angles(crops), rtol=1e-5)
+            np.testing.assert_allclose(answer.angles, expected(crops, 4)[0], rtol=1e-5)
             found = (times.upload, times.inference, times.download)
-            assert found == pytest.approx((0.25e-3, 3e-3, 0.25e-3))
-        assert cuda.launches == (2 if graph else 0)
-        # Seven crops run in two parts of at most four.
-        _, times = engine.infer_timed(crops_of(7, rng))
-        assert times.inference == pytest.approx(7 * 1.5e-3)
+            assert found == pytest.approx((0.25e-3, 4e-3, 0.25e-3))
+        # Eleven crops run in two parts of at most eight.
+        _, times = engine.infer_timed(crops_of(11))
+        assert times.inference == pytest.approx(11e-3)
         assert times.upload == pytest.approx(0.5e-3)
-    assert not cuda.events
+    driver.fail("", 0)
 
 
-def test_an_engine_for_larger_batches_takes_a_single_crop(
-    cuda: FakeCuda, plan: Path, rng: np.random.Generator
-) -> None:
-    crops = crops_of(1, rng)
-    with open_fake(cuda, FakeTensorRt(cuda, (2, 4)), plan) as engine:
-        np.testing.assert_allclose(engine.infer(crops).angles, expected_angles(crops), rtol=1e-5)
+def test_an_engine_for_larger_batches_takes_a_single_crop(driver: Driver) -> None:
+    del driver
+    crops = crops_of(1)
+    with open_double(TensorRtDouble((2, 2, 4)), cuda(), 2) as engine:
+        np.testing.assert_allclose(engine.infer(crops).spread, expected(crops, 2)[1], rtol=1e-5)
 
 
-def test_everything_is_given_back(cuda: FakeCuda, trt: FakeTensorRt, plan: Path) -> None:
-    engine = open_fake(cuda, trt, plan, 1)
-    assert cuda.memory and cuda.host and cuda.streams and cuda.graphs
+def test_closing_frees_everything(driver: Driver, trt: TensorRtDouble) -> None:
+    engine = open_double(trt, cuda(), 1)
+    assert driver.live > 10
     engine.close()
     engine.close()
-    assert not (cuda.memory or cuda.host or cuda.streams or cuda.graphs)
-    assert cuda.closed
+    assert driver.live == 0
     with pytest.raises(EnvironmentalError, match="closed"):
-        engine.infer(np.zeros((1, SIZE, SIZE, 3), np.uint8))
+        engine.infer(crops_of(1))
 
 
-def test_a_failed_opening_gives_everything_back(
-    cuda: FakeCuda, trt: FakeTensorRt, plan: Path
+@pytest.mark.parametrize(
+    ("call", "after"),
+    [
+        ("cuMemHostAlloc", 0),
+        ("cuMemHostAlloc", 1),
+        ("cuMemAlloc_v2", 0),
+        ("cuMemAlloc_v2", 2),
+        ("cuStreamCreate", 0),
+        ("cuEventCreate", 3),
+        ("cuStreamSynchronize", 1),
+    ],
+)
+def test_a_failed_opening_frees_everything(
+    driver: Driver, trt: TensorRtDouble, call: str, after: int
 ) -> None:
+    driver.fail(call, 2, after)
+    with pytest.raises(EnvironmentalError, match="failed with CUDA_ERROR_OUT_OF_MEMORY"):
+        open_double(trt, cuda(), 1)
+    assert driver.live == 0
+
+
+def test_tensorrts_reasons_are_told(driver: Driver, trt: TensorRtDouble) -> None:
+    del driver
+    with open_double(trt, cuda()) as engine:
+        trt.fails_run = True
+        with pytest.raises(EnvironmentalError, match="run the engine: shapes or addresses"):
+            engine.infer(crops_of(1))
     trt.refuses_address = "spread"
     with pytest.raises(EnvironmentalError, match="use the memory for 'spread'"):
-        open_fake(cuda, trt, plan)
-    assert not (cuda.memory or cuda.host or cuda.streams)
-    assert cuda.closed
-
-
-def test_a_refused_plan_tells_tensorrts_reason(
-    cuda: FakeCuda, trt: FakeTensorRt, plan: Path
-) -> None:
+        open_double(trt, cuda())
     trt.refuses_plan = True
     with pytest.raises(CompatibilityError, match=r"built for compute capability 8\.9, found 8\.7"):
-        open_fake(cuda, trt, plan)
+        open_double(trt, cuda())
 
 
-def test_a_failed_run_tells_tensorrts_reason(cuda: FakeCuda, trt: FakeTensorRt, plan: Path) -> None:
-    with open_fake(cuda, trt, plan) as engine:
-        trt.fails_run = True
-        with pytest.raises(EnvironmentalError, match="run the engine: illegal memory access"):
-            engine.infer(np.zeros((1, SIZE, SIZE, 3), np.uint8))
+@pytest.mark.parametrize("status", [700, 719])
+def test_a_lost_gpu_is_told_as_one(driver: Driver, trt: TensorRtDouble, status: int) -> None:
+    engine = open_double(trt, cuda(), 1)
+    driver.fault(status)
+    with pytest.raises(GpuLostError, match="start the command again"):
+        engine.infer(crops_of(1))
+    driver.fault(0)
+    engine.close()
 
 
-def test_other_engines_are_refused(cuda: FakeCuda, trt: FakeTensorRt, plan: Path) -> None:
+def test_other_engines_are_refused(driver: Driver, trt: TensorRtDouble) -> None:
+    del driver
     trt.outputs = ("boxes",)
     with pytest.raises(DataError, match="expected one input 'crops'"):
-        open_fake(cuda, trt, plan)
-    again = FakeTensorRt(FakeCuda())
+        open_double(trt, cuda())
+    again = TensorRtDouble()
     again.input_type = again.DataType.FLOAT
     with pytest.raises(DataError, match="uint8"):
-        open_fake(again.cuda, again, plan)
+        open_double(again, cuda())
 
 
 def test_a_batch_the_engine_was_not_built_for_is_refused(
-    cuda: FakeCuda, trt: FakeTensorRt, plan: Path
+    driver: Driver, trt: TensorRtDouble
 ) -> None:
-    with pytest.raises(UsageError, match="batch size 5 asked for, the engine was built for 1 to 4"):
-        open_fake(cuda, trt, plan, 5)
+    del driver
+    with pytest.raises(UsageError, match="batch size 9 asked for, the engine was built for 1 to 8"):
+        open_double(trt, cuda(), 9)
 
 
-def test_without_a_graph_it_runs_and_says_so(
-    cuda: FakeCuda, trt: FakeTensorRt, plan: Path, rng: np.random.Generator
-) -> None:
-    cuda.fail_capture = True
-    crops = crops_of(1, rng)
-    with open_fake(cuda, trt, plan, 1) as engine:
-        assert engine.info.details["cuda_graph"] is False
-        np.testing.assert_allclose(engine.infer(crops).angles, expected_angles(crops), rtol=1e-5)
+def test_without_a_graph_it_runs_and_says_so(driver: Driver, trt: TensorRtDouble) -> None:
+    crops = crops_of(1)
+    driver.fail("cuGraphInstantiateWithFlags", 2)
+    with open_double(trt, cuda(), 1) as engine:
+        assert engine.info.details["cuda_graph_batches"] == [4]
+        np.testing.assert_allclose(engine.infer(crops).spread, expected(crops, 1)[1], rtol=1e-5)
 
 
-def test_info_comes_from_the_engine(cuda: FakeCuda, trt: FakeTensorRt, plan: Path) -> None:
-    with open_fake(cuda, trt, plan, 2) as engine:
+def test_info_comes_from_the_engine(driver: Driver, trt: TensorRtDouble) -> None:
+    del driver
+    with open_double(trt, cuda(), 2) as engine:
         info = engine.info
-    assert (info.kind, info.version, info.device) == ("tensorrt", "10.3.0", "Fake GPU")
+    assert (info.kind, info.version, info.device) == ("tensorrt", "10.3.0", "Double GPU")
     assert info.precision == "int8"
-    assert info.details["cuda_graph_batch"] == 2
     json.dumps(info.to_dict())
 
 

@@ -6,8 +6,8 @@ import click
 
 from edgehp.cli._output import Steps, print_json, print_table, styled
 from edgehp.cli._remote import Journey, over_ssh
-from edgehp.doctor import Diagnosis, diagnose
-from edgehp.errors import EnvironmentalError
+from edgehp.doctor import FAILED, NOT_TESTED, OK, SCHEMA_VERSION, Diagnosis, diagnose
+from edgehp.errors import EnvironmentalError, UsageError
 
 
 def _machine(found: Diagnosis) -> list[tuple[str, str]]:
@@ -39,11 +39,52 @@ def _machine(found: Diagnosis) -> list[tuple[str, str]]:
     return rows
 
 
+_COLOURS = {OK: "green", FAILED: "red", NOT_TESTED: "yellow"}
+
+
+def _self_test(camera: str | None, as_json: bool) -> None:
+    from edgehp.doctor.selftest import run_checks
+
+    checks = []
+    for check in run_checks(camera=camera):
+        checks.append(check)
+        if not as_json:
+            click.echo(
+                f"{styled(check.state, _COLOURS[check.state])}: {check.name}: {check.detail}"
+            )
+            if check.hint:
+                click.echo(f"  hint: {check.hint}")
+    failed = [check.name for check in checks if check.state == FAILED]
+    if as_json:
+        print_json(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "ok": not failed,
+                "checks": [check.to_dict() for check in checks],
+            }
+        )
+    if failed:
+        raise EnvironmentalError(
+            f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}"
+        )
+
+
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@click.option(
+    "--test", is_flag=True, help="Use every part of this machine once, for half a minute."
+)
+@click.option(
+    "--camera", help="With --test: a source as 'edgehp run' takes it, opened for a frame."
+)
 @over_ssh(Journey(any_version=True))
-def command(as_json: bool) -> None:
+def command(as_json: bool, test: bool, camera: str | None) -> None:
     """Say what this machine can run and what to install for the rest."""
+    if camera and not test:
+        raise UsageError("--camera is for --test: give both")
+    if test:
+        _self_test(camera, as_json)
+        return
     with Steps()("look at this machine"):
         found = diagnose()
     if as_json:

@@ -56,7 +56,7 @@ PACKAGES = (
         None,
         "it comes with JetPack, or from NVIDIA's own package index",
     ),
-    Package("cuda.bindings", ("cuda-bindings",), "cuda"),
+    Package("cuda.bindings", ("cuda-bindings",), "cuda12"),
     Package("pycuda", ("pycuda",), None, "JetPack images have it; elsewhere cuda-bindings does"),
     Package("torch", ("torch",), "train"),
     Package("tensorboard", ("tensorboard",), "train"),

@@ -29,9 +29,11 @@ from edgehp.doctor.system import (
     find_nvidia,
 )
 
-__all__ = ["SCHEMA_VERSION", "CommandState", "Diagnosis", "diagnose"]
+__all__ = ["FAILED", "NOT_TESTED", "OK", "SCHEMA_VERSION", "CommandState", "Diagnosis", "diagnose"]
 
 SCHEMA_VERSION = 1
+# How a check of `edgehp doctor --test` ends.
+OK, FAILED, NOT_TESTED = "ok", "failed", "not tested"
 
 
 @dataclass(frozen=True)

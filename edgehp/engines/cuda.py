@@ -1,236 +1,201 @@
-"""Device memory, streams, events and graphs behind one small interface.
+"""Device memory, streams, events and graphs of one GPU, behind a small interface.
 
-JetPack images carry `pycuda`; elsewhere `cuda-bindings` installs as a wheel. Both work here in the
-primary context of the GPU, the one TensorRT uses: a context of one's own (`pycuda.autoinit`) would
-make pointers that TensorRT must not touch.
+`Cuda` uses NVIDIA's `cuda-bindings`, `PyCuda` the package `pycuda` for those who have it already.
+Both work in the primary context of the GPU, the one that TensorRT uses. The context is pushed
+before a group of calls and popped after it (`current`), so that any thread may call, and no thread
+ends with a context on its stack.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgehp.driver import probe_driver
+from edgehp._installed import install_extra
+from edgehp.driver import DriverProbe, probe_driver
 from edgehp.errors import EnvironmentalError, UsageError
 
-__all__ = ["Cuda", "CudaBindings", "PyCuda", "open_cuda"]
+__all__ = ["WAITS", "Buffer", "Cuda", "GpuLostError", "PyCuda", "check_cuda_package", "open_cuda"]
 
-HostBytes = npt.NDArray[np.uint8]
+# How the processor waits for the GPU -> the bits of CUctx_flags in cuda.h. Spinning answers
+# soonest, blocking leaves the core to others.
+WAITS = {"auto": 0, "spin": 1, "block": 4}
+_SCHEDULING = {0: "as the driver chooses", 1: "spins", 2: "yields", 4: "blocks"}
+# Errors after which every call of the process fails (CUDA driver API, "CUresult": the context or
+# the process is corrupted and must be started again).
+_STICKY = frozenset({214, 700, 702, 710, 714, 715, 716, 717, 718, 719, 720, 721})
+# CU_DEVICE_ATTRIBUTE_INTEGRATED of cuda.h, and CU_MEMHOSTALLOC_DEVICEMAP.
+_INTEGRATED, _DEVICE_MAP = 18, 2
+# CU_STREAM_NON_BLOCKING, CU_EVENT_RECORD_EXTERNAL.
+_NON_BLOCKING, _RECORD_EXTERNAL = 1, 1
 
 
-class Cuda(ABC):
-    """One GPU in its primary context. Handles are plain integers or opaque objects.
+class GpuLostError(EnvironmentalError):
+    """The GPU is unusable for this process; only a new process can use it again."""
 
-    Every method raises EnvironmentalError when the driver reports a failure.
+
+@dataclass(frozen=True, eq=False)
+class Buffer:
+    """Memory that both sides use: page-locked uint8 [size] and what the GPU reads and writes.
+
+    Attributes:
+        host: the processor's side.
+        address: the GPU's side.
+        mapped: both are the same memory (integrated GPUs), so that nothing need be copied.
+        handles: what keeps the memory, for the adapter that made it.
     """
 
-    package: str
-    name: str
-    compute_capability: str
-    has_graphs: bool
-    # How the processor waits for the GPU, for reports.
-    waiting: str
-
-    @abstractmethod
-    def activate(self) -> None:
-        """Make the primary context current in the calling thread."""
-
-    @abstractmethod
-    def allocate(self, size: int) -> int:
-        """The address of `size` new bytes of device memory."""
-
-    @abstractmethod
-    def free(self, address: int) -> None:
-        """Give memory of `allocate` back."""
-
-    @abstractmethod
-    def pinned(self, size: int) -> HostBytes:
-        """Page-locked host memory uint8 [size], which copies overlap with work."""
-
-    @abstractmethod
-    def free_pinned(self, memory: HostBytes) -> None:
-        """Give memory of `pinned` back; no view of it may be used afterwards."""
-
-    @abstractmethod
-    def new_stream(self) -> int:
-        """The handle of a new stream that does not wait for the default stream."""
-
-    @abstractmethod
-    def free_stream(self, stream: int) -> None:
-        """Destroy a stream of `new_stream`."""
-
-    @abstractmethod
-    def upload(self, address: int, host: HostBytes, stream: int) -> None:
-        """Copy host bytes to the device, in the stream's order."""
-
-    @abstractmethod
-    def download(self, host: HostBytes, address: int, stream: int) -> None:
-        """Copy device bytes to the host, in the stream's order."""
-
-    @abstractmethod
-    def synchronise(self, stream: int) -> None:
-        """Wait until the stream has done its work; reports what failed in it."""
-
-    @abstractmethod
-    def new_event(self) -> Any:
-        """A new event that takes times."""
-
-    @abstractmethod
-    def record(self, event: Any, stream: int) -> None:
-        """Mark the present end of the stream's work."""
-
-    @abstractmethod
-    def elapsed_ms(self, start: Any, end: Any) -> float:
-        """Milliseconds between two recorded events, waiting for the second."""
-
-    @abstractmethod
-    def free_event(self, event: Any) -> None:
-        """Destroy an event of `new_event`."""
-
-    @abstractmethod
-    def capture(self, stream: int, work: Callable[[], None]) -> Any:
-        """An executable graph of what `work` puts into the stream; nothing is executed."""
-
-    @abstractmethod
-    def launch(self, graph: Any, stream: int) -> None:
-        """Execute a graph of `capture`."""
-
-    @abstractmethod
-    def free_graph(self, graph: Any) -> None:
-        """Destroy a graph of `capture`."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Release the primary context; calling it again does nothing."""
+    host: npt.NDArray[np.uint8]
+    address: int
+    mapped: bool
+    handles: tuple[Any, ...] = ()
 
 
-class CudaBindings(Cuda):
-    """The driver API through `cuda-bindings`.
+class Cuda:
+    """One GPU in its primary context, by `cuda-bindings`.
+
+    Streams are integers; events and graphs are opaque. Every method may raise EnvironmentalError,
+    and GpuLostError where the process must be started again. All but `close` need `current`.
 
     Args:
         index: of the GPU.
         driver: the module `cuda.bindings.driver`.
+        wait: one of `WAITS`.
+
+    Attributes:
+        integrated: the GPU uses the processor's memory.
+        waiting: how the processor waits for the GPU, for reports.
     """
 
     package = "cuda-bindings"
     has_graphs = True
+    name: str
+    compute_capability: str
+    integrated: bool
+    waiting: str
 
-    def __init__(self, index: int, driver: Any) -> None:
+    def __init__(self, index: int, driver: Any, wait: str = "auto") -> None:
         self._driver = driver
-        self._pinned: dict[int, Any] = {}
-        self._retained = False
+        self._open = False
         self._call("cuInit", 0)
         self._device = self._call("cuDeviceGet", index)
         name = self._call("cuDeviceGetName", 256, self._device)
         self.name = name.split(b"\0")[0].decode(errors="replace")
-        attributes = driver.CUdevice_attribute
-        major, minor = (
-            self._call("cuDeviceGetAttribute", a, self._device)
-            for a in (
-                attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-                attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-            )
+        names = driver.CUdevice_attribute
+        major, minor, integrated = (
+            int(self._call("cuDeviceGetAttribute", names(number), self._device))
+            for number in (75, 76, _INTEGRATED)
         )
         self.compute_capability = f"{major}.{minor}"
+        self.integrated = bool(integrated)
+        if wait != "auto":
+            self._call("cuDevicePrimaryCtxSetFlags", self._device, WAITS[wait])
         self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
-        self._retained = True
-        self.activate()
-        self.waiting = self._scheduling()
-
-    def _scheduling(self) -> str:
-        # Bits of CUctx_flags.
-        ways = {0: "as the driver chooses", 1: "spins", 2: "yields", 4: "blocks"}
-        status, flags, _ = self._driver.cuDevicePrimaryCtxGetState(self._device)
-        return ways.get(int(flags) & 7, "unknown") if int(status) == 0 else "unknown"
+        self._open = True
+        status, flags, _ = driver.cuDevicePrimaryCtxGetState(self._device)
+        self.waiting = _SCHEDULING.get(int(flags) & 7, "unknown") if not int(status) else "unknown"
 
     def _call(self, function: str, *arguments: Any) -> Any:
         try:
             status, *values = getattr(self._driver, function)(*arguments)
-        except RuntimeError as e:  # what cuda-bindings raises where the driver library is absent
+        except RuntimeError as e:  # the driver library is absent, or lacks the function
             raise EnvironmentalError(f"CUDA {function} cannot be called: {e}") from e
         if int(status) != 0:
             _, text = self._driver.cuGetErrorString(status)
             reason = text.decode() if text else "unknown error"
-            raise EnvironmentalError(
-                f"CUDA {function} failed with {getattr(status, 'name', status)}: {reason}"
-            )
+            raise _failure(function, int(status), f"{getattr(status, 'name', status)}: {reason}")
         return values[0] if values else None
 
-    def activate(self) -> None:
-        """See `Cuda.activate`."""
-        self._call("cuCtxSetCurrent", self._context)
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """The primary context is current in the calling thread within the `with` block."""
+        self._call("cuCtxPushCurrent", self._context)
+        try:
+            yield
+        finally:
+            # Without a check: the failure inside the block is the one to report.
+            self._driver.cuCtxPopCurrent()
 
-    def allocate(self, size: int) -> int:
-        """See `Cuda.allocate`."""
-        return int(self._call("cuMemAlloc", size))
+    def buffer(self, size: int) -> Buffer:
+        """New memory of `size` bytes on both sides; one and the same on an integrated GPU."""
+        pointer = int(self._call("cuMemHostAlloc", size, _DEVICE_MAP))
+        host = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pointer))
+        try:
+            if self.integrated:
+                address = int(self._call("cuMemHostGetDevicePointer", pointer, 0))
+            else:
+                address = int(self._call("cuMemAlloc", size))
+        except EnvironmentalError:
+            self._driver.cuMemFreeHost(pointer)
+            raise
+        return Buffer(host, address, self.integrated, (pointer,))
 
-    def free(self, address: int) -> None:
-        """See `Cuda.free`."""
-        self._call("cuMemFree", address)
+    def free(self, buffer: Buffer) -> None:
+        """Free a buffer; no view of its host side may be used afterwards."""
+        if not buffer.mapped:
+            self._call("cuMemFree", buffer.address)
+        self._call("cuMemFreeHost", buffer.handles[0])
 
-    def pinned(self, size: int) -> HostBytes:
-        """See `Cuda.pinned`."""
-        import ctypes
+    def upload(self, buffer: Buffer, size: int, stream: int) -> None:
+        """Copy the first `size` bytes to the GPU in the stream's order, unless they are there."""
+        if not buffer.mapped:
+            host = buffer.host.ctypes.data
+            self._call("cuMemcpyHtoDAsync", buffer.address, host, size, stream)
 
-        address = int(self._call("cuMemAllocHost", size))
-        block = (ctypes.c_uint8 * size).from_address(address)
-        memory: HostBytes = np.ctypeslib.as_array(block)
-        self._pinned[address] = block
-        return memory
+    def download(self, buffer: Buffer, size: int, stream: int) -> None:
+        """Copy the first `size` bytes from the GPU in the stream's order, unless they are here."""
+        if not buffer.mapped:
+            host = buffer.host.ctypes.data
+            self._call("cuMemcpyDtoHAsync", host, buffer.address, size, stream)
 
-    def free_pinned(self, memory: HostBytes) -> None:
-        """See `Cuda.free_pinned`."""
-        address = memory.ctypes.data
-        if self._pinned.pop(address, None) is not None:
-            self._call("cuMemFreeHost", address)
+    def fill(self, buffer: Buffer, value: int, stream: int) -> None:
+        """Set every byte on the GPU's side to `value`, in the stream's order."""
+        self._call("cuMemsetD8Async", buffer.address, value, buffer.host.nbytes, stream)
 
     def new_stream(self) -> int:
-        """See `Cuda.new_stream`."""
-        flags = self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING
-        return int(self._call("cuStreamCreate", int(flags)))
+        """A new stream that does not wait for the default stream."""
+        return int(self._call("cuStreamCreate", _NON_BLOCKING))
 
     def free_stream(self, stream: int) -> None:
-        """See `Cuda.free_stream`."""
+        """Destroy a stream."""
         self._call("cuStreamDestroy", stream)
 
-    def upload(self, address: int, host: HostBytes, stream: int) -> None:
-        """See `Cuda.upload`."""
-        self._call("cuMemcpyHtoDAsync", address, host.ctypes.data, host.nbytes, stream)
-
-    def download(self, host: HostBytes, address: int, stream: int) -> None:
-        """See `Cuda.download`."""
-        self._call("cuMemcpyDtoHAsync", host.ctypes.data, address, host.nbytes, stream)
-
-    def synchronise(self, stream: int) -> None:
-        """See `Cuda.synchronise`."""
+    def synchronize(self, stream: int) -> None:
+        """Wait until the stream has done its work; reports what failed in it."""
         self._call("cuStreamSynchronize", stream)
 
     def new_event(self) -> Any:
-        """See `Cuda.new_event`."""
+        """A new event that takes times."""
         return self._call("cuEventCreate", 0)
 
-    def record(self, event: Any, stream: int) -> None:
-        """See `Cuda.record`."""
-        self._call("cuEventRecord", event, stream)
+    def record(self, event: Any, stream: int, captured: bool = False) -> None:
+        """Mark the present end of the stream's work; within `capture`, at every launch."""
+        if captured:
+            # Only an external record has a time that cuEventElapsedTime reads after a launch.
+            self._call("cuEventRecordWithFlags", event, stream, _RECORD_EXTERNAL)
+        else:
+            self._call("cuEventRecord", event, stream)
 
     def elapsed_ms(self, start: Any, end: Any) -> float:
-        """See `Cuda.elapsed_ms`."""
+        """Milliseconds between two recorded events, waiting for the second."""
         self._call("cuEventSynchronize", end)
         return float(self._call("cuEventElapsedTime", start, end))
 
     def free_event(self, event: Any) -> None:
-        """See `Cuda.free_event`."""
+        """Destroy an event."""
         self._call("cuEventDestroy", event)
 
     def capture(self, stream: int, work: Callable[[], None]) -> Any:
-        """See `Cuda.capture`."""
-        modes = self._driver.CUstreamCaptureMode
-        mode = modes.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        """An executable graph of what `work` puts into the stream; nothing is executed."""
+        mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._call("cuStreamBeginCapture", stream, mode)
         try:
             work()
@@ -244,165 +209,224 @@ class CudaBindings(Cuda):
         try:
             return self._call("cuGraphInstantiate", graph, 0)
         finally:
-            self._call("cuGraphDestroy", graph)
+            self._driver.cuGraphDestroy(graph)
 
     def launch(self, graph: Any, stream: int) -> None:
-        """See `Cuda.launch`."""
+        """Put a graph of `capture` into the stream."""
         self._call("cuGraphLaunch", graph, stream)
 
     def free_graph(self, graph: Any) -> None:
-        """See `Cuda.free_graph`."""
+        """Destroy a graph of `capture`."""
         self._call("cuGraphExecDestroy", graph)
 
+    def free_memory(self) -> tuple[int, int]:
+        """Bytes of device memory that are free, and that there are."""
+        status, free, total = self._driver.cuMemGetInfo()
+        if int(status):
+            raise _failure("cuMemGetInfo", int(status), str(getattr(status, "name", status)))
+        return int(free), int(total)
+
     def close(self) -> None:
-        """See `Cuda.close`."""
-        if self._retained:
-            self._retained = False
+        """Release the primary context; calling it again does nothing."""
+        if self._open:
+            self._open = False
             self._call("cuDevicePrimaryCtxRelease", self._device)
 
 
 class PyCuda(Cuda):
-    """The driver API through `pycuda`, without CUDA graphs, which it does not offer.
+    """One GPU in its primary context, by `pycuda`, which has no CUDA graphs.
 
     Args:
         index: of the GPU.
         driver: the module `pycuda.driver`.
+        wait: ``"auto"``: pycuda cannot set it.
     """
 
     package = "pycuda"
     has_graphs = False
-    waiting = "unknown"
 
-    def __init__(self, index: int, driver: Any) -> None:
+    def __init__(self, index: int, driver: Any, wait: str = "auto") -> None:
+        if wait != "auto":
+            raise UsageError(
+                f"pycuda cannot choose how the processor waits, {wait!r} was asked for\n"
+                "hint: install cuda-bindings"
+            )
         self._driver = driver
         self._streams: dict[int, Any] = {}
-        self._memory: dict[int, Any] = {}
-        self._retained = False
-        self._call(driver.init)
-        device = self._call(driver.Device, index)
+        self._do(driver.init)
+        device = self._do(driver.Device, index)
         self.name = str(device.name())
-        major, minor = device.compute_capability()
-        self.compute_capability = f"{major}.{minor}"
-        self._context = self._call(device.retain_primary_context)
-        self._call(self._context.push)
-        self._retained = True
+        self.compute_capability = "{}.{}".format(*device.compute_capability())
+        self.integrated = bool(device.get_attribute(driver.device_attribute.INTEGRATED))
+        self.waiting = "as the driver chooses"
+        self._primary: Any = self._do(device.retain_primary_context)
 
-    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def _do(self, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return function(*arguments)
         except self._driver.Error as e:
             name = getattr(function, "__name__", str(function))
-            raise EnvironmentalError(f"CUDA {name} failed: {e}") from e
+            # pycuda tells the error by its text alone.
+            sticky = any(word in str(e) for word in ("illegal", "launch", "misaligned"))
+            raise _failure(name, 719 if sticky else 1, str(e)) from e
 
-    def activate(self) -> None:
-        """See `Cuda.activate`: the context was pushed when this was opened."""
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """See `Cuda.current`."""
+        if self._primary is None:
+            raise EnvironmentalError("the GPU's context is closed")
+        self._do(self._primary.push)
+        try:
+            yield
+        finally:
+            self._driver.Context.pop()
 
-    def allocate(self, size: int) -> int:
-        """See `Cuda.allocate`."""
-        block = self._call(self._driver.mem_alloc, size)
-        self._memory[int(block)] = block
-        return int(block)
+    def buffer(self, size: int) -> Buffer:
+        """See `Cuda.buffer`."""
+        flags = self._driver.host_alloc_flags.DEVICEMAP
+        host = self._do(self._driver.pagelocked_empty, size, np.uint8, "C", flags)
+        if self.integrated:
+            return Buffer(host, int(host.base.get_device_pointer()), True, (host.base,))
+        memory = self._do(self._driver.mem_alloc, size)
+        return Buffer(host, int(memory), False, (host.base, memory))
 
-    def free(self, address: int) -> None:
+    def free(self, buffer: Buffer) -> None:
         """See `Cuda.free`."""
-        self._call(self._memory.pop(address).free)
+        for handle in reversed(buffer.handles):
+            self._do(handle.free)
 
-    def pinned(self, size: int) -> HostBytes:
-        """See `Cuda.pinned`."""
-        memory: HostBytes = self._call(self._driver.pagelocked_empty, size, np.uint8)
-        return memory
+    def upload(self, buffer: Buffer, size: int, stream: int) -> None:
+        """See `Cuda.upload`."""
+        if not buffer.mapped:
+            copy, host = self._driver.memcpy_htod_async, buffer.host[:size]
+            self._do(copy, buffer.address, host, self._streams[stream])
 
-    def free_pinned(self, memory: HostBytes) -> None:
-        """See `Cuda.free_pinned`: pycuda frees it with the array's last reference."""
+    def download(self, buffer: Buffer, size: int, stream: int) -> None:
+        """See `Cuda.download`."""
+        if not buffer.mapped:
+            copy, host = self._driver.memcpy_dtoh_async, buffer.host[:size]
+            self._do(copy, host, buffer.address, self._streams[stream])
+
+    def fill(self, buffer: Buffer, value: int, stream: int) -> None:
+        """See `Cuda.fill`."""
+        size = buffer.host.nbytes
+        self._do(self._driver.memset_d8_async, buffer.address, value, size, self._streams[stream])
 
     def new_stream(self) -> int:
         """See `Cuda.new_stream`."""
-        stream = self._call(self._driver.Stream)
+        stream = self._do(self._driver.Stream, _NON_BLOCKING)
         self._streams[int(stream.handle)] = stream
         return int(stream.handle)
 
     def free_stream(self, stream: int) -> None:
-        """See `Cuda.free_stream`."""
+        """See `Cuda.free_stream`: pycuda destroys it with its last reference."""
         del self._streams[stream]
 
-    def upload(self, address: int, host: HostBytes, stream: int) -> None:
-        """See `Cuda.upload`."""
-        self._call(self._driver.memcpy_htod_async, address, host, self._streams[stream])
-
-    def download(self, host: HostBytes, address: int, stream: int) -> None:
-        """See `Cuda.download`."""
-        self._call(self._driver.memcpy_dtoh_async, host, address, self._streams[stream])
-
-    def synchronise(self, stream: int) -> None:
-        """See `Cuda.synchronise`."""
-        self._call(self._streams[stream].synchronize)
+    def synchronize(self, stream: int) -> None:
+        """See `Cuda.synchronize`."""
+        self._do(self._streams[stream].synchronize)
 
     def new_event(self) -> Any:
         """See `Cuda.new_event`."""
-        return self._call(self._driver.Event)
+        return self._do(self._driver.Event)
 
-    def record(self, event: Any, stream: int) -> None:
+    def record(self, event: Any, stream: int, captured: bool = False) -> None:
         """See `Cuda.record`."""
-        self._call(event.record, self._streams[stream])
+        self._do(event.record, self._streams[stream])
 
     def elapsed_ms(self, start: Any, end: Any) -> float:
         """See `Cuda.elapsed_ms`."""
-        self._call(end.synchronize)
-        return float(self._call(start.time_till, end))
+        self._do(end.synchronize)
+        return float(self._do(start.time_till, end))
 
     def free_event(self, event: Any) -> None:
-        """See `Cuda.free_event`: pycuda frees it with its last reference."""
+        """See `Cuda.free_event`: pycuda destroys it with its last reference."""
 
     def capture(self, stream: int, work: Callable[[], None]) -> Any:
         """Not offered by pycuda: look at `has_graphs` first."""
-        raise EnvironmentalError("pycuda has no CUDA graphs; install cuda-bindings for them")
+        raise EnvironmentalError("pycuda has no CUDA graphs\nhint: install cuda-bindings")
 
-    def launch(self, graph: Any, stream: int) -> None:
-        """Not offered by pycuda."""
-        raise EnvironmentalError("pycuda has no CUDA graphs; install cuda-bindings for them")
-
-    def free_graph(self, graph: Any) -> None:
-        """Not offered by pycuda."""
+    def free_memory(self) -> tuple[int, int]:
+        """See `Cuda.free_memory`."""
+        free, total = self._do(self._driver.mem_get_info)
+        return int(free), int(total)
 
     def close(self) -> None:
         """See `Cuda.close`."""
-        if self._retained:
-            self._retained = False
+        context, self._primary = self._primary, None
+        if context is not None:
             self._streams.clear()
-            self._memory.clear()
-            self._call(self._context.pop)
+            context.detach()
 
 
-def open_cuda(device: str | None = None) -> Cuda:
+def _failure(function: str, status: int, reason: str) -> EnvironmentalError:
+    text = f"CUDA {function} failed with {reason}"
+    if status in _STICKY:
+        return GpuLostError(
+            f"{text}; this process cannot use the GPU any more\nhint: start the command again; "
+            "look at dmesg for Xid messages if it happens again"
+        )
+    return EnvironmentalError(text)
+
+
+def check_cuda_package(probe: DriverProbe) -> str:
+    """The package that will be used: ``"cuda-bindings"``, or ``"pycuda"`` where there is no other.
+
+    Args:
+        probe: the driver's answer: its version decides which cuda-bindings works.
+
+    Raises:
+        EnvironmentalError: there is none, or one that asks for a newer driver.
+    """
+    # cuda-bindings 13 calls functions that drivers of CUDA 12 lack (cuEventElapsedTime_v2);
+    # cuda-bindings 12.9 works with drivers of CUDA 12 and of CUDA 13.
+    major = int(probe.cuda_version.partition(".")[0])
+    hint = f"hint: {install_extra('cuda13' if major >= 13 else 'cuda12')}"
+    if _installed("cuda.bindings"):
+        version = metadata.version("cuda-bindings")
+        if int(version.partition(".")[0]) > major:
+            raise EnvironmentalError(
+                f"cuda-bindings {version} needs a driver of CUDA {version.partition('.')[0]}, the "
+                f"driver here is of CUDA {probe.cuda_version}\n{hint}"
+            )
+        return "cuda-bindings"
+    if _installed("pycuda"):
+        return "pycuda"
+    raise EnvironmentalError(
+        f"no CUDA package for Python is installed; the driver is of CUDA {probe.cuda_version}\n"
+        f"{hint}"
+    )
+
+
+def open_cuda(device: str | None = None, wait: str = "auto") -> Cuda:
     """The GPU called `device`, after a probe of the driver in a subprocess.
 
     Args:
         device: its number in the driver's order, such as ``"0"`` or ``"cuda:0"``; None is the
             first.
+        wait: how the processor waits for the GPU, one of `WAITS`.
 
     Raises:
-        UsageError: there is no such GPU.
-        EnvironmentalError: no driver, no GPU, or neither `pycuda` nor `cuda-bindings`.
+        UsageError: there is no such GPU, or `wait` cannot be had.
+        EnvironmentalError: no driver, no GPU, or no package that works with the driver.
     """
     text = (device or "0").removeprefix("cuda:")
     probe = probe_driver()
     if not text.isdigit() or int(text) >= len(probe.gpus):
         names = ", ".join(f"{i}: {g.name}" for i, g in enumerate(probe.gpus))
         raise UsageError(f"there is no GPU {device!r}; there are {names}")
+    if wait not in WAITS:
+        raise UsageError(f"no way to wait {wait!r}; expected {', '.join(WAITS)}")
+    package = check_cuda_package(probe)
     try:
-        if _installed("pycuda"):
+        if package == "pycuda":
             from pycuda import driver as pycuda_driver
 
-            return PyCuda(int(text), pycuda_driver)
-        if _installed("cuda.bindings"):
-            from cuda.bindings import driver
-
-            return CudaBindings(int(text), driver)
+            return PyCuda(int(text), pycuda_driver, wait)
+        from cuda.bindings import driver
     except ImportError as e:
-        raise EnvironmentalError(f"the CUDA package is installed but broken: {e}") from e
-    raise EnvironmentalError(
-        "neither pycuda nor cuda-bindings is installed; install one with: pip install cuda-bindings"
-    )
+        raise EnvironmentalError(f"{package} is installed but broken: {e}") from e
+    return Cuda(int(text), driver, wait)
 
 
 def _installed(name: str) -> bool:

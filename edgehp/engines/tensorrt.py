@@ -1,14 +1,19 @@
 """Running TensorRT engines: 8.6, 10.x and 11.x; TensorRT for RTX shares this code.
 
-All work goes through one stream: crops to pinned memory, to the device, the engine, answers back.
-For the batch size given at opening the engine's part is captured once as a CUDA graph, which saves
-the processor most of the launching on small boards. The copies stay outside, so that events
-between them and the graph can time each on the GPU.
+All work goes through one stream: crops to pinned memory, to the GPU, the engine, answers back. On
+an integrated GPU the pinned memory is what the engine reads and writes, and nothing is copied.
+
+For the batch sizes in use the whole of it, copies included, is captured once as a CUDA graph, which
+saves the processor most of the launching. An execution context must not change after its work was
+captured (https://docs.nvidia.com/deeplearning/tensorrt/latest/performance/best-practices.html,
+"CUDA Graphs"), so each graph has a context of its own, and other batch sizes go through one more,
+which captures nothing.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +39,7 @@ from edgehp.engines.base import (
     import_runtime,
     prediction_from,
 )
-from edgehp.engines.cuda import Cuda, open_cuda
+from edgehp.engines.cuda import Buffer, Cuda, GpuLostError, check_cuda_package, open_cuda
 from edgehp.engines.graph_io import check_file, input_size_of
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
 
@@ -50,6 +55,15 @@ _FLOAT_BYTES = 4
 _EVENTS = 4
 
 
+@dataclass(eq=False)
+class _Lane:
+    """One execution context, the batch size it is set to, and the graph captured of it if any."""
+
+    context: IExecutionContext
+    batch: int = 0
+    graph: Any = None
+
+
 class TensorRtEngine(EngineBase):
     """A plan on one GPU.
 
@@ -57,7 +71,9 @@ class TensorRtEngine(EngineBase):
         path: the plan, built for this GPU and this TensorRT.
         threads: ignored, the work is the GPU's.
         device: number of the GPU; None is the first.
-        batch: the batch size to capture a CUDA graph for; None captures none.
+        batch: a batch size to capture a CUDA graph for, besides 1 and the engine's best; None
+            captures none.
+        wait: how the processor waits for the GPU, one of `edgehp.engines.cuda.WAITS`.
 
     Raises:
         DataError: the file is missing or not a head-pose engine.
@@ -68,6 +84,8 @@ class TensorRtEngine(EngineBase):
 
     kind = "tensorrt"
     stage_clock = "CUDA events"
+    # Whether CUDA graphs are captured here; TensorRT for RTX does it by itself.
+    captures = True
 
     def __init__(
         self,
@@ -76,31 +94,33 @@ class TensorRtEngine(EngineBase):
         threads: int | None = None,
         device: str | None = None,
         batch: int | None = None,
+        wait: str = "auto",
     ) -> None:
         check_threads(threads)
         self._path = check_file(path, "a TensorRT engine")
         # First of all: the driver is probed in a subprocess before any library can crash on it.
-        self._cuda = self._open_cuda(device)
+        self._cuda = self._open_cuda(device, wait)
         self._closed = False
-        self._graph: Any = None
         self._stream: int | None = None
-        self._addresses: dict[str, int] = {}
-        self._host: dict[str, Any] = {}
+        self._buffers: dict[str, Buffer] = {}
         self._events: list[Any] = []
-        self._context: IExecutionContext | None = None
+        self._plain: _Lane | None = None
+        # (batch size, whether its steps are timed) -> its graph.
+        self._captured: dict[tuple[int, bool], _Lane] = {}
         self._engine: ICudaEngine | None = None
         self._runtime: Runtime | None = None
         try:
             self._trt = self._import()
             self._logger = logger_of(self._trt)
-            self._load()
-            self._prepare(batch)
+            with self._cuda.current():
+                self._load()
+                self._prepare(batch)
         except BaseException:
             self.close()
             raise
 
-    def _open_cuda(self, device: str | None) -> Cuda:
-        return open_cuda(device)
+    def _open_cuda(self, device: str | None, wait: str) -> Cuda:
+        return open_cuda(device, wait)
 
     def _import(self) -> Any:
         return import_tensorrt()
@@ -130,52 +150,109 @@ class TensorRtEngine(EngineBase):
         self._size = input_size_of(inputs, outputs, self._path)
         if set(outputs) != set(OUTPUT_NAMES):
             raise DataError(f"{self._path}: the engine has outputs {outputs}; build it again")
-        low, _, high = engine.get_tensor_profile_shape(INPUT_NAME, 0)
-        self._batches = (int(low[0]), int(high[0]))
+        low, best, high = engine.get_tensor_profile_shape(INPUT_NAME, 0)
+        self._batches = (int(low[0]), int(best[0]), int(high[0]))
 
     def _prepare(self, batch: int | None) -> None:
-        low, high = self._batches
+        low, best, high = self._batches
         if batch is not None and not low <= batch <= high:
             raise UsageError(
                 f"{self._path}: batch size {batch} asked for, the engine was built for {low} to "
                 f"{high}; choose one of those or build it again"
             )
-        engine = need(self._engine, "load the engine", self._logger)
-        context = need(engine.create_execution_context(), "create a context", self._logger)
-        self._context = context
-        sizes = {INPUT_NAME: high * self._size * self._size * 3}
+        sizes = {INPUT_NAME: high * self._crop_bytes}
         sizes.update(dict.fromkeys(OUTPUT_NAMES, high * 3 * _FLOAT_BYTES))
         for name, size in sizes.items():
-            self._addresses[name] = self._cuda.allocate(size)
-            self._host[name] = self._cuda.pinned(size)
-            given = context.set_tensor_address(name, self._addresses[name])
-            need(given, f"use the memory for {name!r}", self._logger)
+            self._buffers[name] = self._cuda.buffer(size)
         self._stream = self._cuda.new_stream()
         for _ in range(_EVENTS):
             self._events.append(self._cuda.new_event())
-        self._shape = 0
-        self._set_batch(batch or high)
-        self._audit = inspect(self._trt, engine, context, self._logger)
-        self._graph_batch = batch
-        if batch is not None:
-            self._capture(batch)
+        self._plain = self._new_lane(batch or high)
+        engine = need(self._engine, "load the engine", self._logger)
+        self._audit = inspect(self._trt, engine, self._plain.context, self._logger)
+        self._graph_batches: set[int] = set()
+        if batch is not None and self.captures and self._cuda.has_graphs:
+            self._graph_batches = {n for n in (1, best, batch) if low <= n <= high}
+            for n in sorted(self._graph_batches):
+                self._lane(n, timed=False)
 
-    def _capture(self, batch: int) -> None:
-        if not self._cuda.has_graphs:
-            _log.info("%s has no CUDA graphs: launching layer by layer", self._cuda.package)
-            return
-        # TensorRT allocates and chooses at the first run, which a capture must not contain.
-        self._execute()
-        self._cuda.synchronise(self._stream_handle())
-        try:
-            self._graph = self._cuda.capture(self._stream_handle(), self._execute)
-        except EnvironmentalError as e:
-            # Slower and equally right; `info` says which of the two runs.
-            _log.warning("no CUDA graph for this engine, launching layer by layer: %s", e)
+    @property
+    def _crop_bytes(self) -> int:
+        return self._size * self._size * 3
+
+    def _new_lane(self, batch: int) -> _Lane:
+        lane = _Lane(self._new_context())
+        for name, buffer in self._buffers.items():
+            given = lane.context.set_tensor_address(name, buffer.address)
+            need(given, f"use the memory for {name!r}", self._logger)
+        self._set_batch(lane, batch)
+        return lane
+
+    def _new_context(self) -> IExecutionContext:
+        engine = need(self._engine, "load the engine", self._logger)
+        context: IExecutionContext = need(
+            engine.create_execution_context(), "create a context", self._logger
+        )
+        return context
+
+    def _set_batch(self, lane: _Lane, batch: int) -> None:
+        if batch != lane.batch:
+            shape = (batch, self._size, self._size, 3)
+            given = lane.context.set_input_shape(INPUT_NAME, shape)
+            need(given, f"take a batch of {batch}", self._logger)
+            lane.batch = batch
+
+    def _lane(self, batch: int, timed: bool) -> _Lane:
+        """What runs a batch of this size: a captured graph, or the context without one."""
+        if batch in self._graph_batches:
+            key = (batch, timed)
+            if key in self._captured:
+                return self._captured[key]
+            lane = self._new_lane(batch)
+            # TensorRT allocates and chooses at the first run, which a capture must not contain.
+            self._put(lane, timed=False)
+            self._cuda.synchronize(self._stream_handle())
+            try:
+                lane.graph = self._cuda.capture(
+                    self._stream_handle(), lambda: self._put(lane, timed, captured=True)
+                )
+            except GpuLostError:
+                raise
+            except EnvironmentalError as e:
+                # Slower and equally right; `info` says which of the two runs.
+                _log.warning("no CUDA graph for batches of %d: %s", batch, e)
+                self._graph_batches.discard(batch)
+            else:
+                self._captured[key] = lane
+                return lane
+        if self._plain is None:
+            raise self._closed_error()
+        self._set_batch(self._plain, batch)
+        return self._plain
+
+    def _put(self, lane: _Lane, timed: bool, captured: bool = False) -> None:
+        """Put the upload, the engine and the downloads of one batch into the stream."""
+        stream = self._stream_handle()
+        marks = iter(self._events if timed else ())
+
+        def mark() -> None:
+            if (event := next(marks, None)) is not None:
+                self._cuda.record(event, stream, captured)
+
+        mark()
+        self._cuda.upload(self._buffers[INPUT_NAME], lane.batch * self._crop_bytes, stream)
+        mark()
+        self._logger.forget()
+        need(lane.context.execute_async_v3(stream), "run the engine", self._logger)
+        mark()
+        for name in OUTPUT_NAMES:
+            self._cuda.download(self._buffers[name], lane.batch * 3 * _FLOAT_BYTES, stream)
+        mark()
 
     @property
     def info(self) -> EngineInfo:
         """What is running."""
+        mapped = self._cuda.integrated
         return EngineInfo(
             kind=self.kind,
             version=str(self._trt.__version__),
@@ -185,10 +262,12 @@ class TensorRtEngine(EngineBase):
             details={
                 "compute_capability": self._cuda.compute_capability,
                 "cuda_package": self._cuda.package,
-                "batch": list(self._batches),
-                "cuda_graph": self._graph is not None,
-                "cuda_graph_batch": self._graph_batch if self._graph is not None else None,
-                "transfers": "pinned memory, asynchronous, in the engine's stream",
+                "batch": [self._batches[0], self._batches[2]],
+                "cuda_graph": bool(self._graph_batches),
+                "cuda_graph_batches": sorted(self._graph_batches),
+                "transfers": "none: the engine uses the processor's memory (integrated GPU)"
+                if mapped
+                else "pinned memory, asynchronous, in the engine's stream",
                 "spin_wait": self._cuda.waiting,
                 "convolutions": self._audit.convolutions,
             },
@@ -226,76 +305,35 @@ class TensorRtEngine(EngineBase):
         crops = check_crops(crops, self._size)
         if self._closed:
             raise self._closed_error()
-        self._cuda.activate()
-        high = self._batches[1]
+        high = self._batches[2]
         parts = []
         times: list[list[float]] = []
-        for i in range(0, len(crops), high):
-            parts.append(self._run(crops[i : i + high], timed))
-            if timed:
-                times.append([self._cuda.elapsed_ms(a, b) for a, b in pairwise(self._events)])
+        with self._cuda.current():
+            for i in range(0, len(crops), high):
+                parts.append(self._run(crops[i : i + high], timed))
+                if timed:
+                    times.append([self._cuda.elapsed_ms(a, b) for a, b in pairwise(self._events)])
         angles, spread = (np.concatenate(part) for part in zip(*parts, strict=True))
         return prediction_from(angles, spread, len(crops), str(self._path)), times
 
     def _run(self, crops: Crops, timed: bool) -> tuple[Any, Any]:
         count = len(crops)
         # An engine built for larger batches gets whatever its memory holds as the rest.
-        batch = max(count, self._batches[0])
-        self._host[INPUT_NAME][: crops.nbytes] = crops.reshape(-1)
+        lane = self._lane(max(count, self._batches[0]), timed)
+        self._buffers[INPUT_NAME].host[: crops.nbytes] = crops.reshape(-1)
         stream = self._stream_handle()
-        marks = iter(self._events if timed else ())
-
-        def mark() -> None:
-            if (event := next(marks, None)) is not None:
-                self._cuda.record(event, stream)
-
-        mark()
-        self._upload(batch)
-        mark()
-        if self._graph is not None and batch == self._graph_batch:
-            self._cuda.launch(self._graph, stream)
+        if lane.graph is not None:
+            self._cuda.launch(lane.graph, stream)
         else:
-            self._set_batch(batch)
-            self._execute()
-        mark()
-        self._download(batch)
-        mark()
-        self._cuda.synchronise(stream)
+            self._put(lane, timed)
+        self._cuda.synchronize(stream)
         size = count * 3 * _FLOAT_BYTES
-        # Copied: the next call overwrites the pinned memory.
+        # Copied: the next call overwrites the memory.
         angles, spread = (
-            self._host[name][:size].view(np.float32).reshape(count, 3).copy()
+            self._buffers[name].host[:size].view(np.float32).reshape(count, 3).copy()
             for name in OUTPUT_NAMES
         )
         return angles, spread
-
-    def _set_batch(self, batch: int) -> None:
-        if batch != self._shape:
-            shape = (batch, self._size, self._size, 3)
-            given = self._live_context().set_input_shape(INPUT_NAME, shape)
-            need(given, f"take a batch of {batch}", self._logger)
-            self._shape = batch
-
-    def _upload(self, batch: int) -> None:
-        size = batch * self._size * self._size * 3
-        host = self._host[INPUT_NAME][:size]
-        self._cuda.upload(self._addresses[INPUT_NAME], host, self._stream_handle())
-
-    def _execute(self) -> None:
-        self._logger.forget()
-        done = self._live_context().execute_async_v3(self._stream_handle())
-        need(done, "run the engine", self._logger)
-
-    def _download(self, batch: int) -> None:
-        stream = self._stream_handle()
-        size = batch * 3 * _FLOAT_BYTES
-        for name in OUTPUT_NAMES:
-            self._cuda.download(self._host[name][:size], self._addresses[name], stream)
-
-    def _live_context(self) -> IExecutionContext:
-        if self._context is None:
-            raise self._closed_error()
-        return self._context
 
     def _stream_handle(self) -> int:
         if self._stream is None:
@@ -307,34 +345,35 @@ class TensorRtEngine(EngineBase):
         if self._closed:
             return
         self._closed = True
+        graphs = [lane.graph for lane in self._captured.values()]
         try:
-            self._cuda.activate()
-            if self._graph is not None:
-                self._cuda.free_graph(self._graph)
-            # TensorRT's objects go in this order, and before the memory they point to.
-            self._context = self._engine = self._runtime = None
-            for address in self._addresses.values():
-                self._cuda.free(address)
-            for memory in self._host.values():
-                self._cuda.free_pinned(memory)
-            for event in self._events:
-                self._cuda.free_event(event)
-            if self._stream is not None:
-                self._cuda.free_stream(self._stream)
+            with self._cuda.current():
+                for graph in graphs:
+                    self._cuda.free_graph(graph)
+                # TensorRT's objects go in this order, and before the memory they point to.
+                self._captured = {}
+                self._plain = None
+                self._engine = None
+                self._runtime = None
+                for buffer in self._buffers.values():
+                    self._cuda.free(buffer)
+                for event in self._events:
+                    self._cuda.free_event(event)
+                if self._stream is not None:
+                    self._cuda.free_stream(self._stream)
         finally:
-            self._graph, self._stream, self._events = None, None, []
-            self._addresses, self._host = {}, {}
+            self._stream, self._events, self._buffers = None, [], {}
             self._cuda.close()
 
 
 def check_available() -> None:
-    """Return if TensorRT, a driver and a GPU are here.
+    """Return if TensorRT, a driver, a GPU and a CUDA package for Python are here.
 
     Raises:
         EnvironmentalError: one of them is not.
         CompatibilityError: TensorRT has a version that edgehp does not know.
     """
-    probe_driver()
+    check_cuda_package(probe_driver())
     import_tensorrt()
 
 

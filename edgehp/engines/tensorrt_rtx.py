@@ -18,6 +18,7 @@ from edgehp.engines._trt_network import (
 )
 from edgehp.engines.base import import_runtime
 from edgehp.engines.build import BuildOptions, BuildReport, check_asked, write_atomically
+from edgehp.engines.cuda import check_cuda_package
 from edgehp.engines.graph_io import check_file
 from edgehp.engines.tensorrt import TensorRtEngine
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
@@ -196,7 +197,7 @@ def check_available() -> None:
     Raises:
         EnvironmentalError: one of them is not.
     """
-    probe_driver()
+    check_cuda_package(probe_driver())
     import_tensorrt_rtx()
 
 

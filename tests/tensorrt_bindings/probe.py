@@ -17,11 +17,13 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [sys.argv[1], str(HERE.parent.parent)]
 
+
 from edgehp.engines import tensorrt_build  # noqa: E402
 from edgehp.engines.build import BuildOptions  # noqa: E402
+from edgehp.engines.cuda import Cuda  # noqa: E402
 from edgehp.engines.tensorrt import TensorRtEngine  # noqa: E402
 from edgehp.errors import DataError, EnvironmentalError  # noqa: E402
-from tests.tensorrt_bindings.fake_cuda import FakeCuda  # noqa: E402
+from tests.driver.double import load_double  # noqa: E402
 from tests.tensorrt_bindings.spec import Recorder, SpecModule, Stand  # noqa: E402
 
 SIZE = 32
@@ -152,11 +154,14 @@ def run(real: Any, directory: Path) -> dict[str, Any]:
     """Open an engine and run one batch."""
     import numpy as np
 
+    load_double()
+    from cuda.bindings import driver
+
     recorder, module = answers(real, "int8")
 
     class Engine(TensorRtEngine):
-        def _open_cuda(self, device: str | None) -> FakeCuda:
-            return FakeCuda()
+        def _open_cuda(self, device: str | None, wait: str) -> Cuda:
+            return Cuda(0, driver)
 
         def _import(self) -> Any:
             return module

@@ -1,0 +1,400 @@
+"""``edgehp doctor --test``: uses every part of this machine once, briefly, and says what failed.
+
+Each check ends as ok, failed or not tested, with one line for people. A check never raises: what
+went wrong is its result. The driver is probed in a process of its own before anything here loads
+it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgehp.benchmark.power.base import ENERGY, Meter
+from edgehp.benchmark.power.choose import METERS
+from edgehp.benchmark.power.nvml import open_gpu_state
+from edgehp.benchmark.watch import read_host
+from edgehp.device import find_jetson
+from edgehp.doctor.probe import Probe
+from edgehp.doctor.report import FAILED, NOT_TESTED, OK
+from edgehp.doctor.system import find_jetson_state
+from edgehp.driver import NoDriverError, probe_driver
+from edgehp.engines import ENGINE_KINDS, PROCESSOR_ENGINES, engine_available, open_engine
+from edgehp.engines.cuda import Cuda, check_cuda_package, open_cuda
+from edgehp.errors import EdgehpError, EnvironmentalError, MeasurementError
+
+__all__ = ["Check", "run_checks"]
+
+GRAPH = Path(__file__).with_name("selftest.onnx")
+# Answers of onnxruntime 1.32 on the processor for `_crops()`: angles, then spreads, in degrees.
+_EXPECTED = (-44.806, -15.061, -8.273, -1.403, -23.409, -56.559)
+# One step of the quantized network changes an answer by about 0.3.
+_TOLERANCE = 1.5
+_BUFFER = 64 << 20
+_POWER_S = 2.0
+# What a Jetson needs for TensorRT's builder and a ResNet18.
+_FREE_MEMORY = 1 << 30
+
+
+@dataclass(frozen=True)
+class Check:
+    """How one check ended.
+
+    Attributes:
+        name: what was checked.
+        state: `OK`, `FAILED` or `NOT_TESTED`.
+        detail: what was measured, what failed, or why it was not tested.
+        hint: what to do about a failure.
+    """
+
+    name: str
+    state: str
+    detail: str
+    hint: str = ""
+
+    def to_dict(self) -> dict[str, str]:
+        """A dictionary for JSON."""
+        return asdict(self)
+
+
+class _NotTestedError(Exception):
+    """The machine lacks what this check is for; the text says so."""
+
+
+def run_checks(probe: Probe | None = None, camera: str | None = None) -> Iterator[Check]:
+    """Use this machine, for about half a minute, giving each result as it is known.
+
+    Args:
+        probe: where to look; this machine by default.
+        camera: a source as ``edgehp run`` takes it, opened for one frame; None tries none.
+    """
+    probe = probe or Probe()
+    with ExitStack() as stack:
+        cuda: Cuda | None = None
+        driver = _check("NVIDIA driver", lambda: _driver(probe))
+        yield driver
+        if driver.state == OK:
+            package = _check("CUDA package", _package)
+            yield package
+            if package.state == OK:
+                opened: list[Cuda] = []
+                context = _check("CUDA context", lambda: _open(opened))
+                yield context
+                if opened:
+                    cuda = opened[0]
+                    stack.callback(cuda.close)
+                    yield from _gpu_checks(cuda)
+        if cuda is None:
+            reason = "without a working NVIDIA driver and CUDA package"
+            yield Check("copies, streams, events and graphs of the GPU", NOT_TESTED, reason)
+        for kind in ENGINE_KINDS:
+            yield _check(f"INT8 engine, {kind}", partial(_engine, kind))
+        for name, opener in METERS.items():
+            yield _check(f"power meter {name}", partial(_meter, name, opener, cuda))
+    yield _check("clocks and temperatures", lambda: _clocks(probe))
+    yield _check("power mode", lambda: _power_mode(probe))
+    yield _check("free memory", lambda: _free_memory(probe))
+    yield _check("camera", lambda: _camera(camera))
+
+
+def _check(name: str, work: Callable[[], str]) -> Check:
+    try:
+        return Check(name, OK, work())
+    except _NotTestedError as e:
+        return Check(name, NOT_TESTED, str(e))
+    except EdgehpError as e:
+        text, _, hint = str(e).partition("\nhint: ")
+        return Check(name, FAILED, text, hint)
+    except Exception as e:
+        # A library's own error is a result here, as are edgehp's.
+        return Check(name, FAILED, f"{type(e).__name__}: {e}")
+
+
+def _driver(probe: Probe) -> str:
+    try:
+        found = probe_driver()
+    except NoDriverError as e:
+        if find_jetson(probe.root) or (probe.root / "proc/driver/nvidia/version").exists():
+            raise
+        raise _NotTestedError(str(e)) from e
+    gpus = ", ".join(f"{g.name} ({g.compute_capability})" for g in found.gpus)
+    return f"CUDA {found.cuda_version}, {gpus}"
+
+
+def _package() -> str:
+    return check_cuda_package(probe_driver())
+
+
+def _open(opened: list[Cuda]) -> str:
+    # Opened and closed in a thread that ends first: services do so, and some drivers' users crash.
+    failures: list[EdgehpError] = []
+
+    def briefly() -> None:
+        try:
+            cuda = open_cuda()
+            with cuda.current():
+                cuda.free_stream(cuda.new_stream())
+            cuda.close()
+        except EdgehpError as e:
+            failures.append(e)
+
+    thread = threading.Thread(target=briefly)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+    cuda = open_cuda()
+    opened.append(cuda)
+    kind = "integrated, shares the processor's memory" if cuda.integrated else "discrete"
+    return f"{cuda.name}, {kind}, waiting {cuda.waiting}, opened again after a thread ended"
+
+
+def _gpu_checks(cuda: Cuda) -> Iterator[Check]:
+    with cuda.current():
+        yield _check("GPU memory", lambda: _gpu_memory(cuda))
+        yield _check("copies", lambda: _copies(cuda))
+        yield _check("streams and events", lambda: _events(cuda))
+        yield _check("CUDA graph", lambda: _graph(cuda))
+
+
+def _gpu_memory(cuda: Cuda) -> str:
+    free, total = cuda.free_memory()
+    text = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    if free < _FREE_MEMORY:
+        raise EnvironmentalError(f"{text}\nhint: end other programs that use the GPU")
+    return text
+
+
+def _copies(cuda: Cuda) -> str:
+    stream = cuda.new_stream()
+    buffer = cuda.buffer(_BUFFER)
+    try:
+        pattern = np.arange(_BUFFER, dtype=np.uint32).astype(np.uint8)
+        buffer.host[:] = pattern
+        start = time.perf_counter()
+        cuda.upload(buffer, _BUFFER, stream)
+        cuda.synchronize(stream)
+        up = time.perf_counter() - start
+        if not buffer.mapped:
+            buffer.host[:] = 0
+        start = time.perf_counter()
+        cuda.download(buffer, _BUFFER, stream)
+        cuda.synchronize(stream)
+        down = time.perf_counter() - start
+        if not np.array_equal(buffer.host, pattern):
+            raise EnvironmentalError("what came back from the GPU differs from what was sent")
+        cuda.fill(buffer, 7, stream)
+        cuda.download(buffer, _BUFFER, stream)
+        cuda.synchronize(stream)
+        if not (buffer.host == 7).all():
+            raise EnvironmentalError("the processor does not see what the GPU wrote")
+    finally:
+        cuda.free(buffer)
+        cuda.free_stream(stream)
+    if buffer.mapped:
+        return "one memory for both, nothing is copied"
+    gb = _BUFFER / 1e9
+    return f"pinned memory, {gb / up:.1f} GB/s to the GPU, {gb / down:.1f} GB/s back"
+
+
+def _events(cuda: Cuda) -> str:
+    stream, start, end = cuda.new_stream(), cuda.new_event(), cuda.new_event()
+    buffer = cuda.buffer(_BUFFER)
+    try:
+        cuda.fill(buffer, 0, stream)
+        cuda.record(start, stream)
+        for _ in range(10):
+            cuda.fill(buffer, 1, stream)
+        cuda.record(end, stream)
+        milliseconds = cuda.elapsed_ms(start, end)
+    finally:
+        cuda.free(buffer)
+        cuda.free_event(start)
+        cuda.free_event(end)
+        cuda.free_stream(stream)
+    if not 0 < milliseconds < 10_000:
+        raise EnvironmentalError(f"ten fills took {milliseconds} ms by CUDA events")
+    rate = 10 * _BUFFER / milliseconds / 1e6
+    return f"ten fills of 64 MiB in {milliseconds:.2f} ms ({rate:.0f} GB/s)"
+
+
+def _graph(cuda: Cuda) -> str:
+    if not cuda.has_graphs:
+        raise _NotTestedError(f"{cuda.package} has none; install cuda-bindings for them")
+    stream = cuda.new_stream()
+    buffer = cuda.buffer(1 << 20)
+    try:
+
+        def work() -> None:
+            cuda.fill(buffer, 9, stream)
+            cuda.download(buffer, 1 << 20, stream)
+
+        buffer.host[:] = 0
+        graph = cuda.capture(stream, work)
+        cuda.synchronize(stream)
+        if buffer.host.any():
+            raise EnvironmentalError("capturing a graph executed it")
+        for _ in range(2):
+            buffer.host[:] = 0
+            cuda.launch(graph, stream)
+            cuda.synchronize(stream)
+            if not (buffer.host == 9).all():
+                raise EnvironmentalError("a launched graph did not do what was captured")
+        cuda.free_graph(graph)
+    finally:
+        cuda.free(buffer)
+        cuda.free_stream(stream)
+    return "captured once, launched twice"
+
+
+def _crops() -> npt.NDArray[np.uint8]:
+    y, x, channel = np.mgrid[:32, :32, :3]
+    crops: npt.NDArray[np.uint8] = ((x * 8 * (channel + 1) + y * 21) % 256).astype(np.uint8)
+    return crops[None]
+
+
+def _engine(kind: str) -> str:
+    reason = engine_available(kind)
+    if reason is not None:
+        raise _NotTestedError(reason.partition("\n")[0])
+    if kind not in PROCESSOR_ENGINES:
+        raise _NotTestedError("build one with edgehp build")
+    with open_engine(kind, GRAPH, threads=1) as engine:
+        answer = engine.infer(_crops())
+        device = engine.info.device
+    found = np.concatenate([answer.angles, answer.spread], axis=1)
+    worst = float(np.abs(found - np.array(_EXPECTED)).max())
+    if not worst <= _TOLERANCE:
+        raise EnvironmentalError(
+            f"answers on {device} differ by {worst:.2f} degrees, expected at most {_TOLERANCE}\n"
+            "hint: install another release of this runtime"
+        )
+    return f"on {device}, largest difference {worst:.3f} degrees"
+
+
+@contextmanager
+def _load(cuda: Cuda | None) -> Iterator[None]:
+    """Keep the processor's cores and the GPU's memory busy."""
+    end = threading.Event()
+
+    def gpu() -> None:
+        if cuda is None:
+            return
+        with cuda.current():
+            stream, buffer = cuda.new_stream(), cuda.buffer(_BUFFER)
+            while not end.is_set():
+                for value in range(100):
+                    cuda.fill(buffer, value, stream)
+                cuda.synchronize(stream)
+            cuda.free(buffer)
+            cuda.free_stream(stream)
+
+    def processor() -> None:
+        square = np.ones((512, 512), np.float32)
+        while not end.is_set():
+            square @ square
+
+    threads = [threading.Thread(target=work) for work in (gpu, processor)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        for thread in threads:
+            thread.join()
+
+
+def _watts(meter: Meter, seconds: float) -> float:
+    """Mean power in W over a time, of the meter's total or its first rail."""
+    rails = meter.info.total or (meter.info.rails[0].name,)
+    values, times = [], []
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        sample = meter.read()
+        if sample is not None and all(rail in sample.values for rail in rails):
+            values.append(sum(sample.values[rail] for rail in rails))
+            times.append(sample.time)
+        time.sleep(meter.info.period_s)
+    if len(values) < 2:
+        raise MeasurementError(f"{len(values)} readings in {seconds:g} s")
+    if meter.info.kind == ENERGY:
+        return (values[-1] - values[0]) / (times[-1] - times[0])
+    return float(np.mean(values))
+
+
+def _meter(name: str, opener: Callable[[], Meter], cuda: Cuda | None) -> str:
+    try:
+        meter = opener()
+    except (EnvironmentalError, MeasurementError) as e:
+        raise _NotTestedError(str(e).partition("\n")[0]) from e
+    try:
+        idle = _watts(meter, _POWER_S)
+        with _load(cuda):
+            time.sleep(0.5)
+            loaded = _watts(meter, _POWER_S)
+    finally:
+        meter.close()
+    text = f"{idle:.1f} W idle, {loaded:.1f} W under load"
+    if not 0 < idle < loaded < 5000:
+        raise MeasurementError(f"{text}, expected more under load\nhint: do not use --power {name}")
+    return text
+
+
+def _clocks(probe: Probe) -> str:
+    state = read_host(probe.root)
+    gpu = open_gpu_state()
+    if gpu is not None:
+        state = gpu.fill(state)
+    parts = [f"{name} {degrees:.0f} °C" for name, degrees in state.temperatures.items()][:4]
+    if state.gpu_mhz is not None:
+        parts.append(f"GPU {state.gpu_mhz:.0f} MHz")
+    if state.reasons:
+        raise EnvironmentalError(
+            f"{', '.join((*parts, *state.reasons))}\nhint: cool the board before you measure"
+        )
+    if not parts:
+        raise _NotTestedError("this machine tells none")
+    return ", ".join(parts)
+
+
+def _power_mode(probe: Probe) -> str:
+    jetson = find_jetson_state(probe)
+    if jetson is None:
+        raise _NotTestedError("this is no Jetson")
+    if jetson.power_mode is None:
+        raise EnvironmentalError("nvpmodel gave none\nhint: sudo nvpmodel -q")
+    return f"{jetson.power_mode}, {jetson.model}"
+
+
+def _free_memory(probe: Probe) -> str:
+    text = (probe.root / "proc/meminfo").read_text()
+    free = next(int(s.split()[1]) for s in text.splitlines() if s.startswith("MemAvailable"))
+    shown = f"{free / 2**20:.1f} GiB available"
+    if free * 1024 < _FREE_MEMORY:
+        raise EnvironmentalError(f"{shown}\nhint: end other programs, a desktop for example")
+    return shown
+
+
+def _camera(source: str | None) -> str:
+    if source is None:
+        raise _NotTestedError("none was named: --camera camera:0 or gstreamer:PIPELINE")
+    from edgehp.runtime.sources import parse_source
+
+    capture = parse_source(source).open()
+    try:
+        for _ in range(30):
+            read, frame = capture.read()
+            if read and isinstance(frame, np.ndarray):
+                return f"{source}: frames of {frame.shape[1]}x{frame.shape[0]}"
+    finally:
+        capture.release()
+    raise EnvironmentalError(f"{source} was opened and gave no frame\nhint: check its cable")

@@ -1,0 +1,88 @@
+"""Builds and controls the driver double of ``driver.c``."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).with_name("driver.c")
+NAME = "libcuda.so.1"
+
+
+@cache
+def double_folder() -> Path:
+    """The folder with the compiled ``libcuda.so.1``; the test is skipped without a C compiler."""
+    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"edgehp-driver-double-{os.getuid()}-{digest}"
+    if not (folder / NAME).exists():
+        folder.mkdir(mode=0o700, exist_ok=True)
+        built = folder / f"{os.getpid()}.so"
+        options = ("-shared", "-fPIC", "-O1", "-Wall", "-Wno-misleading-indentation", "-Werror")
+        try:
+            subprocess.run(
+                ["cc", *options, f"-Wl,-soname,{NAME}", "-o", built, SOURCE, "-lpthread"],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+        except FileNotFoundError:
+            pytest.skip("no C compiler: the driver double cannot be built")
+        except subprocess.CalledProcessError as e:
+            pytest.fail(f"the driver double does not compile: {e.stderr}")
+        built.replace(folder / NAME)
+    return folder
+
+
+def environment(version: int = 13000, devices: str = "Double GPU;8;9;0") -> dict[str, str]:
+    """The environment of a process that finds the double as its driver."""
+    return {
+        **os.environ,
+        "LD_LIBRARY_PATH": str(double_folder()),
+        "DOUBLE_VERSION": str(version),
+        "DOUBLE_DEVICES": devices,
+    }
+
+
+def load_double() -> Driver:
+    """Let this process use the double; whoever asks for ``libcuda.so.1`` from now on gets it."""
+    ctypes.CDLL(str(double_folder() / NAME), ctypes.RTLD_GLOBAL)
+    return Driver()
+
+
+class Driver:
+    """The driver that this process has loaded, by plain ctypes; `double` says which it is."""
+
+    def __init__(self) -> None:
+        self.library = ctypes.CDLL(NAME)
+        self.double = hasattr(self.library, "double_live")
+
+    @property
+    def live(self) -> int:
+        """What the double holds: memory, streams, events, graphs, references to contexts."""
+        return int(self.library.double_live()) if self.double else 0
+
+    @property
+    def abandoned(self) -> int:
+        """Threads that ended with a context on their stack, this one's depth added."""
+        return int(self.library.double_abandoned()) if self.double else 0
+
+    def fail(self, name: str, status: int, after: int = 0) -> None:
+        """Let the call `name` answer `status` once."""
+        self.library.double_fail(name.encode(), status, after)
+
+    def fault(self, status: int) -> None:
+        """Let every kernel end with a sticky error; 0 mends it."""
+        self.library.double_fault(status)
+
+    def call(self, name: str, *arguments: object) -> None:
+        """Call the driver; RuntimeError where it does not answer 0."""
+        status = getattr(self.library, name)(*arguments)
+        if status:
+            raise RuntimeError(f"{name} answered {status}")

@@ -1,0 +1,92 @@
+"""The CUDA adapter and the engine on it against the driver double, with real CUDA packages."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.driver.double import environment
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@cache
+def bindings(requirement: str) -> Path:
+    """A folder with this cuda-bindings, installed once for the machine."""
+    name = "".join(c if c.isalnum() else "-" for c in requirement)
+    version = f"{sys.version_info[0]}{sys.version_info[1]}"
+    folder = Path(tempfile.gettempdir()) / f"edgehp-{name}-{version}"
+    if not (folder / "complete").exists():
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "install", "-q", "--target", folder, requirement],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            pytest.skip(f"{requirement} cannot be installed: {done.stderr[-200:]}")
+        (folder / "complete").touch()
+    return folder
+
+
+def run(module: str, *arguments: str, version: int, devices: str, packages: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPO,
+        timeout=100,
+        env=environment(version, devices) | {"PYTHONPATH": str(packages)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+# cuda-bindings 13 with a driver of CUDA 12 is refused: see below.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("requirement", "version"),
+    [
+        ("cuda-bindings>=12.9,<13", 12020),
+        ("cuda-bindings>=12.9,<13", 12060),
+        ("cuda-bindings>=12.9,<13", 13000),
+        ("cuda-bindings>=13,<14", 13000),
+    ],
+)
+@pytest.mark.parametrize("device", ["L4;8;9;0", "Orin;8;7;1"])
+def test_whole_adapter_with_real_bindings(requirement: str, version: int, device: str) -> None:
+    packages = bindings(requirement)
+    module = "tests.driver.adapter_checks"
+    said = run(module, version=version, devices=device, packages=packages)
+    assert "ok: batches, times, graphs, threads, waiting, closing" in said
+    assert f"integrated {device.endswith('1')}" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["Tesla V100;7;0;0", "Orin;8;7;1"])
+def test_doctor_tests_a_gpu(device: str) -> None:
+    packages = bindings("cuda-bindings>=12.9,<13")
+    said = run("edgehp", "doctor", "--test", version=12060, devices=device, packages=packages)
+    for name in ("NVIDIA driver", "CUDA package", "copies", "streams and events", "CUDA graph"):
+        assert f"ok: {name}:" in said, said
+
+
+def test_package_that_needs_a_newer_driver_is_refused_with_the_right_one() -> None:
+    pytest.importorskip("cuda.bindings")
+    code = "from edgehp.engines import engine_available; print(engine_available('tensorrt'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=REPO,
+        env=environment(12060, "Orin;8;7;1"),
+    )
+    assert "needs a driver of CUDA 13, the driver here is of CUDA 12.6" in done.stdout
+    assert "[cuda12]" in done.stdout
