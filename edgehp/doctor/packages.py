@@ -91,6 +91,7 @@ NEEDS: dict[str, tuple[tuple[str, ...], bool]] = {
     "update": (("cryptography", "tuf"), True),
     "status": ((), False),
     "rollback": ((), True),
+    "confirm": ((), False),
     "targets": ((), False),
     "doctor": ((), False),
     "report": (("jinja2", "matplotlib"), False),
