@@ -181,7 +181,6 @@ def decode_photo(
     where: str,
     *,
     upright: bool = False,
-    as_stored: bool = False,
     bits: int | None = None,
 ) -> Image:
     """Decode an encoded photo.
@@ -193,12 +192,10 @@ def decode_photo(
         data: a complete JPEG, PNG, TIFF or WebP file.
         where: its place, for messages.
         upright: turn the photo as its orientation says (EXIF in all four formats).
-        as_stored: keep depth and channels: uint8 or uint16, grey [H, W] or BGR [H, W, 3], as a
-            camera's frames are.
         bits: significant bits of 16-bit samples (`to_8_bits`).
 
     Returns:
-        uint8 [H, W, 3], RGB, unless `as_stored`.
+        uint8 [H, W, 3], RGB.
 
     Raises:
         DataError: of another kind, truncated, damaged, of more than 100 megapixels, or of 16 bits a
@@ -220,8 +217,6 @@ def decode_photo(
         raise DataError(f"{where}: the photo is damaged and cannot be decoded; replace the file")
     if header.turned_by_opencv != upright:
         pixels = _turned(pixels, header.orientation, back=not upright)
-    if as_stored:
-        return np.asarray(pixels)
     if pixels.dtype == np.uint16:
         pixels = to_8_bits(pixels, where, bits or header.significant)
     code = cv2.COLOR_GRAY2RGB if pixels.ndim == 2 else cv2.COLOR_BGR2RGB

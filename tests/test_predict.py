@@ -14,8 +14,7 @@ from edgehp.crop import Box
 from edgehp.datasets.aflw2000 import read_aflw2000
 from edgehp.engines import open_engine
 from edgehp.errors import DataError, EnvironmentalError, UsageError
-from edgehp.prediction.draw import axis_ends, draw_pose
-from edgehp.prediction.faces import (
+from edgehp.runtime.detection import (
     CenterFace,
     DetectedFace,
     find_weights,
@@ -23,13 +22,13 @@ from edgehp.prediction.faces import (
     open_detector,
     overlap,
 )
-from edgehp.prediction.judgement import Rules, judge
-from edgehp.prediction.run import DetectorFaces, predict
-from edgehp.prediction.save import open_saver
-from edgehp.prediction.sources import Frame, Source, open_source
+from edgehp.runtime.drawing import axis_ends, draw_pose, open_saver
+from edgehp.runtime.predict import DetectorFaces, predict
+from edgehp.runtime.records import StateRules, classify_pose
+from edgehp.runtime.sources import Frame, parse_source
 from tests.pose_graphs import SPEC, colour_photo, pose_graph
 
-RULES = Rules((-98.5, 98.5))
+RULES = StateRules((-98.5, 98.5))
 
 
 def write_photo(path: Path, pixels: np.ndarray) -> Path:
@@ -67,12 +66,14 @@ def cli(capsys, *arguments: object) -> tuple[int, list[dict], str]:
     ],
 )
 def test_states(angles, spread, state, out):
-    found = judge(np.array(angles), np.array(spread), RULES)
+    found = classify_pose(np.array(angles), np.array(spread), RULES)
     assert (found.state, found.out_of_range) == (state, out)
 
 
 def test_confidence_falls_with_the_spread_and_is_half_at_ten_degrees():
-    values = [judge(np.zeros(3), np.full(3, s), RULES).confidence for s in (0, 2, 5, 10, 30)]
+    values = [
+        classify_pose(np.zeros(3), np.full(3, s), RULES).confidence for s in (0, 2, 5, 10, 30)
+    ]
     assert values == sorted(values, reverse=True)
     assert values[0] == 1 and values[3] == pytest.approx(0.5)
 
@@ -168,7 +169,7 @@ def test_no_face_is_a_record_with_that_state(engine):
 def test_a_folder_reports_what_it_cannot_read_and_goes_on(tmp_path):
     write_photo(tmp_path / "b.png", colour_photo((1, 2, 3)))
     (tmp_path / "a.jpg").write_bytes(b"\xff\xd8 not a photo")
-    a, b = open_source(str(tmp_path)).frames()
+    a, b = parse_source(str(tmp_path)).frames()
     assert a.photo is None and "a.jpg" in a.problem and b.photo is not None
 
 
@@ -180,9 +181,9 @@ def test_a_photo_is_turned_as_its_exif_says_unless_boxes_need_it_as_stored(tmp_p
     header = b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block
     raw = data.tobytes()
     (tmp_path / "p.jpg").write_bytes(raw[:2] + header + raw[2:])
-    source = open_source(str(tmp_path / "p.jpg"))
-    assert next(source.frames()).photo.shape[:2] == (60, 40)
-    assert next(source.frames(upright=False)).photo.shape[:2] == (40, 60)
+    source = parse_source
+    assert next(source(str(tmp_path / "p.jpg")).frames()).photo.shape[:2] == (60, 40)
+    assert next(source(str(tmp_path / "p.jpg"), upright=False).frames()).photo.shape[:2] == (40, 60)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +199,7 @@ def test_what_is_no_source_is_refused(tmp_path, name, error, words):
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "empty").mkdir()
     with pytest.raises(error, match=words):
-        open_source(str(tmp_path / name) if name != "camera0" else name)
+        parse_source(str(tmp_path / name) if name != "camera0" else name)
 
 
 def test_a_camera_that_is_not_there_is_a_matter_of_the_environment(monkeypatch):
@@ -211,7 +212,7 @@ def test_a_camera_that_is_not_there_is_a_matter_of_the_environment(monkeypatch):
 
     monkeypatch.setattr(cv2, "VideoCapture", lambda _: Closed())
     with pytest.raises(EnvironmentalError, match="camera:7"):
-        next(open_source("camera:7").frames())
+        next(parse_source("camera:7").frames())
 
 
 # --- command line ---------------------------------------------------------------------------------
@@ -273,7 +274,7 @@ def test_a_film_that_cannot_be_written_too(tmp_path, target):
     target = target.replace("FILE", str(tmp_path / "file"))
     with (
         pytest.raises(EnvironmentalError, match=r"drawn.avi cannot be written .*--save"),
-        open_saver(Path(target), Source("camera", "camera:0", camera=0)),
+        open_saver(Path(target), parse_source("camera:0")),
     ):
         pass
 
@@ -349,7 +350,7 @@ def test_a_video_gives_its_frames_with_times_and_a_drawn_video(detector, tmp_pat
     assert code == 0 and [r["frame"] for r in records] == [0, 1, 2, 3]
     assert [r["seconds"] for r in records] == pytest.approx([0, 0.1, 0.2, 0.3])
     assert {r["state"] for r in records} == {"no_face"}
-    assert len(list(open_source(str(drawn)).frames())) == 4
+    assert len(list(parse_source(str(drawn)).frames())) == 4
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "poses.avi", "v.avi"]
 
 

@@ -39,13 +39,18 @@ from edgehp._memory import keep_little  # noqa: E402
 from edgehp.engines.base import Crops, Engine, EngineInfo, Prediction  # noqa: E402
 from edgehp.files import resource_dir  # noqa: E402
 from edgehp.pose import geodesic_degrees, matrix_from_euler  # noqa: E402
-from edgehp.prediction.faces import CenterFace, find_weights, overlap  # noqa: E402
-from edgehp.runtime.detection import BackgroundDetection, InlineDetection  # noqa: E402
+from edgehp.runtime.detection import (  # noqa: E402
+    BackgroundDetection,
+    CenterFace,
+    InlineDetection,
+    find_weights,
+    overlap,
+)
 from edgehp.runtime.engine import EngineHost  # noqa: E402
 from edgehp.runtime.filter import lag_seconds, rotation_exp, rotation_log  # noqa: E402
 from edgehp.runtime.loop import Runtime, Summary  # noqa: E402
 from edgehp.runtime.settings import FilterSettings, Settings  # noqa: E402
-from edgehp.runtime.sources import CaptureSource, parse_source  # noqa: E402
+from edgehp.runtime.sources import Source, parse_source  # noqa: E402
 from edgehp.runtime.tracking import FaceTracker  # noqa: E402
 from edgehp.validation.subjects import OpenedNetwork, open_artifact, open_network  # noqa: E402
 
@@ -114,8 +119,8 @@ def tracker(inline: bool) -> FaceTracker:
     return FaceTracker(detectors if inline else BackgroundDetection(detectors))
 
 
-def live(open_camera: Callable[[], Camera], name: str) -> CaptureSource:
-    return CaptureSource(name, True, open_camera)
+def live(open_camera: Callable[[], Camera], name: str) -> Source:
+    return Source(name, True, open_camera)
 
 
 def accuracy(opener: Opener, video: Path, truth: list[ClipFrame], s: FilterSettings) -> None:

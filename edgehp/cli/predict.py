@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from edgehp.errors import DataError, UsageError
 if TYPE_CHECKING:
     from collections import Counter
 
-    from edgehp.prediction.run import FaceFinder
+    from edgehp.runtime.predict import FaceFinder
 
 __all__ = ["command"]
 
@@ -79,15 +78,16 @@ def command(
     from collections import Counter
     from contextlib import ExitStack
 
-    from edgehp.prediction.judgement import DEFAULT_BINS, Rules
-    from edgehp.prediction.run import predict
-    from edgehp.prediction.save import open_saver
-    from edgehp.prediction.sources import open_source
+    from edgehp.runtime.drawing import open_saver
+    from edgehp.runtime.predict import predict
+    from edgehp.runtime.records import DEFAULT_BINS, StateRules, json_line
+    from edgehp.runtime.sources import parse_source
     from edgehp.validation.subjects import open_artifact, open_network
 
     if artifact is not None and network is not None:
         raise UsageError("give an artifact or --network, not both")
-    frames_of = open_source(source)
+    # Box lists refer to the pixels as they are stored.
+    frames_of = parse_source(source, upright=boxes is None)
     if boxes is not None and frames_of.kind not in ("photo", "folder"):
         raise UsageError("--boxes names photos; a video or camera needs the face detector")
     with ExitStack() as stack:
@@ -99,13 +99,13 @@ def command(
             else open_network(network, threads=threads)
         )
         logger.info("predicting with %s", opened.name)
-        rules = Rules(opened.bins or DEFAULT_BINS, min_confidence)
-        frames = itertools.islice(frames_of.frames(upright=boxes is None), limit)
+        rules = StateRules(opened.bins or DEFAULT_BINS, min_confidence)
+        frames = itertools.islice(frames_of.frames(), limit)
         counts: Counter[str] = Counter()
         for result in predict(frames, opened.engine, opened.preprocessing, faces, rules):
             for record in result.records():
                 # A line at a time, also into a pipe: a camera's reader waits for it.
-                click.echo(json.dumps(record, allow_nan=False))
+                click.echo(json_line(record), nl=False)
             counts.update(result.states)
             if saver is not None:
                 saver.add(result)
@@ -118,13 +118,13 @@ def command(
 
 
 def _faces(boxes: Path | None, score: float) -> FaceFinder:
-    from edgehp.prediction.run import DetectorFaces, ListedFaces
+    from edgehp.runtime.predict import DetectorFaces, ListedFaces
 
     if boxes is not None:
         from edgehp.datasets.boxes import load_boxes
 
         return ListedFaces(load_boxes(boxes))
-    from edgehp.prediction.faces import open_detector
+    from edgehp.runtime.detection import open_detector
 
     return DetectorFaces(open_detector(score))
 

@@ -36,7 +36,7 @@ _WHOLE, _REGION = 480, 160
 @click.argument("artifact", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--source",
-    help="camera:N, gstreamer:PIPELINE, a video or a folder of photos.",
+    help="camera:N, /dev/v4l/by-id/NAME, gstreamer:PIPELINE, a video or a folder of photos.",
 )
 @click.option("--slots", type=click.Path(path_type=Path), help="Run the current slot of this root.")
 @click.option("--network", help="A float network (bundled name or file) in place of an artifact.")
@@ -46,12 +46,9 @@ _WHOLE, _REGION = 480, 160
 )
 @click.option("--socket", type=click.Path(path_type=Path), help="Lines to readers of this socket.")
 @click.option("--quiet", is_flag=True, help="No lines on stdout.")
-@click.option(
-    "--speed", help="km/h for the distraction example: a number, file:PATH, - for stdin lines."
-)
 @click.option("--metrics", type=click.IntRange(0, 65535), help="Prometheus on 127.0.0.1:PORT.")
 @click.option("--fps", type=click.FloatRange(0.1, 1000), help="Play a file at this rate.")
-@click.option("--every-frame", is_flag=True, help="Of a file: drop no frame, do not keep its pace.")
+@click.option("--every-frame", is_flag=True, help="Of a file: process every frame, at any speed.")
 @click.option("--nir", is_flag=True, help="Near-infrared: take the frames as grey.")
 @click.option("--threads", type=click.IntRange(1), help="Processor threads for inference.")
 @click.option("--limit", type=click.IntRange(1), help="Stop after this many frames.")
@@ -65,7 +62,6 @@ def command(
     config: Path | None,
     socket: Path | None,
     quiet: bool,
-    speed: str | None,
     metrics: int | None,
     fps: float | None,
     every_frame: bool,
@@ -83,9 +79,7 @@ def command(
 
     \b
     States: ok, searching, no_face, low_confidence, out_of_range, stale_frame,
-    stuck_camera, camera_lost, engine_fault.
-
-    The distraction events are an example and not a certified function.
+    stuck_camera, camera_lost, detector_fault, engine_fault.
     """
     if print_unit:
         unit = Path(__file__).parent.parent / "runtime" / _UNIT
@@ -97,30 +91,32 @@ def command(
         raise UsageError("give an artifact, --slots or --network, one of them")
     keep_little()  # before the runtimes that are imported below make their threads
     # Imported here: `edgehp --help` must not pay for OpenCV.
-    import dataclasses
+    from msgspec.structs import replace
 
     from edgehp.runtime.loop import Runtime
-    from edgehp.runtime.metrics import NoMetrics, PrometheusMetrics
+    from edgehp.runtime.output import Metrics, Watchdog
     from edgehp.runtime.settings import Settings, load_settings
     from edgehp.runtime.sources import parse_source
-    from edgehp.runtime.speed import parse_speed
-    from edgehp.runtime.watchdog import Watchdog
 
     settings = Settings() if config is None else load_settings(config)
     if nir:
-        capture = dataclasses.replace(settings.capture, grey=True)
-        settings = dataclasses.replace(settings, capture=capture)
-    frames = parse_source(source, fps)
+        settings = replace(settings, capture=replace(settings.capture, grey=True))
+    frames = parse_source(source, fps, bits=settings.capture.bit_depth)
+    if frames.kind == "photo":
+        raise UsageError(
+            f"{source}: one photo is no source of frames\nhint: use 'edgehp predict', or give a "
+            "folder of photos, a video or a camera"
+        )
     if every_frame and frames.live:
         raise UsageError("--every-frame is for files: a camera does not wait")
-    kmh = parse_speed(speed, sys.stdin.buffer, settings.speed_max_age)
     with ExitStack() as stack:
         # The engine last: with --slots a start is counted, and what is wrong with the other parts
         # must not look like a network that fails.
         tracker = _tracker(box, settings, every_frame)
         stack.callback(tracker.close)
-        counters = NoMetrics() if metrics is None else PrometheusMetrics(metrics)
-        stack.callback(counters.close)
+        counters = None if metrics is None else Metrics(metrics)
+        if counters is not None:
+            stack.callback(counters.close)
         sinks = _sinks(socket, quiet, every_frame)
         for sink in sinks:
             stack.callback(sink.close)
@@ -132,14 +128,13 @@ def command(
             tracker,
             sinks,
             settings,
-            kmh,
             Watchdog(),
             counters,
             every_frame,
             limit,
             confirm,
         )
-        logger.info("running %s on %s", host.network.name, source)
+        logger.info("running %s on %s", host.network.name, frames.name)
         with _signals(runtime):
             summary = runtime.run()
     counts = ", ".join(f"{n} {state}" for state, n in sorted(summary.states.items()))
@@ -202,13 +197,17 @@ def _tested(artifact: Path | None, threads: int | None) -> OpenedNetwork:
 
 
 def _tracker(box: str | None, settings: Settings, inline: bool) -> Tracker:
-    from edgehp.runtime.detection import BackgroundDetection, InlineDetection
+    from edgehp.errors import EnvironmentalError
+    from edgehp.runtime.detection import (
+        BackgroundDetection,
+        CenterFace,
+        InlineDetection,
+        find_weights,
+    )
     from edgehp.runtime.tracking import FaceTracker, FixedBox
 
     if box is not None:
         return FixedBox(_box(box))
-    from edgehp.errors import EnvironmentalError
-    from edgehp.prediction.faces import CenterFace, find_weights
 
     try:
         weights = find_weights()
@@ -243,7 +242,7 @@ def _sinks(socket: Path | None, quiet: bool, lossless: bool) -> list[Sink]:
     from edgehp.runtime.output import PipeSink, SocketSink
 
     if quiet and socket is None:
-        raise UsageError("--quiet without --socket: nobody would see anything")
+        raise UsageError("--quiet needs --socket: without either, nobody would get the lines")
     # The socket first: it may be refused, the thread of the other then need not be stopped.
     sinks: list[Sink] = [] if socket is None else [SocketSink(socket)]
     if not quiet:

@@ -245,7 +245,7 @@ def _nearest_face() -> BoxSource:
     """Boxes from the face detector: of the face nearest to the published box."""
     import threading
 
-    from edgehp.prediction.faces import network_box, open_detector, overlap
+    from edgehp.runtime.detection import network_box, open_detector, overlap
 
     detector = open_detector()
     lock = threading.Lock()

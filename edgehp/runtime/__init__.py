@@ -1,6 +1,8 @@
-"""The loop in the car: newest frame -> face -> pose -> filter -> JSON lines, with its faults named.
+"""From frames to head poses: photos and films (`edgehp predict`), and the loop in the car.
 
-`sources` opens what delivers frames, `capture` keeps the newest one, `frames` says whether it is a
-picture at all, `tracking` where the face is, `filter` smooths rotations, `distraction` is the
-example of a function on top, `output`, `watchdog` and `metrics` tell the world, `loop` runs them.
+`sources` opens what delivers frames and `detection` finds faces in them. `predict` gives the poses
+of every face and `drawing` draws them. For the car, `capture` keeps the newest frame, `frames` says
+whether it is a picture at all, `tracking` follows one face, `engine` opens a failed engine again,
+`filter` smooths rotations, and `loop` runs them. `records` describes what both write, `output`
+where it goes.
 """

@@ -3,6 +3,9 @@
 Reading may block without end (OpenCV issue 4468), so it has a thread of its own and the loop
 judges its silence by the clock. One slot is the bounded queue: at most one frame waits, an older
 one is dropped and counted, and memory does not depend on how slow the loop is.
+
+Whatever a driver raises, the camera is closed and opened again. Should the thread end all the same,
+`CaptureStatus.error` says so, and the loop sees it at its next tick.
 """
 
 from __future__ import annotations
@@ -13,16 +16,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
-
-import cv2
+from typing import NamedTuple, cast
 
 from edgehp._opencv import opencv_silenced
-from edgehp.errors import EdgehpError
-from edgehp.runtime.complaints import Complaints
-from edgehp.runtime.sources import Capture, CaptureSource
+from edgehp.errors import DataError, EdgehpError, EnvironmentalError
+from edgehp.runtime.sources import Capture, Source, TimedCapture, without_password
 
-__all__ = ["CaptureStatus", "CaptureThread", "CapturedFrame"]
+__all__ = ["CaptureStatus", "CaptureThread", "CapturedFrame", "Complaints"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class CaptureStatus:
     Attributes:
         lost: why there is no camera now; None while it is open.
         ended: a file has no more frames; the last one may still be in the slot.
-        error: what ended it for good (a file that cannot be opened).
+        error: what ended it for good (a file that cannot be opened, or ends early).
         captured: frames read.
         dropped: frames overwritten before the loop took them.
         reconnects: how often the camera was opened again.
@@ -83,7 +83,7 @@ class CaptureThread:
 
     def __init__(
         self,
-        source: CaptureSource,
+        source: Source,
         *,
         every_frame: bool = False,
         retry_first: float = 0.2,
@@ -158,23 +158,27 @@ class CaptureThread:
                 self._reopen = reason
 
     def _run(self) -> None:
+        try:
+            self._cycle()
+        except BaseException as e:
+            # Whatever it is: a thread that ends unseen would leave the loop waiting for ever.
+            logger.debug("the capture thread ended", exc_info=True)
+            self._finish(
+                EnvironmentalError(
+                    f"{self.source.name}: the capture thread ended: {_line(e)}; only a new process "
+                    "helps: let the service manager start one"
+                )
+            )
+
+    def _cycle(self) -> None:
+        """Open, read, close, again and again; once for a file."""
         pause = self._first
         complaints = Complaints()
         while not self._stop.is_set():
-            try:
-                with opencv_silenced(logger), self._driver():
-                    capture = self.source.open()
-            except (EdgehpError, cv2.error, OSError) as e:
-                reason = _line(e)
-                if not self.source.live:
-                    self._finish(e if isinstance(e, EdgehpError) else EdgehpError(reason))
-                    return
-                frames = 0
-            else:
-                frames, reason = self._read(capture)
-                if not self.source.live:
-                    self._finish(None)
-                    return
+            frames, reason, error = self._read_once()
+            if not self.source.live:
+                self._finish(error)
+                return
             if self._stop.is_set():
                 return
             # A camera that delivered deserves a quick first attempt; one that did not, patience.
@@ -190,30 +194,53 @@ class CaptureThread:
                 logger.debug("%s; again in %.1f s", named, pause)
             self._stop.wait(pause)
 
-    def _read(self, capture: Capture) -> tuple[int, str]:
-        """Read until the source ends; how many frames came, and why it ended."""
-        frames, start = 0, time.monotonic()
+    def _read_once(self) -> tuple[int, str, EdgehpError | None]:
+        """Open the source, read it to its end, close it.
+
+        Returns:
+            How many frames came, why it ended, and what is wrong with a file.
+        """
+        before, capture = self._captured, None
+        reason = "the stream ended: read() gave no frame"
+        error: EdgehpError | None = None
         try:
-            while not self._stop.is_set():
-                if self.source.fps is not None and not self._every_frame:
-                    self._stop.wait(max(0.0, start + frames / self.source.fps - time.monotonic()))
-                try:
-                    with self._driver():
-                        got, pixels = capture.read()
-                except (cv2.error, OSError) as e:
-                    return frames, f"reading failed: {_line(e)}"
-                now, utc = time.monotonic_ns(), time.time_ns()
-                if not got or pixels is None:
-                    return frames, "the stream ended: read() gave no frame"
-                film = None if self.source.fps is None else frames / self.source.fps
-                frames += 1
-                frame = _Read(pixels, now, utc, now / 1e9 if film is None else film)
-                if (reason := self._put(frame, frames == 1)) is not None:
-                    return frames, reason
-            return frames, "stopped"
-        finally:
+            with opencv_silenced(logger), self._driver():
+                capture = self.source.open()
+            stopped = self._read(capture)
+            reason = stopped or reason
+            if not self.source.live and stopped is None:
+                missing = cast(TimedCapture, capture).shortfall()
+                error = None if missing is None else DataError(missing)
+        # Drivers and their wrappers raise what they like, and the camera must come back after it.
+        except Exception as e:
+            reason = _line(e) if capture is None else f"reading failed: {_line(e)}"
+            error = e if isinstance(e, EdgehpError) else EnvironmentalError(reason)
+        if capture is not None:
+            try:
+                with self._driver():
+                    capture.release()
+            except Exception as e:
+                logger.warning("%s", self.source.named(f"closing failed: {_line(e)}"))
+        return self._captured - before, reason, error
+
+    def _read(self, capture: Capture) -> str | None:
+        """Hand over frames until there are no more (None), or say why reading was stopped."""
+        start, first = time.monotonic(), 0.0
+        opened = self._captured
+        while not self._stop.is_set():
             with self._driver():
-                capture.release()
+                got, pixels = capture.read()
+            if not got or pixels is None:
+                return None
+            film = None if self.source.live else cast(TimedCapture, capture).seconds
+            if film is not None and not self._every_frame:
+                first = film if self._captured == opened else first
+                self._stop.wait(max(0.0, start + film - first - time.monotonic()))
+            now, utc = time.monotonic_ns(), time.time_ns()
+            frame = _Read(pixels, now, utc, now / 1e9 if film is None else film)
+            if (reason := self._put(frame, self._captured == opened)) is not None:
+                return reason
+        return "stopped"
 
     @contextmanager
     def _driver(self) -> Iterator[None]:
@@ -247,6 +274,48 @@ class CaptureThread:
             self._changed.notify_all()
 
 
-def _line(error: Exception) -> str:
-    """OpenCV's messages have several lines."""
-    return " ".join(str(error).split())
+def _line(error: BaseException) -> str:
+    """An error in one line; OpenCV's have several, and may repeat the URL with its password."""
+    text = without_password(" ".join(str(error).split()))
+    return text or type(error).__name__
+
+
+# --- saying a lasting fault at growing intervals --------------------------------------------------
+
+# Seconds until the same words are said again the first time, doubled each time, at most.
+_FIRST, _LONGEST = 60.0, 3600.0
+# Words that were not met for so long are news again.
+_FORGOTTEN = 60.0
+# Words with numbers in them may be new each time; memory may not grow.
+_MOST = 16
+
+
+@dataclass
+class _Said:
+    due: float
+    interval: float
+    met: float
+
+
+class Complaints:
+    """What was said when. Two faults that take turns are each said once, too."""
+
+    def __init__(self) -> None:
+        """Nothing was said."""
+        self._said: dict[str, _Said] = {}
+
+    def due(self, words: str, now: float) -> bool:
+        """Whether to say `words` at the time `now`, seconds; True counts as said."""
+        said = self._said.get(words)
+        if said is None or now - said.met > _FORGOTTEN:
+            self._said.pop(words, None)
+            if len(self._said) >= _MOST:
+                del self._said[min(self._said, key=lambda each: self._said[each].met)]
+            self._said[words] = _Said(now + _FIRST, _FIRST, now)
+            return True
+        said.met = now
+        if now < said.due:
+            return False
+        said.interval = min(2 * said.interval, _LONGEST)
+        said.due = now + said.interval
+        return True

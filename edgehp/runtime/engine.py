@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 # A GPU that fell off the bus does not come back to this process: give up and be started again.
 _ATTEMPTS = 6
+# A driver that is missing is waited for so long, seconds, and counts as no attempt.
+_PATIENCE_S = 60.0
 # A driver that has not come back from opening by then never will; a self-test may take as long.
 _HANGS_S = 120.0
 # The service manager waits five seconds for the end of the process.
@@ -124,11 +126,17 @@ class EngineHost:
         self._pause, self._next = pause, 0.0
         self._attempts = 0
         self._why = ""
+        self._gone_since: float | None = None
         self.faults = 0
         self.network = opener()
         self._opened: OpenedNetwork | None = self.network
         self._broken: OpenedNetwork | None = None
         self._opening: _Opening | None = None
+
+    @property
+    def driver_gone(self) -> bool:
+        """Whether it was its environment (a driver, a device) that kept it from opening last."""
+        return self._gone_since is not None
 
     def infer(self, crops: Crops) -> Prediction:
         """The engine's answer; returns at once while an engine that failed is opened again.
@@ -152,7 +160,7 @@ class EngineHost:
             raise self._failed(f"the engine failed: {e}") from e
         if not (np.isfinite(answer.angles).all() and np.isfinite(answer.spread).all()):
             raise self._failed("the engine gave something else than numbers")
-        self._attempts, self._pause = 0, self._first
+        self._attempts, self._pause, self._gone_since = 0, self._first, None
         return answer
 
     def close(self) -> None:
@@ -182,7 +190,13 @@ class EngineHost:
             opening, self._opening = self._opening, None
             try:
                 self._opened = opening.result()
-            except (EdgehpError, RuntimeError, OSError) as e:
+            # Of whatever kind: it was raised in another thread, and this one must live.
+            except Exception as e:
+                if isinstance(e, EnvironmentalError):
+                    self._gone_since = self._gone_since or time.monotonic()
+                    self._attempts -= 1
+                else:
+                    self._gone_since = None
                 raise self._failed(f"the engine cannot be opened again: {e}") from e
             # May be another one than before: an installation can have replaced the slot.
             self.network = self._opened
@@ -200,6 +214,11 @@ class EngineHost:
         """Have it opened again, after a pause and for so many times."""
         if time.monotonic() < self._next:
             return
+        gone = self._gone_since
+        if gone is not None and time.monotonic() - gone > _PATIENCE_S:
+            raise EnvironmentalError(
+                f"the engine's driver or device has been missing for {_PATIENCE_S:g} s: {self._why}"
+            )
         if self._attempts >= _ATTEMPTS:
             raise EnvironmentalError(
                 f"the engine was opened again {self._attempts} times and works no better: "

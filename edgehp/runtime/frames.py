@@ -7,14 +7,16 @@ black, or sends whatever is left in a buffer, and reading reports success each t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from edgehp.errors import DataError
+from edgehp.images import to_8_bits
 
-__all__ = ["Fault", "FrameHealth", "as_rgb"]
+__all__ = ["ROTATIONS", "Fault", "FrameHealth", "as_rgb", "to_rgb"]
 
 Image = npt.NDArray[np.uint8]
 
@@ -30,7 +32,18 @@ _NOISE = 0.3
 _DARK_NOISE = 12.0
 
 
-def as_rgb(pixels: object, *, grey: bool = False, bit_depth: int = 16) -> Image:
+# Degrees clockwise -> OpenCV's name for it.
+ROTATIONS = {
+    0: None,
+    90: cv2.ROTATE_90_CLOCKWISE,
+    180: cv2.ROTATE_180,
+    270: cv2.ROTATE_90_COUNTERCLOCKWISE,
+}
+
+
+def as_rgb(
+    pixels: object, *, grey: bool = False, bit_depth: int | None = None, rotate: int = 0
+) -> Image:
     """A captured frame as uint8 RGB [H, W, 3]; a grey one gets three equal channels.
 
     Near-infrared cameras send grey: one channel, or three that are equal. The networks take RGB,
@@ -40,7 +53,9 @@ def as_rgb(pixels: object, *, grey: bool = False, bit_depth: int = 16) -> Image:
         pixels: uint8 or uint16, [H, W], [H, W, 1], [H, W, 3] (BGR) or [H, W, 4] (BGRA); or the
             error that came in its place.
         grey: turn colour into grey too, for a near-infrared sensor behind a colour driver.
-        bit_depth: significant bits of uint16 frames.
+        bit_depth: significant bits of uint16 frames; None: 16 where a pixel uses the highest bit,
+            else it must be told.
+        rotate: degrees clockwise by which to turn the frame, one of `ROTATIONS`.
 
     Raises:
         DataError: it is no frame.
@@ -62,11 +77,15 @@ def as_rgb(pixels: object, *, grey: bool = False, bit_depth: int = 16) -> Image:
         raise DataError(
             f"the camera gave {found}, expected sides of {_SMALLEST} to {_LARGEST} pixels"
         )
-    deep = pixels.dtype == np.uint16
-    frame: Image = np.asarray(
-        np.minimum(pixels >> max(0, bit_depth - 8), 255) if deep else pixels, np.uint8
-    )
-    channels = frame.shape[2]
+    rgb = to_rgb(pixels, grey=grey, bit_depth=bit_depth)
+    turn = ROTATIONS[rotate]
+    return rgb if turn is None else np.asarray(cv2.rotate(rgb, turn), np.uint8)
+
+
+def to_rgb(pixels: npt.NDArray[Any], *, grey: bool = False, bit_depth: int | None = None) -> Image:
+    """Pixels of the forms that `as_rgb` takes, of any size, as uint8 RGB [H, W, 3]."""
+    frame = to_8_bits(pixels, "the frame", bit_depth)
+    channels = 1 if frame.ndim == 2 else frame.shape[2]
     if channels == 1:
         return np.asarray(cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB), np.uint8)
     if grey:

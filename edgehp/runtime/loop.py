@@ -7,37 +7,32 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgehp.crop import crop_face
 from edgehp.errors import DataError, EdgehpError, EnvironmentalError
 from edgehp.pose import euler_from_matrix, matrix_from_euler
-from edgehp.prediction.judgement import DEFAULT_BINS, Rules, judge
 from edgehp.runtime.capture import CapturedFrame, CaptureStatus, CaptureThread
-from edgehp.runtime.distraction import DistractionMonitor
 from edgehp.runtime.engine import EngineFaultError, EngineHost
 from edgehp.runtime.filter import RotationFilter
 from edgehp.runtime.frames import FrameHealth, as_rgb
-from edgehp.runtime.metrics import Metrics, NoMetrics
-from edgehp.runtime.output import Sink
+from edgehp.runtime.output import Metrics, Sink, Watchdog
 from edgehp.runtime.records import (
+    DEFAULT_BINS,
     Pose,
-    end_line,
-    event_line,
-    frame_line,
-    line,
-    status_line,
-    utc,
+    StateRules,
+    classify_pose,
+    end_record,
+    frame_record,
+    json_line,
+    status_record,
 )
 from edgehp.runtime.settings import Settings
-from edgehp.runtime.sources import CaptureSource
-from edgehp.runtime.speed import ConstantSpeed, SpeedSource
+from edgehp.runtime.sources import Source
 from edgehp.runtime.tracking import Tracker
-from edgehp.runtime.watchdog import Watchdog
 
 __all__ = ["Runtime", "Summary"]
 
@@ -49,6 +44,8 @@ _TICK = 0.05
 _SETTLED_NS = 30_000_000_000
 # A run by hand, with a limit, does not wait longer for a camera that has never given a frame.
 _BY_HAND_S = 5.0
+# A face detector that has failed for so long does not come back to this process.
+_DETECTOR_S = 5.0
 # How long the end of a run waits for a slow disk to have taken its confirmation.
 _CONFIRM_S = 2.0
 
@@ -78,9 +75,8 @@ class Runtime:
         tracker: says where the face is.
         sinks: where the lines go.
         settings: limits and times.
-        speed: of the car.
         watchdog: the service manager.
-        metrics: counters.
+        metrics: counters, where they are wanted.
         every_frame: do not drop frames of a file.
         limit: end after this many frames; a camera that cannot be opened then is an error soon.
         confirm: called once, in a thread of its own, when the engine has answered for a frame, the
@@ -88,14 +84,13 @@ class Runtime:
             or the camera be broken, and neither is its fault.
     """
 
-    source: CaptureSource
+    source: Source
     engine: EngineHost
     tracker: Tracker
     sinks: Sequence[Sink]
     settings: Settings = field(default_factory=Settings)
-    speed: SpeedSource = field(default_factory=lambda: ConstantSpeed(None))
     watchdog: Watchdog = field(default_factory=lambda: Watchdog({}))
-    metrics: Metrics = field(default_factory=NoMetrics)
+    metrics: Metrics | None = None
     every_frame: bool = False
     limit: int | None = None
     confirm: Callable[[], None] | None = None
@@ -109,14 +104,14 @@ class Runtime:
         self._filter = RotationFilter(
             s.filter.min_cutoff, s.filter.beta, s.filter.speed_cutoff, s.filter.reset_after
         )
-        self._monitor = DistractionMonitor(s.distraction)
         self._states: Counter[str] = Counter()
         self._frames = 0
         self._last_frame_ns = time.monotonic_ns()
         self._state: tuple[str, int] | None = None  # of moments without a frame; since when
         self._told_ns = 0
         self._stuck_since: float | None = None
-        self._events = self._reconnects = 0
+        self._detector_since: float | None = None
+        self._detector_faults = self._reconnects = 0
         self._confirming: threading.Thread | None = None
         # A film with few frames a second is not late between two of them.
         interval = 1 / self.source.fps if self.source.fps else 0.0
@@ -150,14 +145,18 @@ class Runtime:
                 self.watchdog.ready(f"reading {self.source.name}")
                 reason = self._loop(capture)
                 self.watchdog.stopping()
+        except EdgehpError as e:
+            reason = "failed: " + str(e).partition("\n")[0]
+            raise
         finally:
             totals = self._totals(capture.status())
-            self._write(end_line(reason, totals, time.time_ns()))
+            self._write(end_record(reason, totals, time.time_ns()))
             for sink in self.sinks:
                 sink.close()
             self.tracker.close()
             self.engine.close()
-            self.metrics.close()
+            if self.metrics is not None:
+                self.metrics.close()
             self.watchdog.close()
             self._wait_for_confirm()
         return Summary(reason, totals, dict(self._states))
@@ -167,6 +166,7 @@ class Runtime:
         while not self._stop.is_set():
             frame = capture.take(_TICK)
             self.watchdog.alive()
+            self._check_metrics()
             if time.monotonic_ns() > settled:
                 self._confirm()
             for sink in self.sinks:
@@ -184,8 +184,12 @@ class Runtime:
                 continue
             status = capture.status()
             if status.error is not None:
+                # Not the engine's fault: three such ends must not bring the other slot back.
+                self._confirm()
                 raise status.error
             if status.ended:
+                if self._detector_since is not None:
+                    raise self._detector_gone("and did until the end of the source")
                 return "end of source"
             # A file read at its own pace may take its time.
             if not self.every_frame:
@@ -194,30 +198,24 @@ class Runtime:
 
     def _frame(self, frame: CapturedFrame, capture: CaptureThread) -> None:
         self._frames += 1
-        speed = self.speed.read()
-        state, reason, pose, rotation = self._look(frame, capture)
+        state, reason, pose = self._look(frame, capture)
         now = time.monotonic_ns()
         latency = (now - frame.monotonic_ns) / 1e9
         if not self.every_frame and state == "ok" and latency > self._stale:
             state, reason = "stale_frame", f"the result took {latency:.2f} s"
-        events = self._monitor.update(frame.seconds, rotation, speed)
-        pose = replace(pose, area=self._monitor.area)
         status = capture.status()
-        self._states[state] += 1
-        self._write(frame_line(frame, now, state, reason, pose, speed, status.dropped))
-        self.metrics.result(state, latency)
-        self._tell(events, utc(frame.utc_ns), frame.monotonic_ns)
-        if self._frames % 16 == 1:
-            self.metrics.totals(self._totals(status))
+        self._write(frame_record(frame, now, state, reason, pose, status.dropped))
+        self._count(state, latency, status if self._frames % 16 == 1 else None)
 
-    def _look(
-        self, frame: CapturedFrame, capture: CaptureThread
-    ) -> tuple[str, str | None, Pose, npt.NDArray[np.float64] | None]:
-        """State, reason, pose, and the rotation to believe, of a frame."""
+    def _look(self, frame: CapturedFrame, capture: CaptureThread) -> tuple[str, str | None, Pose]:
+        """State, reason and pose of a frame."""
         capture_settings = self.settings.capture
         try:
             photo = as_rgb(
-                frame.pixels, grey=capture_settings.grey, bit_depth=capture_settings.bit_depth
+                frame.pixels,
+                grey=capture_settings.grey,
+                bit_depth=capture_settings.bit_depth,
+                rotate=capture_settings.rotate,
             )
         except DataError as e:
             return self._stuck(frame, capture, "garbage", str(e))
@@ -231,30 +229,36 @@ class Runtime:
             self._filter.reset()
         try:
             face = self.tracker.update(photo)
-        except EdgehpError:
-            # The detector's fault: three such ends must not bring the other slot back.
-            self._confirm()
-            raise
+        except EdgehpError as e:
+            return self._detector_fault(e)
+        if self.tracker.looked:
+            self._detector_since = None
         if face is None:
+            if self._detector_since is not None:
+                return "detector_fault", "the face detector failed and is asked again", Pose()
             if not self.tracker.looked:
-                return "searching", "the face detector has not answered yet", Pose(), None
-            return "no_face", None, Pose(), None
+                return "searching", "the face detector has not answered yet", Pose()
+            return "no_face", None, Pose()
         try:
             crop = crop_face(photo, face.box, self.engine.network.preprocessing)
         except DataError as e:
             self.tracker.lose()
-            return "no_face", str(e), Pose(), None
+            return "no_face", str(e), Pose()
         try:
             answer = self.engine.infer(crop[None])
         except EngineFaultError as e:
-            return "engine_fault", str(e), Pose(face.box, face.detected), None
+            return "engine_fault", str(e), Pose(face.box, face.detected)
+        except EnvironmentalError:
+            if self.engine.driver_gone:
+                self._confirm()  # a driver that is gone is no fault of the network
+            raise
         self._confirm()
         angles = answer.angles[0].astype(np.float64)
         bins = self.engine.network.bins or DEFAULT_BINS
-        rules = Rules(bins, self.settings.tracking.min_confidence)
-        judgement = judge(angles, answer.spread[0], rules)
+        rules = StateRules(bins, self.settings.tracking.min_confidence)
+        found = classify_pose(angles, answer.spread[0], rules)
         rotation = None
-        if judgement.state == "low_confidence":
+        if found.state == "low_confidence":
             # Not filtered: a guess would pull the good ones with it.
             self.tracker.doubt()
         else:
@@ -265,15 +269,38 @@ class Runtime:
             tuple(angles),
             None if rotation is None else tuple(euler_from_matrix(rotation)),
             tuple(answer.spread[0].astype(np.float64)),
-            judgement.confidence,
+            found.confidence,
         )
-        return judgement.state, None, pose, rotation
+        return found.state, None, pose
+
+    def _detector_fault(self, error: EdgehpError) -> tuple[str, str | None, Pose]:
+        """Say it, and ask the detector again; end where it goes on failing."""
+        now = time.monotonic()
+        self._detector_faults += 1
+        if self._detector_since is None:
+            self._detector_since = now
+            logger.warning("%s; asked again", error)
+        elif now - self._detector_since > _DETECTOR_S or not self.tracker.alive:
+            raise self._detector_gone(str(error))
+        self.tracker.reset()
+        return "detector_fault", str(error), Pose()
+
+    def _detector_gone(self, why: str) -> EnvironmentalError:
+        # No fault of the engine: three such ends must not bring the other slot back.
+        self._confirm()
+        seconds = time.monotonic() - (self._detector_since or 0.0)
+        return EnvironmentalError(
+            f"the face detector has failed for {seconds:.1f} s ({self._detector_faults} times): "
+            f"{why}"
+        )
 
     def _confirm(self) -> None:
         """Beside the loop: a worn card flushes for seconds, and frames and watchdog do not wait."""
         if self.confirm is not None:
             # A daemon: a disk that hangs must not keep the process from ending.
-            self._confirming = threading.Thread(target=self.confirm, name="confirm", daemon=True)
+            self._confirming = threading.Thread(
+                target=_logged, args=(self.confirm,), name="confirm", daemon=True
+            )
             self._confirming.start()
             self.confirm = None
 
@@ -289,8 +316,9 @@ class Runtime:
 
     def _stuck(
         self, frame: CapturedFrame, capture: CaptureThread, kind: str, text: str
-    ) -> tuple[str, str | None, Pose, None]:
+    ) -> tuple[str, str | None, Pose]:
         self.tracker.reset()
+        self._detector_since = None
         if self._stuck_since is None:
             self._stuck_since = frame.seconds
         # A covered lens is not cured by opening the camera again.
@@ -300,7 +328,7 @@ class Runtime:
         ):
             self._stuck_since = frame.seconds
             capture.reopen(f"stuck for {self.settings.capture.reopen:g} s: {text}")
-        return "stuck_camera", f"{kind}: {text}", Pose(), None
+        return "stuck_camera", f"{kind}: {text}", Pose()
 
     def _without_frame(self, status: CaptureStatus) -> None:
         """Say what the clock says about the camera's silence."""
@@ -336,22 +364,24 @@ class Runtime:
         if now - self._told_ns < self.settings.capture.heartbeat * 1e9:
             return
         self._told_ns = now
-        self._states[state] += 1
-        self._write(status_line(state, reason, self._state[1], now, utc_ns))
-        self.metrics.result(state, None)
-        self.metrics.totals(self._totals(status))
+        self._write(status_record(state, reason, self._state[1], now, utc_ns))
+        self._count(state, None, status)
         self.watchdog.status(f"{state}: {reason}")
-        if self.source.live:
-            self._tell(self._monitor.update(now / 1e9, None, self.speed.read()), utc(utc_ns), now)
 
-    def _tell(self, events: Sequence[Any], captured: str, captured_ns: int) -> None:
-        for event in events:
-            self._events += 1
-            self._write(event_line(event, captured, captured_ns))
-            self.metrics.event(event.event)
+    def _count(self, state: str, latency: float | None, status: CaptureStatus | None) -> None:
+        self._states[state] += 1
+        if self.metrics is not None:
+            self.metrics.result(state, latency)
+            if status is not None:
+                self.metrics.totals(self._totals(status))
+
+    def _check_metrics(self) -> None:
+        if self.metrics is not None and not self.metrics.alive:
+            logger.warning("the thread that serves the counters has ended: --metrics is silent")
+            self.metrics = None
 
     def _write(self, values: dict[str, Any]) -> None:
-        text = line(values)
+        text = json_line(values)
         for sink in self.sinks:
             sink.write(text)
 
@@ -363,5 +393,13 @@ class Runtime:
             "reconnects": status.reconnects,
             "engine_faults": self.engine.faults,
             "lines_dropped": sum(s.dropped for s in self.sinks),
-            "events": self._events,
+            "detector_faults": self._detector_faults,
         }
+
+
+def _logged(confirm: Callable[[], None]) -> None:
+    """Call `confirm`; whatever it raises must be said, and must not stop a network that works."""
+    try:
+        confirm()
+    except Exception as e:
+        logger.warning("this start could not be confirmed: %s", e)

@@ -1,20 +1,46 @@
-"""The lines: their states and fields, in one place."""
+"""The records: the state of a pose, and the JSON lines of `edgehp run` and `edgehp predict`.
+
+The heads of the network give a distribution over angle bins; ``spread`` is its standard deviation,
+the network's own doubt. From it follow:
+
+* ``confidence`` is 1 / (1 + (s / 10)^2) with s the root mean square of the three spreads in
+  degrees: 1 for a sharp peak, 0.5 at 10 degrees. A monotone scale, not a probability.
+* ``low_confidence``: the confidence is below a limit (0.5, so s above 10 degrees).
+* ``out_of_range``: an angle plus or minus two of its spreads reaches past the outermost bin. The
+  distribution is then cut off at the end of the bins, and its mean is pulled inwards by an unknown
+  amount; the head may be turned further than the angle says.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgehp.crop import Box
 from edgehp.runtime.capture import CapturedFrame
-from edgehp.runtime.distraction import DistractionEvent
 
-__all__ = ["STATES", "Pose", "end_line", "event_line", "frame_line", "line", "status_line", "utc"]
+__all__ = [
+    "DEFAULT_BINS",
+    "STATES",
+    "Pose",
+    "PoseState",
+    "StateRules",
+    "classify_pose",
+    "corners",
+    "end_record",
+    "frame_record",
+    "json_line",
+    "named_angles",
+    "status_record",
+    "utc",
+]
 
 # What a reader may do with each is in docs/runtime.md.
 STATES = (
@@ -26,9 +52,65 @@ STATES = (
     "stale_frame",
     "stuck_camera",
     "camera_lost",
+    "detector_fault",
     "engine_fault",
 )
-_NAMES = ("pitch", "yaw", "roll")
+ANGLE_NAMES = ("pitch", "yaw", "roll")
+# The filter of the training data, for networks whose bins are not known.
+DEFAULT_BINS = (-99.0, 99.0)
+# Degrees of spread at which the confidence is one half.
+_HALF_AT = 10.0
+
+
+@dataclass(frozen=True)
+class StateRules:
+    """Limits of the states.
+
+    Attributes:
+        bins: first and last bin value in degrees.
+        min_confidence: less is ``low_confidence``.
+        reach: how many spreads of room an angle needs to the outermost bin.
+    """
+
+    bins: tuple[float, float] = DEFAULT_BINS
+    min_confidence: float = 0.5
+    reach: float = 2.0
+
+
+@dataclass(frozen=True)
+class PoseState:
+    """State, confidence (0..1) and flag of one pose."""
+
+    state: str
+    confidence: float
+    out_of_range: bool
+
+
+def classify_pose(
+    angles: npt.NDArray[np.floating], spread: npt.NDArray[np.floating], rules: StateRules
+) -> PoseState:
+    """The state of one pose.
+
+    Low confidence comes before range in `PoseState.state`, as a wide distribution reaches the ends
+    of the bins from anywhere; the flag tells both.
+
+    Args:
+        angles: [3] degrees, pitch, yaw, roll.
+        spread: [3] degrees.
+        rules: the limits.
+    """
+    a, s = np.asarray(angles, np.float64), np.asarray(spread, np.float64)
+    if not (np.isfinite(a).all() and np.isfinite(s).all()):
+        return PoseState("low_confidence", 0.0, True)
+    rms = math.sqrt(float((s**2).mean()))
+    confidence = 1 / (1 + (rms / _HALF_AT) ** 2)
+    first, last = rules.bins
+    out = bool((a - rules.reach * s < first).any() or (a + rules.reach * s > last).any())
+    if confidence < rules.min_confidence:
+        state = "low_confidence"
+    else:
+        state = "out_of_range" if out else "ok"
+    return PoseState(state, confidence, out)
 
 
 @dataclass(frozen=True)
@@ -42,7 +124,6 @@ class Pose:
         filtered: the same after the filter.
         spread: standard deviations, degrees.
         confidence: 0..1.
-        area: where the head points, of the distraction example.
     """
 
     box: Box | None = None
@@ -51,11 +132,10 @@ class Pose:
     filtered: tuple[float, ...] | None = None
     spread: tuple[float, ...] | None = None
     confidence: float | None = None
-    area: str | None = None
 
 
-def line(values: Mapping[str, Any]) -> bytes:
-    """One JSON line."""
+def json_line(values: Mapping[str, Any]) -> bytes:
+    """One record as a JSON line with its newline."""
     return json.dumps(values, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
@@ -65,16 +145,32 @@ def utc(nanoseconds: int) -> str:
     return f"{whole:%Y-%m-%dT%H:%M:%S}.{nanoseconds % 1_000_000_000 // 1000:06d}Z"
 
 
-def frame_line(
+def named_angles(values: Iterable[float] | None) -> dict[str, float | None] | None:
+    """Hundredths of a degree: more is noise; null where the engine gave no number."""
+    if values is None:
+        return None
+    return {
+        name: round(float(v), 2) if math.isfinite(v) else None
+        for name, v in zip(ANGLE_NAMES, values, strict=True)
+    }
+
+
+def corners(box: Box | None) -> list[float] | None:
+    """A box as [x_min, y_min, x_max, y_max], in tenths of a pixel."""
+    if box is None:
+        return None
+    return [round(v, 1) for v in (box.x_min, box.y_min, box.x_max, box.y_max)]
+
+
+def frame_record(
     frame: CapturedFrame,
     result_ns: int,
     state: str,
     reason: str | None,
     pose: Pose,
-    speed_kmh: float | None,
     dropped: int,
 ) -> dict[str, Any]:
-    """The record of one frame.
+    """The record of one frame of `edgehp run`.
 
     Args:
         frame: as it was captured.
@@ -82,34 +178,31 @@ def frame_line(
         state: one of `STATES`.
         reason: for people, where the state is not ok.
         pose: of the head.
-        speed_kmh: of the car.
         dropped: frames dropped since the start.
     """
-    box = pose.box
     return {
         "type": "frame",
         "frame": frame.number,
         "captured": utc(frame.utc_ns),
         "captured_ns": frame.monotonic_ns,
+        "seconds": round(frame.seconds, 6),
         "result_ns": result_ns,
         "latency_ms": round((result_ns - frame.monotonic_ns) / 1e6, 3),
         "dropped": dropped,
         "state": state,
         "reason": reason,
-        "box": None
-        if box is None
-        else [round(v, 1) for v in (box.x_min, box.y_min, box.x_max, box.y_max)],
+        "box": corners(pose.box),
         "detected": pose.detected,
-        "raw": _named(pose.raw),
-        "filtered": _named(pose.filtered),
-        "spread": _named(pose.spread),
+        "raw": named_angles(pose.raw),
+        "filtered": named_angles(pose.filtered),
+        "spread": named_angles(pose.spread),
         "confidence": None if pose.confidence is None else round(pose.confidence, 4),
-        "speed_kmh": speed_kmh,
-        "area": pose.area,
     }
 
 
-def status_line(state: str, reason: str, since_ns: int, now_ns: int, utc_ns: int) -> dict[str, Any]:
+def status_record(
+    state: str, reason: str, since_ns: int, now_ns: int, utc_ns: int
+) -> dict[str, Any]:
     """The record of a moment without a frame: a state that began, or still lasts."""
     return {
         "type": "status",
@@ -121,29 +214,6 @@ def status_line(state: str, reason: str, since_ns: int, now_ns: int, utc_ns: int
     }
 
 
-def event_line(event: DistractionEvent, captured: str, captured_ns: int) -> dict[str, Any]:
-    """The record of an event of the distraction example."""
-    return {
-        "type": "event",
-        "event": event.event,
-        "captured": captured,
-        "captured_ns": captured_ns,
-        "seconds": round(event.seconds, 3),
-        "area": event.area,
-        "speed_kmh": event.speed_kmh,
-        "reason": event.reason,
-    }
-
-
-def end_line(reason: str, totals: Mapping[str, int], utc_ns: int) -> dict[str, Any]:
+def end_record(reason: str, totals: Mapping[str, int], utc_ns: int) -> dict[str, Any]:
     """The last record."""
     return {"type": "end", "time": utc(utc_ns), "reason": reason, **totals}
-
-
-def _named(values: tuple[float, ...] | None) -> dict[str, float | None] | None:
-    if values is None:
-        return None
-    return {
-        n: round(float(v), 2) if np.isfinite(v) else None
-        for n, v in zip(_NAMES, values, strict=True)
-    }

@@ -1,24 +1,51 @@
-"""What delivers frames: a camera, a GStreamer pipeline, a video file, a folder of photos."""
+"""Where frames come from: a photo, a folder of photos, a film, a camera, a GStreamer pipeline.
+
+`edgehp predict` and `edgehp run` name their sources alike and read them here. A `Source` says what
+the user named and opens it; what it opens delivers frames as `cv2.VideoCapture` does: BGR or grey,
+8 or 16 bits.
+"""
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
+from edgehp._opencv import opencv_silenced
 from edgehp.errors import DataError, EdgehpError, EnvironmentalError, UsageError
-from edgehp.images import PHOTO_SUFFIXES
-from edgehp.prediction.sources import open_source
+from edgehp.images import PHOTO_SUFFIXES, decode_photo, find_photos, read_bytes, require_utf8
+from edgehp.runtime.frames import to_rgb
 
-__all__ = ["Capture", "CaptureSource", "FolderCapture", "parse_source"]
+__all__ = [
+    "VIDEO_SUFFIXES",
+    "Capture",
+    "Film",
+    "Frame",
+    "Photos",
+    "Source",
+    "TimedCapture",
+    "parse_source",
+    "without_password",
+]
 
-_CAMERA = re.compile(r"camera:([0-9]{1,3})")
+logger = logging.getLogger(__name__)
+
+Image = npt.NDArray[np.uint8]
+
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+# Containers that count their frames; of the others OpenCV estimates the number from the duration.
+_COUNTING = (".avi", ".m4v", ".mov", ".mp4")
 _GSTREAMER = "gstreamer:"
+_CAMERA_LINKS = (Path("/dev/v4l/by-id"), Path("/dev/v4l/by-path"))
+_STREAM = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_DEFAULT_RATE = 30.0
 
 
 class Capture(Protocol):
@@ -31,84 +58,357 @@ class Capture(Protocol):
         """Close it."""
 
 
+class TimedCapture(Capture, Protocol):
+    """An opened file: its frames have times, and it knows whether it has given them all.
+
+    Attributes:
+        name: of the frame read last: the photo's path below the folder, or the film's file name.
+        seconds: its time from the beginning.
+    """
+
+    name: str
+    seconds: float
+
+    def shortfall(self) -> str | None:
+        """At the end: what is missing; None where all frames came."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One picture for `edgehp.runtime.predict`.
+
+    Attributes:
+        source: the photo's or film's path, or the camera, as the user wrote it.
+        name: the photo's path relative to the source; the file's name for a single one.
+        index: number of the frame in its film or from its camera, from 0; None for a photo.
+        seconds: its time in the film; None for photos and cameras.
+        photo: uint8 [H, W, 3], RGB; None where it cannot be read.
+        problem: why it cannot be read.
+    """
+
+    source: str
+    name: str
+    index: int | None = None
+    seconds: float | None = None
+    photo: Image | None = None
+    problem: str | None = None
+
+
 @dataclass(frozen=True)
-class CaptureSource:
+class Source:
     """What the user named, ready to be opened, and opened again.
 
     Attributes:
-        name: as the user wrote it.
-        live: a device that must not end: an end is a loss. Files end.
+        name: as the user wrote it, without passwords.
+        live: a device that must not end: an end is a loss. Files end, and open as `TimedCapture`.
         open: opens it; raises an EdgehpError where that fails.
-        fps: frames per second at which a file is played; None for a device, which has its own.
+        fps: nominal frames per second of a file; None for a device, which has its own.
+        kind: ``"photo"``, ``"folder"``, ``"video"``, ``"camera"`` or ``"gstreamer"``.
+        photos: files of a photo or folder, sorted.
     """
 
     name: str
     live: bool
     open: Callable[[], Capture]
     fps: float | None = None
+    kind: str = "camera"
+    photos: tuple[Path, ...] = ()
 
     def named(self, reason: str) -> str:
-        """A fault of the source, with its name once."""
+        """A fault of the source, with its name once and no password."""
+        reason = without_password(reason)
         return reason if self.name in reason else f"{self.name}: {reason}"
 
+    def frames(self) -> Iterator[Frame]:
+        """The frames in order; a camera's never end.
 
-class FolderCapture:
-    """The photos of a folder, sorted by name, as frames; one that cannot be read is no frame."""
+        A photo of a folder that cannot be read becomes a frame with a problem, since one bad file
+        must not hide the others.
 
-    def __init__(self, photos: tuple[Path, ...]) -> None:
-        self._photos = iter(photos)
+        Raises:
+            DataError: a single photo or the film cannot be read, or the film ends early (after
+                the frames that it has).
+            EnvironmentalError: the camera cannot be opened, or stopped.
+        """
+        with opencv_silenced(logger):
+            capture = self.open()
+        count = 0
+        try:
+            while True:
+                got, pixels = _read(capture, self)
+                if not got or pixels is None:
+                    break
+                yield self._frame(capture, pixels, count)
+                count += 1
+            self._check_end(capture, count)
+        finally:
+            capture.release()
+
+    def _frame(self, capture: Capture, pixels: object, index: int) -> Frame:
+        if isinstance(pixels, DataError):
+            if self.kind == "photo":
+                raise pixels
+            return Frame(self.name, getattr(capture, "name", ""), problem=str(pixels))
+        photo = to_rgb(np.asarray(pixels))
+        if self.kind in ("photo", "folder"):
+            return Frame(self.name, getattr(capture, "name", ""), photo=photo)
+        seconds = getattr(capture, "seconds", None) if self.kind == "video" else None
+        return Frame(self.name, Path(self.name).name, index, seconds, photo)
+
+    def _check_end(self, capture: Capture, count: int) -> None:
+        if self.live:
+            what = "stopped giving frames" if count else "gave no frame"
+            raise EnvironmentalError(
+                f"{self.name} {what}\nhint: is the camera connected, free, and yours to use "
+                "(group video)?"
+            )
+        if self.kind == "video" and count == 0:
+            raise _unreadable(self.name, "gave no frame")
+        if isinstance(capture, Film) and (missing := capture.shortfall()) is not None:
+            raise DataError(missing)
+
+
+def _read(capture: Capture, source: Source) -> tuple[bool, object]:
+    try:
+        return capture.read()
+    except (cv2.error, OSError) as e:
+        raise EnvironmentalError(source.named(f"reading failed: {e}")) from e
+
+
+@dataclass(frozen=True)
+class PhotoReading:
+    """How photos are decoded.
+
+    Attributes:
+        upright: turn them as their EXIF orientation says, as viewers do. A head pose is relative to
+            the picture's upright. Box lists refer to the pixels as stored: False with one.
+        bits: significant bits of 16-bit samples; see `edgehp.images.to_8_bits`.
+        fps: frames a second that a folder stands for.
+    """
+
+    upright: bool = True
+    bits: int | None = None
+    fps: float = _DEFAULT_RATE
+
+
+class Photos:
+    """Photos as frames; one that cannot be read comes as the `DataError` that says why."""
+
+    def __init__(self, photos: tuple[Path, ...], root: Path, reading: PhotoReading) -> None:
+        self._photos, self._root, self._reading = photos, root, reading
+        self._next = 0
+        self.name, self.seconds = "", 0.0
 
     def read(self) -> tuple[bool, object]:
-        """The next photo as it is stored, BGR or grey; not ok at the end."""
-        path = next(self._photos, None)
-        if path is None:
+        """The next photo, uint8 BGR, or what is wrong; not ok at the end."""
+        if self._next == len(self._photos):
             return False, None
+        path, how = self._photos[self._next], self._reading
+        self.name = path.name if path == self._root else path.relative_to(self._root).as_posix()
+        self.seconds = self._next / how.fps
+        self._next += 1
         try:
-            data = np.fromfile(path, np.uint8)
-        except OSError as e:
-            return True, DataError(f"{path}: {e.strerror}")
-        photo = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-        return True, photo if photo is not None else DataError(f"{path}: not a photo")
+            data = read_bytes(path, "a photo")
+            photo = decode_photo(data, str(path), upright=how.upright, bits=how.bits)
+        except DataError as e:
+            return True, e
+        return True, np.ascontiguousarray(photo[..., ::-1])
 
     def release(self) -> None:
         """Nothing is open."""
 
+    def shortfall(self) -> str | None:
+        """Nothing can be missing."""
+        return None
 
-def parse_source(text: str, fps: float | None = None) -> CaptureSource:
-    """What `text` names; nothing is opened yet.
+
+class Film:
+    """A video file whose frames have the times that the file gives them."""
+
+    def __init__(self, path: str, fps: float | None = None) -> None:
+        """Open it.
+
+        Args:
+            path: of the file.
+            fps: play it at this rate instead.
+
+        Raises:
+            DataError: OpenCV cannot open it.
+        """
+        self.name, self.seconds = Path(path).name, 0.0
+        self._path, self._fps = path, fps
+        self._capture = cv2.VideoCapture(path)
+        if not self._capture.isOpened():
+            self._capture.release()
+            raise _unreadable(path, "cannot be opened")
+        rate = self._capture.get(cv2.CAP_PROP_FPS)
+        self.rate = rate if 0 < rate <= 1000 else _DEFAULT_RATE
+        self._count = 0
+
+    def read(self) -> tuple[bool, object]:
+        """The next frame, BGR; not ok at the end."""
+        got, pixels = self._capture.read()
+        if not got or pixels is None:
+            return False, None
+        stamp = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        if self._fps is not None:
+            self.seconds = self._count / self._fps
+        elif self._count == 0:
+            self.seconds = max(0.0, stamp)
+        else:
+            # A file or an OpenCV without time stamps gives zero, or the same one again.
+            self.seconds = stamp if stamp > self.seconds else self.seconds + 1 / self.rate
+        self._count += 1
+        return True, pixels
+
+    def release(self) -> None:
+        """Close it."""
+        self._capture.release()
+
+    def shortfall(self) -> str | None:
+        """What is missing where fewer frames came than the file announces."""
+        announced = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        if not (0 < announced < 1e9) or announced - self._count <= max(1.0, announced / 100):
+            return None
+        counts = Path(self._path).suffix.lower() in _COUNTING
+        if (
+            not counts
+            and self._fps is None
+            and self.seconds + 2 / self.rate >= (announced / self.rate)
+        ):
+            return None  # of a variable rate: fewer frames, but up to the end
+        return (
+            f"{self._path}: the film gave {self._count} of {announced:.0f} frames, the last one at "
+            f"{self.seconds:.2f} s: its end is missing, or it is damaged inside\n"
+            "hint: copy it again from where it was recorded"
+        )
+
+
+def parse_source(
+    text: str, fps: float | None = None, *, upright: bool = True, bits: int | None = None
+) -> Source:
+    """What `text` names; no camera is opened yet.
 
     Args:
-        text: ``camera:N``, ``gstreamer:PIPELINE`` (its last element an appsink), a video file or
-            a folder of photos.
-        fps: play a file at this rate; by default a video's own, and 30 for a folder.
+        text: a photo (JPEG, PNG, TIFF, WebP), a folder of them (searched with its subfolders), a
+            video file, a camera (``camera:0``, ``camera:/dev/video0``, ``/dev/v4l/by-id/...``, or
+            ``camera:NAME`` of a link in /dev/v4l/by-id or by-path) or ``gstreamer:PIPELINE`` (its
+            last element an appsink).
+        fps: play a file at this rate; by default a video by its own times, a folder at 30.
+        upright: see `PhotoReading`.
+        bits: see `PhotoReading`.
 
     Raises:
         UsageError: none of these.
-        DataError: nothing there.
+        DataError: nothing there, or a folder without photos.
         EnvironmentalError: this OpenCV has no GStreamer.
     """
-    if match := _CAMERA.fullmatch(text):
-        number = int(match[1])
-        return CaptureSource(text, True, lambda: _opened(cv2.VideoCapture(number), text))
+    name = without_password(text)
+    if text.startswith(("camera:", "/dev/")):
+        return _camera(text.removeprefix("camera:"), name)
     if text.startswith(_GSTREAMER):
-        pipeline = text.removeprefix(_GSTREAMER).strip()
-        if not pipeline:
-            raise UsageError("gstreamer: needs a pipeline, such as 'gstreamer:v4l2src ! appsink'")
-        _require_gstreamer()
-        return CaptureSource(
-            text, True, lambda: _opened(cv2.VideoCapture(pipeline, cv2.CAP_GSTREAMER), text)
+        return _pipeline(text.removeprefix(_GSTREAMER).strip(), name)
+    if _STREAM.match(text):
+        raise UsageError(
+            f"{name}: a network stream is read through GStreamer\n"
+            "hint: --source 'gstreamer:rtspsrc location=... latency=0 ! decodebin ! videoconvert ! "
+            "video/x-raw,format=BGR ! appsink drop=1 max-buffers=1'"
         )
-    found = open_source(text)
-    if found.kind == "folder":
-        photos = found.photos
-        return CaptureSource(text, False, lambda: FolderCapture(photos), fps or 30.0)
-    if found.kind == "video":
-        rate = fps or found.rate() or 30.0
-        return CaptureSource(text, False, lambda: _opened(cv2.VideoCapture(text), text), rate)
-    raise UsageError(
-        f"{text}: one photo is no source of frames; use 'edgehp predict', or give a folder "
-        f"({', '.join(PHOTO_SUFFIXES)}), a video, camera:N or gstreamer:PIPELINE"
+    return _file(text, fps, PhotoReading(upright, bits, fps or _DEFAULT_RATE))
+
+
+def _camera(spec: str, name: str) -> Source:
+    if re.fullmatch(r"[0-9]{1,3}", spec):
+        number = int(spec)
+        return Source(name, True, lambda: _opened(cv2.VideoCapture(number), name))
+    require_utf8(spec)
+    if spec.startswith("/"):
+        path = Path(spec)
+    else:
+        # The link may appear later, and then lead to another device: it is looked for each time.
+        path = next((f / spec for f in _CAMERA_LINKS if (f / spec).exists()), Path())
+        if not re.fullmatch(r"[\w.:+-]*[A-Za-z][\w.:+-]*", spec):
+            raise UsageError(f"{name}: expected a camera{_cameras_hint()}")
+        if path == Path():
+            path = _CAMERA_LINKS[0] / spec
+    if path.is_dir():
+        raise UsageError(f"{name}: a folder, expected a camera{_cameras_hint()}")
+
+    def opened() -> Capture:
+        if not path.exists():
+            raise EnvironmentalError(f"{name}: there is no {path}{_cameras_hint()}")
+        return _opened(cv2.VideoCapture(str(path), cv2.CAP_V4L2), name)
+
+    return Source(name, True, opened)
+
+
+def _cameras_hint() -> str:
+    found = [str(p) for folder in (*_CAMERA_LINKS, Path("/dev")) for p in _cameras_in(folder)]
+    here = f"; here are {', '.join(found[:4])}" if found else "; there is none here now"
+    return f"\nhint: a camera is camera:0, /dev/video0 or /dev/v4l/by-id/NAME{here}"
+
+
+def _cameras_in(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.glob("video*" if folder.name == "dev" else "*"))
+    except OSError:
+        return []
+
+
+def _pipeline(pipeline: str, name: str) -> Source:
+    if not pipeline:
+        raise UsageError("gstreamer: needs a pipeline, such as 'gstreamer:v4l2src ! appsink'")
+    require_utf8(pipeline)
+    for line in cv2.getBuildInformation().splitlines():
+        if line.strip().startswith("GStreamer:") and "YES" in line:
+            break
+    else:
+        raise EnvironmentalError(
+            "this OpenCV was built without GStreamer, as the wheels on PyPI are\nhint: use the "
+            "OpenCV of JetPack or of the distribution (python3-opencv), or a camera by its number"
+        )
+    return Source(
+        name,
+        True,
+        lambda: _opened(cv2.VideoCapture(pipeline, cv2.CAP_GSTREAMER), name),
+        kind="gstreamer",
     )
+
+
+def _file(text: str, fps: float | None, reading: PhotoReading) -> Source:
+    path = Path(text)
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        photos = find_photos(path)
+        return Source(
+            text, False, lambda: Photos(photos, path, reading), reading.fps, "folder", photos
+        )
+    if not path.is_file():
+        like = text.lower().startswith("camera") or text.isdigit()
+        raise DataError(
+            f"{text}: no such photo, folder or video" + ("\nhint: did you mean camera:0?" * like)
+        )
+    if suffix in PHOTO_SUFFIXES:
+        return Source(
+            text, False, lambda: Photos((path,), path, reading), reading.fps, "photo", (path,)
+        )
+    if suffix in VIDEO_SUFFIXES:
+        require_utf8(text)
+        return Source(text, False, lambda: Film(text, fps), fps or _rate(text), "video")
+    raise UsageError(
+        f"{text}: expected a photo ({', '.join(PHOTO_SUFFIXES)}), a folder, a video "
+        f"({', '.join(VIDEO_SUFFIXES)}), camera:N or gstreamer:PIPELINE"
+    )
+
+
+def _rate(path: str) -> float:
+    try:
+        with opencv_silenced(logger):
+            film = Film(path)
+    except DataError:
+        return _DEFAULT_RATE  # opening it for reading will say so
+    film.release()
+    return film.rate
 
 
 def _opened(capture: cv2.VideoCapture, name: str) -> Capture:
@@ -119,26 +419,27 @@ def _opened(capture: cv2.VideoCapture, name: str) -> Capture:
 
 
 def _cannot_open(name: str) -> EdgehpError:
-    if name.startswith("camera:"):
-        return EnvironmentalError(
-            f"{name} cannot be opened; is it connected, free, and yours to use (group video)?"
-        )
     if name.startswith(_GSTREAMER):
         return EnvironmentalError(
-            f"{name} cannot be opened; try the pipeline with gst-launch-1.0, with fakesink in "
-            "place of appsink; OpenCV's own words come with edgehp -vv run"
+            f"{name} cannot be opened\nhint: try the pipeline with gst-launch-1.0, with fakesink "
+            "in place of appsink; OpenCV's own words come with edgehp -vv"
         )
+    return EnvironmentalError(
+        f"{name} cannot be opened\nhint: is it connected, free, and yours to use (group video)?"
+    )
+
+
+def _unreadable(name: str, what: str) -> DataError:
     return DataError(
-        f"{name}: the video cannot be opened: it is damaged, or in a format this OpenCV lacks; "
-        "convert it to H.264 in MP4"
+        f"{name}: the video {what}: it is damaged, or in a format this OpenCV lacks\n"
+        "hint: convert it to H.264 in MP4"
     )
 
 
-def _require_gstreamer() -> None:
-    for line in cv2.getBuildInformation().splitlines():
-        if line.strip().startswith("GStreamer:") and "YES" in line:
-            return
-    raise EnvironmentalError(
-        "this OpenCV was built without GStreamer, as the wheels on PyPI are; use the OpenCV of "
-        "JetPack or of the distribution (python3-opencv), or camera:N"
-    )
+_URL_PASSWORD = re.compile(r"(://[^/\s:@]*):[^/\s]*@")
+_SETTING = re.compile(r"\b((?:user-|proxy-)?(?:pw|password|passwd|token|secret))=(\"[^\"]*\"|\S+)")
+
+
+def without_password(text: str) -> str:
+    """`text` with the passwords of URLs and pipelines replaced by ``***``."""
+    return _SETTING.sub(r"\1=***", _URL_PASSWORD.sub(r"\1:***@", text))

@@ -21,8 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.crop import Box
-from edgehp.prediction.faces import DetectedFace, network_box, overlap
-from edgehp.runtime.detection import Detection, Job
+from edgehp.runtime.detection import DetectedFace, Detection, Job, network_box, overlap
 
 __all__ = [
     "FaceTracker",
@@ -69,6 +68,10 @@ class Tracker(Protocol):
     def looked(self) -> bool:
         """Whether anything has looked for a face since the start or the last `reset`."""
 
+    @property
+    def alive(self) -> bool:
+        """Whether what looks for faces can still answer."""
+
     def update(self, photo: Image) -> TrackedFace | None:
         """The face in the next frame (uint8 [H, W, 3], RGB); None where there is none."""
 
@@ -94,6 +97,11 @@ class FixedBox:
     @property
     def looked(self) -> bool:
         """Always: the user did."""
+        return True
+
+    @property
+    def alive(self) -> bool:
+        """Always."""
         return True
 
     def update(self, photo: Image) -> TrackedFace | None:
@@ -132,6 +140,11 @@ class FaceTracker:
     def looked(self) -> bool:
         """Whether the detector has answered since the start or the last `reset`."""
         return self._looked
+
+    @property
+    def alive(self) -> bool:
+        """Whether the detector's thread runs."""
+        return self._detection.alive
 
     def reset(self) -> None:
         """Forget the face, and what the detector has said before."""

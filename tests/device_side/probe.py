@@ -27,7 +27,7 @@ ROOMS = (
     "edgehp.doctor",
     "edgehp.engines",
     "edgehp.pose",
-    "edgehp.prediction",
+    "edgehp.runtime",
     "edgehp.shipping",
     "edgehp.targets",
     "edgehp.validation",

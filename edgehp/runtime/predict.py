@@ -1,4 +1,4 @@
-"""From frames to judged head poses."""
+"""From the frames of a photo, folder, film or camera to head poses: what `edgehp predict` does."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from edgehp.crop import Box, Preprocessing, crop_face
 from edgehp.datasets.boxes import BoxList
 from edgehp.engines.base import Engine
 from edgehp.errors import DataError
-from edgehp.prediction.faces import DetectedFace, FaceDetector, network_box
-from edgehp.prediction.judgement import Judgement, Rules, judge
-from edgehp.prediction.sources import Frame
+from edgehp.runtime.detection import DetectedFace, FaceDetector, network_box
+from edgehp.runtime.records import PoseState, StateRules, classify_pose, corners, named_angles
+from edgehp.runtime.sources import Frame
 
 __all__ = ["DetectorFaces", "FaceFinder", "FacePose", "FrameResult", "ListedFaces", "predict"]
 
-ANGLE_NAMES = ("pitch", "yaw", "roll")
 Triple = tuple[float, float, float]
 
 
@@ -31,19 +30,19 @@ class FacePose:
         detected: the detector's own box and score; None for a box from a list.
         angles: pitch, yaw, roll, degrees.
         spread: standard deviation of each in degrees.
-        judgement: state, confidence, flag.
+        result: state, confidence, flag.
     """
 
     box: Box
     detected: DetectedFace | None
     angles: Triple
     spread: Triple
-    judgement: Judgement
+    result: PoseState
 
 
 @dataclass(frozen=True)
 class FrameResult:
-    """Everything about one frame: faces, none, or a problem."""
+    """One frame with its faces, none, or a problem."""
 
     frame: Frame
     faces: tuple[FacePose, ...] = ()
@@ -54,7 +53,7 @@ class FrameResult:
         """One state a face; ``no_face`` or ``unreadable`` where there is none."""
         if self.problem is not None:
             return ("unreadable",)
-        return tuple(f.judgement.state for f in self.faces) or ("no_face",)
+        return tuple(f.result.state for f in self.faces) or ("no_face",)
 
     def records(self) -> list[dict[str, Any]]:
         """One JSON object a face; exactly one where there is none, with its state."""
@@ -72,19 +71,19 @@ class FrameResult:
         return [
             {
                 **where,
-                "state": face.judgement.state,
+                "state": face.result.state,
                 "face": i,
-                "box": _corners(face.box),
+                "box": corners(face.box),
                 "detector": None
                 if face.detected is None
                 else {
-                    "box": _corners(face.detected.box),
+                    "box": corners(face.detected.box),
                     "score": round(face.detected.score, 4),
                 },
-                "angles": _named(face.angles),
-                "spread": _named(face.spread),
-                "confidence": round(face.judgement.confidence, 4),
-                "out_of_range": face.judgement.out_of_range,
+                "angles": named_angles(face.angles),
+                "spread": named_angles(face.spread),
+                "confidence": round(face.result.confidence, 4),
+                "out_of_range": face.result.out_of_range,
                 "problem": None,
             }
             for i, face in enumerate(self.faces)
@@ -137,7 +136,7 @@ def predict(
     engine: Engine,
     preprocessing: Preprocessing,
     faces: FaceFinder,
-    rules: Rules,
+    rules: StateRules,
 ) -> Iterator[FrameResult]:
     """Predict the head poses of every frame.
 
@@ -171,7 +170,7 @@ def _poses(
     found: Sequence[tuple[Box, DetectedFace | None]],
     crops: Sequence[Any],
     engine: Engine,
-    rules: Rules,
+    rules: StateRules,
 ) -> Iterator[FacePose]:
     if not found:
         return
@@ -179,21 +178,9 @@ def _poses(
     for (box, detected), angles, spread in zip(
         found, prediction.angles, prediction.spread, strict=True
     ):
-        judgement = judge(angles, spread, rules)
-        yield FacePose(box, detected, _triple(angles), _triple(spread), judgement)
+        result = classify_pose(angles, spread, rules)
+        yield FacePose(box, detected, _triple(angles), _triple(spread), result)
 
 
 def _triple(values: Any) -> Triple:
     return float(values[0]), float(values[1]), float(values[2])
-
-
-def _named(values: Triple) -> dict[str, float | None]:
-    """Hundredths of a degree: more is noise; null where the engine gave no number."""
-    return {
-        name: round(v, 2) if np.isfinite(v) else None
-        for name, v in zip(ANGLE_NAMES, values, strict=True)
-    }
-
-
-def _corners(box: Box) -> list[float]:
-    return [round(v, 1) for v in (box.x_min, box.y_min, box.x_max, box.y_max)]

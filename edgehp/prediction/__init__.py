@@ -1,1 +1,0 @@
-"""Head poses in photos, folders and videos: faces, states, drawings."""
