@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -251,18 +252,21 @@ def test_the_speedup_is_of_paired_turns(rng: np.random.Generator) -> None:
     assert speedup([], b, "inference") is None
 
 
-def test_plans_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(UsageError, match="official"):
-        Plan(duration_s=60, official=True)
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"duration_s": 60, "official": True}, "official"),
+        ({"scenario": "server"}, "scenario 'server'"),
+        ({"fps": 0.0}, "--fps: found 0, expected 0.1 to 1000"),
+        ({"cameras": 0}, "--cameras: found 0"),
+        ({"duration_s": float("nan")}, "--duration: found nan"),
+        ({"idle_s": -1.0}, "--idle: found -1, expected 0 to 3600"),
+    ],
+)
+def test_plans_that_make_no_sense_are_refused(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        Plan(**wrong)
     Plan(duration_s=OFFICIAL_DURATION_S, official=True)
-    for wrong in (
-        {"scenario": "server"},
-        {"fps": 0.0},
-        {"cameras": 0},
-        {"duration_s": float("nan")},
-    ):
-        with pytest.raises(UsageError):
-            Plan(**wrong)  # type: ignore[arg-type]
 
 
 def test_turns_are_long_enough_for_the_meter() -> None:

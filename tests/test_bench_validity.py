@@ -10,10 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from edgehp.benchmark.host import HostState, HostWatch, changed_settings, describe_host, read_host
+from edgehp.benchmark.host import (
+    HostState,
+    HostWatch,
+    changed_settings,
+    cpu_quota,
+    describe_host,
+    read_host,
+)
 from edgehp.benchmark.lanes import WarmUp
 from edgehp.benchmark.stats import summarise
-from edgehp.benchmark.validity import Validity, judge
+from edgehp.benchmark.validity import Evidence, Validity, assess
 
 WINDOW = (0.0, 10.0)
 CPU = "sys/devices/system/cpu/cpu0"
@@ -52,7 +59,13 @@ def machine(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(machine: Path, changes: dict[str, object], steps: int = 5) -> Validity:
+def run(
+    machine: Path,
+    changes: dict[str, object],
+    steps: int = 5,
+    jetson: bool = False,
+    quota: float | None = None,
+) -> Validity:
     """States before and after the changes, spread over the window."""
     times = iter(range(2 * steps))
     states = [read_host(machine, lambda: float(next(times))) for _ in range(steps)]
@@ -60,7 +73,7 @@ def run(machine: Path, changes: dict[str, object], steps: int = 5) -> Validity:
     states += [read_host(machine, lambda: float(next(times))) for _ in range(steps)]
     # What this process itself burns while it tests is not part of the test.
     quiet = [HostState(**{**vars(s), "own_s": 0.0}) for s in states]
-    return judge(quiet, WINDOW, processors=2)
+    return assess(Evidence(quiet, WINDOW, 2, jetson=jetson, quota=quota))
 
 
 def test_a_quiet_machine_is_valid(machine: Path) -> None:
@@ -71,7 +84,7 @@ def test_a_quiet_machine_is_valid(machine: Path) -> None:
     assert state.gpu_mhz == 918.0
     found = run(machine, {})
     assert found.valid, found.reasons
-    assert found.unknown == ()
+    assert found.unknown == found.conditions == []
     assert found.figures["foreign_processors"] == 0
 
 
@@ -110,13 +123,13 @@ def loads(*foreign: float, own: float = 0.5) -> list[HostState]:
 
 def test_a_short_burst_of_other_work_is_not_lost_in_the_mean() -> None:
     # Two seconds of one processor in a minute: 1.7 % of the machine in the mean.
-    burst = judge(loads(*[0.0] * 58, *[1.0] * 4, *[0.0] * 58), (0, 60), 2)
+    burst = assess(Evidence(loads(*[0.0] * 58, *[1.0] * 4, *[0.0] * 58), (0, 60), 2))
     assert burst.figures["foreign_load"] < 0.02
     assert any("1.00 of 2 processors for 2 s (50%" in r for r in burst.reasons), burst.reasons
     # What a quiet machine does all the time is no burst, whatever this process takes itself.
-    quiet = judge(loads(*[0.05, 0.0, 0.3, 0.0] * 30, own=1.9), (0, 60), 2)
+    quiet = assess(Evidence(loads(*[0.05, 0.0, 0.3, 0.0] * 30, own=1.9), (0, 60), 2))
     assert quiet.valid, quiet.reasons
-    assert judge(loads(*[0.12] * 120), (0, 60), 2).reasons != ()
+    assert not assess(Evidence(loads(*[0.12] * 120), (0, 60), 2)).valid
 
 
 def test_other_work_on_this_very_machine_is_seen() -> None:
@@ -138,7 +151,7 @@ def test_other_work_on_this_very_machine_is_seen() -> None:
         child.kill()
         child.wait()
     first, last = watch.states[0], watch.states[-1]
-    found = judge(watch.states, (first.time, last.time), os.cpu_count() or 1)
+    found = assess(Evidence(watch.states, (first.time, last.time), os.cpu_count() or 1))
     assert found.figures["foreign_processors"] > 0.2
     limit = found.limits.foreign_load * (os.cpu_count() or 1)
     said = any(r.startswith("foreign load") for r in found.reasons)
@@ -151,10 +164,10 @@ def test_settings_that_change_during_a_run_are_a_reason(machine: Path) -> None:
     assert changed_settings(before, describe_host(machine)) == []
     put(machine, {f"{CPU}/cpufreq/scaling_governor": "powersave"})
     changes = changed_settings(before, describe_host(machine))
-    found = judge((), WINDOW, 2, changes=changes)
-    assert found.reasons == (
-        "settings: the governor went from ['performance'] to ['powersave'] during the run",
-    )
+    found = assess(Evidence((), WINDOW, 2, changes=changes))
+    assert found.reasons == [
+        "settings: the governor went from ['performance'] to ['powersave'] during the run"
+    ]
 
 
 def test_a_gpu_that_throttled_once_makes_the_run_invalid() -> None:
@@ -162,16 +175,16 @@ def test_a_gpu_that_throttled_once_makes_the_run_invalid() -> None:
         HostState(float(t), reasons=("power cap",) if t == 4 else (), gpu_mhz=1500.0)
         for t in range(10)
     ]
-    found = judge(states, WINDOW, 2)
+    found = assess(Evidence(states, WINDOW, 2))
     assert "throttling: power cap in 1 of 10 looks" in found.reasons
     # Before the window it does not matter.
-    assert judge(states, (5.5, 9), 2).reasons == ()
+    assert assess(Evidence(states, (5.5, 9), 2)).reasons == []
 
 
 def test_what_cannot_be_checked_is_said(tmp_path: Path) -> None:
     times = iter(range(9))
     states = [read_host(tmp_path, lambda: float(next(times))) for _ in range(9)]
-    found = judge(states, WINDOW, 2)
+    found = assess(Evidence(states, WINDOW, 2))
     assert found.valid
     said = " ".join(found.unknown)
     assert all(word in said for word in ("throttling", "temperature", "clocks", "foreign load"))
@@ -179,14 +192,14 @@ def test_what_cannot_be_checked_is_said(tmp_path: Path) -> None:
 
 def test_a_short_sample_and_a_restless_warm_up_are_reasons(machine: Path) -> None:
     few = summarise([0.01] * 43)
-    found = judge(
-        (), WINDOW, 2, [WarmUp("artifact", 30, 99, False, 0.2)], (90.0, {"artifact": few})
+    found = assess(
+        Evidence((), WINDOW, 2, [WarmUp("artifact", 30, 99, False, 0.2)], (90.0, {"artifact": few}))
     )
     assert "artifact did not settle in 30 s (still 20% apart)" in found.reasons[0]
     assert "43 of artifact are too few for a bound on p90, 44 are needed" in found.reasons[1]
     enough = summarise([0.01] * 44)
-    assert judge((), WINDOW, 2, (), (90.0, {"artifact": enough})).valid
-    assert not judge((), WINDOW, 2, (), (90.0, {"artifact": None})).valid
+    assert assess(Evidence((), WINDOW, 2, (), (90.0, {"artifact": enough}))).valid
+    assert not assess(Evidence((), WINDOW, 2, (), (90.0, {"artifact": None}))).valid
 
 
 def test_the_watch_sees_beginning_and_end(machine: Path) -> None:
@@ -202,3 +215,96 @@ def test_the_host_is_described(machine: Path) -> None:
     assert found["processor"] == "Test CPU"
     assert found["governors"] == ["performance"]
     assert found["cpu_mhz_limits"] == [800, 2400]
+
+
+GPU = "sys/class/devfreq/17000000.gpu"
+
+
+def test_clocks_of_a_jetson_move_unless_jetson_clocks_ran(machine: Path) -> None:
+    found = run(machine, {f"{GPU}/cur_freq": 306_000_000}, jetson=True)
+    assert found.reasons == [
+        "clocks: the GPU went between 306 and 918 MHz; run: sudo jetson_clocks"
+    ]
+
+
+def test_a_board_of_a_jetson_tells_its_clock_limits(machine: Path) -> None:
+    put(
+        machine,
+        {
+            f"{GPU}/min_freq": 306_000_000,
+            f"{GPU}/max_freq": 918_000_000,
+            "sys/kernel/nvpmodel_clk_cap/emc": 2_133_000_000,
+        },
+    )
+    found = describe_host(machine)
+    assert (found["gpu_mhz_limits"], found["emc_mhz"]) == ([306, 918], 2133)
+    put(machine, {"sys/kernel/debug/bpmp/debug/clk/emc/rate": 3_199_000_000})
+    assert describe_host(machine)["emc_mhz"] == 3199
+
+
+def quota_files(version: int, group: str, stops: int) -> dict[str, object]:
+    """A limit of 0.6 processors on a control group, as docker sets it."""
+    stat = f"nr_periods 900\nnr_throttled {stops}"
+    if version == 2:
+        base = f"sys/fs/cgroup/{group}"
+        return {"proc/self/cgroup": "0::/docker/abc", f"{base}/cpu.max": "60000 100000",
+                f"{base}/cpu.stat": stat}  # fmt: skip
+    base = f"sys/fs/cgroup/cpu/{group}"
+    return {"proc/self/cgroup": "4:memory:/\n3:cpu,cpuacct:/docker/abc",
+            f"{base}/cpu.cfs_quota_us": 60000, f"{base}/cpu.cfs_period_us": 100_000,
+            f"{base}/cpu.stat": stat}  # fmt: skip
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("group", ["docker/abc", "docker", ""])
+def test_a_processor_quota_that_stops_the_run_is_a_reason(
+    machine: Path, version: int, group: str
+) -> None:
+    """Of its own group, of one above it, and as a container sees it, without the path."""
+    assert cpu_quota(machine) is None
+    put(machine, quota_files(version, group, 7))
+    quota = describe_host(machine)["cpu_quota"]
+    assert quota == 0.6
+    quiet = run(machine, {}, quota=quota)
+    assert quiet.valid and "limit of 0.60 processors" in quiet.conditions[0]
+    found = run(machine, quota_files(version, group, 40), quota=quota)
+    assert found.reasons == [
+        "quota: the control group's limit of 0.60 processors stopped this process in 33 periods: "
+        "run the container without --cpus"
+    ]
+    (next(machine.glob("sys/fs/cgroup/**/cpu.stat"))).unlink()
+    assert "nothing tells whether" in run(machine, {}, quota=quota).reasons[0]
+
+
+def test_a_group_without_a_limit_is_no_quota(machine: Path) -> None:
+    put(machine, {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "max 100000"})
+    put(machine, {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": -1})
+    assert cpu_quota(machine) is None
+
+
+def test_a_board_at_its_cap_is_a_condition() -> None:
+    states = [
+        HostState(float(t), gpu_mhz=1500.0 - 300 * (t % 2), conditions=("at its power cap",))
+        for t in range(10)
+    ]
+    found = assess(Evidence(states, WINDOW, 2))
+    assert found.valid
+    assert found.conditions == [
+        "at its power cap",
+        "clocks: the GPU went between 1200 and 1500 MHz",
+    ]
+
+
+def test_gpu_load_of_others_is_looked_for_before_the_run() -> None:
+    def seen(load: float, idle: tuple[float, float] | None) -> Validity:
+        # Opening the engine is this process's own work; from second 2 on nothing of it runs.
+        states = [
+            HostState(float(t), gpu_load=0.9 if t < 2 or t > 5 else load, gpu_others=1)
+            for t in range(12)
+        ]
+        return assess(Evidence(states, (6.0, 11.0), 2, idle=idle))
+
+    assert seen(0.0, (0.0, 5.0)).valid
+    assert any("GPU was 40% busy" in r for r in seen(0.4, (0.0, 5.0)).reasons)
+    assert any("foreign GPU load" in u for u in seen(0.4, None).unknown)
+    assert "1 other processes hold this GPU" in seen(0.0, None).conditions

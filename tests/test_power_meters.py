@@ -230,6 +230,22 @@ def test_throttling_of_a_gpu_is_named() -> None:
     # 0x1 is idleness, no throttling.
     assert state.reasons == ("power cap", "hardware thermal slowdown")
     assert (state.gpu_mhz, state.temperatures) == (1500.0, {"GPU": 61.0})
+    assert (state.gpu_load, state.gpu_others, state.conditions) == (None, None, ())
+
+
+@pytest.mark.parametrize(("cap_w", "normal"), [(70, True), (250, False)])
+def test_the_power_cap_of_a_board_like_the_t4_is_its_normal_state(cap_w: int, normal: bool) -> None:
+    nvml = fake_nvml(
+        nvmlDeviceGetCurrentClocksEventReasons=0x4,
+        nvmlDeviceGetEnforcedPowerLimit=1000 * cap_w,
+        nvmlDeviceGetUtilizationRates=SimpleNamespace(gpu=40, memory=10),
+        nvmlDeviceGetComputeRunningProcesses=("this process", "another"),
+    )
+    state = GpuState(module=nvml).fill(HostState(0.0))
+    assert state.reasons == (() if normal else ("power cap",))
+    said = ("the GPU works at its power cap of 70 W",)
+    assert state.conditions == (said if normal else ())
+    assert (state.gpu_load, state.gpu_others) == (0.4, 1)
 
 
 class JtopException(Exception):  # noqa: N818 - as jetson-stats names it

@@ -288,7 +288,7 @@ def test_the_page_in_a_real_browser(sources: Path, tmp_path: Path) -> None:
     [
         ("{", "not JSON"),
         ("[]", "the kind None"),
-        ('{"kind": "benchmark", "schema": 99}', "reads up to 2"),
+        ('{"kind": "benchmark", "schema": 99}', "reads up to 3"),
         (None, "cannot be read"),
     ],
 )

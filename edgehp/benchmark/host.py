@@ -37,8 +37,10 @@ from edgehp.device import (
 __all__ = [
     "HostState",
     "HostWatch",
+    "Quota",
     "StateSource",
     "changed_settings",
+    "cpu_quota",
     "describe_host",
     "peak_memory_mib",
     "power_mode",
@@ -58,7 +60,8 @@ def describe_host(root: Path = SYSTEM_ROOT) -> dict[str, Any]:
 
     Host names and paths are left out: a report is shown to others.
     """
-    jetson = find_jetson(root)
+    jetson, quota = find_jetson(root), cpu_quota(root)
+    gpu = [_devfreq_gpu(root, name) for name in ("min_freq", "max_freq")]
     return {
         "system": platform.system(),
         "kernel": platform.release(),
@@ -72,6 +75,9 @@ def describe_host(root: Path = SYSTEM_ROOT) -> dict[str, Any]:
         "power_mode": power_mode() if jetson is not None else None,
         "governors": sorted(_each(root, "scaling_governor")),
         "cpu_mhz_limits": _limits(root),
+        "cpu_quota": None if quota is None else quota.processors,
+        "gpu_mhz_limits": None if None in gpu else gpu,
+        "emc_mhz": _emc_mhz(root),
         "virtual_machine": "hypervisor" in (read_text(root / "proc/cpuinfo") or ""),
         "python": platform.python_version(),
         "python_gc": "off while measuring",
@@ -93,7 +99,9 @@ def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> lis
         for key, what in (
             ("power_mode", "power mode"),
             ("governors", "governor"),
-            ("cpu_mhz_limits", "clock limits in MHz"),
+            ("cpu_mhz_limits", "processor's clock limits in MHz"),
+            ("cpu_quota", "quota of processors"),
+            ("gpu_mhz_limits", "GPU's clock limits in MHz"),
             ("processors_usable", "number of usable processors"),
         )
         if before[key] != after[key]
@@ -109,6 +117,49 @@ def power_mode() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return power_mode_of(done.stdout)
+
+
+@dataclass(frozen=True)
+class Quota:
+    """A limit of processor time: processors, and periods in which it stopped its control group."""
+
+    processors: float
+    stops: int | None
+
+
+def cpu_quota(root: Path = SYSTEM_ROOT) -> Quota | None:
+    """The tightest limit on the control group of this process and those above it.
+
+    Containers get one by ``docker run --cpus``. Control groups of version 2 keep it in ``cpu.max``,
+    those of version 1 in ``cpu.cfs_quota_us`` and ``cpu.cfs_period_us``.
+    """
+    found = []
+    for line in (read_text(root / "proc/self/cgroup") or "").splitlines():
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        base = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        # In a container the path may be that of the host, with the group itself at the base.
+        group = base / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if (quota := _quota_of(folder)) is not None:
+                found.append(quota)
+            if folder == base:
+                break
+    return min(found, key=lambda q: q.processors, default=None)
+
+
+def _quota_of(folder: Path) -> Quota | None:
+    words = (read_text(folder / "cpu.max", 64) or "").split()
+    if len(words) == 2 and words[0].isdigit():
+        limit, period = int(words[0]), int(words[1])
+    else:
+        limit = read_integer(folder / "cpu.cfs_quota_us") or -1
+        period = read_integer(folder / "cpu.cfs_period_us") or 0
+    if limit <= 0 or period <= 0:
+        return None
+    stops = re.search(r"^nr_throttled (\d+)", read_text(folder / "cpu.stat") or "", re.MULTILINE)
+    return Quota(limit / period, None if stops is None else int(stops[1]))
 
 
 def peak_memory_mib() -> float:
@@ -163,6 +214,11 @@ class HostState:
         throttles: counter -> how often the hardware throttled or an over-current event came.
         reasons: what is being throttled right now, as the GPU says.
         gpu_mhz: clock of the GPU; of a Jetson's by ``/sys/class/devfreq``.
+        gpu_load: of whoever uses the GPU, 0..1.
+        gpu_others: other processes that hold the GPU.
+        conditions: what holds the GPU back by design, such as the cap of a board without a power
+            connector.
+        quota_stops: periods in which the kernel stopped this process's control group.
     """
 
     time: float
@@ -174,6 +230,10 @@ class HostState:
     throttles: dict[str, int] = field(default_factory=dict)
     reasons: tuple[str, ...] = ()
     gpu_mhz: float | None = None
+    gpu_load: float | None = None
+    gpu_others: int | None = None
+    conditions: tuple[str, ...] = ()
+    quota_stops: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The part of it that a timeline shows, for JSON."""
@@ -182,6 +242,7 @@ class HostState:
             "temperatures": self.temperatures,
             "mhz_max": max(self.mhz, default=None),
             "gpu_mhz": self.gpu_mhz,
+            "gpu_load": self.gpu_load,
             "reasons": list(self.reasons),
         }
 
@@ -197,6 +258,10 @@ def read_host(root: Path = SYSTEM_ROOT, clock: Callable[[], float] = perf_counte
     """Read the machine's state from its ``/proc`` and ``/sys``."""
     temperatures, trips = _zones(root)
     own = os.times()
+    quota = cpu_quota(root)
+    gpu_mhz = _devfreq_gpu(root, "cur_freq")
+    load = next((root / "sys/class/devfreq").glob("*gpu*/device/load"), None)
+    per_mille = None if load is None else read_integer(load)
     return HostState(
         time=clock(),
         temperatures=temperatures,
@@ -205,7 +270,9 @@ def read_host(root: Path = SYSTEM_ROOT, clock: Callable[[], float] = perf_counte
         busy_s=_busy(root),
         own_s=own.user + own.system + own.children_user + own.children_system,
         throttles=_counters(root),
-        gpu_mhz=_devfreq_gpu(root),
+        gpu_mhz=gpu_mhz,
+        gpu_load=None if per_mille is None else per_mille / 1000,
+        quota_stops=None if quota is None else quota.stops,
     )
 
 
@@ -291,10 +358,18 @@ def _clocks(root: Path) -> tuple[float, ...]:
     return tuple(found)
 
 
-def _devfreq_gpu(root: Path) -> float | None:
-    """The clock of a Jetson's GPU: ``17000000.gpu`` on Orin, ``gpu-gpc-0`` on Thor."""
-    for path in sorted((root / "sys/class/devfreq").glob("*gpu*/cur_freq")):
+def _devfreq_gpu(root: Path, name: str) -> float | None:
+    """A clock of a Jetson's GPU in MHz: ``17000000.gpu`` on Orin, ``gpu-gpc-0`` on Thor."""
+    for path in sorted((root / "sys/class/devfreq").glob(f"*gpu*/{name}")):
         if (hertz := read_integer(path)) is not None:
+            return hertz / 1e6
+    return None
+
+
+def _emc_mhz(root: Path) -> float | None:
+    """The clock of a Jetson's memory: as it is where root may read it, else its cap."""
+    for name in ("debug/bpmp/debug/clk/emc/rate", "nvpmodel_clk_cap/emc"):
+        if hertz := read_integer(root / "sys/kernel" / name):
             return hertz / 1e6
     return None
 

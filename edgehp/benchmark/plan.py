@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,21 +49,22 @@ class Plan:
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
         if self.scenario not in SCENARIOS:
-            raise UsageError(f"scenario {self.scenario!r} is none of {', '.join(SCENARIOS)}")
-        for name, low, high in (
-            ("duration_s", 0.1, 86_400.0),
-            ("fps", 0.1, 1000.0),
-            ("warm_up_s", 0.0, 3600.0),
-            ("idle_s", 0.0, 3600.0),
-            ("slice_s", 0.05, 600.0),
+            raise UsageError(
+                f"found the scenario {self.scenario!r}, expected one of {', '.join(SCENARIOS)}"
+            )
+        for words, value, low, high in (
+            ("--duration", self.duration_s, 0.1, 86_400.0),
+            ("--fps", self.fps, 0.1, 1000.0),
+            ("--warm-up", self.warm_up_s, 0.0, 3600.0),
+            ("--idle", self.idle_s, 0.0, 3600.0),
+            ("a turn", self.slice_s, 0.05, 600.0),
+            ("--batch", self.batch, 1, 4096),
+            ("--cameras", self.cameras, 1, 256),
+            ("--workers", self.workers, 1, 64),
         ):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and low <= value <= high):
-                raise UsageError(f"{name} is {value}; expected {low:g} to {high:g}")
-        for name, most in (("batch", 4096), ("cameras", 256), ("workers", 64)):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= most:
-                raise UsageError(f"{name} is {value}; expected 1 to {most}")
+            # NaN is in no range.
+            if value is not None and not low <= value <= high:
+                raise UsageError(f"{words}: found {value:g}, expected {low:g} to {high:g}")
         if self.official and self.duration_s < OFFICIAL_DURATION_S:
             raise UsageError(
                 f"an official run takes at least {OFFICIAL_DURATION_S:g} s, "

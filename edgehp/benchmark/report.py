@@ -17,11 +17,11 @@ from edgehp.benchmark.plan import Plan
 from edgehp.benchmark.power import Energy, PowerRecorder, energy_over
 from edgehp.benchmark.run import END_TO_END, INFERENCE, Measured
 from edgehp.benchmark.stats import PERCENTILES, Latency, speedup, summarise
-from edgehp.benchmark.validity import judge
+from edgehp.benchmark.validity import Evidence, assess
 
 __all__ = ["SCHEMA_VERSION", "STAGES", "Context", "Table", "assemble", "number", "summary_rows"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # Stages timed on the processor, and those that an engine times by a clock of its own.
 _HOST_STAGES = ("preprocessing", "call", "end_to_end")
 _ENGINE_STAGES = ("upload", "inference", "download")
@@ -80,14 +80,18 @@ def assemble(measured: Measured, context: Context) -> dict[str, Any]:
     headline = None
     if plan.headline is not None:
         headline = (plan.headline, {r: latencies[r]["end_to_end"] for r in roles})
-    validity = judge(
-        context.states,
-        measured.window,
-        os.cpu_count() or 1,
-        measured.warm_ups,
-        headline,
+    evidence = Evidence(
+        states=context.states,
+        window=measured.window,
+        processors=os.cpu_count() or 1,
+        warm_ups=measured.warm_ups,
+        headline=headline,
         changes=context.changes,
+        idle=measured.idle,
+        jetson=context.host.get("jetson") is not None,
+        quota=context.host.get("cpu_quota"),
     )
+    validity = assess(evidence)
     report = {
         "kind": "benchmark",
         "schema": SCHEMA_VERSION,
@@ -380,6 +384,7 @@ def summary_rows(report: Mapping[str, Any]) -> Table:
     if report["state"] == "partial":
         notes.append("PARTIAL: the run was interrupted")
     validity = report["validity"]
+    notes += [f"condition: {text}" for text in validity["conditions"]]
     notes.append("valid" if validity["valid"] else "INVALID: " + "; ".join(validity["reasons"]))
     threads = report["subjects"]["artifact"]["engine"]["threads"]
     title = (

@@ -1,16 +1,16 @@
-"""Whether a measurement may be believed, with a reason for every doubt."""
+"""Whether a measurement is valid, with a reason for everything that speaks against it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from edgehp.benchmark.host import HostState
 from edgehp.benchmark.lanes import WarmUp
 from edgehp.benchmark.stats import Latency
 
-__all__ = ["BURST_S", "Limits", "Validity", "judge", "load_summary"]
+__all__ = ["BURST_S", "Evidence", "Limits", "Validity", "assess", "load_summary"]
 
 BURST_S = 2.0
 
@@ -23,24 +23,62 @@ class Limits:
         foreign_load: processor time of others as a part of the whole machine.
         foreign_burst: the same within any `BURST_S` seconds: a mean over minutes hides a short
             disturbance that the slowest calls do not.
+        foreign_gpu_load: load of the GPU while nothing of this process runs on it, 0..1.
         clock_change: the fastest clock may fall below its highest by this part.
         temperature_drift: degrees between the first and the last quarter of the run.
     """
 
     foreign_load: float = 0.05
     foreign_burst: float = 0.20
+    foreign_gpu_load: float = 0.05
     clock_change: float = 0.10
     temperature_drift: float = 10.0
 
 
 @dataclass(frozen=True)
-class Validity:
-    """The judgement: valid without `reasons`; `unknown` says what could not be checked."""
+class Evidence:
+    """What was seen of a run.
 
-    reasons: tuple[str, ...]
-    unknown: tuple[str, ...]
-    limits: Limits
-    figures: Mapping[str, Any]
+    Attributes:
+        states: of the machine, in order.
+        window: start and end of the measured time.
+        processors: of the machine.
+        warm_ups: of the networks.
+        headline: the percentile that the scenario is judged by and the latencies by role.
+        changes: settings of the machine that are others after the run than before it.
+        idle: start and end of the time before in which nothing ran, None without one.
+        jetson: whether the machine is a Jetson.
+        quota: processors that the control group of this process may use, None without a limit.
+    """
+
+    states: Sequence[HostState]
+    window: tuple[float, float]
+    processors: int
+    warm_ups: Sequence[WarmUp] = ()
+    headline: tuple[float, Mapping[str, Latency | None]] | None = None
+    changes: Sequence[str] = ()
+    idle: tuple[float, float] | None = None
+    jetson: bool = False
+    quota: float | None = None
+
+
+@dataclass(frozen=True)
+class Validity:
+    """The result: valid without `reasons`.
+
+    Attributes:
+        limits: what was allowed.
+        reasons: what speaks against the run.
+        conditions: what the figures hold under, such as a board that works at its power cap.
+        unknown: what could not be checked.
+        figures: what was seen.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    reasons: list[str] = field(default_factory=list)
+    conditions: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
 
     @property
     def valid(self) -> bool:
@@ -49,79 +87,115 @@ class Validity:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {
-            "valid": self.valid,
-            "reasons": list(self.reasons),
-            "unknown": list(self.unknown),
-            "limits": asdict(self.limits),
-            "figures": dict(self.figures),
-        }
+        return {"valid": self.valid, **asdict(self)}
 
 
-def judge(
-    states: Sequence[HostState],
-    window: tuple[float, float],
-    processors: int,
-    warm_ups: Sequence[WarmUp] = (),
-    headline: tuple[float, Mapping[str, Latency | None]] | None = None,
-    limits: Limits | None = None,
-    changes: Sequence[str] = (),
-) -> Validity:
-    """Judge a run by what was seen during it.
+def assess(evidence: Evidence, limits: Limits | None = None) -> Validity:
+    """Assess a run by what was seen during it.
 
     Args:
-        states: of the machine, in order.
-        window: start and end of the measured time.
-        processors: of the machine.
-        warm_ups: of the networks.
-        headline: the percentile that the scenario is judged by and the latencies by role.
+        evidence: what was seen.
         limits: the default ones when omitted.
-        changes: settings of the machine that are others after the run than before it.
     """
-    limits = limits or Limits()
-    seen = _around(states, window)
-    reasons: list[str] = [f"settings: {change} during the run" for change in changes]
-    unknown: list[str] = []
-    figures: dict[str, Any] = {}
-    for warm in warm_ups:
+    found = Validity(limits or Limits())
+    found.reasons.extend(f"settings: {change} during the run" for change in evidence.changes)
+    _samples(evidence, found)
+    seen = _around(evidence.states, evidence.window)
+    if len(seen) < 2:
+        found.unknown.append("the machine was not watched")
+        return found
+    _throttling(seen, found)
+    _quota(seen, evidence, found)
+    _heat(seen, found)
+    _clocks(seen, evidence.jetson, found)
+    _foreign(seen, evidence.processors, found)
+    _foreign_gpu(evidence, seen, found)
+    return found
+
+
+def _samples(evidence: Evidence, found: Validity) -> None:
+    """Warm-ups that did not settle, and samples too small for the scenario's percentile."""
+    for warm in evidence.warm_ups:
         if not warm.settled:
             spread = "too few blocks" if warm.spread is None else f"still {warm.spread:.0%} apart"
-            reasons.append(
+            found.reasons.append(
                 f"warm-up: {warm.role} did not settle in {warm.seconds:.0f} s ({spread})"
             )
-    if headline is not None:
-        p, latencies = headline
-        for role, latency in latencies.items():
-            found = None if latency is None else latency.at(p)
-            if found is None or found.bound is None:
-                count = 0 if latency is None else latency.count
-                reasons.append(
-                    f"samples: {count} of {role} are too few for a bound on p{p:g}"
-                    + ("" if found is None else f", {found.needed} are needed")
-                )
-    if len(seen) < 2:
-        unknown.append("the machine was not watched")
-        return Validity(tuple(reasons), tuple(unknown), limits, figures)
-    _throttling(seen, reasons, unknown)
-    _heat(seen, limits, reasons, unknown, figures)
-    _clocks(seen, limits, reasons, unknown, figures)
+    if evidence.headline is None:
+        return
+    p, latencies = evidence.headline
+    for role, latency in latencies.items():
+        at = None if latency is None else latency.at(p)
+        if at is None or at.bound is None:
+            count = 0 if latency is None else latency.count
+            found.reasons.append(
+                f"samples: {count} of {role} are too few for a bound on p{p:g}"
+                + ("" if at is None else f", {at.needed} are needed")
+            )
+
+
+def _quota(seen: Sequence[HostState], evidence: Evidence, found: Validity) -> None:
+    """A control group that the kernel stops, as containers with ``--cpus`` are."""
+    if evidence.quota is None:
+        return
+    words = f"the control group's limit of {evidence.quota:.2f} processors"
+    first, last = seen[0].quota_stops, seen[-1].quota_stops
+    if first is None or last is None:
+        if evidence.quota < evidence.processors:
+            found.reasons.append(f"quota: {words}; nothing tells whether it was reached")
+    elif last > first:
+        found.reasons.append(
+            f"quota: {words} stopped this process in {last - first} periods: run the container "
+            "without --cpus"
+        )
+    else:
+        found.conditions.append(f"{words}, which was not reached")
+
+
+def _foreign(seen: Sequence[HostState], processors: int, found: Validity) -> None:
+    limits = found.limits
     load = load_summary(seen, processors)
-    figures.update(load)
+    found.figures.update(load)
     if load["foreign_load"] is None:
-        unknown.append("foreign load: /proc/stat cannot be read")
+        found.unknown.append("foreign load: /proc/stat cannot be read")
     elif load["foreign_load"] > limits.foreign_load:
-        reasons.append(
+        found.reasons.append(
             f"foreign load: other work took {load['foreign_processors']:.2f} of {processors} "
             f"processors ({load['foreign_load']:.0%}, at most {limits.foreign_load:.0%} allowed)"
         )
     burst = _largest_burst(seen, processors)
-    figures["foreign_burst"] = burst
+    found.figures["foreign_burst"] = burst
     if burst is not None and burst > limits.foreign_burst:
-        reasons.append(
+        found.reasons.append(
             f"foreign load: other work took {burst * processors:.2f} of {processors} processors "
             f"for {BURST_S:g} s ({burst:.0%}, at most {limits.foreign_burst:.0%} allowed)"
         )
-    return Validity(tuple(reasons), tuple(unknown), limits, figures)
+
+
+def _foreign_gpu(evidence: Evidence, seen: Sequence[HostState], found: Validity) -> None:
+    """The GPU's load while nothing of this process ran on it, and who else holds it."""
+    if (others := max((s.gpu_others or 0 for s in seen), default=0)) > 0:
+        found.conditions.append(f"{others} other processes hold this GPU")
+    if all(s.gpu_load is None for s in evidence.states):
+        return
+    loads: list[float] = []
+    if evidence.idle is not None:
+        start, end = evidence.idle
+        # Its first half: the driver's mean still holds what ran before.
+        start = (start + end) / 2
+        loads = [
+            s.gpu_load for s in evidence.states if start <= s.time <= end and s.gpu_load is not None
+        ]
+    if not loads:
+        found.unknown.append("foreign GPU load: no idle time was measured before the run")
+        return
+    load = sum(loads) / len(loads)
+    found.figures["foreign_gpu_load"] = load
+    if load > found.limits.foreign_gpu_load:
+        found.reasons.append(
+            f"foreign load: the GPU was {load:.0%} busy before the run began (at most "
+            f"{found.limits.foreign_gpu_load:.0%} allowed)"
+        )
 
 
 def load_summary(seen: Sequence[HostState], processors: int) -> dict[str, float | None]:
@@ -163,39 +237,34 @@ def _around(states: Sequence[HostState], window: tuple[float, float]) -> list[Ho
     return [*before, *inside, *after]
 
 
-def _throttling(seen: Sequence[HostState], reasons: list[str], unknown: list[str]) -> None:
+def _throttling(seen: Sequence[HostState], found: Validity) -> None:
     said = sorted({r for s in seen for r in s.reasons})
     if said:
         times = sum(bool(s.reasons) for s in seen)
-        reasons.append(f"throttling: {', '.join(said)} in {times} of {len(seen)} looks")
+        found.reasons.append(f"throttling: {', '.join(said)} in {times} of {len(seen)} looks")
+    found.conditions.extend(sorted({c for s in seen for c in s.conditions}))
     for name, count in seen[-1].throttles.items():
         more = count - seen[0].throttles.get(name, count)
         if more > 0:
-            reasons.append(f"throttling: {name} counted {more} more")
+            found.reasons.append(f"throttling: {name} counted {more} more")
     hot: dict[str, float] = {}
     for state in seen:
         for zone, trip in state.trips.items():
             if state.temperatures.get(zone, -273.0) >= trip:
                 hot[zone] = max(hot.get(zone, trip), state.temperatures[zone])
     for zone, degrees in sorted(hot.items()):
-        reasons.append(
+        found.reasons.append(
             f"throttling: {zone} reached {degrees:.1f} °C, where the kernel slows it down "
             f"({seen[-1].trips.get(zone, 0):.1f} °C)"
         )
     if not seen[-1].throttles and not seen[-1].trips and seen[-1].gpu_mhz is None:
-        unknown.append("throttling: this machine tells neither counters nor trip points")
+        found.unknown.append("throttling: this machine tells neither counters nor trip points")
 
 
-def _heat(
-    seen: Sequence[HostState],
-    limits: Limits,
-    reasons: list[str],
-    unknown: list[str],
-    figures: dict[str, Any],
-) -> None:
+def _heat(seen: Sequence[HostState], found: Validity) -> None:
     zones = set(seen[0].temperatures) & set(seen[-1].temperatures)
     if not zones:
-        unknown.append("temperature: no thermal zone")
+        found.unknown.append("temperature: no thermal zone")
         return
     quarter = max(1, len(seen) // 4)
     drifts = {}
@@ -203,39 +272,37 @@ def _heat(
         early = [s.temperatures[zone] for s in seen[:quarter] if zone in s.temperatures]
         late = [s.temperatures[zone] for s in seen[-quarter:] if zone in s.temperatures]
         drifts[zone] = sum(late) / len(late) - sum(early) / len(early)
-    figures["temperature_drift"] = drifts
-    figures["temperature_max"] = {
+    found.figures["temperature_drift"] = drifts
+    found.figures["temperature_max"] = {
         z: max(s.temperatures[z] for s in seen if z in s.temperatures) for z in sorted(zones)
     }
     zone, drift = max(drifts.items(), key=lambda pair: abs(pair[1]))
-    if abs(drift) > limits.temperature_drift:
-        reasons.append(
+    if abs(drift) > found.limits.temperature_drift:
+        found.reasons.append(
             f"temperature: {zone} drifted by {drift:+.1f} °C during the run, at most "
-            f"{limits.temperature_drift:g} allowed: warm up longer"
+            f"{found.limits.temperature_drift:g} allowed: warm up longer"
         )
 
 
-def _clocks(
-    seen: Sequence[HostState],
-    limits: Limits,
-    reasons: list[str],
-    unknown: list[str],
-    figures: dict[str, Any],
-) -> None:
+def _clocks(seen: Sequence[HostState], jetson: bool, found: Validity) -> None:
     # The fastest processor of each look: idle ones go down, and may.
     series = {
         "processor": [max(s.mhz) for s in seen if s.mhz],
         "GPU": [s.gpu_mhz for s in seen if s.gpu_mhz is not None],
     }
     if not any(series.values()):
-        unknown.append("clocks: this machine does not tell them")
+        found.unknown.append("clocks: this machine does not tell them")
     for name, values in series.items():
         if not values:
             continue
         low, high = min(values), max(values)
-        figures[f"{name}_mhz"] = [low, high]
-        if high > 0 and low < (1 - limits.clock_change) * high:
-            reasons.append(
-                f"clocks: the {name} went between {low:.0f} and {high:.0f} MHz; fix its frequency "
-                "or its governor"
-            )
+        found.figures[f"{name}_mhz"] = [low, high]
+        if low >= (1 - found.limits.clock_change) * high:
+            continue
+        words = f"clocks: the {name} went between {low:.0f} and {high:.0f} MHz"
+        if name == "GPU" and any(s.conditions for s in seen):
+            # That is how a board keeps its cap.
+            found.conditions.append(words)
+            continue
+        fix = "fix its frequency or its governor"
+        found.reasons.append(f"{words}; {'run: sudo jetson_clocks' if jetson else fix}")

@@ -14,7 +14,7 @@ from edgehp.files import output_to, write_whole
 
 __all__ = ["KINDS", "read_report", "require_writable", "write_report", "write_text"]
 
-KINDS = {"benchmark": 2, "validation": 1}
+KINDS = {"benchmark": 3, "validation": 1}
 # A benchmark of ten minutes has about 2 MB.
 _LARGEST = 256 << 20
 

@@ -275,6 +275,7 @@ def settings_rows(report: Mapping[str, Any]) -> Rows:
     rows += [(f"scenario: {k}", _short(v)) for k, v in report["scenario"].items()]
     rows += [(k, _short(v)) for k, v in report["host"].items()]
     rows += [(f"validity: {k}", _short(v)) for k, v in report["validity"]["figures"].items()]
+    rows += [("condition", text) for text in report["validity"]["conditions"]]
     rows += [("could not be checked", text) for text in report["validity"]["unknown"]]
     return rows
 

@@ -80,7 +80,8 @@ def self_test(artifact: Path, device: DeviceProbe | None = None) -> SelfTestResu
     latency = statistics.median(times)
     if golden.max_latency_ms is not None and latency > golden.max_latency_ms:
         raise CompatibilityError(
-            f"{artifact}: one crop takes {latency:.1f} ms here, the manifest allows "
+            f"{artifact}: {'one crop takes' if batch == 1 else f'a batch of {batch} crops takes'} "
+            f"{latency:.1f} ms here, the manifest allows "
             f"{golden.max_latency_ms:g} ms: set the device's full power mode (edgehp doctor), or "
             "bundle again with a larger --max-latency-ms"
         )

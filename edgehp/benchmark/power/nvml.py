@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from time import perf_counter
@@ -22,8 +23,11 @@ __all__ = ["THROTTLE_REASONS", "GpuState", "NvmlMeter", "open_gpu_state"]
 # The counter moves about every 100 ms; reading faster only repeats values.
 _PERIOD_S = 0.1
 # nvmlClocksEventReason* of nvml.h that mean the board went below what was asked of it.
+_POWER_CAP = 0x04
+# Boards without a power connector (T4, A2, L4) work at their cap whenever they are busy.
+_SLOT_W = 75.0
 THROTTLE_REASONS = {
-    0x04: "power cap",
+    _POWER_CAP: "power cap",
     0x08: "hardware slowdown",
     0x20: "software thermal slowdown",
     0x40: "hardware thermal slowdown",
@@ -84,7 +88,8 @@ class NvmlMeter:
 
     def close(self) -> None:
         """Let go of the library."""
-        _quietly(self._nvml, self._nvml.nvmlShutdown)
+        with suppress(self._nvml.NVMLError):
+            self._nvml.nvmlShutdown()
 
     def _counter(self) -> float | None:
         try:
@@ -105,20 +110,38 @@ class GpuState:
     def __init__(self, index: int | None = None, module: Any = None) -> None:
         """Open the driver's library; arguments and errors as of `NvmlMeter`."""
         self._nvml, self._handle = _open(index, module)
+        milliwatts = self._ask(lambda n, h: float(n.nvmlDeviceGetEnforcedPowerLimit(h)))
+        self._cap_w = None if milliwatts is None else milliwatts / 1e3
 
     def fill(self, state: HostState) -> HostState:
         """The state with what the GPU tells; what it does not tell stays as it was."""
-        nvml, handle = self._nvml, self._handle
-        reasons = _quietly(nvml, lambda: int(_throttle_call(nvml)(handle)))
-        mhz = _quietly(nvml, lambda: float(nvml.nvmlDeviceGetClockInfo(handle, 1)))
-        degrees = _quietly(nvml, lambda: float(nvml.nvmlDeviceGetTemperature(handle, 0)))
+        reasons = self._ask(lambda n, h: int(_throttle_call(n)(h))) or 0
+        mhz = self._ask(lambda n, h: float(n.nvmlDeviceGetClockInfo(h, 1)))
+        degrees = self._ask(lambda n, h: float(n.nvmlDeviceGetTemperature(h, 0)))
+        load = self._ask(lambda n, h: float(n.nvmlDeviceGetUtilizationRates(h).gpu) / 100)
+        holders = self._ask(lambda n, h: len(n.nvmlDeviceGetComputeRunningProcesses(h)))
+        conditions: tuple[str, ...] = ()
+        if reasons & _POWER_CAP and self._cap_w is not None and self._cap_w <= _SLOT_W:
+            reasons &= ~_POWER_CAP
+            conditions = (f"the GPU works at its power cap of {self._cap_w:.0f} W",)
         return replace(
             state,
-            reasons=tuple(text for bit, text in THROTTLE_REASONS.items() if (reasons or 0) & bit),
+            reasons=tuple(text for bit, text in THROTTLE_REASONS.items() if reasons & bit),
+            conditions=conditions,
             # NVML on a Jetson tells little; what the kernel said stays.
             gpu_mhz=state.gpu_mhz if mhz is None else mhz,
+            gpu_load=state.gpu_load if load is None else load,
+            # One of them is this process, under whatever number a container gives it.
+            gpu_others=None if holders is None else max(0, holders - 1),
             temperatures=state.temperatures | ({} if degrees is None else {"GPU": degrees}),
         )
+
+    def _ask(self, call: Callable[[Any, Any], Any]) -> Any:
+        """What NVML answers, None where this GPU or driver does not know."""
+        try:
+            return call(self._nvml, self._handle)
+        except (self._nvml.NVMLError, AttributeError):
+            return None
 
 
 def open_gpu_state() -> GpuState | None:
@@ -168,10 +191,3 @@ def _throttle_call(nvml: Any) -> Any:
     new = "nvmlDeviceGetCurrentClocksEventReasons"
     old = "nvmlDeviceGetCurrentClocksThrottleReasons"
     return getattr(nvml, new, None) or getattr(nvml, old)
-
-
-def _quietly(nvml: Any, call: Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except nvml.NVMLError:
-        return None
