@@ -39,7 +39,8 @@ _FREE = ("recipe", "spec", "protocol", "versions", "counts", "licence", "source"
 _DEFAULTS = (
     "appearance", "box_rule", "box_scale", "clipped", "colour", "compute_capabilities", "detail",
     "difference", "gpu", "int8_against_fp16", "max_latency_ms", "mean", "measured_all_int8_ms",
-    "measured_ms", "mixed", "module", "protocol", "resize", "spread_difference", "std", "subsets",
+    "measured_ms", "mixed", "module", "protocol", "resize", "rxswin", "spread_difference", "std",
+    "subsets",
 )  # fmt: skip
 SPARE = frozenset((*_FREE, "digest", *_DEFAULTS))
 HEADER = 24
@@ -239,6 +240,23 @@ def test_a_budget_travels_in_the_manifest(
     made = make_bundle(artifact, tmp_path / "b", key=signer.private, max_latency_ms=33.0)
     assert made.manifest.golden.max_latency_ms == 33.0
     assert load_artifact(artifact, device=parts.Device()).manifest.golden.max_latency_ms == 60_000
+
+
+def test_the_software_identification_number_travels(
+    artifact: Path, signer: parts.Signer, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"key": signer.private}
+    made = make_bundle(artifact, tmp_path / "b", rxswin="E4*79R04/00*0001 HP", **options)
+    assert made.manifest.rxswin == "E4*79R04/00*0001 HP"
+    made.extract(tmp_path / "out")
+    assert b"E4*79R04/00*0001 HP" in (tmp_path / "out" / SBOM_NAME).read_bytes()
+    # Bundled again it stays, unless another is given.
+    again = make_bundle(tmp_path / "out", tmp_path / "c", **options)
+    assert again.manifest.rxswin == made.manifest.rxswin
+    for wrong in ("", " x", "x\n", "x" * 101, "ü", "\x1b[0m"):
+        with pytest.raises(UsageError, match="RXSWIN"):
+            make_bundle(artifact, tmp_path / "d", rxswin=wrong, **options)
+    assert not (tmp_path / "d").exists()
 
 
 def test_reports_stay_at_home_and_altered_artifacts_too(

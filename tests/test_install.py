@@ -602,7 +602,20 @@ def test_the_commands(tmp_path: Path, repo: Path) -> None:
     code, out, _ = edgehp("confirm")
     assert code == 0 and "slot a (current, confirmed): one" in out
     code, out, _ = edgehp("status", "--json")
-    assert json.loads(out)["confirmed"]
+    found = json.loads(out)
+    assert found["confirmed"] and found["offers"] == []
+    manifest = json.loads(
+        (tmp_path / "root" / "slots" / "a" / "artifact" / "manifest.json").read_text()
+    )
+    hashes = {f["path"]: f["sha256"] for f in manifest["files"]}
+    assert found["current"]["identity"] == {
+        "rxswin": None,
+        "manifest": found["current"]["manifest_sha256"],
+        "engine": {"engine.onnx": hashes["engine.onnx"]},
+        "network": manifest["network"]["digest"],
+        "weights": manifest["network"]["weights_sha256"],
+        "preprocessing": manifest["preprocessing"]["digest"],
+    }
     code, _, err = edgehp("rollback")
     assert code == 1 and "no other slot" in err
     parts.new_signer(tmp_path, "other")

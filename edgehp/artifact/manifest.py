@@ -34,6 +34,7 @@ __all__ = [
     "MixedRecord",
     "NetworkRecord",
     "PrecisionRecord",
+    "SoftwareId",
     "StepTime",
     "SubsetRecord",
     "TargetRecord",
@@ -50,6 +51,8 @@ LARGEST_MANIFEST = 4 * 2**20
 # "$" alone would let a final newline pass: Python matches before it, JSON Schema does not.
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}(?!\n)$")]
 Line = Annotated[str, Meta(max_length=500)]
+# Printable ASCII, no blank at either end.
+SoftwareId = Annotated[str, Meta(pattern=r"^[!-~]([ -~]{0,98}[!-~])?(?!\n)$")]
 Text = Annotated[str, Meta(max_length=4000)]
 # A plain name, or one inside one plain folder.
 FileName = Annotated[
@@ -320,7 +323,11 @@ class PreprocessingRecord(Record, frozen=True):
 
 
 class Manifest(Record, frozen=True, kw_only=True):
-    """Everything known about an artifact. `state` is ``"complete"`` or ``"deferred"``."""
+    """Everything known about an artifact. `state` is ``"complete"`` or ``"deferred"``.
+
+    `rxswin` is the software identification number of the type approval (UNECE R156) that whoever
+    bundles it gave; None where nobody did.
+    """
 
     state: Annotated[str, Meta(pattern=r"^(complete|deferred)(?!\n)$")]
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}(?!\n)$")]
@@ -340,6 +347,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     golden: Golden
     build: BuildRecord
     files: Annotated[tuple[FileRecord, ...], Meta(min_length=1, max_length=64)]
+    rxswin: SoftwareId | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for JSON, with the schema version and the manifest's own digest."""

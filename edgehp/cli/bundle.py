@@ -33,11 +33,18 @@ __all__ = ["command"]
     help="Longest median time of one crop in the device's self-test. Default: what the manifest "
     "says, else 50.",
 )
+@click.option(
+    "--rxswin",
+    metavar="TEXT",
+    help="Software identification number of the type approval (UNECE R156), to be read on the "
+    "device with 'edgehp status --json'.",
+)
 def command(
     artifact: Path,
     key: Path,
     output: Path | None,
     max_latency_ms: float | None,
+    rxswin: str | None,
 ) -> None:
     """Put ARTIFACT, a directory made by 'edgehp build', into one signed file.
 
@@ -58,6 +65,7 @@ def command(
             key=key,
             password=os.environ.get(PASSWORD_VARIABLE),
             max_latency_ms=max_latency_ms,
+            rxswin=rxswin,
         )
     click.echo(f"{made.path}  {made.size / 1e6:.1f} MB in {len(made.files)} files")
     click.echo(f"content {made.digest}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,6 +28,21 @@ def describe(slot: Slot, role: str) -> str:
     )
 
 
+def _values(slot: Slot | None) -> dict[str, Any] | None:
+    """A slot for programs, with what identifies its software; None where that is damaged."""
+    from edgehp.errors import EdgehpError
+    from edgehp.shipping import slots
+
+    if slot is None:
+        return None
+    try:
+        identity: dict[str, Any] | None = vars(slots.identity(slot))
+    except EdgehpError as e:
+        click.echo(f"edgehp: slot {slot.name}: {e}", err=True)
+        identity = None
+    return {**slot.to_dict(), "identity": identity}
+
+
 @click.command("status", short_help="Say what is installed on this device.")
 @root_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
@@ -45,8 +60,8 @@ def command(root: Path | None, as_json: bool) -> None:
         print_json(
             {
                 "root": found.root,
-                "current": None if found.current is None else found.current.to_dict(),
-                "other": None if found.other is None else found.other.to_dict(),
+                "current": _values(found.current),
+                "other": _values(found.other),
                 "unconfirmed_starts": found.unconfirmed_starts,
                 "confirmed": found.confirmed,
                 "failed": found.failed,

@@ -38,6 +38,7 @@ from edgehp.artifact.manifest import (
     LARGEST_MANIFEST,
     MANIFEST_NAME,
     FileRecord,
+    SoftwareId,
     parse_manifest,
 )
 from edgehp.errors import CompatibilityError, DataError, EdgehpError, EnvironmentalError, UsageError
@@ -149,6 +150,7 @@ def make_bundle(
     key: Path,
     password: str | None = None,
     max_latency_ms: float | None = None,
+    rxswin: str | None = None,
 ) -> VerifiedBundle:
     """Make a bundle from an artifact directory, complete or deferred.
 
@@ -166,13 +168,23 @@ def make_bundle(
         password: of the private key.
         max_latency_ms: the latency budget of the self-test for one crop, written into the
             manifest that travels; None takes what the manifest says, else `DEFAULT_LATENCY_MS`.
+        rxswin: software identification number of the type approval (UNECE R156), written into the
+            manifest that travels; None keeps what the manifest says.
 
     Raises:
         DataError: no such artifact.
         CompatibilityError: the artifact was altered.
-        UsageError: the key cannot be used, or `output` is something else than a bundle.
+        UsageError: the key cannot be used, `rxswin` is no plain text, or `output` is something else
+            than a bundle.
         EnvironmentalError: the package ``model-signing`` is missing, or the disk refuses.
     """
+    if rxswin is not None:
+        try:
+            msgspec.convert(rxswin, SoftwareId)
+        except msgspec.ValidationError as e:
+            raise UsageError(
+                f"the RXSWIN is {rxswin[:100]!r}, expected 1 to 100 printable ASCII characters"
+            ) from e
     source = load_artifact(artifact, bytes_only=True)
     name = source.manifest.name
     if output is None:
@@ -184,7 +196,7 @@ def make_bundle(
     try:
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as work:
             folder = Path(work) / name
-            _copy(source, folder, max_latency_ms)
+            _copy(source, folder, max_latency_ms, rxswin)
             section = _sign(folder, Path(work) / "signature.json", key, password)
             packed = Path(work) / "bundle"
             _pack(folder, section, packed)
@@ -303,7 +315,9 @@ def _check_output(output: Path) -> None:
         )
 
 
-def _copy(artifact: Artifact, folder: Path, max_latency_ms: float | None) -> None:
+def _copy(
+    artifact: Artifact, folder: Path, max_latency_ms: float | None, rxswin: str | None
+) -> None:
     """What travels: the listed files, the SPDX document, and the manifest with all that."""
     folder.mkdir()
     files = [f for f in artifact.manifest.files if f.path != SBOM_NAME]
@@ -317,6 +331,7 @@ def _copy(artifact: Artifact, folder: Path, max_latency_ms: float | None) -> Non
         artifact.manifest,
         golden=msgspec.structs.replace(golden, max_latency_ms=budget),
         files=tuple(files),
+        rxswin=rxswin or artifact.manifest.rxswin,
     )
     energy = measured_energy(artifact.path, artifact.manifest.to_dict()["digest"])
     document = spdx_document(manifest, energy)

@@ -138,6 +138,14 @@ class _Document:
             ),
             ai_limitation="Angles of one face at a time; not a safety function by itself.",
         )
+        if m.rxswin is not None:
+            self._network.externalIdentifier = [
+                self._model.ExternalIdentifier(
+                    externalIdentifierType=self._model.ExternalIdentifierType.other,
+                    identifier=m.rxswin,
+                    comment="RXSWIN (UNECE R156)",
+                )
+            ]
         if energy:
             description = self._model.ai_EnergyConsumptionDescription
             megajoule = self._model.ai_EnergyUnitType.megajoule

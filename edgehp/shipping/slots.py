@@ -29,7 +29,7 @@ import msgspec
 from msgspec.structs import replace
 
 from edgehp.artifact import load_artifact
-from edgehp.artifact.check import check_device
+from edgehp.artifact.check import check_device, read_manifest
 from edgehp.artifact.device import DeviceProbe, HostProbe
 from edgehp.artifact.manifest import MANIFEST_NAME
 from edgehp.errors import (
@@ -50,6 +50,7 @@ __all__ = [
     "SLOT_NAMES",
     "Boot",
     "Finisher",
+    "Identity",
     "SelfTest",
     "Slot",
     "State",
@@ -58,6 +59,7 @@ __all__ = [
     "confirm",
     "current",
     "default_root",
+    "identity",
     "install",
     "is_whole",
     "read_slot",
@@ -435,6 +437,46 @@ def current(root: Path) -> Slot:
     if found is None:
         raise _nothing_installed(root)
     return found
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What identifies the software of a slot from outside; hashes are SHA-256, hex.
+
+    Attributes:
+        rxswin: see `edgehp.artifact.Manifest`.
+        manifest: of the manifest's file.
+        engine: by file name.
+        network: of the network's specification, None for a foreign graph.
+        weights: of the file of weights that the build read.
+        preprocessing: of the preprocessing.
+    """
+
+    rxswin: str | None
+    manifest: str
+    engine: dict[str, str]
+    network: str | None
+    weights: str
+    preprocessing: str
+
+
+def identity(slot: Slot) -> Identity:
+    """What identifies the software of a slot, from its manifest; the files are not hashed.
+
+    Raises:
+        CompatibilityError: the manifest is not the one that was installed.
+    """
+    _check_record(slot)
+    manifest = read_manifest(slot.artifact)
+    engine = () if manifest.engine is None else manifest.engine.files
+    return Identity(
+        rxswin=manifest.rxswin,
+        manifest=slot.manifest_sha256,
+        engine={name: manifest.file(name).sha256 for name in engine},
+        network=manifest.network.digest,
+        weights=manifest.network.weights_sha256,
+        preprocessing=manifest.preprocessing.digest,
+    )
 
 
 def is_whole(slot: Slot) -> bool:
