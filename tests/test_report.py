@@ -20,7 +20,7 @@ from edgehp.benchmark.host import HostState
 from edgehp.benchmark.lanes import Frame, Frames, Turn, WarmUp
 from edgehp.benchmark.plan import Plan
 from edgehp.benchmark.power import MeterInfo, PowerRecorder, Rail, Sample
-from edgehp.benchmark.report import Context, assemble
+from edgehp.benchmark.report import Context, Machine, Power, Subject, assemble
 from edgehp.benchmark.roofline import Work, roofline
 from edgehp.benchmark.run import Measured
 from edgehp.cli.main import main
@@ -98,27 +98,22 @@ def benchmark_report() -> dict[str, Any]:
     peaks = load_target("orin-nx-16gb").power_modes[0]
     work = Work(3_640_000_000, 11_700_000, 150_552, 9_000_000, 21)
     context = Context(
-        Plan(duration_s=6),
-        {
-            "artifact": subject("kd-int8", "b", "int8"),
-            "reference": subject("kd-fp32", "c", "fp32"),
+        plan=Plan(duration_s=6),
+        subjects={
+            "artifact": Subject(subject("kd-int8", "b", "int8")),
+            "reference": Subject(subject("kd-fp32", "c", "fp32")),
         },
-        None,
-        frames,
-        SPEC.to_dict(),
-        SPEC.digest,
-        {"processor": "Test CPU", "power_mode": "15W", "governors": ["performance"]},
-        states,
-        recorder,
-        roofline={
-            "artifact": {
-                "work": None,
-                "reason": None,
-                "roofline": roofline(work, peaks, "int8", 160.0, 1),
-            }
-        },
+        reference_reason=None,
+        frames=frames,
+        preprocessing=SPEC,
+        machine=Machine(
+            {"processor": "Test CPU", "power_mode": "15W", "governors": ["performance"]}, states
+        ),
+        power=Power(recorder),
     )
     report = assemble(measured, context)
+    roof = roofline(work, peaks, "int8", 160.0, 1)
+    report["roofline"] = {"artifact": {"work": None, "reason": None, "roofline": roof}}
     jsonschema.validate(report, report_schema(), jsonschema.Draft202012Validator)
     assert report["validity"]["valid"], report["validity"]["reasons"]
     return report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,20 @@ from edgehp.benchmark.power import Energy, PowerRecorder, energy_over
 from edgehp.benchmark.run import END_TO_END, INFERENCE, Measured
 from edgehp.benchmark.stats import PERCENTILES, Latency, speedup, summarise
 from edgehp.benchmark.validity import Evidence, assess
+from edgehp.crop import Preprocessing
 
-__all__ = ["SCHEMA_VERSION", "STAGES", "Context", "Table", "assemble", "number", "summary_rows"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "STAGES",
+    "Context",
+    "Machine",
+    "Power",
+    "Subject",
+    "Table",
+    "assemble",
+    "number",
+    "summary_rows",
+]
 
 SCHEMA_VERSION = 3
 # Stages timed on the processor, and those that an engine times by a clock of its own.
@@ -34,62 +46,89 @@ _IN_GRAPH = "decoding is part of the deployed graph; its time is within inferenc
 
 
 @dataclass(frozen=True)
+class Subject:
+    """One network that was measured.
+
+    Attributes:
+        described: what is running, for JSON.
+        clock: what the engine times the parts of a call with.
+        tried: throughput by batch size, where the best one was looked for.
+    """
+
+    described: Mapping[str, Any]
+    clock: str = "host"
+    tried: Sequence[Mapping[str, float]] = ()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where it was measured.
+
+    Attributes:
+        host: `edgehp.benchmark.host.describe_host` before the run.
+        states: of the machine during the run.
+        changes: settings that are others after the run than before it.
+    """
+
+    host: Mapping[str, Any]
+    states: Sequence[HostState] = ()
+    changes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Power:
+    """The recorder of the meter, or None and the reason why there is none."""
+
+    recorder: PowerRecorder | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
 class Context:
     """What was measured and with what; everything that is not a figure.
 
     Attributes:
         plan: what was asked for.
-        subjects: role -> what is running.
+        subjects: role -> network.
         reference_reason: why there is no reference, or None.
         frames: what was looked at.
-        preprocessing: `edgehp.crop.Preprocessing` as a dictionary.
-        preprocessing_digest: its SHA-256.
-        host: `describe_host`.
-        states: of the machine during the run.
-        power: the recorder, None where there is no meter.
-        power_reason: why there is none.
-        changes: settings of the machine that are others after the run than before it.
-        clocks: role -> what the engine times the parts of a call with; ``"host"`` when absent.
-        batches: role -> throughput by batch size, where it was looked for.
-        roofline: role -> roofline, or ``{"reason": ...}``.
+        preprocessing: of the artifact.
+        machine: where.
+        power: of the meter.
     """
 
     plan: Plan
-    subjects: Mapping[str, Mapping[str, Any]]
+    subjects: Mapping[str, Subject]
     reference_reason: str | None
     frames: Frames
-    preprocessing: Mapping[str, Any]
-    preprocessing_digest: str
-    host: Mapping[str, Any]
-    states: Sequence[HostState] = ()
-    power: PowerRecorder | None = None
-    power_reason: str | None = None
-    changes: Sequence[str] = ()
-    clocks: Mapping[str, str] = field(default_factory=dict)
-    batches: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
-    roofline: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    preprocessing: Preprocessing
+    machine: Machine
+    power: Power
 
 
 def assemble(measured: Measured, context: Context) -> dict[str, Any]:
-    """The report as a dictionary; its form is ``benchmark-report.schema.json``."""
+    """The report as a dictionary; its form is ``benchmark-report.schema.json``.
+
+    Its ``roofline`` is empty: whoever has the networks fills it in.
+    """
     plan = context.plan
     roles = [r for r in (ARTIFACT, REFERENCE) if r in context.subjects]
     latencies = {role: {s: _latency(measured.of(role), s) for s in STAGES} for role in roles}
-    idle = _idle(measured, context.power)
+    idle = _idle(measured, context.power.recorder)
     results = {role: _result(role, measured, latencies[role], context, idle) for role in roles}
     headline = None
     if plan.headline is not None:
         headline = (plan.headline, {r: latencies[r]["end_to_end"] for r in roles})
     evidence = Evidence(
-        states=context.states,
+        states=context.machine.states,
         window=measured.window,
         processors=os.cpu_count() or 1,
         warm_ups=measured.warm_ups,
         headline=headline,
-        changes=context.changes,
+        changes=context.machine.changes,
         idle=measured.idle,
-        jetson=context.host.get("jetson") is not None,
-        quota=context.host.get("cpu_quota"),
+        jetson=context.machine.host.get("jetson") is not None,
+        quota=context.machine.host.get("cpu_quota"),
     )
     validity = assess(evidence)
     report = {
@@ -99,21 +138,21 @@ def assemble(measured: Measured, context: Context) -> dict[str, Any]:
         "created": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "state": "partial" if measured.interrupted else "complete",
         "scenario": {**plan.to_dict(), "slice_s": measured.slice_s, "order": "A B B A"},
-        "subjects": {r: dict(context.subjects[r]) for r in roles},
+        "subjects": {r: dict(context.subjects[r].described) for r in roles},
         "reference_reason": context.reference_reason,
         "input": context.frames.source,
         "preprocessing": {
-            "spec": dict(context.preprocessing),
-            "digest": context.preprocessing_digest,
+            "spec": context.preprocessing.to_dict(),
+            "digest": context.preprocessing.digest,
         },
-        "host": dict(context.host),
+        "host": dict(context.machine.host),
         "peak_memory_mib": peak_memory_mib(),
         "warm_up": [w.to_dict() for w in measured.warm_ups],
         "results": results,
         "comparison": _comparison(measured, plan),
         "power": _power(context, idle),
         "validity": validity.to_dict(),
-        "roofline": {r: dict(v) for r, v in context.roofline.items()},
+        "roofline": {},
         "timeline": _timeline(measured, context),
     }
     finite: dict[str, Any] = _finite(report)
@@ -141,7 +180,7 @@ def _result(
         if latencies[stage] is None
     }
     clocks = dict.fromkeys(_HOST_STAGES, "host")
-    clocks |= dict.fromkeys(_ENGINE_STAGES, context.clocks.get(role, "host"))
+    clocks |= dict.fromkeys(_ENGINE_STAGES, context.subjects[role].clock)
     counts: dict[str, int] = {}
     for turn in turns:
         for name, count in turn.counts.items():
@@ -187,8 +226,8 @@ def _offline(role: str, measured: Measured, context: Context) -> dict[str, Any] 
     turns = (measured.of(role, END_TO_END), measured.of(role, INFERENCE))
     paired = speedup(*turns, "images_per_s")
     return {
-        "batch": context.subjects[role]["batch"],
-        "tried": [dict(t) for t in context.batches.get(role, ())],
+        "batch": context.subjects[role].described["batch"],
+        "tried": [dict(t) for t in context.subjects[role].tried],
         "end_to_end_images_per_s": whole,
         "inference_images_per_s": pure,
         "overlap": whole / pure if whole and pure else None,
@@ -221,11 +260,10 @@ def _energy(
     turns: Sequence[Turn], images: int, context: Context, idle: Energy | None
 ) -> dict[str, Any] | None:
     """Gross energy of the lane's turns, and net of what the idle machine takes."""
-    if context.power is None or not turns:
+    power = context.power.recorder
+    if power is None or not turns:
         return None
-    gross = energy_over(
-        context.power.info, context.power.samples, [(t.start, t.end) for t in turns]
-    )
+    gross = energy_over(power.info, power.samples, [(t.start, t.end) for t in turns])
     net: dict[str, float | None] = {}
     idle_watts = idle.watts() if idle is not None else {}
     for rail, joules in gross.joules.items():
@@ -244,8 +282,7 @@ def _per(joules: float | None, images: int) -> float | None:
 
 
 def _power(context: Context, idle: Energy | None) -> dict[str, Any]:
-    power = context.power
-    reason = context.power_reason
+    power, reason = context.power.recorder, context.power.reason
     if power is not None and power.failure is not None:
         reason = power.failure
     return {
@@ -274,13 +311,13 @@ def _timeline(measured: Measured, context: Context) -> dict[str, Any]:
                 p50_ms=float(p50) * 1e3, p99_ms=float(p99) * 1e3, max_ms=float(values.max()) * 1e3
             )
         turns.append(row)
-    samples = [] if context.power is None else context.power.samples
+    samples = [] if context.power.recorder is None else context.power.recorder.samples
     return {
         "started": measured.wall + zero,
         "idle": None if measured.idle is None else [t - zero for t in measured.idle],
         "turns": turns,
         "power": [{"time": s.time - zero, "values": dict(s.values)} for s in _thin(samples)],
-        "host": [{**s.to_dict(), "time": s.time - zero} for s in _thin(context.states)],
+        "host": [{**s.to_dict(), "time": s.time - zero} for s in _thin(context.machine.states)],
     }
 
 

@@ -1,9 +1,9 @@
-"""Open what is to be measured, measure it, and let go of it again."""
+"""Open what is to be measured, measure it, and close it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +15,7 @@ from edgehp.benchmark.host import HostWatch, StateSource, changed_settings, desc
 from edgehp.benchmark.lanes import ARTIFACT, REFERENCE, Frames, Lane, camera_frames, photo_frames
 from edgehp.benchmark.plan import Plan, slice_seconds
 from edgehp.benchmark.power import PowerRecorder, open_meter
-from edgehp.benchmark.report import Context, assemble
+from edgehp.benchmark.report import Context, Machine, Power, Subject, assemble
 from edgehp.benchmark.roofline import measure_peaks, roofline_of
 from edgehp.benchmark.run import Progress, Recorder, largest_useful_batch, measure
 from edgehp.engines import PROCESSOR_ENGINES
@@ -54,10 +54,35 @@ class Request:
     require_power: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """What a benchmark runs on; the caller's `ExitStack` closes it.
+
+    Attributes:
+        plan: with the length of a turn that suits the meter.
+        networks: role -> network.
+        lanes: of them, ready to take turns.
+        tried: role -> throughput by batch size, where it was looked for.
+        frames: what they look at.
+        reference_reason: why there is no reference, or None.
+        power: of the meter, if there is one.
+        watch: of the machine.
+    """
+
+    plan: Plan
+    networks: Mapping[str, OpenedNetwork]
+    lanes: Sequence[Lane]
+    tried: Mapping[str, Sequence[Mapping[str, float]]]
+    frames: Frames
+    reference_reason: str | None
+    power: Power
+    watch: HostWatch
+
+
 def benchmark(
     request: Request,
     progress: Callable[[Progress, PowerRecorder | None, HostWatch], None] | None = None,
-) -> tuple[dict[str, Any], Path]:
+) -> dict[str, Any]:
     """Run one benchmark.
 
     Args:
@@ -65,84 +90,97 @@ def benchmark(
         progress: told after every turn, with what the recorders know.
 
     Returns:
-        The report as a dictionary, and the directory of the artifact.
+        The report, in values that JSON takes.
 
     Raises:
         DataError, CompatibilityError, EnvironmentalError: the artifact cannot be opened here.
-        MeasurementError: power was required and cannot be had.
+        MeasurementError: power was required and is not available.
         UsageError: the request makes no sense.
     """
-    plan = request.plan
-    # First, since it costs little and a mistyped folder should not cost the opening of networks.
-    photos = photo_frames(request.frames) if request.frames else None
     with ExitStack() as stack:
-        batch = plan.batch or 1
-        opened = stack.enter_context(
-            open_artifact(request.artifact, threads=plan.threads, batch=batch)
-        )
-        found = opened.artifact
-        if found is None:
-            raise UsageError("only an artifact can be measured")
-        verify_golden(found, opened.engine)
-        meter, reason = open_meter(request.meter, found.engine.kind)
-        if meter is not None:
-            stack.callback(meter.close)
-        elif request.require_power:
-            raise MeasurementError(
-                f"power was required and cannot be measured: {reason}; leave out --require-power "
-                "or name a meter with --power"
-            )
-        other, other_reason = _other(request, opened, stack, batch)
-        frames = camera_frames(found) if photos is None else photos
-        networks = {ARTIFACT: opened} | ({REFERENCE: other} if other else {})
-        lanes, tried = _lanes(plan, networks, frames)
-        period = None if meter is None else meter.info.period_s
-        plan = replace(plan, slice_s=slice_seconds(plan.duration_s, plan.scenario, period))
-        recorder = None if meter is None else PowerRecorder(meter)
-        sources = _sources(found.engine.kind)
-        watch = HostWatch(sources)
+        it = _open(request, stack)
+        recorder, watch = it.power.recorder, it.watch
         recorders: list[Recorder] = [watch] if recorder is None else [watch, recorder]
-        host = describe_host()
+        before = describe_host()
         measured = measure(
-            plan,
-            lanes,
+            it.plan,
+            it.lanes,
             recorders,
             measure_idle=recorder is not None,
             progress=None if progress is None else lambda p: progress(p, recorder, watch),
         )
-        subjects = {lane.role: _subject(networks[lane.role], lane) for lane in lanes}
-        report = assemble(
-            measured,
-            Context(
-                plan=plan,
-                subjects=subjects,
-                reference_reason=other_reason,
-                frames=frames,
-                preprocessing=opened.preprocessing.to_dict(),
-                preprocessing_digest=opened.preprocessing.digest,
-                host=host,
-                states=watch.states,
-                power=recorder,
-                power_reason=reason,
-                changes=changed_settings(host, describe_host()),
-                clocks={r: _clock(n) for r, n in networks.items()},
-                batches=tried,
-            ),
+        changes = changed_settings(before, describe_host())
+        context = Context(
+            plan=it.plan,
+            subjects={
+                lane.role: _subject(it.networks[lane.role], lane, it.tried.get(lane.role, ()))
+                for lane in it.lanes
+            },
+            reference_reason=it.reference_reason,
+            frames=it.frames,
+            preprocessing=it.networks[ARTIFACT].preprocessing,
+            machine=Machine(before, watch.states, changes),
+            power=it.power,
         )
-        # An engine that runs elsewhere has its peaks from the target's data alone, and who
-        # interrupted a run does not wait for more.
-        peaks = None
-        if found.engine.kind in PROCESSOR_ENGINES and not measured.interrupted:
-            # As careful as the run itself: one of a second is no figure for a review anyway.
-            seconds = min(0.5, plan.duration_s / 60)
-            peaks = partial(measure_peaks, threads=opened.engine.info.threads, seconds=seconds)
-        report["roofline"] = {
-            role: roofline_of(network, report["results"][role], host["power_mode"], peaks)
-            for role, network in networks.items()
-        }
-        if request.require_power:
-            _require_energy(report)
-        return report, found.path
+        report = assemble(measured, context)
+        report["roofline"] = _rooflines(it, report, before["power_mode"], measured.interrupted)
+    if request.require_power:
+        _require_energy(report)
+    return report
+
+
+def _open(request: Request, stack: ExitStack) -> _Opened:
+    plan = request.plan
+    # First, since it costs little and a mistyped folder should not cost the opening of networks.
+    photos = photo_frames(request.frames) if request.frames else None
+    batch = plan.batch or 1
+    opened = stack.enter_context(open_artifact(request.artifact, threads=plan.threads, batch=batch))
+    found = opened.artifact
+    if found is None:
+        raise UsageError("only an artifact can be measured")
+    verify_golden(found, opened.engine)
+    meter, reason = open_meter(request.meter, found.engine.kind)
+    period, recorder = None, None
+    if meter is not None:
+        stack.callback(meter.close)
+        period, recorder = meter.info.period_s, PowerRecorder(meter)
+    elif request.require_power:
+        raise MeasurementError(
+            f"power was required and cannot be measured: {reason}\n"
+            "hint: leave out --require-power, or name a meter with --power"
+        )
+    other, other_reason = _other(request, opened, stack, batch)
+    frames = camera_frames(found) if photos is None else photos
+    networks = {ARTIFACT: opened} | ({REFERENCE: other} if other else {})
+    lanes, tried = _lanes(plan, networks, frames)
+    return _Opened(
+        plan=replace(plan, slice_s=slice_seconds(plan.duration_s, plan.scenario, period)),
+        networks=networks,
+        lanes=lanes,
+        tried=tried,
+        frames=frames,
+        reference_reason=other_reason,
+        power=Power(recorder, reason),
+        watch=HostWatch(_sources(found.engine.kind)),
+    )
+
+
+def _rooflines(
+    it: _Opened, report: Mapping[str, Any], mode: str | None, interrupted: bool
+) -> dict[str, Any]:
+    """The roofline of each network, with the peaks of this processor where they count."""
+    engine = it.networks[ARTIFACT].engine
+    # An engine that runs elsewhere has its peaks from the target's data alone, and who interrupted
+    # a run does not wait for more.
+    peaks = None
+    if engine.info.kind in PROCESSOR_ENGINES and not interrupted:
+        # As careful as the run itself: one of a second is no figure for a review anyway.
+        seconds = min(0.5, it.plan.duration_s / 60)
+        peaks = partial(measure_peaks, threads=engine.info.threads, seconds=seconds)
+    return {
+        role: roofline_of(network, report["results"][role], mode, peaks)
+        for role, network in it.networks.items()
+    }
 
 
 def _other(
@@ -211,26 +249,24 @@ def _lanes(
     return lanes, tried
 
 
-def _subject(network: OpenedNetwork, lane: Lane) -> dict[str, Any]:
-    artifact = network.artifact
-    return {
+def _subject(network: OpenedNetwork, lane: Lane, tried: Sequence[Mapping[str, float]]) -> Subject:
+    artifact, engine = network.artifact, network.engine
+    manifest = None if artifact is None else artifact.manifest
+    described = {
         "name": network.name,
         "network_digest": network.digest,
-        "engine": network.engine.info.to_dict(),
-        "input_size": network.engine.input_size,
+        "engine": engine.info.to_dict(),
+        "input_size": engine.input_size,
         "batch": lane.batch,
-        "precision": artifact.manifest.precision.reached if artifact else "fp32",
-        "target": artifact.manifest.target.name if artifact else None,
-        "engine_sha256": artifact.manifest.file(artifact.engine.files[0]).sha256
-        if artifact
+        "precision": manifest.precision.reached if manifest else "fp32",
+        "target": manifest.target.name if manifest else None,
+        "engine_sha256": manifest.file(artifact.engine.files[0]).sha256
+        if manifest and artifact
         else None,
-        "manifest_digest": artifact.manifest.to_dict()["digest"] if artifact else None,
+        "manifest_digest": manifest.to_dict()["digest"] if manifest else None,
     }
-
-
-def _clock(network: OpenedNetwork) -> str:
-    engine = network.engine
-    return engine.stage_clock if isinstance(engine, TimedEngine) else "host"
+    clock = engine.stage_clock if isinstance(engine, TimedEngine) else "host"
+    return Subject(described, clock, tried)
 
 
 def _sources(kind: str) -> tuple[StateSource, ...]:

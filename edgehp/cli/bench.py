@@ -115,7 +115,7 @@ def command(
     for plan in plans:
         request = Request(plan, artifact, against, frames, meter, require_power)
         live = _Live(plan.scenario)
-        report, _ = benchmark(request, live if live.on else None)
+        report = benchmark(request, live if live.on else None)
         live.clear()
         path = None
         try:
