@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors
 
 from edgehp.errors import CheckpointError, EnvironmentalError, UsageError
 from edgehp.networks import bundled
 from edgehp.networks.bundled import resolve_network
-from edgehp.networks.checkpoint import load_module, load_weights, save_weights
+from edgehp.networks.checkpoint import (
+    build_module,
+    load_module,
+    load_start,
+    load_weights,
+    save_weights,
+)
 from edgehp.networks.export import save_graph
 from edgehp.networks.graph import build_graph, graph_bytes
 from edgehp.networks.layout import Weights, expected_shapes, parameter_count
@@ -210,8 +218,8 @@ def test_missing_file_suffix_and_torch(
 ) -> None:
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_weights(tmp_path / "none.safetensors")
-    with pytest.raises(UsageError, match=r"\.ckpt"):
-        load_weights(tmp_path / "net.ckpt")
+    with pytest.raises(UsageError, match=r"\.h5"):
+        load_weights(tmp_path / "net.h5")
     save_torch(tmp_path / "net.pth", small[0])
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     with pytest.raises(EnvironmentalError, match="pip install torch"):
@@ -249,3 +257,84 @@ def test_networks_are_found_by_name_and_path(
     assert graph_bytes(from_graph.graph()) == graph_bytes(build_graph(named.weights, named.spec))
     with pytest.raises(UsageError, match=r"did you mean 'kd-resnet18'"):
         resolve_network("kd-resnet81")
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
+        lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
+        lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}, "epoch": 3},
+        lambda s: {"model_state_dict": s, "optimizer_state_dict": {"state": {}}},
+        lambda s: {"n_averaged": np.array(7)} | {f"module.{k}": v for k, v in s.items()},
+        lambda s: {"ema": {"module": s}},
+    ],
+    ids=["compiled", "ddp-compiled", "lightning", "6drepnet", "swa", "nested"],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".pth.tar", ".pkl"])
+def test_checkpoints_as_trainers_write_them(
+    small: Network, tmp_path: Path, layout: Any, suffix: str
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    save_torch(path, layout(small[0]))
+    assert equal(load_weights(path, small[1])[0], small[0])
+
+
+def test_averaged_weights_are_taken_aloud_and_raw_ones_by_key(
+    small: Network, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.pth"
+    averaged, spec = small
+    raw = {k: v + 1 for k, v in averaged.items()}
+    save_torch(path, {"state_dict": raw, "state_dict_ema": averaged})
+    assert equal(load_weights(path, spec)[0], averaged)
+    assert "state_dict_ema is taken" in caplog.text and "a.pth#state_dict takes" in caplog.text
+    assert equal(load_weights(path, spec, key="state_dict")[0], raw)
+    chosen = resolve_network(f"{path}#state_dict").weights
+    assert chosen is not None and equal(chosen, raw)
+    with pytest.raises(CheckpointError, match="has no weights 'swa'"):
+        load_weights(path, spec, key="swa")
+
+
+def test_torchscript_and_zips_of_checkpoints_are_named(tmp_path: Path) -> None:
+    script = tmp_path / "a.pt"
+    with zipfile.ZipFile(script, "w") as archive:
+        for name in ("a/data.pkl", "a/constants.pkl", "a/code/b.py"):
+            archive.writestr(name, b"x")
+    with pytest.raises(CheckpointError, match="TorchScript"):
+        load_weights(script)
+    with zipfile.ZipFile(tmp_path / "b.pth", "w") as archive:
+        archive.writestr("net.pth", b"x")
+    with pytest.raises(CheckpointError, match=r"a zip that holds net\.pth"):
+        load_weights(tmp_path / "b.pth")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("spec", [KD_RESNET, EHPNET], ids=["kd-resnet", "ehpnet"])
+def test_a_training_may_start_from_torchvisions_resnet(
+    tmp_path: Path, spec: NetworkSpec, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / f"resnet18{suffix}"
+    torch = pytest.importorskip("torch")
+    prefix = "encoder_net.model."
+    state = {
+        k.removeprefix(prefix): np.full(shape, 0.5, np.float32)
+        for k, shape in expected_shapes(KD_RESNET).items()
+        if k.startswith(prefix)
+    }
+    state |= {"fc.weight": np.zeros((1000, 512), np.float32), "fc.bias": np.zeros(1000, "f4")}
+    if suffix == ".pth":
+        save_torch(path, state)
+    else:
+        safetensors.save_file(state, path)
+    weights, backbone_alone = load_start(path, spec)
+    module = build_module(spec)
+    missing = module.load_state_dict(
+        {k: torch.from_numpy(v) for k, v in weights.items()}, strict=False
+    ).missing_keys
+    assert backbone_alone and "the heads begin at random" in caplog.text
+    assert {k for k in missing if "num_batches" not in k} == {
+        k for k, _ in module.named_parameters() if "head" in k or "neck" in k
+    }
+    with pytest.raises(CheckpointError, match="ResNet34"):
+        load_start(path, replace(KD_RESNET, depth=34))

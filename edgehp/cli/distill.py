@@ -28,7 +28,7 @@ __all__ = ["command"]
 @click.option(
     "--start",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Weights to begin with, of any input size.",
+    help="Weights to begin with, of any input size; torchvision's ResNet gives the backbone alone.",
 )
 @click.option(
     "--limit",

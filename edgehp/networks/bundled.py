@@ -75,8 +75,9 @@ def resolve_network(text: str) -> Network:
     """Find the network that a user named.
 
     Args:
-        text: a bundled name, the path of a checkpoint (``.safetensors``, ``.pth``, ``.pt``), or of
-            a deployed graph (``.onnx``).
+        text: a bundled name, the path of a checkpoint (``.safetensors``, ``.pth``, ...), or of
+            a deployed graph (``.onnx``). ``FILE#KEY`` takes the weights under a key of a
+            checkpoint that holds several sets, e.g. ``run.pth#state_dict_ema``.
 
     Raises:
         UsageError: neither a bundled name nor a file of a known kind.
@@ -89,9 +90,13 @@ def resolve_network(text: str) -> Network:
         return Network(text, path, spec, weights)
     path = Path(text)
     require_utf8(path)
+    key = None
+    if not path.exists() and "#" in path.name:
+        file, _, key = text.rpartition("#")
+        path = Path(file)
     suffix = path.suffix.lower()
     if suffix in SUFFIXES:
-        weights, spec = load_weights(path)
+        weights, spec = load_weights(path, key=key)
         return Network(text, path, spec, weights)
     if suffix == ".onnx":
         return Network(text, path, load_graph(path)[1], None)

@@ -10,8 +10,10 @@ published with the two papers, unchanged.
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ from edgehp.errors import CheckpointError, DataError, EnvironmentalError, UsageE
 from edgehp.files import write_whole
 from edgehp.networks.layout import (
     Weights,
+    backbone_prefix,
     canonical_names,
     check_weights,
     expected_shapes,
@@ -38,12 +41,15 @@ __all__ = [
     "SUFFIXES",
     "build_module",
     "load_module",
+    "load_start",
     "load_weights",
     "save_weights",
 ]
 
+logger = logging.getLogger(__name__)
+
 SPEC_KEY = "edgehp.spec"
-SUFFIXES = (".safetensors", ".pth", ".pt")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".pkl")
 # ResNet152, the largest network here, takes 235 MB in single precision.
 _LARGEST_FILE = 2 << 30
 _FLOATS: dict[str, np.dtype[Any]] = {
@@ -51,7 +57,9 @@ _FLOATS: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
 }
-_WRAPPERS = ("state_dict", "model")
+# Under which trainers keep the weights, the averaged ones first: they are what is deployed.
+_AVERAGED = ("state_dict_ema", "model_ema", "ema", "ema_state_dict", "averaged", "swa_state_dict")
+_RAW = ("state_dict", "model_state_dict", "model", "weights", "net", "network")
 # What torch's readers raise on files that are truncated, corrupted or made to confuse them.
 _READING_ERRORS = (
     ArithmeticError,
@@ -65,14 +73,18 @@ _READING_ERRORS = (
     TypeError,
     ValueError,
 )
-_ADVICE = "give a .safetensors, .pth or .pt file with the weights of a KD-ResNet or an EHPNet"
+_ADVICE = "give a .safetensors or .pth file with the weights of a KD-ResNet or an EHPNet"
 
 
-def load_weights(path: str | Path, spec: NetworkSpec | None = None) -> tuple[Weights, NetworkSpec]:
+def load_weights(
+    path: str | Path, spec: NetworkSpec | None = None, key: str | None = None
+) -> tuple[Weights, NetworkSpec]:
     """Read a checkpoint and check it against the network it belongs to.
 
     Args:
-        path: ``.safetensors``, ``.pth`` or ``.pt``.
+        path: a file with one of `SUFFIXES`.
+        key: of the weights in a torch checkpoint that holds several, e.g. ``"state_dict_ema"`` or
+            ``"ema.module"``. None takes averaged weights before raw ones, and says so.
         spec: the network the file must hold. None takes the specification in the file or, where
             there is none, the published network that names and shapes tell (`infer_spec`).
 
@@ -87,13 +99,7 @@ def load_weights(path: str | Path, spec: NetworkSpec | None = None) -> tuple[Wei
         UsageError: the file name has another suffix.
     """
     path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(
-            f"{path}: a checkpoint's name ends with {', '.join(SUFFIXES)}, not {path.suffix!r}"
-        )
-    head = _open(path)
-    read = _read_safetensors if path.suffix.lower() == ".safetensors" else _read_torch
-    arrays, found = read(path, head)
+    arrays, found = _read(path, key)
     spec = spec or found
     names = canonical_names(list(arrays))
     arrays = {names[k]: v for k, v in arrays.items()}
@@ -183,6 +189,73 @@ def load_module(path: str | Path, spec: NetworkSpec | None = None) -> tuple[nn.M
     return module.eval(), spec
 
 
+def load_start(path: str | Path, spec: NetworkSpec) -> tuple[Weights, bool]:
+    """Weights to begin a training with: a network's, or torchvision's ResNet as the backbone.
+
+    A ResNet by torchvision's names (``conv1``, ``bn1``, ``layer1`` ... and ``fc``, as 6DRepNet and
+    Hopenet have them too, whose heads have other names) gives the backbone alone: neck and heads
+    stay as they are, which a warning says.
+
+    Args:
+        path: a file with one of `SUFFIXES`.
+        spec: the network to train, of any input size.
+
+    Returns:
+        float32 arrays by canonical name, and whether they are the backbone alone.
+
+    Raises:
+        CheckpointError, EnvironmentalError, UsageError: as `load_weights`; or the backbone is of
+            another depth than `spec`.
+    """
+    path = Path(path)
+    arrays, found = _read(path, None)
+    names = canonical_names(list(arrays))
+    plain = {names[k]: v for k, v in arrays.items()}
+    prefix = backbone_prefix(spec)
+    if any(k.startswith(prefix) for k in plain) or "conv1.weight" not in plain:
+        return _checked(
+            plain, found or infer_spec({k: v.shape for k, v in plain.items()}, str(path)), str(path)
+        ), False
+    stages = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
+    backbone = {f"{prefix}{k}": v for k, v in plain.items() if k.partition(".")[0] in stages}
+    shapes = {k: s for k, s in expected_shapes(spec).items() if k.startswith(prefix)}
+    wrong = [k for k, s in shapes.items() if k not in backbone or backbone[k].shape != s]
+    if wrong or len(backbone) != len(shapes):
+        found_at = backbone[wrong[0]].shape if wrong and wrong[0] in backbone else "nothing"
+        raise CheckpointError(
+            f"{path}: expected the backbone of a ResNet{spec.depth} with {len(shapes)} tensors, "
+            f"found {len(backbone)}"
+            + (f"; {wrong[0]} is {found_at}, expected {shapes[wrong[0]]}" if wrong else "")
+            + "\nhint: give the weights of the depth that --network names"
+        )
+    if any(not np.isfinite(v).all() for v in backbone.values()):
+        raise CheckpointError(f"{path}: the weights hold NaN or infinite values")
+    logger.warning(
+        "%s: a ResNet's backbone is taken (%d tensors); the heads begin at random",
+        path,
+        len(backbone),
+    )
+    return {k: np.ascontiguousarray(backbone[k], np.float32) for k in shapes}, True
+
+
+def _read(path: Path, key: str | None) -> tuple[dict[str, Any], NetworkSpec | None]:
+    """The arrays of a checkpoint by their names in the file, and the specification in it.
+
+    Raises:
+        CheckpointError, EnvironmentalError, UsageError: as `load_weights`.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(
+            f"{path}: a checkpoint's name ends with {', '.join(SUFFIXES)}, not {path.suffix!r}"
+        )
+    head = _open(path)
+    if path.suffix.lower() == ".safetensors":
+        if key is not None:
+            raise UsageError(f"{path} holds one set of weights, none is called {key!r}")
+        return _read_safetensors(path, head)
+    return _read_torch(path, head, key)
+
+
 def _open(path: Path) -> bytes:
     """The first bytes of the file, after what can be told from outside."""
     try:
@@ -261,10 +334,13 @@ def _spec(text: str | None, path: Path) -> NetworkSpec | None:
         ) from e
 
 
-def _read_torch(path: Path, head: bytes) -> tuple[dict[str, Any], NetworkSpec | None]:
+def _read_torch(
+    path: Path, head: bytes, key: str | None
+) -> tuple[dict[str, Any], NetworkSpec | None]:
     torch = _torch()
     if not head.startswith((b"PK\x03\x04", b"\x80")):
         raise CheckpointError(f"{path} is not a file that torch.save wrote; {_ADVICE}")
+    _refuse_other_zips(path)
     try:
         with warnings.catch_warnings():
             # About old pickle protocols: either the file loads, or the error below says enough.
@@ -279,15 +355,9 @@ def _read_torch(path: Path, head: bytes) -> tuple[dict[str, Any], NetworkSpec | 
         raise CheckpointError(
             f"{path} is truncated or corrupted ({type(e).__name__}); copy or download it again"
         ) from e
-    state = content
-    if isinstance(content, Mapping):
-        inner = (content[k] for k in _WRAPPERS if isinstance(content.get(k), Mapping))
-        state = next(inner, content)
-    if not isinstance(state, Mapping) or not state:
-        raise CheckpointError(
-            f"{path} holds a {type(state).__name__}, expected a state dict or one under "
-            f"{' or '.join(map(repr, _WRAPPERS))}; {_ADVICE}"
-        )
+    state = _state_dict(content, key, path)
+    # SWA's counter beside the weights.
+    state = {k: v for k, v in state.items() if k != "n_averaged"}
     arrays = {}
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
@@ -300,6 +370,76 @@ def _read_torch(path: Path, head: bytes) -> tuple[dict[str, Any], NetworkSpec | 
             raise CheckpointError(f"{path}: {name} is {value.dtype}, expected a dense float tensor")
         arrays[name] = value.detach().to(torch.float32).numpy()
     return arrays, None
+
+
+def _refuse_other_zips(path: Path) -> None:
+    """Name zips that are no checkpoint themselves: TorchScript, and one that holds a checkpoint.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if any(n.endswith("/constants.pkl") for n in names):
+        raise CheckpointError(
+            f"{path} is TorchScript, a program and not weights alone\n"
+            "hint: save its weights: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')"
+        )
+    inner = [n for n in names if n.lower().endswith(SUFFIXES) and not n.endswith("data.pkl")]
+    if inner and not any(n.endswith("data.pkl") for n in names):
+        raise CheckpointError(
+            f"{path} is a zip that holds {inner[0]}\nhint: unzip it and give that file"
+        )
+
+
+def _state_dict(content: Any, key: str | None, path: Path) -> Mapping[str, Any]:
+    """The weights in what a trainer saved.
+
+    Raises:
+        CheckpointError: there are none, or none under `key`.
+    """
+    sets = _weight_sets(content)
+    if key is not None:
+        if key not in sets:
+            raise CheckpointError(
+                f"{path} has no weights {key!r}; it has: {', '.join(sets) or 'none'}"
+            )
+        return sets[key]
+    if not sets:
+        what = type(content).__name__
+        found = (
+            f"a {what} with the keys {', '.join(map(str, content))[:120]}"
+            if isinstance(content, Mapping) and content
+            else f"a {what}"
+        )
+        raise CheckpointError(f"{path} holds {found}, expected a state dict; {_ADVICE}")
+    order = {k: i for i, k in enumerate((*_AVERAGED, *_RAW))}
+    chosen = min(sets, key=lambda k: order.get(k.partition(".")[0], -1 if k == "" else len(order)))
+    if len(sets) > 1:
+        others = " or ".join(f"--network {path}#{k}" for k in sets if k != chosen)
+        logger.warning(
+            "%s holds several sets of weights: %s is taken; %s takes another", path, chosen, others
+        )
+    return sets[chosen]
+
+
+def _weight_sets(content: Any, name: str = "", depth: int = 0) -> dict[str, Mapping[str, Any]]:
+    """Mappings with tensors, by the dotted path of keys to them; ``""`` for the outermost.
+
+    Only keys that trainers use for weights are followed: an optimizer has tensors as well.
+    """
+    if not isinstance(content, Mapping) or not content:
+        return {}
+    if any(str(k).endswith((".weight", ".bias")) for k in content):
+        return {name: content}
+    found: dict[str, Mapping[str, Any]] = {}
+    if depth < 4:
+        for k in (*_AVERAGED, *_RAW, "module"):
+            inner = f"{name}.{k}" if name else k
+            found |= _weight_sets(content.get(k), inner, depth + 1)
+    return found
 
 
 def _checked(arrays: Mapping[str, Any], spec: NetworkSpec, source: str) -> Weights:

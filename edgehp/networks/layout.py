@@ -27,6 +27,7 @@ from edgehp.networks.spec import EHPNET, KD_RESNET, RESNET_STAGES, NetworkSpec
 
 __all__ = [
     "ANGLES",
+    "WRAPPERS",
     "BatchNorm",
     "Block",
     "Weights",
@@ -52,6 +53,8 @@ _STATISTICS = ("weight", "bias", "running_mean", "running_var")
 # num_batches_tracked steers the averaging of training-time statistics and nothing else.
 _OPTIONAL = "num_batches_tracked"
 _NAMED = 4
+# In front of every name: DataParallel and SWA, torch.compile, Lightning and others.
+WRAPPERS = ("module.", "_orig_mod.", "model.", "network.", "net.")
 
 
 @dataclass(frozen=True)
@@ -210,12 +213,17 @@ def check_weights(shapes: Mapping[str, Shape], spec: NetworkSpec, source: str) -
 def canonical_names(names: list[str]) -> dict[str, str]:
     """Canonical name by name found.
 
-    Strips a common ``module.`` (torch's DataParallel) and renames the flat layout of the published
-    code for arXiv 2210.13705. Names that belong to neither are left as they are.
+    Strips what wrappers put in front of every name (`WRAPPERS`, in any order) and renames the flat
+    layout of the published code for arXiv 2210.13705. Names that belong to neither are left as
+    they are.
     """
     stripped = {n: n for n in names}
-    if names and all(n.startswith("module.") for n in names):
-        stripped = {n: n.removeprefix("module.") for n in names}
+    while names and (
+        prefix := next(
+            (w for w in WRAPPERS if all(s.startswith(w) for s in stripped.values())), None
+        )
+    ):
+        stripped = {n: s.removeprefix(prefix) for n, s in stripped.items()}
     if {"conv1.weight", "linear.weight", "fc_yaw.weight"} <= set(stripped.values()):
         return {n: _from_flat(s) for n, s in stripped.items()}
     return stripped

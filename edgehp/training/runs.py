@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from edgehp.errors import DataError
 from edgehp.files import write_whole
-from edgehp.networks.checkpoint import build_module, load_module, load_weights, save_weights
+from edgehp.networks.checkpoint import build_module, load_module, load_start, save_weights
 from edgehp.networks.kd_resnet import BASE_BINS, BaseNetwork
 from edgehp.networks.spec import NetworkSpec
 from edgehp.training.data import TrainingItem, split
@@ -79,7 +79,8 @@ def train_final(
         config: how to train.
         folder: the run folder; a run found there is resumed.
         extra: photos that are all trained on, e.g. rendered heads with exact labels.
-        start: weights to begin with, of the same network at any input size.
+        start: weights to begin with, of the same network at any input size, or of a ResNet by
+            torchvision's names for its backbone.
         teachers: checkpoints whose mean soft label is learnt instead of the items' labels
             (arXiv 2210.13705); they must want the same crop of the photo.
         device: ``"cpu"`` or ``"cuda"``.
@@ -92,7 +93,7 @@ def train_final(
     torch.manual_seed(config.seed)
     network = build_module(spec)
     if start is not None:
-        weights, _ = load_weights(start, None)
+        weights, _ = load_start(start, spec)
         state = {k: torch.from_numpy(v) for k, v in weights.items()}
         network.load_state_dict(state, strict=False)
     objective: Objective = RvcObjective(spec.bins)
