@@ -27,7 +27,7 @@ from msgspec.structs import replace
 
 from edgehp.artifact.check import check_fit
 from edgehp.artifact.device import DeviceProbe
-from edgehp.artifact.manifest import EngineRecord, TargetRecord
+from edgehp.artifact.manifest import EngineRecord, Line, Sha256, TargetRecord
 from edgehp.errors import (
     CompatibilityError,
     DataError,
@@ -40,7 +40,6 @@ from edgehp.shipping import disk
 from edgehp.shipping.bundle import MAX_BUNDLE_SIZE, SUFFIX, VerifiedBundle
 from edgehp.shipping.fetch import MissingError, Source, read_bounded
 from edgehp.shipping.keys import require
-from edgehp.shipping.signature import Sha256
 from edgehp.targets import load_target
 
 if TYPE_CHECKING:
@@ -77,7 +76,6 @@ _LIST = re.compile(r"metadata/(timestamp|[1-9][0-9]{0,17}\.(root|snapshot|target
 _Count = Annotated[int, Meta(ge=0, le=2**53)]
 # One file name, fit for any file system and URL.
 _Name = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")]
-_Line = Annotated[str, Meta(max_length=500)]
 
 
 class Offer(Record, frozen=True):
@@ -100,9 +98,9 @@ class Offer(Record, frozen=True):
     path: _Name
     serial: _Count
     content: Sha256
-    name: _Line
-    network: _Line
-    precision: _Line
+    name: Line
+    network: Line
+    precision: Line
     size: _Count
     target: TargetRecord
     engine: EngineRecord | None
@@ -168,9 +166,6 @@ class Offer(Record, frozen=True):
             check_fit(self.target, self.engine, self.precision, device, self.path)
         except (CompatibilityError, EnvironmentalError) as e:
             return str(e)
-        except KeyError:
-            # A kind of engine that this version knows nothing of.
-            return f"{self.path} needs an engine that is not known here; install a newer edgehp"
         return None
 
     def _other_board(self, device: DeviceProbe) -> str | None:

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from edgehp.artifact.manifest import FileName, Sha256
 from edgehp.errors import CompatibilityError
 from edgehp.files import Record, strict_json
 from edgehp.shipping.keys import PublicKey, require
@@ -35,10 +36,6 @@ _PAYLOAD_TYPE = "application/vnd.in-toto+json"
 _HASHES = {256: "SHA256", 384: "SHA384", 521: "SHA512"}
 
 _T = TypeVar("_T")
-Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
-# Plain, relative, at most one folder deep: what a manifest may list.
-_PART = r"[A-Za-z0-9_][A-Za-z0-9._+-]*"
-_FilePath = Annotated[str, Meta(pattern=rf"\A{_PART}(/{_PART})?\Z", max_length=200)]
 
 
 class _Key(Record, frozen=True):
@@ -79,7 +76,7 @@ class _Subject(Record, frozen=True):
 
 
 class _Resource(Record, frozen=True):
-    name: _FilePath
+    name: FileName
     algorithm: Literal["sha256"]
     digest: Sha256
 
