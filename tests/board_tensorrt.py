@@ -8,8 +8,7 @@ from edgehp.cli.main import main
 from edgehp.driver import Gpu
 from edgehp.engines.build import BuildOptions
 from edgehp.pipeline import engine, finish
-from edgehp.pipeline.plan import Place, Plan, make_plan
-from edgehp.pipeline.request import BuildRequest
+from edgehp.pipeline.plan import BuildRequest, Place, Plan, make_plan
 
 MODULE = "Jetson Orin Nano (p3767-0003)"
 

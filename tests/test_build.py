@@ -31,8 +31,7 @@ from edgehp.files import sha256_bytes, sha256_file
 from edgehp.pipeline.crops import load_calibration, require_disjoint
 from edgehp.pipeline.engine import options
 from edgehp.pipeline.pipeline import BuildResult, artifact_name, build
-from edgehp.pipeline.plan import Place, find_place, make_plan
-from edgehp.pipeline.request import BuildRequest
+from edgehp.pipeline.plan import BuildRequest, Place, find_place, make_plan
 from tests import build_parts
 
 # An untrained network makes no accuracy; what is tested is that it is measured and recorded.
@@ -325,6 +324,9 @@ def test_a_deferred_artifact_is_finished_where_the_engine_is(
     assert manifest.accuracy is not None
     assert manifest.accuracy.measured_with.endswith("the engine itself")
     assert manifest.build.steps[-1].name == "accuracy, on the device"
+    # The building machine's emulation says nothing about this engine; the gate's words do.
+    assert any("run by" in w for w in deferred.manifest.build.warnings)
+    assert not any("run by" in w for w in manifest.build.warnings)
     assert {f.path for f in manifest.files} >= {"engine.onnx", "golden.png", "calibration.csv"}
 
 

@@ -14,7 +14,7 @@ from edgehp.cli._calibrated import calibration_check
 from edgehp.cli.validate import command
 from edgehp.datasets.faces import read_faces
 from edgehp.pipeline.pipeline import BuildResult, build
-from edgehp.pipeline.request import BuildRequest
+from edgehp.pipeline.plan import BuildRequest
 from edgehp.report.gather import gather
 from edgehp.report.page import breakdown_rows, html_page
 from edgehp.validation.report import ValidationReport

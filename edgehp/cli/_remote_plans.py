@@ -73,7 +73,7 @@ def _own(trip: Trip, folder: Path) -> Path:
 def _build(trip: Trip) -> Job:
     """Finish a deferred artifact there, made here where the target's engine needs its device."""
     from edgehp.artifact.check import read_manifest
-    from edgehp.cli.build import unfinished_artifact
+    from edgehp.pipeline.plan import unfinished_artifact
 
     given = trip.given
     unfinished = unfinished_artifact(given["artifact"], given["finish"], given["target"])
@@ -141,8 +141,7 @@ def _keep_artifact(found: Path, destination: Path) -> Path:
 def _needs_its_device(given: Parameters) -> bool:
     """Whether the engine is built on the target's own device, and that is not this one."""
     from edgehp.artifact.device import HostProbe
-    from edgehp.pipeline.plan import find_place, make_plan
-    from edgehp.pipeline.request import BuildRequest
+    from edgehp.pipeline.plan import BuildRequest, find_place, make_plan
 
     plan = make_plan(BuildRequest(given["target"], given["precision"], dla=given["dla"]))
     if plan.kind != "tensorrt":

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgehp.cli._remote import over_ssh
 from edgehp.cli._remote_plans import BUILD
-from edgehp.errors import UsageError
 
 if TYPE_CHECKING:
     from edgehp.artifact.manifest import Manifest, MixedRecord
@@ -95,97 +94,34 @@ __all__ = ["command"]
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 @over_ssh(BUILD)
-def command(
-    artifact: Path | None,
-    target: str | None,
-    precision: str,
-    network: str,
-    calibration: Path | None,
-    calibration_method: str,
-    validate_on: Path | None,
-    max_drop: float,
-    mixed: bool | None,
-    defer: bool,
-    finish: Path | None,
-    output: Path,
-    input_size: int | None,
-    batch: str,
-    threads: int | None,
-    dla: int | None,
-    as_json: bool,
-) -> None:
+def command(**given: Any) -> None:
     """Build dist/NETWORK-TARGET-PRECISION, or finish the deferred ARTIFACT on its device.
 
     Network, deployed graph, Q/DQ from calibration crops, lint, engine, precision audit, accuracy
     against FP32, artifact. Nothing is written unless every step succeeds.
 
     With --max-drop, layers go back to floating point where INT8 throughout drops more: as few
-    milliseconds of them as the search finds, named in the output and in the manifest.
+    predicted milliseconds as the search finds, named in the output and in the manifest.
     """
     # Imported here: `edgehp --help` must not pay for numpy and onnx.
     from edgehp.cli._output import Steps, print_json
     from edgehp.pipeline.finish import finish as finish_artifact
     from edgehp.pipeline.pipeline import build
-    from edgehp.pipeline.request import BuildRequest
+    from edgehp.pipeline.plan import BuildRequest, unfinished_artifact
 
-    unfinished = unfinished_artifact(artifact, finish, target)
+    threads, validate_on = given["threads"], given["validate_on"]
+    unfinished = unfinished_artifact(given["artifact"], given["finish"], given["target"])
     steps = Steps()
     if unfinished is not None:
         result = finish_artifact(unfinished, steps, validate_on=validate_on, threads=threads)
     else:
-        if target is None:
-            raise UsageError("--target is missing; 'edgehp targets' lists what can be built for")
-        request = BuildRequest(
-            target=target,
-            precision=precision,
-            network=network,
-            calibration=calibration,
-            method=calibration_method,
-            validate_on=validate_on,
-            max_drop=max_drop,
-            defer=defer,
-            output=output,
-            input_size=input_size,
-            batch=_batch(batch),
-            threads=threads,
-            dla=dla,
-            mixed=_mixed(mixed, precision),
-        )
-        result = build(request, steps)
-    if as_json:
+        source = click.get_current_context().get_parameter_source("max_drop")
+        typed = source is click.core.ParameterSource.COMMANDLINE
+        result = build(BuildRequest.from_options(given, max_drop_typed=typed), steps)
+    if given["as_json"]:
         print_json({"path": str(result.path), "manifest": result.manifest.to_dict()})
     else:
         _print(result, validate_on, threads)
-
-
-def unfinished_artifact(
-    artifact: Path | None, finish: Path | None, target: str | None
-) -> Path | None:
-    """The deferred artifact to finish, however it was named."""
-    if artifact is not None and finish is not None:
-        raise UsageError("give the artifact once: edgehp build --finish DIR")
-    found = artifact if artifact is not None else finish
-    if found is not None and target is not None:
-        raise UsageError(
-            f"{found} knows its target: give --finish DIR alone, or --target to build a new one"
-        )
-    return found
-
-
-def _mixed(given: bool | None, precision: str) -> bool:
-    """Whether to search; a limit that somebody typed is one to be kept, not only to be checked."""
-    if given is not None:
-        return given
-    source = click.get_current_context().get_parameter_source("max_drop")
-    return source is click.core.ParameterSource.COMMANDLINE and precision == "int8"
-
-
-def _batch(text: str) -> tuple[int, int, int]:
-    parts = text.split(",")
-    if len(parts) not in (1, 3) or not all(p.strip().isdecimal() for p in parts):
-        raise UsageError(f"--batch {text!r}: expected one number or MIN,BEST,MAX, such as 1,1,8")
-    numbers = [int(p) for p in parts] * (3 if len(parts) == 1 else 1)
-    return numbers[0], numbers[1], numbers[2]
 
 
 def _network(manifest: Manifest) -> str:

@@ -40,21 +40,27 @@ def command(
     from edgehp.artifact.check import REPORTS
     from edgehp.cli._output import Steps, print_json
     from edgehp.pipeline.crops import held_out_crops
-    from edgehp.pipeline.prices import price_layers
-    from edgehp.pipeline.sensitivity import quantized_graph_of, sensitivity_of, sensitivity_values
+    from edgehp.pipeline.sensitivity import (
+        artifact_graphs,
+        measure_sensitivity,
+        predict_latency,
+        sensitivity_values,
+    )
     from edgehp.report.files import write_report, write_text
+    from edgehp.targets import load_target
 
     steps = Steps()
     path = artifact or newest_artifact()
     with steps("open"):
         opened = load_artifact(path, bytes_only=True)
-        made = quantized_graph_of(opened)
-        faces = held_out_crops(None, opened.manifest.preprocessing)
-    with steps("latency"):
-        latency = price_layers(opened.manifest, made, threads=threads)
+        manifest = opened.manifest
+        model, source = artifact_graphs(opened)
+        faces = held_out_crops(None, manifest.preprocessing)
+    batch = manifest.build.recipe.get("batch", [1, 1, 1])[1]
+    latency = predict_latency(model, source, load_target(manifest.target.name), batch)
     with steps("sensitivity"):
-        found = sensitivity_of(made, faces.crops, most=crops, threads=threads)
-    values = sensitivity_values(found, made, latency)
+        found = measure_sensitivity(model, source, faces.crops, count=crops, threads=threads)
+    values = sensitivity_values(found, source, latency)
     values["artifact"] = opened.manifest.name
     mixed = opened.manifest.precision.mixed
     kept = () if mixed is None else mixed.float_layers
@@ -79,7 +85,7 @@ def _print(values: dict[str, Any], kept: tuple[str, ...]) -> None:
     click.echo(
         f"{values['artifact']}: mean |difference| to FP32 with every layer in INT8 "
         f"{full['angles']:.4f} degrees (spread {full['spread']:.4f}, worst angle "
-        f"{full['worst']:.2f})\nms: {values['latency_model'] or 'not known'}\n"
+        f"{full['worst']:.2f})\nms: {values['latency_model']}\n"
     )
     rows = sorted(values["layers"], key=lambda r: (-r["gain"], -r["degrees"]))
     print_table(
@@ -91,8 +97,8 @@ def _print(values: dict[str, Any], kept: tuple[str, ...]) -> None:
                 f"{r['degrees']:.4f}",
                 f"{r['alone']['spread']:.4f}",
                 f"{r['gain']:+.4f}",
-                None if r["int8_ms"] is None else f"{r['int8_ms']:.4f}",
-                None if r["float_ms"] is None else f"{r['float_ms']:.4f}",
+                f"{r['int8_ms']:.4f}",
+                f"{r['float_ms']:.4f}",
             )
             for r in rows
         ],

@@ -19,6 +19,7 @@ __all__ = [
     "BuildReport",
     "build_engine",
     "check_asked",
+    "check_batch",
     "quantised_convolutions",
     "write_atomically",
 ]
@@ -31,6 +32,17 @@ _BUILDERS = {
     "tensorrt": "edgehp.engines.tensorrt_build",
     "tensorrt-rtx": "edgehp.engines.tensorrt_rtx",
 }
+
+
+def check_batch(batch: tuple[int, int, int]) -> None:
+    """Refuse batch sizes out of order or out of bounds.
+
+    Raises:
+        UsageError: not 1 <= smallest <= best <= largest <= 4096.
+    """
+    low, best, high = batch
+    if not 1 <= low <= best <= high <= 4096:
+        raise UsageError(f"batch sizes {batch}: expected 1 <= smallest <= best <= largest <= 4096")
 
 
 @dataclass(frozen=True)
@@ -64,11 +76,7 @@ class BuildOptions:
         """Refuse what no engine can be built from."""
         if self.precision not in PRECISIONS:
             raise UsageError(f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}")
-        low, best, high = self.batch
-        if not 1 <= low <= best <= high <= 4096:
-            raise UsageError(
-                f"batch sizes {self.batch}: expected 1 <= smallest <= best <= largest <= 4096"
-            )
+        check_batch(self.batch)
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise UsageError(f"workspace of {self.workspace_mib} MiB: expected at least 1")
         for capability in self.compute_capabilities:

@@ -1,18 +1,24 @@
-"""The accuracy gate of a build: the artifact against FP32 on held-out crops."""
+"""The accuracy gate of a build: FP32 and the artifact on the held-out crops, and their drop."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from edgehp.artifact.device import DeviceProbe
 from edgehp.artifact.manifest import Accuracy, Golden, SubsetRecord
+from edgehp.engines import PROCESSOR_ENGINES, open_engine, processor_engine
 from edgehp.engines.base import Engine, Prediction
-from edgehp.errors import AccuracyError, DataError
+from edgehp.errors import AccuracyError, CompatibilityError, DataError, EnvironmentalError
 from edgehp.pipeline.crops import CropSet
+from edgehp.pipeline.plan import Plan
 from edgehp.pose import angle_errors
 from edgehp.validation.gate import require_drop
 from edgehp.validation.metrics import frame_errors, yaw_bands
@@ -20,25 +26,31 @@ from edgehp.validation.robustness import CONDITIONS
 from edgehp.validation.statistics import mean_interval
 
 __all__ = [
+    "BATCH",
     "Answers",
-    "differences",
+    "Run",
+    "emulator",
     "golden_picture",
     "golden_vectors",
-    "harder_crops",
-    "harder_indices",
+    "load_reference",
     "mean_drop",
     "measure",
     "predict",
+    "reference_bytes",
+    "run_graph",
+    "runs_here",
     "tolerance",
 ]
 
+# Larger batches are no faster on a processor and hold more activations.
+BATCH = 8
 GOLDEN_COUNT = 8
 # Another device rounds differently: kernels of one graph agree within hundredths of a degree.
 _TOLERANCE_FLOOR = 0.25
 _TOLERANCE_FACTOR = 1.5
 # Held-out crops of which dark, blurred and near-infrared versions are made: all of them would make
 # the step four times as long.
-HARDER_COUNT = 128
+DEGRADED_COUNT = 128
 # Fewer crops say nothing about a subset.
 _FEWEST = 8
 
@@ -63,25 +75,46 @@ def predict(engine: Engine, crops: npt.NDArray[np.uint8], batch: int) -> Predict
 
 @dataclass(frozen=True)
 class Answers:
-    """Predictions on all held-out crops, and on harder versions of some of them.
+    """Predictions on all held-out crops, and on degraded versions of some of them.
 
     Attributes:
         clean: on all of them, as they are.
-        harder: condition of `edgehp.validation.robustness.CONDITIONS` -> on `harder_crops`.
+        degraded: condition of `edgehp.validation.robustness.CONDITIONS` -> on `degraded_crops`.
     """
 
     clean: Prediction
-    harder: Mapping[str, Prediction] = field(default_factory=dict)
+    degraded: Mapping[str, Prediction] = field(default_factory=dict)
 
 
-def harder_indices(count: int) -> npt.NDArray[np.intp]:
-    """Which of `count` held-out crops the harder versions are made of: 128 at most, spread."""
-    return np.linspace(0, count - 1, min(count, HARDER_COUNT)).astype(np.intp)
+@dataclass(frozen=True)
+class Run:
+    """What a graph or engine answered.
+
+    Attributes:
+        answers: on the held-out crops.
+        runtime: that ran it, with its version.
+        emulated: whether a graph stood in for an engine that cannot run here.
+    """
+
+    answers: Answers
+    runtime: str
+    emulated: bool = False
+
+    @property
+    def measured_with(self) -> str:
+        """For `edgehp.artifact.manifest.Accuracy.measured_with`."""
+        kind = "an emulation of the engine's graph" if self.emulated else "the engine itself"
+        return f"{self.runtime}, {kind}"
 
 
-def harder_crops(held_out: CropSet) -> dict[str, npt.NDArray[np.uint8]]:
+def degraded_indices(count: int) -> npt.NDArray[np.intp]:
+    """Which of `count` held-out crops the degraded versions are made of: 128 at most, spread."""
+    return np.linspace(0, count - 1, min(count, DEGRADED_COUNT)).astype(np.intp)
+
+
+def degraded_crops(held_out: CropSet) -> dict[str, npt.NDArray[np.uint8]]:
     """Dark, blurred and near-infrared versions of some of the crops, uint8 [n, S, S, 3] each."""
-    some = held_out.crops[harder_indices(len(held_out))]
+    some = held_out.crops[degraded_indices(len(held_out))]
     return {name: change(some) for name, change in CONDITIONS.items()}
 
 
@@ -151,17 +184,17 @@ def measure(
         spread_difference=float(np.abs(artifact.spread - reference.spread).mean()),
         subsets=subsets,
     )
-    doubts = [
+    warnings = [
         f"the drop is larger on the subset {s.name!r}: {s.drop:+.4f} degrees (95 % interval "
         f"{s.interval[0]:+.4f} to {s.interval[1]:+.4f} over {s.count} crops), {max_drop:g} allowed"
         for s in subsets
         if s.interval[0] > max_drop
     ]
-    return accuracy, tuple(doubts)
+    return accuracy, tuple(warnings)
 
 
 def _subsets(before: Answers, after: Answers, held_out: CropSet) -> tuple[SubsetRecord, ...]:
-    """Figures by |yaw| (of FP32 where there are no labels), and of the harder versions."""
+    """Figures by |yaw| (of FP32 where there are no labels), and of the degraded versions."""
     truth = held_out.angles
     turned = before.clean.angles if truth is None else truth
     found = [
@@ -169,13 +202,13 @@ def _subsets(before: Answers, after: Answers, held_out: CropSet) -> tuple[Subset
         for low, high, mask in yaw_bands(turned)
         if mask.sum() >= _FEWEST
     ]
-    chosen = harder_indices(len(held_out))
+    chosen = degraded_indices(len(held_out))
     some = None if truth is None else truth[chosen]
     everything = np.ones(len(chosen), np.bool_)
     found += [
-        _subset(name, before.harder[name], answer, some, everything)
-        for name, answer in after.harder.items()
-        if name in before.harder and len(chosen) >= _FEWEST
+        _subset(name, before.degraded[name], answer, some, everything)
+        for name, answer in after.degraded.items()
+        if name in before.degraded and len(chosen) >= _FEWEST
     ]
     return tuple(found)
 
@@ -249,3 +282,97 @@ def golden_picture(picture: npt.NDArray[np.uint8]) -> bytes:
 def _triples(values: npt.NDArray[np.float32]) -> tuple[tuple[float, float, float], ...]:
     # Six decimals are beyond float32 for angles; whole float64 digits would only be noise.
     return tuple((round(float(a), 6), round(float(b), 6), round(float(c), 6)) for a, b, c in values)
+
+
+def emulator(plan: Plan) -> str:
+    """The processor engine that stands in for one that cannot run here.
+
+    onnxruntime rounds to FP16 between layers; OpenVINO computes such graphs in FP32.
+
+    Raises:
+        EnvironmentalError: none is installed.
+    """
+    if plan.kind in PROCESSOR_ENGINES:
+        return plan.kind
+    return processor_engine("onnxruntime" if plan.precision == "fp16" else "openvino")
+
+
+def runs_here(kind: str, capabilities: tuple[str, ...], device: DeviceProbe) -> bool:
+    """Whether an engine of `kind` can be run on this machine, not only built."""
+    if kind in PROCESSOR_ENGINES:
+        return True
+    try:
+        gpus = device.gpus()
+    except EnvironmentalError:
+        return False
+    return bool(gpus) and gpus[0].compute_capability in capabilities
+
+
+def run_graph(
+    kind: str,
+    path: Path,
+    crops: CropSet,
+    *,
+    most: int = BATCH,
+    threads: int | None = None,
+    degraded: bool = False,
+) -> Run:
+    """Predictions of an engine file or graph on all crops.
+
+    Args:
+        kind: of the engine.
+        path: engine file, or an ONNX graph for the processor engines.
+        crops: what to run on.
+        most: largest batch the engine takes.
+        threads: processor threads.
+        degraded: also on degraded versions of some crops (`degraded_crops`).
+
+    Raises:
+        DataError: the answers are not finite.
+        EnvironmentalError: the runtime failed.
+    """
+    batch = min(BATCH, most)
+    with open_engine(kind, path, threads=threads, batch=batch) as engine:
+        clean = predict(engine, crops.crops, batch)
+        changed = degraded_crops(crops) if degraded else {}
+        found = Answers(clean, {n: predict(engine, c, batch) for n, c in changed.items()})
+        # OpenVINO adds a build number and a branch.
+        return Run(found, f"{kind} {engine.info.version.split('-')[0]}")
+
+
+def reference_bytes(reference: Answers, crops: CropSet) -> bytes:
+    """FP32 answers on the held-out crops, for a device that has no FP32 engine."""
+    out = io.BytesIO()
+    arrays: dict[str, Any] = {
+        "digests": np.array(crops.digests),
+        "angles": reference.clean.angles,
+        "spread": reference.clean.spread,
+    }
+    for name, answer in reference.degraded.items():
+        arrays[f"{name}.angles"], arrays[f"{name}.spread"] = answer.angles, answer.spread
+    np.savez_compressed(out, **arrays)
+    return out.getvalue()
+
+
+def load_reference(path: Path, crops: CropSet) -> Answers:
+    """What `reference_bytes` stored, for the same crops in the same order.
+
+    Raises:
+        CompatibilityError: it was made on other crops.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            digests, angles, spread = (stored[k] for k in ("digests", "angles", "spread"))
+            degraded = {
+                name: Prediction(stored[f"{name}.angles"], stored[f"{name}.spread"])
+                for name in CONDITIONS
+                if f"{name}.angles" in stored
+            }
+    except (ValueError, KeyError, OSError) as e:
+        raise CompatibilityError(f"{path}: no FP32 answers in it ({e}); build again") from e
+    if digests.tolist() != list(crops.digests):
+        raise CompatibilityError(
+            f"{path}: made on {len(digests)} other held-out crops than the {len(crops)} of "
+            f"{crops.source}; give the same ones with --validate-on"
+        )
+    return Answers(Prediction(angles, spread), degraded)

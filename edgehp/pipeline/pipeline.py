@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 import edgehp
 from edgehp.artifact.device import DeviceProbe, HostProbe
 from edgehp.artifact.manifest import (
+    Accuracy,
     BuildRecord,
     Calibration,
     Comparison,
+    Golden,
     Manifest,
     NetworkRecord,
+    StepTime,
     TargetRecord,
 )
 from edgehp.artifact.write import ArtifactWriter
 from edgehp.engines import PROCESSOR_ENGINES, processor_engine
-from edgehp.errors import EnvironmentalError
+from edgehp.errors import EnvironmentalError, UsageError
 from edgehp.files import sha256_bytes, sha256_file
-from edgehp.networks.bundled import Network
+from edgehp.networks.bundled import BUNDLED, Network, resolve_network
+from edgehp.networks.graph import graph_bytes
 from edgehp.pipeline.accuracy import (
-    Answers,
+    Run,
+    emulator,
     golden_picture,
     golden_vectors,
     mean_drop,
     measure,
+    reference_bytes,
+    run_graph,
+    runs_here,
 )
 from edgehp.pipeline.crops import (
     CropSet,
@@ -41,29 +52,36 @@ from edgehp.pipeline.crops import (
     require_disjoint,
     require_photos,
 )
-from edgehp.pipeline.engine import BuiltEngine, build_here, planned_precision
-from edgehp.pipeline.graphs import (
-    REFERENCE_GRAPH,
-    QuantizedGraph,
-    half_graph,
-    open_network,
-    quantized_graph,
-    write_graph,
+from edgehp.pipeline.engine import BuiltEngine, build_here, compare_engines, planned_precision
+from edgehp.pipeline.mixed import Mixed, MixedSearch, batch_of
+from edgehp.pipeline.plan import (
+    BuildContext,
+    BuildRequest,
+    Place,
+    Plan,
+    find_place,
+    how_to_finish,
+    make_plan,
 )
-from edgehp.pipeline.mixed import MixedBuild, against_half
-from edgehp.pipeline.plan import Place, Plan, find_place, how_to_finish, make_plan
-from edgehp.pipeline.progress import StepClock, Watcher
-from edgehp.pipeline.request import BuildRequest
-from edgehp.pipeline.run import ITSELF, emulator, reference_bytes, run_graph, runs_here
-from edgehp.pipeline.work import Work
-from edgehp.quantization.quantize import AUTO, QuantizationConfig
+from edgehp.pipeline.sensitivity import REFERENCE_GRAPH
+from edgehp.quantization.half import to_half_body
+from edgehp.quantization.quantize import AUTO, QuantizationConfig, QuantizedModel, quantize
 from edgehp.validation.appearance import ADVICE
 from edgehp.validation.metrics import frame_errors
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["BuildResult", "artifact_name", "build", "now"]
+__all__ = [
+    "BuildResult",
+    "OpenedNetwork",
+    "StepClock",
+    "Watcher",
+    "artifact_name",
+    "build",
+    "now",
+    "open_network",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +93,9 @@ CALIBRATION_TABLE = "calibration-table.json"
 # Beside the engine, not under reports/: it is part of the build, and later ones do not replace it.
 SENSITIVITY = "sensitivity.json"
 
+# Called with a step's name; its context lasts as long as the step.
+Watcher = Callable[[str], AbstractContextManager[Any]]
+
 
 @dataclass(frozen=True)
 class BuildResult:
@@ -82,6 +103,35 @@ class BuildResult:
 
     path: Path
     manifest: Manifest
+
+
+class StepClock:
+    """Times the steps of a build.
+
+    Attributes:
+        times: of the steps that are done, in order.
+    """
+
+    def __init__(self, watcher: Watcher | None = None) -> None:
+        """Time steps and tell `watcher` about them."""
+        self._watcher = watcher
+        self._times: list[StepTime] = []
+
+    @property
+    def times(self) -> tuple[StepTime, ...]:
+        """The steps that are done."""
+        return tuple(self._times)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Run the body as the step called `name`."""
+        started = time.monotonic()
+        if self._watcher is None:
+            yield
+        else:
+            with self._watcher(name):
+                yield
+        self._times.append(StepTime(name, round(time.monotonic() - started, 3)))
 
 
 def artifact_name(network: str, target: str, precision: str) -> str:
@@ -93,6 +143,45 @@ def artifact_name(network: str, target: str, precision: str) -> str:
 def now() -> str:
     """The time in UTC as manifests write it."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass(frozen=True)
+class OpenedNetwork:
+    """The network of a build.
+
+    Attributes:
+        network: at the input size asked for.
+        by_name: whether the name alone opens it again.
+        unresized: at the size that its weights were trained for, where that is another one.
+    """
+
+    network: Network
+    by_name: bool
+    unresized: Network | None
+
+
+def open_network(text: str, input_size: int | None) -> OpenedNetwork:
+    """Open the network a user named.
+
+    Args:
+        text: bundled name or file.
+        input_size: another input side in pixels, or None.
+
+    Raises:
+        UsageError: no such network, or a size that cannot be changed.
+        CheckpointError, EnvironmentalError: as `resolve_network`.
+    """
+    network = resolve_network(text)
+    size = network.spec.preprocessing.size
+    if input_size is None or input_size == size:
+        return OpenedNetwork(network, text in BUNDLED, None)
+    if network.weights is None:
+        raise UsageError(
+            f"{text} is a graph for crops of {size} pixels; its size is fixed\n"
+            f"hint: give the checkpoint to build for {input_size}"
+        )
+    resized = replace(network, spec=network.spec.with_size(input_size))
+    return OpenedNetwork(resized, False, network)
 
 
 def build(
@@ -119,16 +208,17 @@ def build(
         plan = make_plan(request)
         place = _find_place(plan, request, device)
     with steps("network"):
-        network, named, own = open_network(request.network, request.input_size)
+        opened = open_network(request.network, request.input_size)
+        network = opened.network
         logger.warning("weights of %s: %s", network.spec.name, _licence(network))
     # Artifacts of several sizes of one network lie side by side.
-    size = "" if own is None else f"-{network.spec.preprocessing.size}px"
+    size = "" if opened.unresized is None else f"-{network.spec.preprocessing.size}px"
     name = artifact_name(f"{network.spec.name}{size}", plan.target.name, plan.precision)
     for warning in plan.warnings:
         logger.warning("%s", warning)
     with ArtifactWriter(request.output / name) as writer:
-        work = Work(request, plan, place, writer, device)
-        manifest = _make(work, network, named, own, name, steps)
+        context = BuildContext(request, plan, place, writer, device, list(plan.warnings))
+        manifest = _Build(context, opened, steps).run(name)
         return BuildResult(writer.destination, manifest)
 
 
@@ -149,156 +239,324 @@ def _find_place(plan: Plan, request: BuildRequest, device: DeviceProbe) -> Place
         return None
 
 
-def _make(
-    work: Work, network: Network, named: bool, own: Network | None, name: str, steps: StepClock
-) -> Manifest:
-    request, plan, writer = work.request, work.plan, work.writer
-    with steps("graph"):
-        model = network.graph()
-        reference = write_graph(model, writer.scratch / REFERENCE_GRAPH)
-    with steps("crops"):
-        held_out = held_out_crops(request.validate_on, network.spec.preprocessing)
-        crops = _calibration_crops(work, network, held_out)
-    with steps("quantise" if crops else "precision"):
-        graph = writer.scratch / GRAPH
-        made = _engine_graph(work, network, model, crops, graph)
-        calibration = _calibration(work, made, crops, held_out) if made and crops else None
-    built = None
-    if work.place is not None:
-        with steps("engine"):
-            built = build_here(plan, work.place, graph, writer.path, request.batch, request.threads)
-    with steps("accuracy"):
-        before = _reference_answers(work, reference, held_out)
-        after, runner = _answers(work, graph, built, held_out)
-        if own is not None:
-            work.warn(_resized(work, own, network, before, held_out))
-    mixed = None
-    if request.mixed and made is not None and crops is not None:
-        drop = mean_drop(before.clean, after.clean, held_out)
-        if drop > request.max_drop:
-            search = MixedBuild(work, made, crops, held_out, before.clean, drop)
-            with steps("search"):
-                mixed = search.run(graph, reference, built)
-            work.add(SENSITIVITY, mixed.report.encode(), "report")
-            if built is not None and work.place is not None:
-                with steps("engine, mixed"):
-                    built = search.rebuild(mixed, graph, built)
-                    mixed = search.timed(mixed, built)
-                    precision = msgspec.structs.replace(built.precision, mixed=mixed.record)
-                    built = replace(built, precision=precision)
-            with steps("accuracy, mixed"):
-                after, runner = _answers(work, graph, built, held_out)
-    if built is not None:
-        work.roles |= dict.fromkeys(built.engine.files, "engine")
-        work.warn(*built.warnings)
-    with steps("gate"):
-        emulated = None if runner.endswith(ITSELF) else runner
-        if emulated:
-            work.warn(
-                f"the accuracy is that of the engine's graph run by {emulated}: the engine itself "
-                "cannot run on this machine"
+@dataclass(frozen=True)
+class _Inputs:
+    """The float graph and the crops."""
+
+    model: onnx.ModelProto
+    reference: Path
+    held_out: CropSet
+    crops: CropSet | None
+
+
+@dataclass(frozen=True)
+class _EngineGraph:
+    """The graph that the engine is made from, and how it was quantized, if it was."""
+
+    path: Path
+    quantized: QuantizedModel | None
+    calibration: Calibration | None
+
+
+@dataclass(frozen=True)
+class _Product:
+    """The engine, where it was built, what its graph or it answers, and what was mixed."""
+
+    built: BuiltEngine | None
+    run: Run
+    mixed: Mixed | None
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """FP32's answers, what the gate found, and INT8 against FP16 where that was timed."""
+
+    before: Run
+    accuracy: Accuracy
+    comparison: Comparison | None
+
+
+class _Build:
+    """The steps of one build, in their order."""
+
+    def __init__(self, context: BuildContext, opened: OpenedNetwork, steps: StepClock) -> None:
+        self._context = context
+        self._request = context.request
+        self._plan = context.plan
+        self._opened = opened
+        self._network = opened.network
+        self._steps = steps
+
+    def run(self, name: str) -> Manifest:
+        """Go through all steps and commit the artifact called `name`."""
+        context, steps = self._context, self._steps
+        inputs = self._inputs()
+        with steps("quantize" if inputs.crops else "precision"):
+            graph = self._engine_graph(inputs)
+        built = None
+        if context.place is not None:
+            with steps("engine"):
+                built = self._engine(context.place, graph.path)
+        with steps("accuracy"):
+            before = self._reference(inputs)
+            product = _Product(built, self._answers(graph.path, built, inputs.held_out), None)
+            self._warn_of_size(before, inputs.held_out)
+        drop = mean_drop(before.answers.clean, product.run.answers.clean, inputs.held_out)
+        if self._request.mixed and graph.quantized is not None and drop > self._request.max_drop:
+            product = self._mix(inputs, graph, product, before, drop)
+        with steps("gate"):
+            accuracy = self._gate(before, product, inputs.held_out)
+        comparison = None
+        if product.built is not None and self._plan.compare:
+            with steps("compare"):
+                comparison = self._against_half(inputs, product.built)
+        with steps("artifact"):
+            measured = _Measured(before, accuracy, comparison)
+            manifest = self._manifest(name, inputs, graph, product, measured)
+            return context.writer.commit(manifest, context.roles)
+
+    def _inputs(self) -> _Inputs:
+        context, request = self._context, self._request
+        preprocessing = self._network.spec.preprocessing
+        with self._steps("graph"):
+            model = self._network.graph()
+            reference = _write_graph(model, context.writer.scratch / REFERENCE_GRAPH)
+        with self._steps("crops"):
+            held_out = held_out_crops(request.validate_on, preprocessing)
+            if self._plan.precision != "int8":
+                return _Inputs(model, reference, held_out, None)
+            crops = load_calibration(request.calibration, preprocessing)
+            require_disjoint(crops, held_out)
+            if crops.left_out:
+                total = len(crops) + crops.left_out + crops.duplicates
+                context.warn(
+                    f"{len(crops)} of {total} calibration crops are used, evenly spaced: more do "
+                    "not move the scales"
+                )
+        return _Inputs(model, reference, held_out, crops)
+
+    def _engine_graph(self, inputs: _Inputs) -> _EngineGraph:
+        context, request = self._context, self._request
+        path = context.writer.scratch / GRAPH
+        if inputs.crops is None:
+            model = to_half_body(inputs.model)[0] if context.half else inputs.model
+            return _EngineGraph(_write_graph(model, path), None, None)
+        config = QuantizationConfig(
+            flavor=self._plan.flavor,
+            method=request.method,
+            # A method that is named is taken as it is.
+            rounding=None if request.method == AUTO else False,
+            body="fp16" if context.half else "fp32",
+            threads=request.threads,
+        )
+        quantized = quantize(inputs.model, list(inputs.crops.crops), config)
+        _write_graph(quantized.model, path)
+        return _EngineGraph(
+            path, quantized, self._calibration(quantized, inputs.crops, inputs.held_out)
+        )
+
+    def _calibration(
+        self, quantized: QuantizedModel, crops: CropSet, held_out: CropSet
+    ) -> Calibration:
+        """The record of the calibration, its files, and a warning where its crops look unlike."""
+        context = self._context
+        check = appearance_check(
+            quantized.model,
+            crops,
+            held_out,
+            threads=self._request.threads,
+            advice=_advice(self._request),
+        )
+        context.warn(check.warning)
+        listing = calibration_list(crops)
+        context.add(CALIBRATION_LIST, listing, "calibration")
+        context.add(CALIBRATION_TABLE, quantized.table.to_json().encode(), "calibration")
+        return Calibration(
+            source=crops.source,
+            count=len(crops),
+            duplicates=crops.duplicates,
+            list=CALIBRATION_LIST,
+            list_sha256=sha256_bytes(listing),
+            method=str(quantized.recipe),
+            table=CALIBRATION_TABLE,
+            appearance=check.calibration.to_dict(),
+            clipped=check.calibration_clipped,
+        )
+
+    def _engine(self, place: Place, graph: Path, mixed: Mixed | None = None) -> BuiltEngine:
+        return build_here(
+            self._plan,
+            place,
+            graph,
+            self._context.writer.path,
+            self._request.batch,
+            self._request.threads,
+            mixed=None if mixed is None else mixed.record,
+        )
+
+    def _reference(self, inputs: _Inputs) -> Run:
+        """FP32's answers, by the artifact's engine where it can: the drop is of INT8 alone."""
+        kind = self._plan.kind
+        processor = kind if kind in PROCESSOR_ENGINES else processor_engine()
+        threads = self._request.threads
+        return run_graph(
+            processor, inputs.reference, inputs.held_out, threads=threads, degraded=True
+        )
+
+    def _answers(self, graph: Path, built: BuiltEngine | None, held_out: CropSet) -> Run:
+        """The artifact's answers.
+
+        An engine that cannot run here is emulated: the very graph it is made from, on the
+        processor.
+        """
+        kind, threads = self._plan.kind, self._request.threads
+        capabilities = built.target.compute_capabilities if built else ()
+        if built is not None and runs_here(kind, capabilities, self._context.device):
+            most = built.engine.max_batch
+            return run_graph(kind, built.path, held_out, most=most, threads=threads, degraded=True)
+        run = run_graph(emulator(self._plan), graph, held_out, threads=threads, degraded=True)
+        return replace(run, emulated=True)
+
+    def _mix(
+        self, inputs: _Inputs, graph: _EngineGraph, product: _Product, before: Run, drop: float
+    ) -> _Product:
+        """Search a mixed precision that keeps the drop, and build its engine."""
+        context, built = self._context, product.built
+        if graph.quantized is None or inputs.crops is None:
+            return product
+        search = MixedSearch(
+            context,
+            graph.quantized.model,
+            inputs.model,
+            inputs.crops.crops,
+            inputs.held_out,
+            before.answers.clean,
+            drop,
+        )
+        with self._steps("search"):
+            mixed = search.run(graph.path, built)
+        context.add(SENSITIVITY, mixed.report.encode(), "report")
+        if built is not None and context.place is not None:
+            with self._steps("engine, mixed"):
+                all_int8 = search.keep_all_int8(built)
+                for file in built.engine.files:
+                    (context.writer.path / file).unlink()
+                built = self._engine(context.place, graph.path, mixed)
+                if all_int8 is not None:
+                    mixed = search.timed(mixed, built, all_int8)
+                precision = msgspec.structs.replace(built.precision, mixed=mixed.record)
+                built = replace(built, precision=precision)
+        with self._steps("accuracy, mixed"):
+            return _Product(built, self._answers(graph.path, built, inputs.held_out), mixed)
+
+    def _gate(self, before: Run, product: _Product, held_out: CropSet) -> Accuracy:
+        context, run = self._context, product.run
+        if product.built is not None:
+            context.roles |= dict.fromkeys(product.built.engine.files, "engine")
+            context.warn(*product.built.warnings)
+        if run.emulated:
+            context.warn(
+                f"the accuracy is that of the engine's graph run by {run.runtime}: the engine "
+                "itself cannot run on this machine"
             )
-        words = f"{runner}, an emulation of the engine's graph" if emulated else runner
-        accuracy, doubts = measure(before, after, held_out, request.max_drop, words)
-        work.warn(*doubts)
-        if mixed is not None:
-            work.warn(mixed.sentence)
-    comparison = None
-    if built is not None and plan.compare:
-        with steps("compare"):
-            comparison = _compare(work, model, built, held_out)
-    with steps("artifact"):
-        golden, picture = golden_vectors(before.clean, after.clean, held_out, GOLDEN)
-        work.add(GOLDEN, golden_picture(picture), "golden")
+        accuracy, warnings = measure(
+            before.answers, run.answers, held_out, self._request.max_drop, run.measured_with
+        )
+        context.warn(*warnings)
+        if product.mixed is not None:
+            context.warn(product.mixed.sentence)
+        return accuracy
+
+    def _manifest(
+        self,
+        name: str,
+        inputs: _Inputs,
+        graph: _EngineGraph,
+        product: _Product,
+        measured: _Measured,
+    ) -> Manifest:
+        context, request, built = self._context, self._request, product.built
+        before = measured.before
+        golden = self._golden(inputs, product, before)
         if built is None:
-            work.add(REFERENCE_ANGLES, reference_bytes(before, held_out), "reference")
-        if not named:
-            work.add(REFERENCE_GRAPH, reference.read_bytes(), "reference")
+            answers = reference_bytes(before.answers, inputs.held_out)
+            context.add(REFERENCE_ANGLES, answers, "reference")
+        if not self._opened.by_name:
+            context.add(REFERENCE_GRAPH, inputs.reference.read_bytes(), "reference")
         recipe = request.to_recipe()
-        if own is not None:
-            recipe["own_size"] = own.spec.preprocessing.size
-        if made is not None and made.recipe is not None:
-            recipe["quantization"] = msgspec.json.decode(msgspec.json.encode(made.recipe))
-        planned = planned_precision(plan, None if mixed is None else mixed.record)
-        manifest = Manifest(
+        if self._opened.unresized is not None:
+            recipe["own_size"] = self._opened.unresized.spec.preprocessing.size
+        if graph.quantized is not None:
+            recipe["quantization"] = msgspec.json.decode(
+                msgspec.json.encode(graph.quantized.recipe)
+            )
+        target = self._plan.target
+        planned = planned_precision(
+            self._plan, None if product.mixed is None else product.mixed.record
+        )
+        return Manifest(
             state="deferred" if built is None else "complete",
             name=name,
             created=now(),
             edgehp_version=edgehp.__version__,
-            network=_network_record(network, request),
-            preprocessing=network.spec.preprocessing,
+            network=_network_record(self._network, request),
+            preprocessing=self._network.spec.preprocessing,
             target=built.target
             if built
-            else TargetRecord(plan.target.name, plan.target.compute_capabilities),
+            else TargetRecord(target.name, target.compute_capabilities),
             precision=built.precision if built else planned,
             engine=built.engine if built else None,
-            graph=_keep_graph(work, graph, built),
-            calibration=calibration,
-            accuracy=accuracy,
+            graph=self._keep_graph(graph.path, built),
+            calibration=graph.calibration,
+            accuracy=measured.accuracy,
             golden=golden,
-            build=BuildRecord(recipe, steps.times, tuple(work.warnings), comparison),
+            build=BuildRecord(
+                recipe, self._steps.times, tuple(context.warnings), measured.comparison
+            ),
             files=(),
         )
-        return writer.commit(manifest, work.roles)
 
-
-def _calibration_crops(work: Work, network: Network, held_out: CropSet) -> CropSet | None:
-    if work.plan.precision != "int8":
-        return None
-    crops = load_calibration(work.request.calibration, network.spec.preprocessing)
-    require_disjoint(crops, held_out)
-    if crops.left_out:
-        total = len(crops) + crops.left_out + crops.duplicates
-        work.warn(
-            f"{len(crops)} of {total} calibration crops are used, evenly spaced: more do not move "
-            "the scales"
+    def _golden(self, inputs: _Inputs, product: _Product, before: Run) -> Golden:
+        golden, picture = golden_vectors(
+            before.answers.clean, product.run.answers.clean, inputs.held_out, GOLDEN
         )
-    return crops
+        self._context.add(GOLDEN, golden_picture(picture), "golden")
+        return golden
+
+    def _keep_graph(self, graph: Path, built: BuiltEngine | None) -> str:
+        """Put the graph into the artifact; where the engine file is that graph, once is enough."""
+        if built is not None and built.same_as_graph:
+            return built.engine.files[0]
+        return self._context.add(GRAPH, graph.read_bytes(), "graph")
+
+    def _warn_of_size(self, before: Run, held_out: CropSet) -> None:
+        """Say what another input size than the one trained for costs in FP32."""
+        unresized = self._opened.unresized
+        if unresized is not None:
+            self._context.warn(_resized(self._context, unresized, self._network, before, held_out))
+
+    def _against_half(self, inputs: _Inputs, built: BuiltEngine) -> Comparison:
+        """Time INT8 against FP16, where the hardware may be slower in INT8."""
+        context, batch = self._context, self._request.batch[1]
+        if context.place is None:
+            raise EnvironmentalError("INT8 and FP16 can only be compared on the device")
+        folder = context.writer.scratch
+        model = inputs.model
+        half = to_half_body(model)[0] if context.place.knows_half_scales else model
+        path = _write_graph(half, folder / "fp16.onnx")
+        other = build_here(self._plan.in_half(), context.place, path, folder, self._request.batch)
+        crops = batch_of(inputs.held_out, batch)
+        int8_ms, fp16_ms = compare_engines(self._plan.kind, built.path, other.path, crops)
+        faster = int8_ms < fp16_ms
+        verdict = "INT8 is faster" if faster else "INT8 is NOT faster: use --precision fp16"
+        context.warn(f"at batch {batch}: INT8 {int8_ms:.2f} ms, FP16 {fp16_ms:.2f} ms; {verdict}")
+        return Comparison(round(int8_ms, 4), round(fp16_ms, 4), batch)
 
 
-def _engine_graph(
-    work: Work, network: Network, model: onnx.ModelProto, crops: CropSet | None, path: Path
-) -> QuantizedGraph | None:
-    """Write the graph the engine is made from; how it was quantised, if it was."""
-    if crops is None:
-        write_graph(half_graph(model) if work.half else model, path)
-        return None
-    request = work.request
-    config = QuantizationConfig(
-        flavor=work.plan.flavour,
-        method=request.method,
-        # A method that is named is taken as it is.
-        rounding=None if request.method == AUTO else False,
-        body="fp16" if work.half else "fp32",
-        threads=request.threads,
-    )
-    made = quantized_graph(model, crops.crops, config)
-    write_graph(made.model, path)
-    return made
-
-
-def _calibration(
-    work: Work, made: QuantizedGraph, crops: CropSet, held_out: CropSet
-) -> Calibration:
-    """The record of the calibration, its files, and a warning where its crops look unlike."""
-    check = appearance_check(
-        made.model, crops, held_out, threads=work.request.threads, advice=_advice(work.request)
-    )
-    work.warn(check.warning)
-    listing = calibration_list(crops)
-    work.add(CALIBRATION_LIST, listing, "calibration")
-    work.add(CALIBRATION_TABLE, made.table.encode(), "calibration")
-    return Calibration(
-        source=crops.source,
-        count=len(crops),
-        duplicates=crops.duplicates,
-        list=CALIBRATION_LIST,
-        list_sha256=sha256_bytes(listing),
-        method=made.method,
-        table=CALIBRATION_TABLE,
-        appearance=check.calibration.to_dict(),
-        clipped=check.calibration_clipped,
-    )
+def _write_graph(model: onnx.ModelProto, path: Path) -> Path:
+    """Write a graph as one file, the same bytes for the same graph."""
+    path.write_bytes(graph_bytes(model))
+    return path
 
 
 def _advice(request: BuildRequest) -> str:
@@ -312,40 +570,15 @@ def _advice(request: BuildRequest) -> str:
     )
 
 
-def _reference_answers(work: Work, reference: Path, held_out: CropSet) -> Answers:
-    """FP32's answers, by the artifact's engine where it can: the drop is then of INT8 alone."""
-    kind = work.plan.kind
-    processor = kind if kind in PROCESSOR_ENGINES else processor_engine()
-    threads = work.request.threads
-    return run_graph(processor, reference, held_out, threads=threads, harder=True)[0]
-
-
-def _answers(
-    work: Work, graph: Path, built: BuiltEngine | None, held_out: CropSet
-) -> tuple[Answers, str]:
-    """The artifact's answers and what gave them.
-
-    An engine that cannot run here is emulated: the very graph it is made from, on the processor.
-    """
-    threads = work.request.threads
-    kind = work.plan.kind
-    capabilities = built.target.compute_capabilities if built else ()
-    if built is not None and runs_here(kind, capabilities, work.device):
-        most = built.engine.max_batch
-        after, runner = run_graph(
-            kind, built.path, held_out, most=most, threads=threads, harder=True
-        )
-        return after, f"{runner}{ITSELF}"
-    return run_graph(emulator(work.plan), graph, held_out, threads=threads, harder=True)
-
-
-def _resized(work: Work, own: Network, network: Network, before: Answers, held_out: CropSet) -> str:
+def _resized(
+    context: BuildContext, own: Network, network: Network, before: Run, held_out: CropSet
+) -> str:
     """What another input size than the one trained for costs in FP32, as a warning."""
     sizes = own.spec.preprocessing.size, network.spec.preprocessing.size
-    crops = held_out_crops(work.request.validate_on, own.spec.preprocessing)
-    graph = write_graph(own.graph(), work.writer.scratch / "own-size.onnx")
+    crops = held_out_crops(context.request.validate_on, own.spec.preprocessing)
+    graph = _write_graph(own.graph(), context.writer.scratch / "own-size.onnx")
     kind = processor_engine()
-    answers = run_graph(kind, graph, crops, threads=work.request.threads)[0].clean
+    answers = run_graph(kind, graph, crops, threads=context.request.threads).answers.clean
     start = (
         f"the weights were trained for crops of {sizes[0]} pixels and run at {sizes[1]} without "
         "training"
@@ -357,32 +590,14 @@ def _resized(work: Work, own: Network, network: Network, before: Answers, held_o
     if held_out.angles is None or crops.angles is None:
         if crops.names != held_out.names:
             return f"{start}; {end}"
-        apart = float(frame_errors(before.clean.angles, answers.angles).mean())
+        apart = float(frame_errors(before.answers.clean.angles, answers.angles).mean())
         return f"{start}: FP32 moves by {apart:.3f} degrees on {held_out.source}; {end}"
     was = float(frame_errors(answers.angles, crops.angles).mean())
-    found = float(frame_errors(before.clean.angles, held_out.angles).mean())
+    found = float(frame_errors(before.answers.clean.angles, held_out.angles).mean())
     return (
         f"{start}: MAE of FP32 on {held_out.source} {was:.3f} degrees at {sizes[0]}, {found:.3f} "
         f"at {sizes[1]}; {end}"
     )
-
-
-def _compare(
-    work: Work, model: onnx.ModelProto, built: BuiltEngine, held_out: CropSet
-) -> Comparison:
-    """INT8 against FP16 where the hardware may be slower in INT8."""
-    int8_ms, fp16_ms = against_half(work, model, built.path, held_out)
-    verdict = "INT8 is faster" if int8_ms < fp16_ms else "INT8 is NOT faster: use --precision fp16"
-    batch = work.request.batch[1]
-    work.warn(f"at batch {batch}: INT8 {int8_ms:.2f} ms, FP16 {fp16_ms:.2f} ms; {verdict}")
-    return Comparison(round(int8_ms, 4), round(fp16_ms, 4), batch)
-
-
-def _keep_graph(work: Work, graph: Path, built: BuiltEngine | None) -> str:
-    """Put the graph into the artifact; where the engine file is that graph, once is enough."""
-    if built is not None and built.same_as_graph:
-        return built.engine.files[0]
-    return work.add(GRAPH, graph.read_bytes(), "graph")
 
 
 def _network_record(network: Network, request: BuildRequest) -> NetworkRecord:

@@ -1,23 +1,182 @@
-"""What a target's data and this machine make of a request: which engine, which graph, where."""
+"""A build's request, and its plan: which engine, which graph, and where it can be built."""
 
 from __future__ import annotations
 
 import logging
+import math
 import shlex
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from edgehp.artifact.device import DeviceProbe
+from edgehp.artifact.write import ArtifactWriter
 from edgehp.driver import Gpu
 from edgehp.engines import engine_available
+from edgehp.engines.build import check_batch
 from edgehp.engines.tensorrt_rtx import import_tensorrt_rtx
 from edgehp.errors import CompatibilityError, EnvironmentalError, UsageError
-from edgehp.pipeline.request import BuildRequest
 from edgehp.targets import Target, check_dla, check_precision, resolve_target
 
-__all__ = ["Place", "Plan", "find_place", "finish_command", "how_to_finish", "make_plan"]
+__all__ = [
+    "METHODS",
+    "BuildContext",
+    "BuildRequest",
+    "Place",
+    "Plan",
+    "find_place",
+    "finish_command",
+    "how_to_finish",
+    "make_plan",
+    "parse_batch",
+    "unfinished_artifact",
+]
 
 logger = logging.getLogger(__name__)
+
+METHODS = ("auto", "minmax", "percentile", "entropy", "mse")
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """One build.
+
+    Attributes:
+        target: name or alias of a target.
+        precision: ``"int8"``, ``"fp16"`` or ``"fp32"``.
+        network: bundled name or file (checkpoint or deployed ONNX graph).
+        calibration: folder or zip of faces, None for the shipped crops.
+        method: how activation ranges are chosen, one of `METHODS`.
+        validate_on: folder or zip of held-out faces, None for the shipped ones.
+        max_drop: largest accuracy drop in degrees that makes an artifact.
+        mixed: where INT8 throughout drops more, keep layers in floating point until it does not.
+        defer: make an artifact without engine where the engine cannot be built here.
+        output: directory that artifacts are made in.
+        input_size: other side of the network input in pixels, None for the network's own.
+        batch: smallest, best and largest batch size.
+        threads: processor threads, None leaves it to the runtime.
+        dla: core of the deep-learning accelerator to run on, None for the GPU.
+    """
+
+    target: str
+    precision: str = "int8"
+    network: str = "kd-resnet18"
+    calibration: Path | None = None
+    method: str = "auto"
+    validate_on: Path | None = None
+    max_drop: float = 0.1
+    defer: bool = False
+    output: Path = Path("dist")
+    input_size: int | None = None
+    batch: tuple[int, int, int] = (1, 1, 8)
+    threads: int | None = None
+    dla: int | None = None
+    mixed: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be right, before any work is done."""
+        if self.precision not in ("int8", "fp16", "fp32"):
+            raise UsageError(f"precision {self.precision!r} is none of int8, fp16, fp32")
+        if self.method not in METHODS:
+            raise UsageError(f"calibration method {self.method!r} is none of {', '.join(METHODS)}")
+        if not math.isfinite(self.max_drop) or self.max_drop < 0:
+            raise UsageError(f"--max-drop {self.max_drop}: expected degrees, 0 or more")
+        if self.mixed and self.precision != "int8":
+            raise UsageError(
+                f"--mixed keeps layers of an int8 build in floating point; in {self.precision} all "
+                "of them are: leave it out or ask for --precision int8"
+            )
+        if self.calibration is not None and self.precision != "int8":
+            raise UsageError(
+                f"--calibration is for int8; {self.precision} has no scales to calibrate: leave it "
+                "out or ask for --precision int8"
+            )
+        check_batch(self.batch)
+
+    @classmethod
+    def from_options(cls, given: Mapping[str, Any], *, max_drop_typed: bool) -> BuildRequest:
+        """The request that the options of ``edgehp build`` make.
+
+        Args:
+            given: values of the options, by the names of the command's parameters.
+            max_drop_typed: whether the user gave ``--max-drop``: a limit that somebody typed is
+                one to be kept by mixed precision, not only to be checked.
+
+        Raises:
+            UsageError: the target is missing, or options contradict each other.
+        """
+        if given["target"] is None:
+            raise UsageError("--target is missing\nhint: 'edgehp targets' lists all targets")
+        mixed = given["mixed"]
+        if mixed is None:
+            mixed = max_drop_typed and given["precision"] == "int8"
+        return cls(
+            target=given["target"],
+            precision=given["precision"],
+            network=given["network"],
+            calibration=given["calibration"],
+            validate_on=given["validate_on"],
+            max_drop=given["max_drop"],
+            defer=given["defer"],
+            output=given["output"],
+            input_size=given["input_size"],
+            threads=given["threads"],
+            dla=given["dla"],
+            method=given["calibration_method"],
+            batch=parse_batch(given["batch"]),
+            mixed=mixed,
+        )
+
+    def to_recipe(self) -> dict[str, Any]:
+        """JSON values that repeat the build. Paths by their last part: a manifest travels."""
+        return {
+            "target": self.target,
+            "precision": self.precision,
+            "network": Path(self.network).name,
+            "calibration": None if self.calibration is None else self.calibration.name,
+            "method": self.method,
+            "validate_on": None if self.validate_on is None else self.validate_on.name,
+            "max_drop": self.max_drop,
+            "mixed": self.mixed,
+            "input_size": self.input_size,
+            "batch": list(self.batch),
+            "dla": self.dla,
+        }
+
+
+def parse_batch(text: str) -> tuple[int, int, int]:
+    """Smallest, best and largest batch size from ``"1,4,8"``, or ``"4"`` for just that one.
+
+    Raises:
+        UsageError: neither one number nor three.
+    """
+    parts = text.split(",")
+    if len(parts) not in (1, 3) or not all(p.strip().isdecimal() for p in parts):
+        raise UsageError(
+            f"--batch is {text!r}, expected one number or MIN,BEST,MAX\nhint: --batch 1,1,8"
+        )
+    numbers = [int(p) for p in parts] * (3 if len(parts) == 1 else 1)
+    return numbers[0], numbers[1], numbers[2]
+
+
+def unfinished_artifact(
+    artifact: Path | None, finish: Path | None, target: str | None
+) -> Path | None:
+    """The deferred artifact that ``edgehp build`` is to finish, however it was named.
+
+    Raises:
+        UsageError: it was named twice, or together with a target.
+    """
+    if artifact is not None and finish is not None:
+        raise UsageError("the artifact is given twice\nhint: edgehp build --finish DIR")
+    found = artifact if artifact is not None else finish
+    if found is not None and target is not None:
+        raise UsageError(
+            f"{found} is for a target already, and --target is given\n"
+            "hint: --finish DIR alone finishes it, --target alone builds a new artifact"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -28,7 +187,7 @@ class Plan:
         target: from the target's data.
         kind: of the engine.
         precision: ``"int8"``, ``"fp16"`` or ``"fp32"``.
-        flavour: of the Q/DQ graph, ``"cpu"`` or ``"tensorrt"``.
+        flavor: of the Q/DQ graph, ``"cpu"`` or ``"tensorrt"``.
         half: whether the graph's body is FP16.
         compare: whether INT8 is compared with FP16, because the hardware may be slower in it.
         warnings: what the user must be told.
@@ -38,11 +197,16 @@ class Plan:
     target: Target
     kind: str
     precision: str
-    flavour: str
+    flavor: str
     half: bool
     compare: bool
     warnings: tuple[str, ...]
     dla: int | None = None
+
+    @property
+    def float_precision(self) -> str:
+        """What the layers of an INT8 build that stay in floating point run in."""
+        return "fp16" if self.half else "fp32"
 
     def in_half(self) -> Plan:
         """The same in FP16, to compare with."""
@@ -61,6 +225,49 @@ class Place:
     def knows_half_scales(self) -> bool:
         """Whether Q/DQ with FP16 scales (opset 19) can be parsed: from TensorRT 10 on."""
         return self.tensorrt is None or not self.tensorrt.startswith("8.")
+
+
+@dataclass
+class BuildContext:
+    """The state of one build: what its steps share, and what they add to the artifact.
+
+    Attributes:
+        request: what the user asks for.
+        plan: what the target's data make of it.
+        place: where the engine is built; None where that is deferred.
+        writer: of the artifact.
+        device: facts about this machine.
+        warnings: for the manifest.
+        roles: file of the artifact -> its role.
+    """
+
+    request: BuildRequest
+    plan: Plan
+    place: Place | None
+    writer: ArtifactWriter
+    device: DeviceProbe
+    warnings: list[str] = field(default_factory=list)
+    roles: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def half(self) -> bool:
+        """Whether the graph's body is FP16; TensorRT 8.6 sets precisions by flags instead."""
+        return self.plan.half and (self.place is None or self.place.knows_half_scales)
+
+    def add(self, name: str, data: bytes, role: str) -> str:
+        """Write a file of the artifact."""
+        path = self.writer.path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+        self.roles[name] = role
+        return name
+
+    def warn(self, *sentences: str | None) -> None:
+        """Tell the user now and in the manifest."""
+        for sentence in sentences:
+            if sentence:
+                logger.warning("%s", sentence)
+                self.warnings.append(sentence)
 
 
 def make_plan(request: BuildRequest) -> Plan:
@@ -85,7 +292,7 @@ def make_plan(request: BuildRequest) -> Plan:
         target=target,
         kind=target.engine,
         precision=request.precision,
-        flavour=target.flavour,
+        flavor=target.flavour,
         # A strongly typed engine computes what lies outside Q/DQ in the graph's own type.
         half=on_gpu and request.precision in ("int8", "fp16"),
         compare=on_gpu and request.precision == "int8" and verdict.supported == "warn",

@@ -1,104 +1,257 @@
-"""The sensitivity of a build's layers: measured on held-back crops, and as a report."""
+"""What each layer's INT8 costs in degrees, and what it saves in milliseconds.
+
+The sensitivity comes from the Q/DQ graph itself: the pairs of a layer are taken out, and the
+answers compared with FP32. The milliseconds are predicted by the roofline.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgehp.artifact.check import Artifact
-from edgehp.errors import CompatibilityError, UsageError
+from edgehp.errors import CompatibilityError, DataError, UsageError
 from edgehp.files import sha256_file
-from edgehp.networks.bundled import Network, resolve_network
-from edgehp.pipeline.graphs import REFERENCE_GRAPH, QuantizedGraph, onnx_model
+from edgehp.networks.bundled import resolve_network
 from edgehp.quantization.compare import Comparison, Difference
-from edgehp.quantization.latency import LatencyModel
-from edgehp.quantization.qdq import quantized_layers
-from edgehp.quantization.sensitivity import Sensitivity, measure_sensitivity
-from edgehp.targets import load_target
+from edgehp.quantization.graph import WEIGHTED, GraphView
+from edgehp.quantization.qdq import quantized_layers, remove_qdq
+from edgehp.targets import Peaks, Target
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = [
-    "layers_of",
-    "quantized_graph_of",
-    "sensitivity_of",
+    "REFERENCE_GRAPH",
+    "LatencyModel",
+    "LayerSensitivity",
+    "Sensitivity",
+    "artifact_graphs",
+    "measure_sensitivity",
+    "predict_latency",
     "sensitivity_report",
     "sensitivity_values",
 ]
 
+logger = logging.getLogger(__name__)
 
-# Crops that the sensitivity is measured on: enough to rank layers, and two graphs a layer are run.
-MOST_COMPARED = 64
-SCHEMA_VERSION = 1
+# `edgehp validate` takes the FP32 reference from here where a name alone does not find it.
+REFERENCE_GRAPH = "reference.onnx"
+SCHEMA_VERSION = 2
+# Enough crops to rank layers; two graphs a layer are run on them.
+CROPS = 64
+# Targets without figures of their own are processors. One core with AVX2 and VNNI issues two
+# 32-byte operations a cycle: 128 integer or 32 FP32 multiplications and additions. Layers are
+# chosen by the ratio; 10 GB/s is a core's share of dual-channel memory.
+_PROCESSOR = Peaks(
+    name="one processor core with VNNI at 3 GHz",
+    int8_tops=0.384,
+    fp16_tflops=0.096,
+    bandwidth_gb_s=10.0,
+    gpu_mhz=None,
+    sms=None,
+    power_w=None,
+    default=True,
+    measured=False,
+    source="Intel 64 and IA-32 Architectures Optimization Reference Manual",
+)
 
 
-def layers_of(made: QuantizedGraph) -> tuple[str, ...]:
-    """The layers that the graph quantizes, in graph order."""
-    return quantized_layers(made.model)
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """One layer's share of the error.
+
+    Attributes:
+        layer: name of the node.
+        alone: difference to FP32 with this layer in INT8 and all others in floating point.
+        left_out: difference with this layer in floating point and all others in INT8.
+        gain: how much the mean angle difference falls when this layer goes back to floating
+            point, degrees; negative where its error happened to cancel others'.
+    """
+
+    layer: str
+    alone: Difference
+    left_out: Difference
+    gain: float
 
 
-def sensitivity_of(
-    made: QuantizedGraph,
+@dataclass(frozen=True)
+class Sensitivity:
+    """The table, in graph order.
+
+    Attributes:
+        full: difference with every layer in INT8.
+        layers: one row per layer.
+    """
+
+    full: Difference
+    layers: tuple[LayerSensitivity, ...]
+
+
+def measure_sensitivity(
+    model: onnx.ModelProto,
+    source: onnx.ModelProto,
     crops: npt.NDArray[np.uint8],
     *,
-    most: int = MOST_COMPARED,
+    count: int = CROPS,
     threads: int | None = None,
 ) -> Sensitivity:
-    """What each layer's INT8 costs on crops that the ranges were not measured on.
+    """Measure the effect of each layer's INT8 on angles and spread.
 
     Args:
-        made: the quantized graph.
+        model: the Q/DQ graph.
+        source: the float graph that it was made from.
         crops: uint8 [N, S, S, 3].
-        most: how many of them to use, evenly spread.
+        count: how many of them to use, evenly spread.
         threads: processor threads.
+
+    Raises:
+        UsageError: fewer than two layers to compare.
     """
-    chosen = crops[:: max(1, -(-len(crops) // most))]
-    return measure_sensitivity(
-        made.model, made.source, Comparison(made.source, chosen, threads=threads)
+    layers = quantized_layers(model)
+    if len(layers) < 2:
+        raise UsageError(f"{len(layers)} quantized layers to compare, expected at least two")
+    chosen = np.linspace(0, len(crops) - 1, min(count, len(crops))).astype(np.intp)
+    compare = Comparison(source, crops[chosen], threads=threads)
+    full = compare(model)
+    rows = []
+    for i, layer in enumerate(layers, 1):
+        left_out = compare(remove_qdq(model, (layer,), source))
+        alone = compare(remove_qdq(model, set(layers) - {layer}, source))
+        rows.append(LayerSensitivity(layer, alone, left_out, full.angles - left_out.angles))
+        logger.info("%d/%d %s: gain %.4f degrees", i, len(layers), layer, rows[-1].gain)
+    return Sensitivity(full, tuple(rows))
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """Predicted times of layers, milliseconds a call.
+
+    Attributes:
+        integer_ms: layer -> in INT8.
+        float_ms: layer -> in the target's floating point.
+        source: where they come from, for people.
+    """
+
+    integer_ms: Mapping[str, float]
+    float_ms: Mapping[str, float]
+    source: str
+
+
+def predict_latency(
+    model: onnx.ModelProto, source: onnx.ModelProto, target: Target, batch: int
+) -> LatencyModel:
+    """Predict the times of a Q/DQ graph's layers by the roofline.
+
+    A layer takes the longer of its operations over the peak and its bytes over the bandwidth. Every
+    layer is counted as reading its input from memory and writing its output there; fused layers do
+    less, and conversions between layers of different precision are left out.
+
+    Args:
+        model: the Q/DQ graph.
+        source: the float graph that it was made from.
+        target: whose peak figures count; those of a processor core where it states none.
+        batch: images a call.
+
+    Raises:
+        DataError: the shapes of the graph cannot be inferred.
+    """
+    peaks = _peaks(target)
+    float_bytes = 4 if target.engine == "openvino" else 2
+    bandwidth = math.inf if peaks.bandwidth_gb_s is None else peaks.bandwidth_gb_s * 1e9
+    work = _count_work(source, quantized_layers(model))
+
+    def price(tera_operations: float, width: int) -> dict[str, float]:
+        return {
+            name: 1e3
+            * max(
+                batch * operations / (tera_operations * 1e12),
+                width * (weights + batch * activations) / bandwidth,
+            )
+            for name, (operations, weights, activations) in work.items()
+        }
+
+    return LatencyModel(
+        price(peaks.int8_tops, 1),
+        price(peaks.fp16_tflops, float_bytes),
+        f"roofline of {peaks.name} at batch {batch}, not measured",
     )
 
 
-def quantized_graph_of(artifact: Artifact) -> QuantizedGraph:
-    """The Q/DQ graph of an artifact, and the float graph that it was made from.
+def _peaks(target: Target) -> Peaks:
+    """The mode a module is delivered with; else the slowest, for which the choice matters most."""
+    known = target.power_modes or target.boards or (_PROCESSOR,)
+    default = [p for p in known if p.default]
+    return default[0] if default else min(known, key=lambda p: p.int8_tops)
 
-    Args:
-        artifact: of INT8.
+
+def _count_work(model: onnx.ModelProto, layers: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
+    """Layer -> operations, elements of the weight, and elements read and written, for one image."""
+    from onnx import ModelProto, shape_inference
+
+    fixed = ModelProto()
+    fixed.CopyFrom(model)
+    for value in fixed.graph.input:
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    try:
+        graph = shape_inference.infer_shapes(fixed).graph
+    except (RuntimeError, ValueError) as e:
+        raise DataError(f"the shapes of the graph cannot be inferred: {e}") from e
+    shapes = {
+        v.name: [d.dim_value or 1 for d in v.type.tensor_type.shape.dim]
+        for v in (*graph.value_info, *graph.input, *graph.output)
+    }
+    view = GraphView(model)
+    found = {}
+    for name in layers:
+        node = view.nodes.get(name)
+        if node is None or not shapes.get(node.output[0]):
+            raise DataError(f"the float graph has no node {name!r} of a known shape")
+        out = math.prod(shapes[node.output[0]])
+        read = sum(math.prod(shapes.get(i, ())) for i in node.input if not view.is_constant(i))
+        weights = math.prod(view.array(node.input[1]).shape) if view.has_weight(node) else 0
+        operations = out
+        if node.op_type in WEIGHTED:
+            # Outputs of a convolution share the weights.
+            operations = 2 * weights * math.prod(shapes[node.output[0]][2:])
+        found[name] = (operations, weights, read + out)
+    return found
+
+
+def artifact_graphs(artifact: Artifact) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The Q/DQ graph of an artifact, and the float graph that it was made from.
 
     Raises:
         UsageError: the artifact is not quantized.
         CompatibilityError: the network that it was made from is another one now.
     """
-    manifest = artifact.manifest
-    record = manifest.calibration
-    if record is None or record.table is None:
+    import onnx
+
+    record = artifact.manifest.network
+    if artifact.manifest.calibration is None:
         raise UsageError(
-            f"{artifact.path} is {manifest.precision.asked}: without scales nothing is sensitive\n"
+            f"{artifact.path} is {artifact.manifest.precision.asked}: no layer of it is quantized\n"
             "hint: give an INT8 artifact"
         )
-    return QuantizedGraph(
-        model=onnx_model(artifact.graph_path),
-        source=_network(artifact).graph(),
-        flavor=load_target(manifest.target.name).flavour,
-        method=record.method,
-        table=(artifact.path / record.table).read_text(encoding="utf-8"),
-        recipe=None,
-    )
-
-
-def _network(artifact: Artifact) -> Network:
-    record, own = artifact.manifest.network, artifact.path / REFERENCE_GRAPH
+    own = artifact.path / REFERENCE_GRAPH
     network = resolve_network(str(own) if own.is_file() else record.source)
     if not own.is_file() and sha256_file(network.path) != record.weights_sha256:
         raise CompatibilityError(
             f"{record.source} is not the network that {artifact.path} was made from: its SHA-256 "
             f"is not {record.weights_sha256[:16]}...\nhint: build the artifact again"
         )
-    return network
+    return onnx.load(str(artifact.graph_path)), network.graph()
 
 
 def sensitivity_values(
-    found: Sensitivity, made: QuantizedGraph, latency: LatencyModel | None = None
+    found: Sensitivity, source: onnx.ModelProto, latency: LatencyModel
 ) -> dict[str, Any]:
     """The table as a dictionary for JSON, in graph order.
 
@@ -106,16 +259,14 @@ def sensitivity_values(
 
     Args:
         found: the sensitivity.
-        made: the graph it is of.
-        latency: prices of the layers, where they are known.
+        source: the float graph.
+        latency: predicted times of the layers.
     """
-    kinds = {n.name: n.op_type for n in made.source.graph.node}
+    kinds = {n.name: n.op_type for n in source.graph.node}
     return {
         "kind": "sensitivity",
         "schema": SCHEMA_VERSION,
-        "flavour": made.flavor,
-        "method": made.method,
-        "latency_model": None if latency is None else latency.source,
+        "latency_model": latency.source,
         "all_int8": _difference(found.full),
         "layers": [
             {
@@ -125,19 +276,17 @@ def sensitivity_values(
                 "gain": s.gain,
                 "alone": _difference(s.alone),
                 "left_out": _difference(s.left_out),
-                "int8_ms": None if latency is None else latency.integer_ms[s.layer],
-                "float_ms": None if latency is None else latency.float_ms[s.layer],
+                "int8_ms": latency.integer_ms[s.layer],
+                "float_ms": latency.float_ms[s.layer],
             }
             for s in found.layers
         ],
     }
 
 
-def sensitivity_report(
-    found: Sensitivity, made: QuantizedGraph, latency: LatencyModel | None = None
-) -> str:
+def sensitivity_report(found: Sensitivity, source: onnx.ModelProto, latency: LatencyModel) -> str:
     """`sensitivity_values` as the text of a file."""
-    values = sensitivity_values(found, made, latency)
+    values = sensitivity_values(found, source, latency)
     return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
