@@ -64,6 +64,7 @@ from edgehp.pipeline.plan import (
     make_plan,
 )
 from edgehp.pipeline.sensitivity import REFERENCE_GRAPH
+from edgehp.quantization.compare import split_crops
 from edgehp.quantization.half import to_half_body
 from edgehp.quantization.quantize import AUTO, QuantizationConfig, QuantizedModel, quantize
 from edgehp.validation.appearance import ADVICE
@@ -428,7 +429,7 @@ class _Build:
             context,
             graph.quantized.model,
             inputs.model,
-            inputs.crops.crops,
+            inputs.crops.crops[split_crops(list(inputs.crops.crops))[1]],
             inputs.held_out,
             before.answers.clean,
             drop,
