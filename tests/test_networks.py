@@ -296,6 +296,12 @@ def test_averaged_weights_are_taken_aloud_and_raw_ones_by_key(
         load_weights(path, spec, key="swa")
 
 
+def test_a_pointer_in_place_of_a_graph_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(CheckpointError, match="Git LFS pointer"):
+        resolve_network(str(tmp_path / "a.onnx"))
+
+
 def test_torchscript_and_zips_of_checkpoints_are_named(tmp_path: Path) -> None:
     script = tmp_path / "a.pt"
     with zipfile.ZipFile(script, "w") as archive:

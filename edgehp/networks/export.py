@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgehp.errors import CheckpointError, DataError, EnvironmentalError
 from edgehp.files import write_whole
+from edgehp.images import stand_in
 from edgehp.networks.graph import (
     DEFAULT_OPSET,
     DIGEST_KEY,
@@ -73,7 +74,10 @@ def load_graph(path: str | Path) -> tuple[onnx.ModelProto, NetworkSpec]:
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise CheckpointError(f"{path} is larger than 2 GiB: not a deployed graph")
-        model = onnx.load_model_from_string(path.read_bytes())
+        data = path.read_bytes()
+        if (other := stand_in(data[:512])) is not None:
+            raise CheckpointError(f"{path} is {other}")
+        model = onnx.load_model_from_string(data)
     except OSError as e:
         raise CheckpointError(f"{path} cannot be read: {e.strerror or e}") from e
     except DecodeError as e:

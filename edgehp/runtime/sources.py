@@ -20,7 +20,14 @@ import numpy.typing as npt
 
 from edgehp._opencv import opencv_silenced
 from edgehp.errors import DataError, EdgehpError, EnvironmentalError, UsageError
-from edgehp.images import PHOTO_SUFFIXES, decode_photo, find_photos, read_bytes, require_utf8
+from edgehp.images import (
+    PHOTO_SUFFIXES,
+    decode_photo,
+    find_photos,
+    read_bytes,
+    require_utf8,
+    stand_in,
+)
 from edgehp.runtime.frames import to_rgb
 
 __all__ = [
@@ -394,6 +401,10 @@ def _file(text: str, fps: float | None, reading: PhotoReading) -> Source:
         )
     if suffix in VIDEO_SUFFIXES:
         require_utf8(text)
+        with path.open("rb") as file:
+            other = stand_in(file.read(512))
+        if other is not None:
+            raise DataError(f"{text} is {other}")
         return Source(text, False, lambda: Film(text, fps), fps or _rate(text), "video")
     raise UsageError(
         f"{text}: expected a photo ({', '.join(PHOTO_SUFFIXES)}), a folder, a video "
