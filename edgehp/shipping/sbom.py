@@ -29,7 +29,6 @@ __all__ = ["SBOM_NAME", "measured_energy", "spdx_document"]
 logger = logging.getLogger(__name__)
 
 SBOM_NAME = "sbom.spdx.json"
-_CONTEXT = "https://spdx.org/rdf/3.0.1/spdx-context.jsonld"
 _NO_ASSERTION = "https://spdx.org/rdf/3.0.1/terms/Core/NoAssertionElement"
 _LARGEST_REPORT = 64 * 2**20
 # What a licence says before the names of the data, as in "non-commercial only: trained on AFLW".
