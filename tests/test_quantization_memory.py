@@ -28,10 +28,13 @@ class Crops:
     def __init__(self, count):
         self.count = count
 
-    def __iter__(self):
-        rng = np.random.default_rng(0)
-        for _ in range(self.count):
-            yield rng.integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if index >= self.count:
+            raise IndexError(index)
+        return np.random.default_rng(index).integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)
 
 crops = Crops(int(sys.argv[1]))
 table = calibrate(small_network(), crops, threads=1)

@@ -19,7 +19,6 @@ from edgehp.quantization.qdq import Emitter
 from edgehp.quantization.ranges import METHODS
 from edgehp.quantization.recipe import Recipe
 from edgehp.quantization.rounding import round_layers
-from edgehp.quantization.runner import input_of
 from edgehp.quantization.table import CalibrationTable, calibrate
 
 if TYPE_CHECKING:
@@ -31,8 +30,6 @@ AUTO = "auto"
 # Activations of a batch are larger: kept by the C library they made the peak 60 to 90 MiB higher,
 # and another one in every run.
 _LARGE = 512 * 1024
-# Crops that weights are rounded on. At 112 pixels; larger crops have more pixels to learn from.
-_ROUNDING = 256
 
 _log = logging.getLogger(__name__)
 
@@ -152,8 +149,7 @@ def quantize(
     rounded = None
     if config.rounding is not False:
         method = best.recipe.method
-        some = own[:: -(-len(own) // _rounding_crops(model))]
-        rounded = round_layers(emitter, table, method, some, threads=config.threads)
+        rounded = round_layers(emitter, table, method, own, threads=config.threads)
         joint = tried(emitter(table, method, rounded), method, "joint")
         candidates.append(joint)
         if config.rounding or _distance(joint) < _distance(best):
@@ -172,8 +168,3 @@ def quantize(
 def _distance(candidate: Candidate) -> float:
     angles = candidate.difference.angles
     return angles if np.isfinite(angles) else np.inf
-
-
-def _rounding_crops(model: onnx.ModelProto) -> int:
-    _, height, width = input_of(model)
-    return max(_ROUNDING // 4, min(_ROUNDING, _ROUNDING * 112 * 112 // (height * width)))

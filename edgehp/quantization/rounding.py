@@ -9,8 +9,9 @@ It is minimized over the integers by coordinate descent, one column at a time, a
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +19,8 @@ import numpy.typing as npt
 from edgehp._memory import give_back
 from edgehp.quantization.graph import GraphView, with_outputs
 from edgehp.quantization.qdq import Emitter, RoundedLayer
-from edgehp.quantization.runner import Runner
+from edgehp.quantization.runner import Runner, input_of
 from edgehp.quantization.table import CalibrationTable
-
-if TYPE_CHECKING:
-    import onnx
 
 __all__ = ["Moments", "round_jointly", "round_layers"]
 
@@ -33,8 +31,9 @@ _SWEEPS = 3
 _BATCH = 8
 _PIXELS = 64  # output pixels taken of a crop: neighbors say almost the same
 _SEED = 20260
-# Moments held at once, in float32 numbers: the largest layer of a ResNet18 or 34 (4608 inputs).
-_HELD = 4608 * 4608
+# Crops of 112 pixels that weights are rounded on: twice as many came out no nearer to FP32. Larger
+# crops have more pixels to learn from and take more memory.
+_PICTURES = 128
 
 _log = logging.getLogger(__name__)
 
@@ -164,63 +163,71 @@ class _Window(NamedTuple):
         return np.ascontiguousarray(seen).reshape(len(x) * len(chosen), -1)
 
 
-class _Fit(NamedTuple):
-    """A layer that is being fitted.
+class _Input(NamedTuple):
+    """What a layer reads in the quantized graph: integers of a tensor, with their scale."""
 
-    Attributes:
-        name: of the node.
-        weight: float32, as the float graph has it.
-        input: the tensor that it reads in the quantized graph.
-        window: of a convolution's kernel; None for Gemm.
-        moments: of what it reads.
-    """
+    tensor: str
+    scale: float
+    zero: int
 
-    name: str
-    weight: Array
-    input: str
-    window: _Window | None
-    moments: Moments
+    def values(self, integers: npt.NDArray[np.integer]) -> Array:
+        """The numbers that the integers stand for."""
+        x = integers.astype(np.float32)
+        x -= np.float32(self.zero)
+        x *= np.float32(self.scale)
+        return x
 
 
 def round_layers(
     emitter: Emitter,
     table: CalibrationTable,
     method: str,
-    crops: Iterable[npt.NDArray[np.uint8]],
+    crops: Sequence[npt.NDArray[np.uint8]],
     *,
     threads: int | None = None,
 ) -> dict[str, RoundedLayer]:
     """Integers of every layer with a weight and a bias, fitted to the inputs it really gets.
 
-    The inputs are those of the quantized graph. Memory does not grow with the number of crops: only
-    second moments are kept, of as many layers at once as the largest layer alone needs. Layers that
-    are fitted on one pass over the crops see each other's weights rounded to nearest.
+    The inputs are those of the graph whose weights are rounded to nearest, of one pass over some
+    of the crops. They are kept as the integers that they are, so memory is bounded.
 
     Args:
         emitter: of the float graph.
         table: its calibration table.
         method: calibration method.
-        crops: uint8 [S, S, 3] each; read once for every group of layers.
+        crops: uint8 [S, S, 3] each; a part of them is used, evenly spread.
         threads: of the processor; None takes all cores.
     """
     source = emitter.source
-    todo = [n for n in emitter.placement.weights if _can_be_rounded(source, n)]
+    layers = [n for n in emitter.placement.weights if _can_be_rounded(source, n)]
+    graph = GraphView(emitter(table, method))
+    inputs = {name: _input(graph, name) for name in layers}
+    tensors = list(dict.fromkeys(i.tensor for i in inputs.values()))
+    count = max(1, _PICTURES * 112 * 112 // math.prod(input_of(graph.model)[1:]))
+    some = [crops[i] for i in range(0, len(crops), -(-len(crops) // count))]
+    runner = Runner(with_outputs(graph.model, tensors), tensors, threads=threads, batch=_BATCH)
+    seen: dict[str, list[npt.NDArray[np.integer]]] = {t: [] for t in tensors}
+    for outputs in runner.stream(some):
+        for tensor, integers in zip(tensors, outputs, strict=True):
+            seen[tensor].append(integers)
+    del graph, runner
+    give_back()
     done: dict[str, RoundedLayer] = {}
-    while group := _group(source, [n for n in todo if n not in done]):
-        give_back()
-        graph = emitter(table, method, done)
-        fits = [_fit(source, GraphView(graph), name) for name in group]
-        _measure(graph, fits, crops, threads)
-        del graph
-        while fits:
-            fit = fits.pop(0)
-            flat = fit.weight.reshape(len(fit.weight), -1)
-            scales = emitter.scales(fit.name, table, method)
-            largest = emitter.largest(fit.name, table, method)
-            q, shift = round_jointly(flat, scales, fit.moments, largest=largest)
-            done[fit.name] = RoundedLayer(q.reshape(fit.weight.shape), shift.astype(np.float32))
-            del fit
-        _log.info("rounded %d of %d layers", len(done), len(todo))
+    rng = np.random.default_rng(_SEED)
+    for name in layers:
+        weight, window = emitter.weight(name), _window(source, name)
+        moments = Moments(weight[0].size)
+        for integers in seen[inputs[name].tensor]:
+            x = inputs[name].values(integers)
+            moments.update(x.reshape(len(x), -1) if window is None else window.samples(x, rng))
+        q, shift = round_jointly(
+            weight.reshape(len(weight), -1),
+            emitter.scales(name, table, method),
+            moments,
+            largest=emitter.largest(name, table, method),
+        )
+        done[name] = RoundedLayer(q.reshape(weight.shape), shift.astype(np.float32))
+    _log.info("rounded the weights of %d layers jointly on %d crops", len(done), len(some))
     return done
 
 
@@ -229,44 +236,19 @@ def _can_be_rounded(source: GraphView, name: str) -> bool:
     return len(node.input) > 2 and source.attribute(node, "group", 1) == 1
 
 
-def _group(source: GraphView, todo: Sequence[str]) -> list[str]:
-    """The layers that come next and fit into memory together."""
-    group: list[str] = []
-    held = 0
-    for name in todo:
-        weight = source.array(source.nodes[name].input[1])
-        held += (weight.size // len(weight)) ** 2
-        if group and held > _HELD:
-            break
-        group.append(name)
-    return group
+def _input(graph: GraphView, name: str) -> _Input:
+    dq = graph.producer[graph.nodes[name].input[0]]
+    scale, zero = (graph.array(i).item() for i in dq.input[1:])
+    return _Input(dq.input[0], float(scale), int(zero))
 
 
-def _fit(source: GraphView, graph: GraphView, name: str) -> _Fit:
+def _window(source: GraphView, name: str) -> _Window | None:
+    """Of a convolution; None for Gemm."""
     node = source.nodes[name]
-    weight = source.array(node.input[1]).astype(np.float32)
-    window = None
-    if node.op_type == "Conv":
-        ints = {a.name: list(a.ints) for a in node.attribute}
-        high, wide = weight.shape[2:]
-        down, right = ints.get("strides", [1, 1])
-        pads = ints.get("pads", [0] * 4)
-        window = _Window((high, wide), (down, right), (pads[0], pads[1], pads[2], pads[3]))
-    return _Fit(name, weight, graph.nodes[name].input[0], window, Moments(weight[0].size))
-
-
-def _measure(
-    graph: onnx.ModelProto,
-    fits: Sequence[_Fit],
-    crops: Iterable[npt.NDArray[np.uint8]],
-    threads: int | None,
-) -> None:
-    inputs = list(dict.fromkeys(f.input for f in fits))
-    runner = Runner(with_outputs(graph, inputs), inputs, threads=threads, batch=_BATCH)
-    rng = np.random.default_rng(_SEED)
-    for outputs in runner.stream(crops):
-        for fit in fits:
-            x = outputs[inputs.index(fit.input)]
-            fit.moments.update(
-                x.reshape(len(x), -1) if fit.window is None else fit.window.samples(x, rng)
-            )
+    if node.op_type != "Conv":
+        return None
+    ints = {a.name: list(a.ints) for a in node.attribute}
+    high, wide = source.array(node.input[1]).shape[2:]
+    down, right = ints.get("strides", [1, 1])
+    pads = ints.get("pads", [0] * 4)
+    return _Window((high, wide), (down, right), (pads[0], pads[1], pads[2], pads[3]))
