@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +27,9 @@ __all__ = ["Moments", "round_jointly", "round_layers"]
 _BLOCK = 128
 # Samples multiplied at once: each product reads and writes the whole matrix.
 _TOGETHER = 1024
-_SWEEPS = 3
+_SWEEPS = 2
 _BATCH = 8
-_PIXELS = 64  # output pixels taken of a crop: neighbors say almost the same
+_PIXELS = 32  # output pixels taken of a crop: neighbors say almost the same
 _SEED = 20260
 # Crops of 112 pixels that weights are rounded on: twice as many came out no nearer to FP32. Larger
 # crops have more pixels to learn from and take more memory.
@@ -116,9 +116,10 @@ def round_jointly(
     step = scales.astype(np.float32)
     # The first sweep starts from the real weights: each column makes up for those before it.
     values = weight.astype(np.float32)
-    for _ in range(_SWEEPS):
+    for sweep in range(_SWEEPS):
         for part in _strips(len(a)):
-            _sweep(values, weight, part, a, step, largest * step)
+            changed = len(a) if sweep else part.start
+            _sweep(values, weight, part, a[:changed, part], a[part, part], step, largest)
     q = np.clip(np.round(values / step[:, None]), -largest, largest).astype(np.int8)
     error = q * scales.astype(np.float64)[:, None] - weight
     return q, -(error @ mean)
@@ -128,17 +129,38 @@ def _strips(size: int) -> Iterator[slice]:
     return (slice(start, start + _BLOCK) for start in range(0, size, _BLOCK))
 
 
-def _sweep(values: Array, weight: Array, part: slice, a: Array, step: Array, limit: Array) -> None:
-    """The best integer of each column in `part` given all other columns."""
-    rest = ((weight - values) @ a[:, part]).T.copy()  # [block, Cout]: rows are contiguous
-    own = a[part, part]
+def _sweep(
+    values: Array,
+    weight: Array,
+    part: slice,
+    behind: Array,
+    own: Array,
+    step: Array,
+    largest: int,
+) -> None:
+    """The best integer of each column in `part` given the others, in place.
+
+    Args:
+        values: [Cout, K], of which the first ``len(behind)`` columns may differ from `weight`.
+        weight: [Cout, K].
+        part: the columns.
+        behind: their covariance with those columns that may differ.
+        own: their covariance with each other.
+        step: scales [Cout].
+        largest: integer magnitude that a weight may have.
+    """
+    changed = len(behind)
+    error = weight[:, :changed] - values[:, :changed]
+    rest = (error @ behind).T.copy()  # [block, Cout]: rows are contiguous
     for j in range(len(own)):
         column = part.start + j
         old = values[:, column]
-        new = np.clip(np.round((old + rest[j] / own[j, j]) / step) * step, -limit, limit)
+        new = np.rint((old + rest[j] / own[j, j]) / step)
+        np.clip(new, -largest, largest, out=new)
+        new *= step
         change = new - old
         values[:, column] = new
-        rest -= own[j][:, None] * change
+        rest[j + 1 :] -= own[j, j + 1 :, None] * change
 
 
 class _Window(NamedTuple):
@@ -170,7 +192,7 @@ class _Input(NamedTuple):
     scale: float
     zero: int
 
-    def values(self, integers: npt.NDArray[np.integer]) -> Array:
+    def values(self, integers: npt.NDArray[Any]) -> Array:
         """The numbers that the integers stand for."""
         x = integers.astype(np.float32)
         x -= np.float32(self.zero)
@@ -203,10 +225,11 @@ def round_layers(
     graph = GraphView(emitter(table, method))
     inputs = {name: _input(graph, name) for name in layers}
     tensors = list(dict.fromkeys(i.tensor for i in inputs.values()))
-    count = max(1, _PICTURES * 112 * 112 // math.prod(input_of(graph.model)[1:]))
+    pixels = math.prod(input_of(graph.model)[1:])
+    count = max(1, min(_PICTURES, _PICTURES * 112 * 112 // pixels))
     some = [crops[i] for i in range(0, len(crops), -(-len(crops) // count))]
     runner = Runner(with_outputs(graph.model, tensors), tensors, threads=threads, batch=_BATCH)
-    seen: dict[str, list[npt.NDArray[np.integer]]] = {t: [] for t in tensors}
+    seen: dict[str, list[npt.NDArray[Any]]] = {t: [] for t in tensors}
     for outputs in runner.stream(some):
         for tensor, integers in zip(tensors, outputs, strict=True):
             seen[tensor].append(integers)
@@ -217,8 +240,8 @@ def round_layers(
     for name in layers:
         weight, window = emitter.weight(name), _window(source, name)
         moments = Moments(weight[0].size)
-        for integers in seen[inputs[name].tensor]:
-            x = inputs[name].values(integers)
+        for part in seen[inputs[name].tensor]:
+            x = inputs[name].values(part)
             moments.update(x.reshape(len(x), -1) if window is None else window.samples(x, rng))
         q, shift = round_jointly(
             weight.reshape(len(weight), -1),
