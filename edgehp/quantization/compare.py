@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Comparison", "Difference", "Subset", "split_crops"]
 
 Crop = npt.NDArray[np.uint8]
-_HELD_BACK = 64
+_HELD_BACK = 128
 _SHARE = 5  # one crop in five is held back
 _OUTPUTS = ("angles", "spread")
 
@@ -45,7 +45,7 @@ def split_crops(crops: Sequence[Crop]) -> tuple[list[int], list[int]]:
     """Indices for calibration and for comparison: disjoint, and the same for the same crops.
 
     The crops are ordered by their SHA-256, so neither their order nor a name decides; one in five,
-    64 at most, is held back. Equal crops stay on one side. Fewer than five crops serve as both.
+    128 at most, is held back. Equal crops stay on one side. Fewer than five crops serve as both.
     """
     if len(crops) < _SHARE:
         return list(range(len(crops))), list(range(len(crops)))
