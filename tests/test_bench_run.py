@@ -24,7 +24,7 @@ from edgehp.benchmark.power.jetson import Ina3221Meter
 from edgehp.benchmark.roofline import (
     BOARDS,
     MeasuredPeaks,
-    count_work,
+    graph_cost,
     measure_peaks,
     peaks_for,
     roofline,
@@ -382,16 +382,16 @@ def test_frames_that_are_none_are_found_before_networks_are_opened(
 
 
 def test_work_is_counted_from_the_graph(artifact: Path, tmp_path: Path) -> None:
-    work = count_work(artifact / "engine.onnx", "fp32")
+    work = graph_cost(artifact / "engine.onnx", "fp32")
     # ResNet18 at 32 pixels: 37.2 M multiply-accumulates (3.64 G operations at 224, over 49).
     assert work.operations == pytest.approx(2 * 1.82e9 / 49, rel=0.1)
     assert work.weight_bytes == pytest.approx(4 * 11.4e6, rel=0.03)
     assert work.layers == 21
-    assert count_work(artifact / "engine.onnx", "fp16").weight_bytes == work.weight_bytes / 2
+    assert graph_cost(artifact / "engine.onnx", "fp16").weight_bytes == work.weight_bytes / 2
     broken = tmp_path / "broken.onnx"
     broken.write_bytes((artifact / "engine.onnx").read_bytes()[:1000])
     with pytest.raises(DataError):
-        count_work(broken, "fp32")
+        graph_cost(broken, "fp32")
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp32"])
@@ -406,7 +406,7 @@ def test_the_roof_of_this_processor_is_measured(precision: str) -> None:
 
 
 def test_the_roof_is_that_of_the_active_power_mode(artifact: Path) -> None:
-    work = count_work(artifact / "engine.onnx", "fp16")
+    work = graph_cost(artifact / "engine.onnx", "fp16")
     orin = load_target("orin-agx-64gb")
     peaks, _ = peaks_for(orin, "MODE_50W", "Orin")
     assert peaks is not None

@@ -12,7 +12,7 @@ from edgehp.benchmark.stats import (
     Histogram,
     needed_for,
     percentile,
-    summarise,
+    summarize,
     upper_bound,
 )
 from edgehp.errors import DataError, UsageError
@@ -30,7 +30,7 @@ def test_percentiles_are_nearest_ranks() -> None:
 
 
 def test_the_slowest_is_never_clipped() -> None:
-    latency = summarise([0.005] * 9999 + [7.5])
+    latency = summarize([0.005] * 9999 + [7.5])
     assert latency is not None
     assert latency.maximum == 7.5
     assert sum(latency.histogram.counts.values()) == 10_000
@@ -82,7 +82,7 @@ def test_a_histogram_keeps_shape_and_survives_json(rng: np.random.Generator) -> 
 
 
 def test_nothing_measured_is_nothing() -> None:
-    assert summarise([]) is None
-    latency = summarise([0.1])
+    assert summarize([]) is None
+    latency = summarize([0.1])
     assert latency is not None
     assert [q.bound for q in latency.percentiles] == [None] * len(PERCENTILES)

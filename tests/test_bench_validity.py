@@ -19,7 +19,7 @@ from edgehp.benchmark.host import (
     read_host,
 )
 from edgehp.benchmark.lanes import WarmUp
-from edgehp.benchmark.stats import summarise
+from edgehp.benchmark.stats import summarize
 from edgehp.benchmark.validity import Evidence, Validity, assess
 
 WINDOW = (0.0, 10.0)
@@ -191,13 +191,13 @@ def test_what_cannot_be_checked_is_said(tmp_path: Path) -> None:
 
 
 def test_a_short_sample_and_a_restless_warm_up_are_reasons(machine: Path) -> None:
-    few = summarise([0.01] * 43)
+    few = summarize([0.01] * 43)
     found = assess(
         Evidence((), WINDOW, 2, [WarmUp("artifact", 30, 99, False, 0.2)], (90.0, {"artifact": few}))
     )
     assert "artifact did not settle in 30 s (still 20% apart)" in found.reasons[0]
     assert "43 of artifact are too few for a bound on p90, 44 are needed" in found.reasons[1]
-    enough = summarise([0.01] * 44)
+    enough = summarize([0.01] * 44)
     assert assess(Evidence((), WINDOW, 2, (), (90.0, {"artifact": enough}))).valid
     assert not assess(Evidence((), WINDOW, 2, (), (90.0, {"artifact": None}))).valid
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from edgehp.benchmark.power import MeterInfo, PowerRecorder, Rail, Sample, energy_over
-from edgehp.benchmark.power.base import ENERGY, POWER, Unwrapper
+from edgehp.benchmark.power.base import ENERGY, POWER
 from edgehp.benchmark.power.jetson import total_of
+from edgehp.benchmark.power.rapl import Unwrapper
 from edgehp.errors import MeasurementError
 
 PERIOD = 0.1

@@ -21,7 +21,7 @@ from edgehp.benchmark.lanes import Frame, Frames, Turn, WarmUp
 from edgehp.benchmark.plan import Plan
 from edgehp.benchmark.power import MeterInfo, PowerRecorder, Rail, Sample
 from edgehp.benchmark.report import Context, Machine, Power, Subject, assemble
-from edgehp.benchmark.roofline import Work, roofline
+from edgehp.benchmark.roofline import GraphCost, roofline
 from edgehp.benchmark.run import Measured
 from edgehp.cli.main import main
 from edgehp.crop import Preprocessing
@@ -96,7 +96,7 @@ def benchmark_report() -> dict[str, Any]:
     measured = Measured(warm, tuple(turns), (2.0, 8.0), (10.0, 21.9), False, 1.0, 1.7e9)
     frames = Frames("test", (Frame(np.zeros((32, 32, 3), np.uint8), None),))
     peaks = load_target("orin-nx-16gb").power_modes[0]
-    work = Work(3_640_000_000, 11_700_000, 150_552, 9_000_000, 21)
+    work = GraphCost(3_640_000_000, 11_700_000, 150_552, 9_000_000, 21)
     context = Context(
         plan=Plan(duration_s=6),
         subjects={

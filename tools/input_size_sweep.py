@@ -30,7 +30,7 @@ from quantizers.parent import measure_latency, run_row  # noqa: E402
 from quantizers.prepare import Crops, prepare  # noqa: E402
 from quantizers.rows import FP32  # noqa: E402
 
-from edgehp.benchmark.roofline import count_work  # noqa: E402
+from edgehp.benchmark.roofline import graph_cost  # noqa: E402
 from edgehp.errors import EdgehpError, UsageError  # noqa: E402
 from edgehp.files import write_whole  # noqa: E402
 from edgehp.networks.bundled import Network, resolve_network  # noqa: E402
@@ -187,7 +187,7 @@ def _sweep(
         truth = np.load(place / "truth.npy")
         before = figures(reference.answers, reference.answers, truth)
         after = figures(quantised.answers, reference.answers, truth)
-        work = count_work(place / "fp32.onnx", "fp32")
+        work = graph_cost(place / "fp32.onnx", "fp32")
         point = Point(
             size,
             kind,

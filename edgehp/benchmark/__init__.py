@@ -1,1 +1,1 @@
-"""Benchmarks: latency, throughput and energy of an artifact, and whether they may be believed."""
+"""Benchmarks: latency, throughput and energy of an artifact, and whether they are valid."""

@@ -109,7 +109,7 @@ def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> lis
 
 
 def power_mode() -> str | None:
-    """The name of a Jetson's active power mode by ``nvpmodel -q``, None where it cannot be had."""
+    """The name of a Jetson's active power mode by ``nvpmodel -q``, None if unknown."""
     try:
         done = subprocess.run(
             POWER_MODE_COMMAND, capture_output=True, text=True, timeout=10, check=False

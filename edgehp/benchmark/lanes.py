@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import cv2
 import numpy as np
@@ -64,7 +63,7 @@ class Frames:
 
 
 def camera_frames(artifact: Artifact) -> Frames:
-    """The golden crops of an artifact, each put into a grey frame at another place and size.
+    """The golden crops of an artifact, each put into a gray frame at another place and size.
 
     They travel with every artifact, so that a device needs no other file.
     """
@@ -201,16 +200,6 @@ class WarmUp:
     calls: int
     settled: bool
     spread: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "role": self.role,
-            "seconds": self.seconds,
-            "calls": self.calls,
-            "settled": self.settled,
-            "spread": self.spread,
-        }
 
 
 def warm_up(

@@ -9,7 +9,7 @@ from edgehp.errors import UsageError
 
 __all__ = ["DEFAULT_DURATION_S", "HEADLINE", "OFFICIAL_DURATION_S", "SCENARIOS", "Plan"]
 
-# The percentile a scenario is judged by, after MLPerf Inference; None: throughput alone.
+# The headline percentile of a scenario, after MLPerf Inference; None: throughput alone.
 HEADLINE = {"single-stream": 90.0, "offline": None, "multi-camera": 99.0}
 SCENARIOS = tuple(HEADLINE)
 DEFAULT_DURATION_S = 60.0
@@ -73,7 +73,7 @@ class Plan:
 
     @property
     def headline(self) -> float | None:
-        """The percentile the scenario is judged by."""
+        """The headline percentile of the scenario."""
         return HEADLINE[self.scenario]
 
     def to_dict(self) -> dict[str, Any]:

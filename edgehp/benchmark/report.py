@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from edgehp.benchmark.lanes import ARTIFACT, REFERENCE, Frames, Turn
 from edgehp.benchmark.plan import Plan
 from edgehp.benchmark.power import Energy, PowerRecorder, energy_over
 from edgehp.benchmark.run import END_TO_END, INFERENCE, Measured
-from edgehp.benchmark.stats import PERCENTILES, Latency, speedup, summarise
+from edgehp.benchmark.stats import PERCENTILES, Latency, speedup, summarize
 from edgehp.benchmark.validity import Evidence, assess
 from edgehp.crop import Preprocessing
 
@@ -147,7 +147,7 @@ def assemble(measured: Measured, context: Context) -> dict[str, Any]:
         },
         "host": dict(context.machine.host),
         "peak_memory_mib": peak_memory_mib(),
-        "warm_up": [w.to_dict() for w in measured.warm_ups],
+        "warm_up": [asdict(w) for w in measured.warm_ups],
         "results": results,
         "comparison": _comparison(measured, plan),
         "power": _power(context, idle),
@@ -161,7 +161,7 @@ def assemble(measured: Measured, context: Context) -> dict[str, Any]:
 
 def _latency(turns: Sequence[Turn], stage: str) -> Latency | None:
     found = [t.stages[stage] for t in turns if stage in t.stages]
-    return summarise(np.concatenate(found)) if found else None
+    return summarize(np.concatenate(found)) if found else None
 
 
 def _result(
@@ -246,7 +246,7 @@ def _comparison(measured: Measured, plan: Plan) -> list[dict[str, Any]]:
     for mode, stage in pairs:
         result = speedup(measured.of(ARTIFACT, mode), measured.of(REFERENCE, mode), stage)
         if result is not None:
-            found.append({"mode": mode, "stage": stage, **result.to_dict()})
+            found.append({"mode": mode, "stage": stage, **asdict(result)})
     return found
 
 

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BOARDS",
+    "GraphCost",
     "MeasuredPeaks",
-    "Work",
-    "count_work",
+    "graph_cost",
     "measure_peaks",
     "peaks_for",
     "roofline",
@@ -162,7 +162,7 @@ def _product(ov: Any, int8: bool) -> tuple[Any, int, tuple[int, ...]]:
 
 
 def _rounded(ops: Any, value: Any, largest: float, signed: bool = False) -> Any:
-    """A quantisation to 8 bits, which OpenVINO turns into INT8 arithmetic."""
+    """A quantization to 8 bits, which OpenVINO turns into INT8 arithmetic."""
     low, levels = (-largest, 255) if signed else (0.0, 256)
     ends = [np.float32(v) for v in (low, largest, low, largest)]
     return ops.fake_quantize(value, *ends, levels)
@@ -198,7 +198,7 @@ _INT8_BYTES, _FP16_BYTES, _FP32_BYTES = 1, 2, 4
 
 
 @dataclass(frozen=True)
-class Work:
+class GraphCost:
     """What one image costs.
 
     Attributes:
@@ -224,7 +224,7 @@ class Work:
         return self.least_bytes(batch) + self.activation_bytes
 
 
-def count_work(graph: Path, precision: str) -> Work:
+def graph_cost(graph: Path, precision: str) -> GraphCost:
     """Count the work of a deployed ONNX graph for one image.
 
     Args:
@@ -259,7 +259,7 @@ def count_work(graph: Path, precision: str) -> Work:
                 constants[node.output[0]] = list(numpy_helper.to_array(value).shape)
     made_by = {o: n for n in inferred.graph.node for o in n.output}
     size = {"int8": _INT8_BYTES, "fp16": _FP16_BYTES}.get(precision, _FP32_BYTES)
-    quantised = any(n.op_type == "DequantizeLinear" for n in inferred.graph.node)
+    quantized = any(n.op_type == "DequantizeLinear" for n in inferred.graph.node)
     operations = weights = activations = layers = 0
     for node in inferred.graph.node:
         if node.op_type not in _MULTIPLY:
@@ -270,7 +270,7 @@ def count_work(graph: Path, precision: str) -> Work:
         if weight is None or not out or 0 in out[1:] or 0 in into[1:]:
             raise DataError(f"{graph}: the shapes of {node.name or node.output[0]} are not known")
         # Where the graph has Q/DQ at all, a layer without runs in the graph's own type.
-        width = _INT8_BYTES if int8 else (_FP32_BYTES if quantised and size == 1 else size)
+        width = _INT8_BYTES if int8 else (_FP32_BYTES if quantized and size == 1 else size)
         kernel = math.prod(weight)
         if node.op_type == "Conv":
             # [out, in / groups, h, w]: one multiply-accumulate an element and output pixel.
@@ -285,13 +285,13 @@ def count_work(graph: Path, precision: str) -> Work:
     io = math.prod(shapes[inferred.graph.input[0].name]) + sum(
         _FP32_BYTES * math.prod(shapes[o.name][1:]) for o in inferred.graph.output
     )
-    return Work(operations, weights, io, activations, layers)
+    return GraphCost(operations, weights, io, activations, layers)
 
 
 def _weight(
     name: str, made_by: Mapping[str, Any], constants: Mapping[str, list[int]]
 ) -> tuple[list[int] | None, bool]:
-    """The shape of a weight, followed up through Q/DQ and casts, and whether it is quantised."""
+    """The shape of a weight, followed up through Q/DQ and casts, and whether it is quantized."""
     int8 = False
     for _ in range(8):
         if name in constants:
@@ -357,7 +357,7 @@ def peaks_for(target: Target, mode: str | None, device: str) -> tuple[Peaks | No
 
 
 def roofline(
-    work: Work, peaks: Peaks | MeasuredPeaks, precision: str, images_per_s: float, batch: int
+    work: GraphCost, peaks: Peaks | MeasuredPeaks, precision: str, images_per_s: float, batch: int
 ) -> dict[str, Any]:
     """Place a measured throughput under the roof.
 
@@ -425,7 +425,7 @@ def roofline_of(
     manifest = artifact.manifest
     precision = manifest.precision.reached or manifest.precision.asked
     try:
-        work = count_work(artifact.graph_path, precision)
+        work = graph_cost(artifact.graph_path, precision)
     except ModuleNotFoundError as e:
         return {**found, "reason": f"counting needs the package {e.name!r}"}
     except DataError as e:

@@ -158,7 +158,7 @@ def multi_camera(
                 break
             sleep(max(0.0, min(coming) - clock()))
             continue
-        # Oldest first: nobody waits for ever.
+        # Oldest first, so that no camera starves.
         chosen = sorted(waiting)[: lane.batch]
         group = [items[(taken[c] * cameras + c) % len(items)] for _, c in chosen]
         for _, camera in chosen:
@@ -368,7 +368,7 @@ def measure(
                     done = 1 - max(max(left.values()), 0) * len(modes) / plan.duration_s
                     tell(_progress(turn, done))
                 forward = not forward
-                # Between turns, where it costs nobody's latency.
+                # Between turns, where it is in no latency.
                 gc.collect(0)
     except KeyboardInterrupt:
         interrupted = True

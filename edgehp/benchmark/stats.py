@@ -27,7 +27,7 @@ __all__ = [
     "needed_for",
     "percentile",
     "speedup",
-    "summarise",
+    "summarize",
     "upper_bound",
 ]
 
@@ -192,7 +192,7 @@ def upper_bound(ordered: Array, p: float, confidence: float = CONFIDENCE) -> flo
     return float(ordered[n - 1 - max(allowed, 0)])
 
 
-def summarise(seconds: npt.ArrayLike) -> Latency | None:
+def summarize(seconds: npt.ArrayLike) -> Latency | None:
     """Everything about a sample of durations in seconds; None for an empty one."""
     ordered = np.sort(np.asarray(seconds, np.float64))
     if ordered.size == 0:
@@ -220,6 +220,7 @@ class Speedup:
         low: lower end of the 95 % interval over pairs; None for fewer than three.
         high: the upper end.
         pairs: turns compared.
+        level: nominal coverage of the interval.
     """
 
     metric: str
@@ -227,17 +228,7 @@ class Speedup:
     low: float | None
     high: float | None
     pairs: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "metric": self.metric,
-            "ratio": self.ratio,
-            "low": self.low,
-            "high": self.high,
-            "level": 0.95,
-            "pairs": self.pairs,
-        }
+    level: float = 0.95
 
 
 def speedup(artifact: Sequence[Turn], reference: Sequence[Turn], stage: str) -> Speedup | None:

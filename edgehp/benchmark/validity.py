@@ -44,7 +44,7 @@ class Evidence:
         window: start and end of the measured time.
         processors: of the machine.
         warm_ups: of the networks.
-        headline: the percentile that the scenario is judged by and the latencies by role.
+        headline: the scenario's headline percentile and the latencies by role.
         changes: settings of the machine that are others after the run than before it.
         idle: start and end of the time before in which nothing ran, None without one.
         jetson: whether the machine is a Jetson.
@@ -205,7 +205,7 @@ def load_summary(seen: Sequence[HostState], processors: int) -> dict[str, float 
     if first.busy_s is None or last.busy_s is None or seconds <= 0:
         return {"foreign_load": None, "foreign_processors": None, "own_processors": None}
     own = (last.own_s - first.own_s) / seconds
-    # The two clocks tick apart, so that a quiet machine may come out a hair below zero.
+    # The two clocks tick apart, so that a quiet machine may come out slightly below zero.
     foreign = max(0.0, (last.busy_s - first.busy_s) / seconds - own)
     return {
         "foreign_load": foreign / processors,

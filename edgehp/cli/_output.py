@@ -109,6 +109,24 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain))
 
 
+class LiveLine:
+    """One line on a terminal that is drawn over and over; nothing where there is no terminal.
+
+    Attributes:
+        on: whether there is a terminal.
+    """
+
+    def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self.on = not quiet and self._stream.isatty()
+
+    def draw(self, text: str) -> None:
+        """Replace the line by `text`, which may be empty."""
+        if self.on:
+            self._stream.write(f"\r\x1b[K{text}")
+            self._stream.flush()
+
+
 class Step:
     """One running step of `Steps`: tell it how far it is."""
 
@@ -147,19 +165,17 @@ class Steps:
     """
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
-        self._stream = sys.stderr if stream is None else stream
-        self._live = not quiet and self._stream.isatty()
-        self._colour = use_colour(self._stream)
+        stream = sys.stderr if stream is None else stream
+        self._line = LiveLine(stream, quiet)
+        self._colour = use_colour(stream)
         self.seconds: dict[str, float] = {}
 
     def draw(self, text: str) -> None:
         """Replace the current terminal line by `text`."""
-        if self._live:
-            self._stream.write(f"\r\x1b[K{text}")
-            self._stream.flush()
+        self._line.draw(text)
 
     def _end(self, mark: str, colour: str, text: str) -> None:
-        if self._live:
+        if self._line.on:
             self.draw((click.style(mark, fg=colour) if self._colour else mark) + f" {text}\n")
 
     @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgehp.benchmark.host import HostWatch
     from edgehp.benchmark.power import PowerRecorder
     from edgehp.benchmark.run import Progress
+    from edgehp.cli._output import LiveLine
 
 __all__ = ["command"]
 
@@ -86,14 +87,14 @@ def command(
 
     The artifact and its FP32 network (or the one given with --against) take turns in one run, so
     that heat and neighbours treat them alike. Every latency counts: percentiles are never clipped.
-    A run that must not be believed (throttled, disturbed, too short) is called invalid and ends
+    A run that was throttled, disturbed or too short is called invalid and ends
     with exit code 6. Ctrl-C ends the run, writes what was measured and marks it partial.
     """
     from edgehp.artifact import newest_artifact
     from edgehp.benchmark.plan import DEFAULT_DURATION_S, OFFICIAL_DURATION_S, Plan
     from edgehp.benchmark.report import summary_rows
     from edgehp.benchmark.session import Request, benchmark
-    from edgehp.cli._output import format_table, print_json
+    from edgehp.cli._output import LiveLine, format_table, print_json
     from edgehp.report.files import require_writable, write_report
 
     if duration is None:
@@ -108,15 +109,18 @@ def command(
         # Before minutes of measuring, not after; an artifact that is not there is said below.
         for plan in plans:
             require_writable(place / f"bench-{plan.scenario}.json")
+    live = LiveLine()
     reports = []
     unwritten: EnvironmentalError | None = None
     invalid: list[str] = []
-    partial = False
+    interrupted = False
     for plan in plans:
         request = Request(plan, artifact, against, frames, meter, require_power)
-        live = _Live(plan.scenario)
-        report = benchmark(request, live if live.on else None)
-        live.clear()
+        report = benchmark(
+            request,
+            partial(_show, live, plan.scenario),
+        )
+        live.draw("")
         path = None
         try:
             path = write_report(report, place, f"bench-{plan.scenario}")
@@ -132,47 +136,36 @@ def command(
                 click.echo(line)
             click.echo(f"report: {path or 'not written'}\n")
         invalid += [f"{plan.scenario}: {r}" for r in report["validity"]["reasons"]]
-        partial = report["state"] == "partial"
-        if partial or unwritten is not None:
+        interrupted = report["state"] == "partial"
+        if interrupted or unwritten is not None:
             break
     if as_json:
         print_json(reports[0] if len(names) == 1 else reports)
     if unwritten is not None:
         raise unwritten
-    if partial:
+    if interrupted:
         click.echo("edgehp: interrupted; the report is marked partial", err=True)
         click.get_current_context().exit(INTERRUPTED)
     if invalid and not allow_invalid:
         raise MeasurementError(
-            f"the measurement is invalid: {'; '.join(invalid)}. Repeat it on a quiet machine, or "
-            "accept it with --allow-invalid"
+            f"the measurement is invalid: {'; '.join(invalid)}\n"
+            "hint: repeat it on a quiet machine, or accept it with --allow-invalid"
         )
 
 
-class _Live:
-    """The current figures in one line of the terminal; nothing where there is none."""
-
-    def __init__(self, scenario: str) -> None:
-        self.on = sys.stderr.isatty()
-        self._scenario = scenario
-
-    def __call__(self, p: Progress, power: PowerRecorder | None, watch: HostWatch) -> None:
-        parts = [f"{self._scenario}: {p.phase}", p.role]
-        if p.phase == "measure":
-            parts.append(f"{p.fraction:4.0%}")
-            if p.p50 is not None and p.p99 is not None:
-                parts.append(f"p50 {p.p50 * 1e3:.2f} ms  p99 {p.p99 * 1e3:.2f} ms")
-            if p.images_per_s is not None:
-                parts.append(f"{p.images_per_s:.0f} images/s")
-        if (watts := None if power is None else power.watts()) is not None:
-            parts.append(f"{watts:.1f} W")
-        if watch.states and watch.states[-1].temperatures:
-            parts.append(f"{max(watch.states[-1].temperatures.values()):.0f} °C")
-        sys.stderr.write("\r\x1b[K" + "  ".join(part for part in parts if part))
-        sys.stderr.flush()
-
-    def clear(self) -> None:
-        """Take the line away."""
-        if self.on:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+def _show(
+    live: LiveLine, scenario: str, p: Progress, power: PowerRecorder | None, watch: HostWatch
+) -> None:
+    """Draw the current figures in one line."""
+    parts = [f"{scenario}: {p.phase}", p.role]
+    if p.phase == "measure":
+        parts.append(f"{p.fraction:4.0%}")
+        if p.p50 is not None and p.p99 is not None:
+            parts.append(f"p50 {p.p50 * 1e3:.2f} ms  p99 {p.p99 * 1e3:.2f} ms")
+        if p.images_per_s is not None:
+            parts.append(f"{p.images_per_s:.0f} images/s")
+    if (watts := None if power is None else power.watts()) is not None:
+        parts.append(f"{watts:.1f} W")
+    if watch.states and watch.states[-1].temperatures:
+        parts.append(f"{max(watch.states[-1].temperatures.values()):.0f} °C")
+    live.draw("  ".join(part for part in parts if part))

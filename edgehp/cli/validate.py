@@ -47,7 +47,7 @@ SHIPPED = "rendered-validation.zip"
     "counted. Default: the published list beside the data.",
 )
 @click.option("--split", type=click.Choice(("train", "test")), help="Of the box list.")
-@click.option("--rgb-cal", is_flag=True, help="BIWI: labels in the colour camera's axes.")
+@click.option("--rgb-cal", is_flag=True, help="BIWI: labels in the color camera's axes.")
 @click.option("--network", help="Validate a float network (bundled name or file) by itself.")
 @click.option("--reference", help="FP32 reference; default: the network the artifact names.")
 @click.option(

@@ -161,7 +161,7 @@ def accuracy_rows(report: Mapping[str, Any]) -> Rows:
 
 
 def breakdown_rows(report: Mapping[str, Any]) -> Rows:
-    """The artifact against its reference by |yaw| and on harder versions of the crops.
+    """The artifact against its reference by |yaw| and on degraded versions of the crops.
 
     Rows of `PARTS`; empty where a network alone was validated.
     """

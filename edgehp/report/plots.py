@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["error_by_yaw", "latency_histogram", "roofline_plot", "sensitivity_plot", "timeline"]
 
-# Okabe & Ito's colours, told apart by colour-blind readers too.
+# Okabe & Ito's colors, told apart by color-blind readers too.
 COLOURS = {"artifact": "#0072B2", "reference": "#D55E00"}
 _OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _WIDTH = 8.6
@@ -73,12 +73,12 @@ def latency_histogram(report: Mapping[str, Any]) -> str | None:
             first, last = min(merged), max(merged)
             edges = [histogram.edges(2 * i)[0] * 1e3 for i in range(first, last + 2)]
             counts = [merged.get(i, 0) for i in range(first, last + 1)]
-            colour = _colour(role)
-            ax.stairs(counts, edges, fill=True, color=colour, alpha=0.45, label=role)
+            color = _color(role)
+            ax.stairs(counts, edges, fill=True, color=color, alpha=0.45, label=role)
             at = {q["p"]: q["ms"] for q in latency["percentiles"]}
             for p, line in ((50.0, "-"), (99.0, ":")):
-                ax.axvline(at[p], color=colour, linestyle=line, linewidth=1.2)
-            ax.plot([latency["max_ms"]], [0.6], marker="v", color=colour, clip_on=False)
+                ax.axvline(at[p], color=color, linestyle=line, linewidth=1.2)
+            ax.plot([latency["max_ms"]], [0.6], marker="v", color=color, clip_on=False)
         ax.set_xscale("log")
         ax.set_yscale("log")
         ax.set_ylim(bottom=0.6)
@@ -105,14 +105,14 @@ def timeline(report: Mapping[str, Any]) -> str | None:
         for role in dict.fromkeys(t["role"] for t in turns):
             own = [t for t in turns if t["role"] == role]
             middle = [(t["start"] + t["end"]) / 2 for t in own]
-            colour = _colour(role)
+            color = _color(role)
             if latencies:
-                ax.plot(middle, [t["p50_ms"] for t in own], "o-", ms=3, color=colour, label=role)
-                ax.plot(middle, [t["p99_ms"] for t in own], ":", color=colour)
-                ax.plot(middle, [t["max_ms"] for t in own], "v", ms=3, color=colour, alpha=0.5)
+                ax.plot(middle, [t["p50_ms"] for t in own], "o-", ms=3, color=color, label=role)
+                ax.plot(middle, [t["p99_ms"] for t in own], ":", color=color)
+                ax.plot(middle, [t["max_ms"] for t in own], "v", ms=3, color=color, alpha=0.5)
             else:
                 rates = [t["images"] / (t["end"] - t["start"]) for t in own]
-                ax.plot(middle, rates, "o-", ms=3, color=colour, label=role)
+                ax.plot(middle, rates, "o-", ms=3, color=color, label=role)
         ax.set_ylabel("ms (p50, p99, max)" if latencies else "images/s")
         ax.legend(frameon=False, ncols=2)
         if power:
@@ -189,7 +189,7 @@ def error_by_yaw(report: Mapping[str, Any]) -> str | None:
             ]
             x = [k + (i - (len(subjects) - 1) / 2) * width for k in range(len(bands))]
             heights = [b["summary"]["mae_mean"] for b in bands]
-            drawn = ax.bar(x, heights, width * 0.92, color=_colour(role), label=role)
+            drawn = ax.bar(x, heights, width * 0.92, color=_color(role), label=role)
             ax.bar_label(drawn, fmt="%.2f", fontsize=8)
         ax.set_xticks(range(len(labels)), labels)
         ax.grid(visible=False, axis="x")
@@ -261,7 +261,7 @@ def _lines(ax: Any, series: Mapping[str, Sequence[tuple[float, float]]], unit: s
     ax.legend(frameon=False, fontsize=7, ncols=3)
 
 
-def _colour(role: str) -> str:
+def _color(role: str) -> str:
     return COLOURS.get(role, _OTHERS[0])
 
 

@@ -28,7 +28,7 @@ STATISTICS = ("brightness", "contrast", "saturation", "sharpness")
 _WORDS = {
     "brightness": ("darker", "brighter"),
     "contrast": ("flatter", "of more contrast"),
-    "saturation": ("paler", "more colourful"),
+    "saturation": ("paler", "more colorful"),
     "sharpness": ("softer", "sharper"),
 }
 # What a warning asks for, unless the caller knows better.
@@ -50,7 +50,7 @@ _LEAST_CLIPPED = 0.001
 def measure_crops(crops: Iterable[npt.NDArray[np.uint8]]) -> Values:
     """Statistics of each crop: [n, 4] in the order of `STATISTICS`.
 
-    Brightness is the mean and contrast the standard deviation of the grey levels 0..255;
+    Brightness is the mean and contrast the standard deviation of the gray levels 0..255;
     saturation is the mean of (largest - smallest channel), 0..255; sharpness the mean absolute
     Laplacian over the contrast, so that it does not depend on the light.
 
@@ -59,11 +59,11 @@ def measure_crops(crops: Iterable[npt.NDArray[np.uint8]]) -> Values:
     """
     rows = []
     for crop in crops:
-        grey = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY).astype(np.float32)
-        contrast = float(grey.std())
-        edges = float(np.abs(cv2.Laplacian(grey, cv2.CV_32F)).mean())
-        colour = (crop.max(-1).astype(np.int16) - crop.min(-1)).mean()
-        rows.append((float(grey.mean()), contrast, float(colour), edges / (contrast + 1.0)))
+        gray = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        contrast = float(gray.std())
+        edges = float(np.abs(cv2.Laplacian(gray, cv2.CV_32F)).mean())
+        color = (crop.max(-1).astype(np.int16) - crop.min(-1)).mean()
+        rows.append((float(gray.mean()), contrast, float(color), edges / (contrast + 1.0)))
     return np.asarray(rows, np.float64).reshape(-1, len(STATISTICS))
 
 

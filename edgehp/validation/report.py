@@ -89,7 +89,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class Condition:
-    """Accuracy on a harder version of the crops (`edgehp.validation.robustness`), degrees."""
+    """Accuracy on a degraded version of the crops (`edgehp.validation.robustness`), degrees."""
 
     name: str
     reference_mae: float
@@ -117,7 +117,7 @@ class ValidationReport:
         artifact_accuracy: its accuracy.
         artifact_mae: its MAE with an interval.
         drop: the paired comparison.
-        robustness: harder versions of the crops; empty where not asked for.
+        robustness: degraded versions of the crops; empty where not asked for.
         appearance: the frames held against the calibration crops
             (`edgehp.validation.appearance.AppearanceCheck.to_dict`); None where the artifact does
             not say how those look.

@@ -1,4 +1,4 @@
-"""Harder versions of the crops: what a car's camera sees at night, in motion, in infrared.
+"""Degraded versions of the crops: what a car's camera sees at night, in motion, in infrared.
 
 Every transform is deterministic and works on the uint8 crops, so that reference and artifact get
 the same bytes. They are stand-ins: none replaces recordings from the car.
@@ -51,12 +51,12 @@ def blurred(crops: Crops) -> Crops:
 
 
 def near_infrared(crops: Crops) -> Crops:
-    """Pseudo near-infrared: mostly red as grey, slight scatter, brighter in the middle."""
+    """Pseudo near-infrared: mostly red as gray, slight scatter, brighter in the middle."""
     size = crops.shape[1]
-    grey = crops.astype(np.float32) @ np.asarray(_NIR_WEIGHTS, np.float32)
+    gray = crops.astype(np.float32) @ np.asarray(_NIR_WEIGHTS, np.float32)
     sigma = _NIR_SCATTER * size
     soft = np.stack(
-        [cv2.GaussianBlur(g, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE) for g in grey]
+        [cv2.GaussianBlur(g, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE) for g in gray]
     )
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     radius2 = (axis[:, None] ** 2 + axis[None, :] ** 2) / 2

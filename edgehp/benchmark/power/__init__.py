@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import cast
 
 from edgehp.benchmark.power.base import (
@@ -34,42 +36,30 @@ __all__ = [
 AUTO, NONE = "auto", "none"
 
 
-def _jtop() -> Meter:
-    from edgehp.benchmark.power.jetson import JtopMeter
+def _opener(module: str, name: str) -> Callable[[], Meter]:
+    """Opens the meter `name`, whose module is imported only then."""
 
-    return JtopMeter()
+    def opener() -> Meter:
+        found = import_module(f"edgehp.benchmark.power.{module}")
+        return cast(Meter, getattr(found, name)())
 
-
-def _ina3221() -> Meter:
-    from edgehp.benchmark.power.jetson import Ina3221Meter
-
-    return Ina3221Meter()
-
-
-def _nvml() -> Meter:
-    from edgehp.benchmark.power.nvml import NvmlMeter
-
-    return NvmlMeter()
-
-
-def _rapl() -> Meter:
-    from edgehp.benchmark.power.rapl import RaplMeter
-
-    return RaplMeter()
+    return opener
 
 
 # In the order in which they are tried. On a Jetson the sysfs reading comes before jtop: the same
 # chips, with one process fewer between.
-METERS: dict[str, Callable[[], Meter]] = {
-    "ina3221": _ina3221,
-    "jtop": _jtop,
-    "nvml": _nvml,
-    "rapl": _rapl,
-}
+METERS: Mapping[str, Callable[[], Meter]] = MappingProxyType(
+    {
+        "ina3221": _opener("jetson", "Ina3221Meter"),
+        "jtop": _opener("jetson", "JtopMeter"),
+        "nvml": _opener("nvml", "NvmlMeter"),
+        "rapl": _opener("rapl", "RaplMeter"),
+    }
+)
 
 
 def open_meter(
-    name: str, kind: str | None = None, meters: dict[str, Callable[[], Meter]] | None = None
+    name: str, kind: str | None = None, meters: Mapping[str, Callable[[], Meter]] | None = None
 ) -> tuple[Meter | None, str | None]:
     """Open a meter.
 

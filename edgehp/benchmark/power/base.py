@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -28,7 +28,6 @@ __all__ = [
     "PowerRecorder",
     "Rail",
     "Sample",
-    "Unwrapper",
     "energy_over",
 ]
 
@@ -108,32 +107,6 @@ class Meter(Protocol):
 
     def close(self) -> None:
         """Let go of it; calling it again does nothing."""
-
-
-@dataclass
-class Unwrapper:
-    """Makes a counter that starts again at zero into one that does not.
-
-    Attributes:
-        modulus: the value at which it starts again, in its own unit.
-    """
-
-    modulus: float
-    _last: float | None = field(default=None, repr=False)
-    _offset: float = field(default=0.0, repr=False)
-    _first: float = field(default=0.0, repr=False)
-
-    def add(self, value: float) -> float:
-        """The count since the first value.
-
-        A value below the last one means one wrap: the meter must be read more than once a wrap.
-        """
-        if self._last is None:
-            self._first = value
-        elif value < self._last:
-            self._offset += self.modulus
-        self._last = value
-        return value + self._offset - self._first
 
 
 Array = npt.NDArray[np.float64]

@@ -8,15 +8,15 @@ appear under the same name. Readable by root only, since CVE-2020-8694.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
-from edgehp.benchmark.power.base import ENERGY, MeterInfo, Rail, Sample, Unwrapper
+from edgehp.benchmark.power.base import ENERGY, MeterInfo, Rail, Sample
 from edgehp.device import SYSTEM_ROOT, read_integer, read_text
 from edgehp.errors import EnvironmentalError, MeasurementError
 
-__all__ = ["RaplMeter"]
+__all__ = ["RaplMeter", "Unwrapper"]
 
 # Hardware updates every millisecond; the shortest wrap of a big server takes about a minute.
 _PERIOD_S = 0.1
@@ -27,6 +27,32 @@ _MEANING = {
     "uncore": "the graphics unit, part of the package",
     "psys": "the platform as its maker wired it; contains the package",
 }
+
+
+@dataclass
+class Unwrapper:
+    """Makes a counter that starts again at zero into one that does not.
+
+    Attributes:
+        modulus: the value at which it starts again, in its own unit.
+    """
+
+    modulus: float
+    _last: float | None = field(default=None, repr=False)
+    _offset: float = field(default=0.0, repr=False)
+    _first: float = field(default=0.0, repr=False)
+
+    def add(self, value: float) -> float:
+        """The count since the first value.
+
+        A value below the last one means one wrap: the meter must be read more than once a wrap.
+        """
+        if self._last is None:
+            self._first = value
+        elif value < self._last:
+            self._offset += self.modulus
+        self._last = value
+        return value + self._offset - self._first
 
 
 @dataclass
