@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import struct
 from pathlib import Path
 
 import cv2
@@ -23,9 +26,9 @@ from edgehp.runtime.detection import (
     overlap,
 )
 from edgehp.runtime.drawing import axis_ends, draw_pose, open_saver
-from edgehp.runtime.predict import DetectorFaces, predict
+from edgehp.runtime.predict import DetectorFaces, FrameResult, predict
 from edgehp.runtime.records import StateRules, classify_pose
-from edgehp.runtime.sources import Frame, parse_source
+from edgehp.runtime.sources import Frame, Source, parse_source
 from tests.pose_graphs import SPEC, colour_photo, pose_graph
 
 RULES = StateRules((-98.5, 98.5))
@@ -352,6 +355,111 @@ def test_a_video_gives_its_frames_with_times_and_a_drawn_video(detector, tmp_pat
     assert {r["state"] for r in records} == {"no_face"}
     assert len(list(parse_source(str(drawn)).frames())) == 4
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "poses.avi", "v.avi"]
+
+
+def variable_rate(data: bytes) -> bytes:
+    """An MP4 whose second half of frames each last three times as long."""
+    inside, out, at = (b"moov", b"trak", b"mdia", b"minf", b"stbl"), b"", 0
+    while at < len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        body = data[at + 8 : at + size]
+        at += size
+        if kind == b"edts":
+            kind = b"free"  # an edit list would cut the film at its old length
+        elif kind in inside:
+            body = variable_rate(body)
+        elif kind == b"stts":
+            _, count, delta = struct.unpack_from(">III", body, 4)
+            half = count // 2
+            body = body[:4] + struct.pack(">IIIII", 2, half, delta, count - half, 3 * delta)
+        out += struct.pack(">I4s", len(body) + 8, kind) + body
+    return out
+
+
+def test_frames_have_the_times_of_their_film(tmp_path):
+    path = tmp_path / "v.mp4"
+    frame = colour_photo((0, 0, 0), 128, 96)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 25.0, (128, 96))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV cannot write such videos")
+    for _ in range(20):
+        writer.write(frame)
+    writer.release()
+    data = path.read_bytes()
+    at = data.index(b"moov") - 4  # behind the frames, whose places must stay
+    path.write_bytes(data[:at] + variable_rate(data[at:]))
+    times = [f.seconds for f in parse_source(str(path)).frames()]
+    assert times == pytest.approx(
+        [0.04 * i for i in range(11)] + [0.4 + 0.12 * i for i in range(1, 10)]
+    )
+
+
+def test_a_film_that_ends_early_gives_its_frames_and_then_an_error(tmp_path, rng, network, capfd):
+    whole = write_video(
+        tmp_path / "v.avi", [rng.integers(0, 99, (96, 128, 3)).astype(np.uint8) for _ in range(20)]
+    )
+    assert len(list(parse_source(str(whole)).frames())) == 20
+    data = whole.read_bytes()
+    whole.write_bytes(data[: len(data) // 2])
+    frames = parse_source(str(whole)).frames()
+    with pytest.raises(DataError, match=r"gave (\d+) of 20 frames") as caught:
+        count = 0
+        for _ in frames:
+            count += 1
+    assert 5 < count < 15 and f"gave {count} of 20" in str(caught.value)
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--network", str(network), "--source", str(whole), "--every-frame",
+              "--box", "10,10,90,90"])  # fmt: skip
+    out = capfd.readouterr()
+    last = json.loads(out.out.splitlines()[-1])
+    assert ended.value.code == 1 and last["processed"] == count
+    assert f"gave {count} of 20" in last["reason"] and f"gave {count} of 20" in out.err
+
+
+class Stopping:
+    """A camera that stops after five frames."""
+
+    def __init__(self):
+        self.count = 0
+
+    def read(self):
+        self.count += 1
+        return self.count <= 5, colour_photo((0, 0, 0), 128, 96)
+
+    def release(self):
+        pass
+
+
+def test_what_a_camera_gave_before_it_stopped_is_saved(tmp_path, engine):
+    source = Source("camera:0", True, Stopping)
+    target = tmp_path / "drawn.avi"
+    with (
+        pytest.raises(EnvironmentalError, match="stopped giving frames"),
+        open_saver(target, source) as saver,
+    ):
+        for result in predict(
+            source.frames(), engine, SPEC.preprocessing, DetectorFaces(NoFaces()), RULES
+        ):
+            saver.add(result)
+    assert len(list(parse_source(str(target)).frames())) == 5
+    assert [p.name for p in tmp_path.iterdir() if p.name != "net.onnx"] == ["drawn.avi"]
+
+
+def test_a_second_interruption_does_not_cost_the_film(tmp_path, monkeypatch):
+    source, target = Source("camera:0", True, Stopping), tmp_path / "drawn.avi"
+    real = Path.replace
+
+    def again(self, to):
+        os.kill(os.getpid(), signal.SIGINT)  # the second Ctrl-C, while the film is finished
+        return real(self, to)
+
+    monkeypatch.setattr(Path, "replace", again)
+    with pytest.raises(KeyboardInterrupt), open_saver(target, source) as saver:
+        for number, frame in enumerate(source.frames()):
+            if number == 3:
+                raise KeyboardInterrupt
+            saver.add(FrameResult(frame))
+    assert len(list(parse_source(str(target)).frames())) == 3
 
 
 def test_a_damaged_video_is_one_sentence(detector, tmp_path, network, capsys):

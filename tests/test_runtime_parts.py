@@ -1,4 +1,4 @@
-"""The runtime's parts: filter, frames, tracking, distraction, settings, outputs, watchdog."""
+"""The runtime's parts: filter, frames, sources, tracking, settings, outputs, watchdog."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from edgehp.runtime.filter import RotationFilter, lag_seconds, rotation_exp, rot
 from edgehp.runtime.frames import FrameHealth, as_rgb
 from edgehp.runtime.output import Metrics, PipeSink, SocketSink, Watchdog
 from edgehp.runtime.settings import Settings, load_settings
-from edgehp.runtime.sources import Source, parse_source
+from edgehp.runtime.sources import Source, parse_source, without_password
 from edgehp.runtime.tracking import FaceTracker, carry
 
 
@@ -127,6 +127,14 @@ def test_colour_is_turned_around_and_near_infrared_is_taken_as_grey():
     assert np.array_equal(rgb[..., 0], rgb[..., 2]) and rgb.std() > 5
 
 
+def test_frames_are_turned_clockwise_and_their_depth_must_be_known():
+    bgr = picture()
+    for turns, degrees in enumerate((0, 90, 180, 270)):
+        assert np.array_equal(as_rgb(bgr, rotate=degrees), np.rot90(bgr[..., ::-1], -turns))
+    with pytest.raises(DataError, match="16 bits a sample"):
+        as_rgb(bgr[..., 0].astype(np.uint16) << 2)
+
+
 @pytest.mark.parametrize(
     "pixels",
     [
@@ -210,6 +218,59 @@ def test_what_is_no_source_is_refused(text, error, words):
         parse_source(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("rtsp://driver:secret@10.0.0.5:554/s", "rtsp://driver:***@10.0.0.5:554/s"),
+        ("rtsp://driver:se@cret@10.0.0.5/s", "rtsp://driver:***@10.0.0.5/s"),
+        ("rtspsrc user-id=a user-pw=secret ! appsink", "rtspsrc user-id=a user-pw=*** ! appsink"),
+        ('rtspsrc user-pw="se cret" ! appsink', "rtspsrc user-pw=*** ! appsink"),
+        ("http://10.0.0.5:8080/video.mjpg", "http://10.0.0.5:8080/video.mjpg"),
+    ],
+)
+def test_passwords_are_never_shown(text, shown):
+    assert without_password(text) == shown
+    if "://" in text:
+        with pytest.raises(UsageError, match="gstreamer") as caught:
+            parse_source(text)
+        assert "cret" not in str(caught.value) and shown in str(caught.value)
+
+
+def test_a_camera_is_named_by_number_path_or_id(tmp_path, monkeypatch):
+    opened = []
+
+    class Device:
+        def isOpened(self):  # noqa: N802
+            return True
+
+    monkeypatch.setattr(
+        "edgehp.runtime.sources.cv2.VideoCapture", lambda *a: opened.append(a) or Device()
+    )
+    by_id = tmp_path / "usb-cam-video-index0"
+    monkeypatch.setattr("edgehp.runtime.sources._CAMERA_LINKS", (tmp_path,))
+    source = parse_source("camera:usb-cam-video-index0")
+    with pytest.raises(EnvironmentalError, match=r"there is no .*index0\nhint: a camera is"):
+        source.open()
+    by_id.touch()  # it was plugged in
+    source.open()
+    parse_source(f"camera:{by_id}").open()
+    parse_source("camera:2").open()
+    assert opened == [(str(by_id), cv2.CAP_V4L2), (str(by_id), cv2.CAP_V4L2), (2,)]
+    assert source.live and parse_source("/dev/video63").live
+    with pytest.raises(UsageError, match="expected a camera"):
+        parse_source("camera:")
+    with pytest.raises(DataError, match="camera:0"):
+        parse_source("0")
+
+
+def test_a_film_whose_name_is_no_utf8_is_refused(tmp_path):
+    """OpenCV would crash."""
+    path = os.fsencode(tmp_path) + b"/f\xefm.avi"
+    Path(os.fsdecode(path)).write_bytes(b"RIFF")
+    with pytest.raises(DataError, match="UTF-8"):
+        parse_source(os.fsdecode(path))
+
+
 def test_without_gstreamer_the_reason_is_said():
     if re.search(r"GStreamer: +YES", cv2.getBuildInformation()):
         pytest.skip("this OpenCV has GStreamer")
@@ -245,7 +306,7 @@ def test_a_camera_that_is_not_there_is_one_warning_with_its_name_once(caplog, re
         wait_for(lambda: len(opened) > 5)
     (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert warning.startswith("camera:0") and warning.count("camera:0") == 1
-    assert reason in warning and "without end" in warning and "0.01 s" in warning
+    assert reason in warning and "trying again" in warning and "0.01 s" in warning
 
 
 def test_opencv_is_silent_while_a_camera_is_opened_and_only_then(capfd):

@@ -34,7 +34,12 @@ from edgehp.engines.base import Prediction
 from edgehp.errors import DataError, EnvironmentalError
 from edgehp.pose import geodesic_degrees, matrix_from_euler
 from edgehp.runtime.capture import CaptureThread
-from edgehp.runtime.detection import BackgroundDetection, InlineDetection, overlap
+from edgehp.runtime.detection import (
+    BackgroundDetection,
+    DetectedFace,
+    InlineDetection,
+    overlap,
+)
 from edgehp.runtime.engine import EngineFaultError, EngineHost
 from edgehp.runtime.loop import Runtime
 from edgehp.runtime.output import Watchdog
@@ -342,6 +347,80 @@ def test_a_lost_camera_is_told_and_opened_again(opener, how):
     assert len(opened) == 4 and summary.totals["reconnects"] == 1
 
 
+@pytest.mark.parametrize("where", ["closing", "handing over"])
+def test_a_camera_comes_back_after_an_error_anywhere_in_its_thread(opener, monkeypatch, where):
+    opened: list[None] = []
+
+    class Faulty(Camera):
+        def release(self):
+            if where == "closing":
+                raise RuntimeError("double free")
+
+    def open_camera():
+        opened.append(None)
+        ends = len(opened) == 1 and where == "closing"
+        return Faulty(lambda n: None if ends and n > 4 else good(n))
+
+    put = CaptureThread._put
+
+    def failing(self, read, first):
+        if where == "handing over" and len(opened) == 1 and self._captured == 4:
+            raise MemoryError
+        return put(self, read, first)
+
+    monkeypatch.setattr(CaptureThread, "_put", failing)
+    _, summary = run(
+        Source("camera:0", True, open_camera), opener,
+        lambda r: len(opened) == 2 and states(r)[-1:] == ["ok"],
+    )  # fmt: skip
+    assert summary.totals["reconnects"] == 1
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_a_capture_thread_that_ends_all_the_same_ends_the_run_within_a_second(
+    opener, monkeypatch, after
+):
+    ended: list[float] = []
+
+    class Dead(BaseException):
+        pass
+
+    def script(number):
+        if number > after:
+            ended.append(time.monotonic())
+            raise Dead
+        return good(number)
+
+    confirmed: list[None] = []
+    with pytest.raises(EnvironmentalError, match="capture thread ended: Dead"):
+        run(live(script), opener, confirm=lambda: confirmed.append(None))
+    assert time.monotonic() - ended[0] < 1 and len(confirmed) == 1
+
+
+def test_a_detector_that_fails_for_a_moment_is_told_and_asked_again(opener):
+    count: list[None] = []
+
+    class Faulty:
+        def detect(self, photo):
+            count.append(None)
+            if len(count) in (2, 3):
+                raise ValueError("not even OpenCV's own error")
+            return [DetectedFace(BOX, 0.9)]
+
+    sink = Records(lambda r: "detector_fault" in states(r) and states(r)[-1] == "ok")
+    tracker = FaceTracker(BackgroundDetection(InlineDetection(Faulty(), Faulty())), every=1)
+    runtime = Runtime(live(), EngineHost(opener), tracker, [sink], FAST)
+    sink.runtime = runtime
+    late = threading.Timer(WAIT, runtime.stop, ("late",))
+    late.start()
+    summary = runtime.run()
+    late.cancel()
+    assert summary.reason == "enough" and summary.totals["detector_faults"] == 2
+    reasons = [r["reason"] for r in sink.records if r.get("state") == "detector_fault"]
+    assert "not even OpenCV's" in reasons[0]
+    assert summary.totals["engine_faults"] == 0
+
+
 @pytest.mark.parametrize("pause", [0.01, 0.5], ids=["unseen", "told"])
 def test_before_the_detector_has_looked_nobody_is_said_to_be_missing(opener, pause):
     """At the start, and again after the camera was lost, though too shortly for a line of its own:
@@ -398,11 +477,13 @@ def test_a_run_by_hand_does_not_wait_for_ever_for_a_camera_that_never_was(opener
 
     source = Source("camera:0", True, open_camera)
     confirmed: list[None] = []
-    with pytest.raises(EnvironmentalError, match=r"^camera:0 cannot be opened.*--limit"):
-        run(source, opener, limit=3, confirm=lambda: confirmed.append(None))
-    assert len(confirmed) == 1  # the network is not to blame
-    # In the car it is waited for.
-    records, _ = run(source, opener, lambda r: len(r) >= 6)
+    for limit in (3, None):
+        with pytest.raises(EnvironmentalError, match=r"^camera:0 cannot be opened; given up"):
+            run(source, opener, limit=limit, confirm=lambda: confirmed.append(None))
+    assert len(confirmed) == 2  # the network is not to blame
+    # In the car, where there is a service manager, it is waited for.
+    watchdog = Watchdog({"NOTIFY_SOCKET": "@edgehp-test-nobody"})
+    records, _ = run(source, opener, lambda r: len(r) >= 6, watchdog=watchdog)
     assert set(states(records)) == {"camera_lost"}
 
 

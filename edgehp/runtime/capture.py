@@ -186,9 +186,10 @@ class CaptureThread:
             with self._changed:
                 self._lost = reason
             named = self.source.named(reason)
+            hint = "" if error is None else "".join(f"\n{line}" for line in _hint(error))
             if complaints.due(reason, time.monotonic()):
                 logger.warning(
-                    "%s; trying again without end, every %g s at the latest", named, self._longest
+                    "%s; trying again, every %g s at the latest%s", named, self._longest, hint
                 )
             else:
                 logger.debug("%s; again in %.1f s", named, pause)
@@ -276,8 +277,12 @@ class CaptureThread:
 
 def _line(error: BaseException) -> str:
     """An error in one line; OpenCV's have several, and may repeat the URL with its password."""
-    text = without_password(" ".join(str(error).split()))
-    return text or type(error).__name__
+    words = str(error).partition("\nhint:")[0] if isinstance(error, EdgehpError) else str(error)
+    return without_password(" ".join(words.split())) or type(error).__name__
+
+
+def _hint(error: EdgehpError) -> list[str]:
+    return [without_password(line) for line in str(error).splitlines()[1:]]
 
 
 # --- saying a lasting fault at growing intervals --------------------------------------------------

@@ -42,7 +42,8 @@ logger = logging.getLogger(__name__)
 _TICK = 0.05
 # A run that has lasted so long does not die of its engine.
 _SETTLED_NS = 30_000_000_000
-# A run by hand, with a limit, does not wait longer for a camera that has never given a frame.
+# A run by hand (with a limit, or without a service manager) does not wait longer for a camera that
+# has never given a frame.
 _BY_HAND_S = 5.0
 # A face detector that has failed for so long does not come back to this process.
 _DETECTOR_S = 5.0
@@ -78,7 +79,7 @@ class Runtime:
         watchdog: the service manager.
         metrics: counters, where they are wanted.
         every_frame: do not drop frames of a file.
-        limit: end after this many frames; a camera that cannot be opened then is an error soon.
+        limit: end after this many frames.
         confirm: called once, in a thread of its own, when the engine has answered for a frame, the
             run has lasted half a minute, or the camera's driver hangs: nobody may sit in the car,
             or the camera be broken, and neither is its fault.
@@ -343,11 +344,13 @@ class Runtime:
                 "manager start one"
             )
         if status.lost is not None:
-            if self.limit is not None and status.captured == 0 and silent > _BY_HAND_S:
+            by_hand = self.limit is not None or not self.watchdog.enabled
+            if by_hand and status.captured == 0 and silent > _BY_HAND_S:
                 self._confirm()
                 raise EnvironmentalError(
-                    f"{self.source.named(status.lost)} (given up after {_BY_HAND_S:g} s because "
-                    "of --limit; without it, the camera is tried again without end)"
+                    f"{self.source.named(status.lost)}; given up after {_BY_HAND_S:g} s\n"
+                    "hint: as a service ('edgehp run --print-unit') without --limit, the camera is "
+                    "tried again without end"
                 )
             state, reason = "camera_lost", status.lost
         elif silent > self._lost:
