@@ -9,18 +9,17 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from edgehp import pose
-from edgehp.crop import Preprocessing
+from edgehp.crop import Box, Preprocessing, crop_face
 from edgehp.datasets.base import Dataset
 from edgehp.errors import DataError, UsageError
 from edgehp.networks.spec import EHPNET, KD_RESNET
-from edgehp.training.augment import Augmentation, augmented_crop, photometric
-from edgehp.training.data import BatchPlan, batches, split, with_labels
 from edgehp.training.labelling import ensemble_label
 from tests.faces import write_faces
 
@@ -30,10 +29,17 @@ from edgehp.cli.distill import command as distill_command  # noqa: E402
 from edgehp.cli.train import command as train_command  # noqa: E402
 from edgehp.networks.checkpoint import load_module, load_weights, save_weights  # noqa: E402
 from edgehp.networks.kd_resnet import KDResNet, expectation  # noqa: E402
-from edgehp.training.loop import TrainConfig, Trainer, normalise  # noqa: E402
-from edgehp.training.objectives import OnlineDistillation, RvcObjective  # noqa: E402
-from edgehp.training.runs import train_base, train_final  # noqa: E402
-from edgehp.training.soft_labels import distillation_kl, gaussian_labels, rvc_loss  # noqa: E402
+from edgehp.training.augment import Augmentation, cut, draw, photometric  # noqa: E402
+from edgehp.training.data import BatchPlan, Faces, batches, split, with_labels  # noqa: E402
+from edgehp.training.loop import TrainConfig, Trainer, normalize  # noqa: E402
+from edgehp.training.objectives import (  # noqa: E402
+    OnlineDistillation,
+    RvcObjective,
+    distillation_kl,
+    gaussian_labels,
+    rvc_loss,
+)
+from edgehp.training.runs import Run, train_base, train_final  # noqa: E402
 
 SPEC = replace(KD_RESNET, name="tiny", preprocessing=Preprocessing(size=32, box_rule="square"))
 # Colours carry the pose here, so nothing may change them.
@@ -54,6 +60,10 @@ def items_of(data: Dataset):
     return with_labels(data.samples)
 
 
+def faces_of(data: Dataset) -> Faces:
+    return Faces.load(items_of(data), SPEC.preprocessing, torch.device("cpu"))
+
+
 def states_equal(a: dict, b: dict, tolerance: float) -> None:
     assert a.keys() == b.keys()
     for key in a:
@@ -63,7 +73,7 @@ def states_equal(a: dict, b: dict, tolerance: float) -> None:
 def trainer(data: Dataset, folder: Path, config: TrainConfig = CONFIG) -> Trainer:
     torch.manual_seed(0)
     network = KDResNet(SPEC)
-    return Trainer(network, SPEC, RvcObjective(SPEC.bins), items_of(data), config, folder)
+    return Trainer(network, SPEC, RvcObjective(SPEC.bins), faces_of(data), config, folder)
 
 
 def test_a_killed_run_ends_where_an_undisturbed_one_does(tmp_path: Path, faces: Dataset) -> None:
@@ -105,13 +115,13 @@ from edgehp.networks.kd_resnet import KDResNet
 from edgehp.training.distributed import distributed
 from edgehp.training.loop import Trainer
 from edgehp.training.objectives import RvcObjective
-from tests.test_training import CONFIG, SPEC, items_of
+from tests.test_training import CONFIG, SPEC, faces_of
 folder = Path(sys.argv[1])
-items = items_of(read_faces(folder / "faces"))
+faces = faces_of(read_faces(folder / "faces"))
 with distributed("cpu") as place:
     torch.manual_seed(0)
     t = Trainer(
-        KDResNet(SPEC), SPEC, RvcObjective(SPEC.bins), items, CONFIG,
+        KDResNet(SPEC), SPEC, RvcObjective(SPEC.bins), faces, CONFIG,
         folder / f"run{place.world}", rank=place.rank, world=place.world,
     )
     run = t.run()
@@ -155,23 +165,25 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, faces: Dataset, rep
 
 
 def test_the_network_learns_signs_and_order(tmp_path: Path, faces: Dataset) -> None:
-    config = replace(CONFIG, epochs=14, learning_rate=3e-3, average=0.8)
-    result = train_final(items_of(faces), SPEC, config, tmp_path / "run", held_back=0.15)
+    config = replace(CONFIG, epochs=20, learning_rate=3e-3, average=0.8)
+    result = train_final(Run(items_of(faces), SPEC, config, tmp_path / "run", held_back=0.15))
     assert result.history[-1]["mean"] < 15  # a constant answer has 30 degrees
     module, spec = load_module(result.weights)
     sample = faces.samples[0]
-    crop = torch.from_numpy(sample.load()[8:40, 8:40].copy())[None]
-    angles, _ = expectation(module(normalise(crop, spec)), spec.bins)
+    crop = torch.from_numpy(sample.load()[8:40, 8:40].copy())[None].permute(0, 3, 1, 2).float()
+    angles, _ = expectation(module(normalize(crop, spec)), spec.bins)
     found = pose.to_aflw2000(angles.detach().numpy()[0], spec.convention)
     np.testing.assert_allclose(found, sample.angles, atol=25)
-    assert json.loads((tmp_path / "run" / "history.json").read_text())[-1]["epoch"] == 14
+    assert json.loads((tmp_path / "run" / "history.json").read_text())[-1]["epoch"] == 20
 
 
 def test_a_base_network_becomes_a_teacher_over_offsets(tmp_path: Path, faces: Dataset) -> None:
     from edgehp.training.teachers import Grid, Teacher, load_teacher_spec
 
     items = items_of(faces)
-    result = train_base(items, SPEC, replace(CONFIG, epochs=1), tmp_path / "base", held_back=0.15)
+    result = train_base(
+        Run(items, SPEC, replace(CONFIG, epochs=1), tmp_path / "base", held_back=0.15)
+    )
     assert result.weights.name == "base.toml"
     spec = load_teacher_spec(result.weights)
     label = ensemble_label(faces.samples[0], [Teacher(spec.with_grid(Grid(3, 0.05)))])
@@ -194,14 +206,13 @@ def test_a_student_of_soft_labels_goes_to_the_mean_of_its_teachers(tmp_path: Pat
         save_weights(paths[-1], t.state_dict(), SPEC)
     faces = write_faces(tmp_path / "faces", 40, np.random.default_rng(3))
     config = replace(CONFIG, epochs=3)
-    result = train_final(
-        items_of(faces), SPEC, config, tmp_path / "run", teachers=paths, held_back=0.15
-    )
+    run = Run(items_of(faces), SPEC, config, tmp_path / "run", held_back=0.15)
+    result = train_final(run, paths)
     assert load_weights(result.weights)[1] == SPEC
     stretched = msgspec.structs.replace(SPEC.preprocessing, box_rule="stretch")
     other = replace(SPEC, preprocessing=stretched)
     with pytest.raises(DataError, match="box_rule 'square', the student by 'stretch'"):
-        train_final(items_of(faces), other, config, tmp_path / "x", teachers=paths[:1])
+        train_final(replace(run, spec=other, folder=tmp_path / "x"), paths[:1])
 
 
 def test_kl_is_zero_at_the_mean_of_the_teachers_and_positive_elsewhere() -> None:
@@ -238,7 +249,7 @@ class _Seen(torch.nn.Module):
 
 
 def test_teachers_see_the_crop_as_they_were_trained() -> None:
-    crops = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    crops = torch.randint(0, 256, (2, 3, 32, 32)).float()
     wanted = replace(
         SPEC,
         preprocessing=msgspec.structs.replace(
@@ -246,10 +257,10 @@ def test_teachers_see_the_crop_as_they_were_trained() -> None:
         ),
     )
     teacher = _Seen()
-    OnlineDistillation([(teacher, wanted)], SPEC).soft_labels(normalise(crops, SPEC))
-    torch.testing.assert_close(teacher.images, normalise(crops, wanted), atol=1e-5, rtol=1e-4)
+    OnlineDistillation([(teacher, wanted)], SPEC).soft_labels(normalize(crops, SPEC))
+    torch.testing.assert_close(teacher.images, normalize(crops, wanted), atol=1e-5, rtol=1e-4)
     smaller = replace(SPEC, preprocessing=msgspec.structs.replace(SPEC.preprocessing, size=16))
-    OnlineDistillation([(teacher, smaller)], SPEC).soft_labels(normalise(crops, SPEC))
+    OnlineDistillation([(teacher, smaller)], SPEC).soft_labels(normalize(crops, SPEC))
     assert teacher.images.shape == (2, 3, 16, 16)
 
 
@@ -268,51 +279,94 @@ def test_soft_labels_have_their_mean_at_the_angle() -> None:
 
 def test_a_turned_photo_turns_its_label(rng: np.random.Generator) -> None:
     # A bright line from the centre up marks the crown of a head with roll 0.
-    photo = np.zeros((101, 101, 3), np.uint8)
+    photo = torch.zeros(101, 101, 3, dtype=torch.uint8)
     photo[5:50, 49:52] = 255
     turning = replace(STILL, rotate=40, rotate_probability=1.0, scale=(1, 1), shift=0)
-    spec = Preprocessing(size=101)
-    for _ in range(10):
-        crop, matrix = augmented_crop(photo, None, np.eye(3), spec, turning, rng)
-        y, x = np.nonzero(crop[..., 0] > 128)
+    draws = draw(10, turning, rng)
+    crops = cut(photo.repeat(10, 1, 1, 1), draws, 101, 1.0)
+    labels = draws.turned(np.repeat(np.eye(3)[None], 10, 0))
+    for crop, matrix in zip(crops, labels, strict=True):
+        y, x = np.nonzero(crop[0].numpy() > 128)
         clockwise = np.degrees(np.arctan2(x.mean() - 50, 50 - y.mean()))
         assert pose.euler_from_matrix(matrix) == pytest.approx([0, 0, clockwise], abs=1.5)
+    assert np.ptp(draws.angle) > 5
 
 
 def test_a_mirrored_photo_mirrors_its_label(rng: np.random.Generator) -> None:
-    photo = np.zeros((32, 32, 3), np.uint8)
-    photo[:, :16] = 200
-    matrix = pose.matrix_from_euler([10, 20, 30])
-    flipping = replace(STILL, flip=1.0, scale=(1, 1), shift=0)
-    crop, mirrored = augmented_crop(photo, None, matrix, Preprocessing(size=32), flipping, rng)
-    assert crop[0, -1, 0] == 200
-    assert pose.euler_from_matrix(mirrored) == pytest.approx([10, -20, -30])
+    photo = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
+    photo[:, :, :16] = 200
+    draws = draw(1, replace(STILL, flip=1.0, scale=(1, 1), shift=0), rng)
+    assert cut(photo, draws, 32, 1.0)[0, 0, 0, -1] == 200
+    mirrored = draws.turned(pose.matrix_from_euler([[10, 20, 30]]))
+    assert pose.euler_from_matrix(mirrored[0]) == pytest.approx([10, -20, -30])
+
+
+def test_an_unmoved_cut_is_the_deployed_crop(rng: np.random.Generator) -> None:
+    # The margin, the shrinking by samples and the centre: the network must see in training what
+    # `crop_face` gives it in the car.
+    photo = cv2.resize(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8), (180, 180))
+    box = Box(50, 40, 140, 130)
+    still = draw(1, replace(STILL, scale=(1, 1), shift=0, flip=0), rng)
+    for size in (64, 45):
+        wide = Preprocessing(size=126, box_scale=1.4)
+        kept = torch.from_numpy(crop_face(photo, box, wide))[None]
+        found = cut(kept, still, size, 1.4)[0].permute(1, 2, 0).numpy()
+        expected = crop_face(photo, box, Preprocessing(size=size)).astype(float)
+        assert np.abs(found - expected).mean() < 1.5
 
 
 def test_every_effect_gives_a_picture_and_grey_ones_are_grey(rng: np.random.Generator) -> None:
-    crop = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    names = ("light", "grey", "dark", "blur", "sharpen", "coarse", "noise", "occlude")
-    for name in names:
-        changed = photometric(crop, replace(STILL, **{name: 1.0}), rng)
-        assert changed.shape == crop.shape
-        assert changed.dtype == np.uint8
-        assert not np.array_equal(changed, crop), name
-    grey = photometric(crop, replace(STILL, grey=1.0), rng)
-    assert np.array_equal(grey[..., 0], grey[..., 2])
+    crops = torch.from_numpy(rng.integers(0, 256, (8, 3, 64, 64)).astype(np.float32))
+    generator = torch.Generator().manual_seed(0)
+    for name in ("light", "grey", "dark", "blur", "sharpen", "coarse", "noise", "occlude"):
+        changed = photometric(crops, draw(8, replace(STILL, **{name: 1.0}), rng), generator)
+        assert changed.shape == crops.shape
+        assert changed.min() >= 0
+        assert changed.max() <= 255
+        assert torch.equal(changed, changed.round())
+        assert (changed != crops).flatten(1).any(1).all(), name
+    assert torch.equal(photometric(crops, draw(8, STILL, rng), generator), crops)
+    grey = photometric(crops, draw(8, replace(STILL, grey=1.0), rng), generator)
+    assert torch.equal(grey[:, 0], grey[:, 2])
 
 
 def test_batches_repeat_from_their_seed_and_share_out_over_processes(faces: Dataset) -> None:
-    items = items_of(faces)
-    plan = BatchPlan(SPEC.preprocessing, Augmentation(), seed=1, epoch=2, batch=8)
-    whole = list(batches(items, plan))
-    again = list(batches(items, plan, start=3))
+    loaded = faces_of(faces)
+    plan = BatchPlan(32, replace(Augmentation(), coarse=0), seed=1, epoch=2, batch=8)
+    whole = list(batches(loaded, plan))
+    again = list(batches(loaded, plan, start=3))
     assert len(whole) == 5
-    assert np.array_equal(whole[3].crops, again[0].crops)
-    halves = [next(iter(batches(items, replace(plan, rank=r, world=2)))) for r in (0, 1)]
-    assert np.array_equal(np.concatenate([h.crops for h in halves]), whole[0].crops)
-    assert {h.total_weight for h in halves} == {whole[0].total_weight}
-    other = next(iter(batches(items, replace(plan, epoch=3))))
-    assert not np.array_equal(other.crops, whole[0].crops)
+    assert torch.equal(whole[3].images, again[0].images)
+    other = next(iter(batches(loaded, replace(plan, epoch=3))))
+    assert not torch.equal(other.images, whole[0].images)
+    # The grain of noise and patches is each process's own.
+    plan = replace(plan, augmentation=replace(plan.augmentation, noise=0, dark=0, occlude=0))
+    whole = list(batches(loaded, plan))
+    shares = [next(iter(batches(loaded, replace(plan, rank=r, world=2)))) for r in (0, 1)]
+    torch.testing.assert_close(torch.cat([s.images for s in shares]), whole[0].images)
+    assert torch.equal(torch.cat([s.angles for s in shares]), whole[0].angles)
+    assert {s.total_weight for s in shares} == {whole[0].total_weight}
+
+
+def test_a_start_of_another_head_gives_its_backbone(tmp_path: Path) -> None:
+    from edgehp.networks.ehpnet import EHPNet
+    from edgehp.training.runs import begin_with
+
+    source, student = KDResNet(SPEC), EHPNet()
+    save_weights(tmp_path / "start.safetensors", source.state_dict(), SPEC)
+    begin_with(student, student.spec, tmp_path / "start.safetensors")
+    found = student.backbone.layer3[0].conv1.weight
+    torch.testing.assert_close(
+        found, source.encoder_net.model.layer3[0].conv1.weight, atol=1e-3, rtol=1e-3
+    )
+
+
+def test_a_diverged_run_ends_with_a_remedy(tmp_path: Path, faces: Dataset) -> None:
+    t = trainer(faces, tmp_path / "run")
+    with torch.no_grad():
+        t.network.head_net.yaw.bias.fill_(float("nan"))
+    with pytest.raises(DataError, match=r"diverged at step 1.*\nhint: lower --learning-rate"):
+        next(t.run())
 
 
 def test_the_split_depends_on_names_alone(faces: Dataset) -> None:

@@ -1,36 +1,52 @@
 r"""The gain of paper 1 (arXiv 2108.09183), step by step, on the same photos and split.
 
-Trains the base network, averages it over a grid of box offsets, distils that ensemble into the
-final network, and distils the teachers' ensemble into another; prints each one's error on the
-held-back photos (against the teachers' labels) and on AFLW2000 (against the truth) as Markdown.
-Everything is resumable: run the same command again after an interruption.
+Trains, for each seed: the base network (one regression and four RvC heads); the student that is
+distilled from the base network's answers over a grid of box offsets; the student that is distilled
+from the labels; and a plain ResNet18 with one regression head. Prints each one's error on the
+held-back photos (against the labels) and on AFLW2000 (against the truth) as Markdown, with the
+spread over seeds. Every network that is done stays in --out: run the same command again after an
+interruption, or one command a seed at the same time and then all seeds together for the table.
 
-    python tools/ablation.py faces/*.zip --labels labels/* --aflw2000 data/aflw2000 \\
-        --boxes boxes/AFLW2000.json --out runs/ablation --size 64 --epochs 5 --limit 10000
+    python tools/ablation.py faces/*.zip --labels labels --aflw2000 data/aflw2000 \\
+        --boxes boxes/AFLW2000.json --start imagenet.safetensors --out runs/ablation --epochs 30
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from edgehp import pose
 from edgehp.cli._training import student_spec
 from edgehp.datasets import open_dataset
-from edgehp.datasets.base import Sample, join_datasets
+from edgehp.datasets.base import join_datasets
 from edgehp.datasets.faces import read_faces
-from edgehp.errors import DataError
-from edgehp.training.data import split, with_labels
-from edgehp.training.labelling import label_samples, read_labels
-from edgehp.training.loop import TrainConfig
-from edgehp.training.runs import train_base, train_final
-from edgehp.training.teachers import Grid, OutputSpec, Teacher, TeacherSpec, load_teacher_spec
+from edgehp.networks.checkpoint import build_module
+from edgehp.networks.kd_resnet import BASE_BINS, BaseNetwork
+from edgehp.networks.spec import NetworkSpec
+from edgehp.training.augment import Augmentation, cut, draw
+from edgehp.training.data import Faces, split, with_labels
+from edgehp.training.labelling import read_labels
+from edgehp.training.loop import TrainConfig, Trainer, autocast, evaluate, normalize
+from edgehp.training.objectives import BaseObjective, Objective, RvcObjective
+from edgehp.training.runs import begin_with
 
-HELD_BACK = 0.1
+HELD_BACK = 0.04
+ROWS = {
+    "plain": "plain ResNet18, one regression head",
+    "base": "base network: 1 regression + 4 RvC heads",
+    "ensemble": "base network, mean over {grid}x{grid} box offsets of {step:g}",
+    "student": "RvC student distilled from that ensemble",
+    "teachers": "RvC student distilled from the labels",
+}
 
 
 @click.command()
@@ -38,127 +54,206 @@ HELD_BACK = 0.1
 @click.option("--labels", multiple=True, required=True, type=click.Path(path_type=Path))
 @click.option("--aflw2000", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--boxes", required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--start", type=click.Path(exists=True, path_type=Path), help="For all networks.")
 @click.option("--out", required=True, type=click.Path(path_type=Path))
 @click.option("--size", default=64, show_default=True)
-@click.option("--epochs", default=5, show_default=True)
-@click.option("--limit", default=0, help="Use the first N photos only (0: all).")
+@click.option("--epochs", default=30, show_default=True)
+@click.option("--batch", default=256, show_default=True)
+@click.option("--shift", default=0.06, show_default=True, help="Box jitter in training.")
 @click.option("--grid", default=3, show_default=True)
 @click.option("--step", default=0.05, show_default=True)
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", "seeds", multiple=True, type=int, default=(0, 1, 2), show_default=True)
+@click.option("--workers", default=2, show_default=True)
 def main(
     photos: tuple[Path, ...],
     labels: tuple[Path, ...],
     aflw2000: Path,
     boxes: Path,
+    start: Path | None,
     out: Path,
     size: int,
-    epochs: int,
-    limit: int,
-    grid: int,
-    step: float,
-    seed: int,
+    seeds: tuple[int, ...],
+    workers: int,
+    **options: Any,
 ) -> None:
     """Run the ablation and print its table."""
-    data = join_datasets("faces", [read_faces(p) for p in photos])
-    chosen = data.samples
-    if limit:
-        order = np.random.default_rng(seed).permutation(len(chosen))[:limit]
-        chosen = [chosen[i] for i in sorted(order)]
-    items = with_labels(chosen, read_labels(labels))
-    truth = open_dataset("aflw2000", aflw2000, boxes=boxes).samples
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     spec = student_spec("kd-resnet18", size)
-    config = TrainConfig(epochs=epochs, seed=seed, workers=1)
-    report = _reporter()
-
-    click.echo("base network", err=True)
-    base = train_base(items, spec, config, out / "base", held_back=HELD_BACK, report=report)
-    alone = load_teacher_spec(base.weights)
-    ensemble = alone.with_grid(Grid(grid, step))
-    click.echo("labels of the base network over the grid", err=True)
-    for _ in label_samples([i.sample for i in items], [Teacher(ensemble)], out / "base-labels"):
-        pass
-    own = with_labels([i.sample for i in items], read_labels([out / "base-labels"]))
-    students = {}
-    for name, learnt in (("ensemble", own), ("teachers", items)):
-        click.echo(f"student of the {name}", err=True)
-        folder = out / f"student-{name}"
-        result = train_final(learnt, spec, config, folder, held_back=HELD_BACK, report=report)
-        students[name] = _deployed(result.weights, folder)
-
-    held = split(items, HELD_BACK)[1]
-    rows = [
-        ("base (1 regression + 4 RvC heads)", alone),
-        (f"base, mean over {grid}x{grid} offsets of {step:g}", ensemble),
-        ("student distilled from that ensemble", students["ensemble"]),
-        ("student distilled from the teachers' ensemble", students["teachers"]),
-    ]
-    table = [
-        f"{len(items)} photos ({len(held)} held back), {size} px, {epochs} epochs, seed {seed}",
-        "",
-        "| network | held-back photos, MAE to the teachers' labels | AFLW2000 "
-        f"({len(truth)} photos), MAE | pitch | yaw | roll | geodesic | against base |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    reference = None
-    for name, teacher in rows:
-        on_held, _, _ = _errors(teacher, [(i.sample, i.matrix) for i in held])
-        mae, axes, geodesic = _errors(teacher, [(s, None) for s in truth])
-        reference = mae if reference is None else reference
-        table.append(
-            f"| {name} | {on_held:.2f} | {mae:.2f} | {axes[0]:.2f} | {axes[1]:.2f} | "
-            f"{axes[2]:.2f} | {geodesic:.2f} | {100 * (mae / reference - 1):+.1f} % |"
-        )
-    text = "\n".join(table)
+    data = join_datasets("faces", [read_faces(p) for p in photos])
+    train, held = split(with_labels(data.samples, read_labels(labels)), HELD_BACK)
+    truth = with_labels(open_dataset("aflw2000", aflw2000, boxes=boxes).samples)
+    seen, own = spec.preprocessing, {"margin": 1.0, "workers": workers}
+    study = _Study(
+        spec,
+        Faces.load(train, seen, device, workers=workers),
+        {
+            "held": Faces.load(held, seen, device, **own),
+            "aflw2000": Faces.load(truth, seen, device, **own),
+        },
+        {
+            "held": Faces.load(held, seen, device, workers=workers),
+            "aflw2000": Faces.load(truth, seen, device, workers=workers),
+        },
+        start,
+        out,
+        options,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    results = [study.seed(s) for s in seeds]
+    names = {k: v.format(grid=options["grid"], step=options["step"]) for k, v in ROWS.items()}
+    text = _table(results, names)
     (out / "ablation.md").write_text(text + "\n", encoding="utf-8")
-    click.echo(text)
-
-
-def _deployed(weights: Path, folder: Path) -> TeacherSpec:
-    """The student's deployed graph as a teacher: the same code measures all four."""
-    from edgehp.networks.checkpoint import load_weights
-    from edgehp.networks.graph import build_graph, graph_bytes
-
-    values, spec = load_weights(weights)
-    (folder / "student.onnx").write_bytes(graph_bytes(build_graph(values, spec)))
-    return TeacherSpec(
-        name="student",
-        files=(folder / "student.onnx",),
-        preprocessing=spec.preprocessing,
-        output=OutputSpec("euler", ("angles",)),
-        input_name="crops",
-        deployed=True,
+    click.echo(
+        f"{len(train)} photos, {len(held)} held back, {len(truth)} of AFLW2000; {size} px, "
+        f"{options['epochs']} epochs, seeds {', '.join(map(str, seeds))}\n\n{text}"
     )
 
 
-def _errors(
-    spec: TeacherSpec, samples: Sequence[tuple[Sample, np.ndarray | None]]
-) -> tuple[float, np.ndarray, float]:
-    teacher = Teacher(spec, threads=2)
-    matrices: list[np.ndarray] = []
-    angles: list[np.ndarray] = []
-    references: list[np.ndarray] = []
-    for sample, matrix in samples:
-        views = teacher.rotations(sample.load(), sample.box)
-        matrices.append(pose.mean_rotation(views))
-        reference = sample.matrix if matrix is None else matrix
-        label = sample.angles if matrix is None else pose.euler_from_matrix(matrix)
-        if reference is None or label is None:
-            raise DataError(f"{sample.name}: expected a photo with a label, found none")
-        references.append(reference)
-        angles.append(label)
-    found = np.stack(matrices)
-    axes = pose.angle_errors(pose.euler_from_matrix(found), np.stack(angles)).mean(0)
-    geodesic = pose.geodesic_degrees(found, np.stack(references)).mean()
-    return float(axes.mean()), axes, float(geodesic)
+class _Study:
+    """All networks of a seed, each trained once and kept."""
+
+    def __init__(
+        self,
+        spec: NetworkSpec,
+        faces: Faces,
+        tests: dict[str, Faces],
+        wide: dict[str, Faces],
+        start: Path | None,
+        out: Path,
+        options: dict[str, Any],
+    ) -> None:
+        self.spec, self.faces, self.tests, self.wide = spec, faces, tests, wide
+        self.start, self.out, self.options = start, out, options
+
+    def seed(self, seed: int) -> dict[str, dict[str, Any]]:
+        rvc = RvcObjective(self.spec.bins)
+        found = {
+            "plain": self._row(seed, "plain", BaseObjective(()), self.faces),
+            "base": self._row(seed, "base", BaseObjective(BASE_BINS), self.faces),
+            "teachers": self._row(seed, "teachers", rvc, self.faces),
+        }
+        path = self.out / f"{seed}-ensemble.json"
+        if not path.is_file() or not (self.out / f"{seed}-student.json").is_file():
+            base = self._network("base")
+            base.load_state_dict(torch.load(self.out / f"{seed}-base.pt", weights_only=True))
+            row: dict[str, Any] = {"seconds": 0.0}
+            for name, faces in self.wide.items():
+                views = self._views(base, faces)
+                row[name] = _errors(_mean(views), faces.matrices)
+            path.write_text(json.dumps(row))
+            views = self._views(base, self.faces)
+            mean = _mean(views)
+            spread = np.stack([pose.geodesic_degrees(v, mean) for v in views]).mean(0)
+            weights = (1 / (1 + (spread / 6.0) ** 2)).astype(np.float32)
+            learnt = replace(self.faces, matrices=mean, weights=weights)
+            self._row(seed, "student", rvc, learnt)
+        for name in ("ensemble", "student"):
+            found[name] = json.loads((self.out / f"{seed}-{name}.json").read_text())
+        return found
+
+    def _network(self, name: str) -> nn.Module:
+        if name in ("base", "plain"):
+            network: nn.Module = BaseNetwork(self.spec, BASE_BINS if name == "base" else ())
+        else:
+            network = build_module(self.spec)
+        return network.to(self.faces.crops.device)
+
+    def _row(self, seed: int, name: str, objective: Objective, faces: Faces) -> dict[str, Any]:
+        path = self.out / f"{seed}-{name}.json"
+        if path.is_file():
+            return dict(json.loads(path.read_text()))
+        o = self.options
+        config = TrainConfig(
+            epochs=o["epochs"],
+            batch=o["batch"],
+            seed=seed,
+            checkpoint_seconds=600,
+            augmentation=Augmentation(shift=o["shift"]),
+        )
+        torch.manual_seed(seed)
+        network = self._network(name)
+        if self.start is not None:
+            begin_with(network, self.spec, self.start)
+        began = time.monotonic()
+        folder = self.out / f"{seed}-{name}"
+        trainer = Trainer(network, self.spec, objective, faces, config, folder)
+        for p in trainer.run():
+            if p.step % 500 == 0:
+                click.echo(
+                    f"{seed} {name}: {p.step}/{p.steps} {p.images_per_second:.0f}/s", err=True
+                )
+        network.load_state_dict(trainer.average)
+        row: dict[str, Any] = {"seconds": time.monotonic() - began}
+        for test, own in self.tests.items():
+            v = evaluate(network, self.spec, objective, own, config)
+            row[test] = [v.mean, *v.mae, v.geodesic]
+        torch.save(network.state_dict(), self.out / f"{seed}-{name}.pt")
+        path.write_text(json.dumps(row))
+        return row
+
+    @torch.no_grad()
+    def _views(self, network: nn.Module, faces: Faces) -> list[np.ndarray]:
+        """Rotations [N, 3, 3] of a base network at each position of the grid."""
+        network.eval()
+        still = Augmentation(
+            scale=(1, 1), shift=0, rotate=0, flip=0, light=0, grey=0, dark=0, blur=0, sharpen=0,
+            coarse=0, noise=0, occlude=0,
+        )  # fmt: skip
+        half = self.options["grid"] // 2
+        steps = [i * self.options["step"] for i in range(-half, half + 1)]
+        draws = draw(len(faces), still, np.random.default_rng(0))
+        objective = BaseObjective(BASE_BINS)
+        views = []
+        for shift in ((dx, dy) for dy in steps for dx in steps):
+            moved = replace(draws, shift=np.tile(shift, (len(faces), 1)))
+            found: list[Tensor] = []
+            for first in range(0, len(faces), 512):
+                rows = slice(first, first + 512)
+                size = self.spec.preprocessing.size
+                crops = cut(faces.crops[rows], moved[rows], size, faces.margin)
+                with autocast(crops.device, "bf16"):
+                    images = normalize(crops.round(), self.spec)
+                    found.append(objective.angles(network, images).float().cpu())
+            angles = pose.to_aflw2000(torch.cat(found).numpy(), self.spec.convention)
+            views.append(pose.matrix_from_euler(angles))
+        return views
 
 
-def _reporter() -> Callable[..., None]:
-    def report(p: object) -> None:
-        step, steps = getattr(p, "step", 0), getattr(p, "steps", 0)
-        if step % 50 == 0:
-            click.echo(json.dumps({"step": step, "of": steps}), err=True)
+def _mean(views: list[np.ndarray]) -> np.ndarray:
+    """Mean rotations [N, 3, 3] of views: the nearest rotation to the mean matrix."""
+    u, _, v = np.linalg.svd(np.mean(views, axis=0))
+    u[..., -1] *= np.sign(np.linalg.det(u @ v))[:, None]
+    return np.asarray(u @ v)
 
-    return report
+
+def _errors(found: np.ndarray, truth: np.ndarray) -> list[float]:
+    mae = pose.angle_errors(pose.euler_from_matrix(found), pose.euler_from_matrix(truth)).mean(0)
+    geodesic = pose.geodesic_degrees(found, truth).mean()
+    return [float(mae.mean()), *map(float, mae), float(geodesic)]
+
+
+def _table(results: list[dict[str, dict[str, Any]]], names: dict[str, str]) -> str:
+    lines = [
+        "| network | held-back photos, MAE to the labels | AFLW2000, MAE | pitch | yaw | roll | "
+        "geodesic | against base | seconds a seed |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for key, name in names.items():
+        held = np.array([r[key]["held"] for r in results])
+        test = np.array([r[key]["aflw2000"] for r in results])
+        base = np.array([r["base"]["aflw2000"][0] for r in results])
+        change = 100 * (test[:, 0] / base - 1)
+        seconds = np.mean([r[key]["seconds"] for r in results])
+        cells = [_spread(held[:, 0]), *(_spread(test[:, i]) for i in range(5)), _spread(change, 1)]
+        lines.append(f"| {name} | {' | '.join(cells)} % | {seconds:.0f} |")
+    return "\n".join(lines)
+
+
+def _spread(values: np.ndarray, digits: int = 2) -> str:
+    """Mean and standard deviation over seeds."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
 
 
 if __name__ == "__main__":

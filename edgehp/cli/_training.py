@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from edgehp.networks.spec import NetworkSpec
     from edgehp.training.data import TrainingItem
-    from edgehp.training.loop import Progress, TrainConfig
-    from edgehp.training.runs import RunResult
+    from edgehp.training.loop import Progress
+    from edgehp.training.runs import Run, RunResult
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -38,6 +38,11 @@ _OPTIONS = [
         multiple=True,
         type=click.Path(exists=True, path_type=Path),
         help="Further photos with labels of their own, such as rendered heads.",
+    ),
+    click.option(
+        "--start",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Weights to begin with, of any input size; torchvision's ResNet gives the backbone.",
     ),
     click.option("--out", required=True, type=click.Path(path_type=Path), help="The run folder."),
     click.option("--size", default=112, show_default=True, help="Input size in pixels."),
@@ -64,7 +69,7 @@ _OPTIONS = [
     ),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto"),
     click.option("--seed", default=0, show_default=True),
-    click.option("--workers", default=2, show_default=True, help="Threads that make crops."),
+    click.option("--workers", default=2, show_default=True, help="Threads that decode photos."),
     click.option("--held-back", default=0.04, show_default=True, help="Share for validation."),
     click.option("--skip-bad", is_flag=True, help="Leave damaged photos out, counted and listed."),
     click.option("--licence", default="", help="Of the weights: kept in the file, said by build."),
@@ -90,7 +95,7 @@ def require_torch() -> None:
         raise EnvironmentalError(f"training needs torch: {install_extra('train')}") from e
 
 
-def pick_device(name: str) -> str:
+def _device(name: str) -> str:
     """``"cuda"`` or ``"cpu"``; ``"auto"`` takes a GPU where there is one.
 
     Raises:
@@ -104,29 +109,34 @@ def pick_device(name: str) -> str:
     return "cuda" if found and name != "cpu" else "cpu"
 
 
-def config(options: dict[str, Any]) -> TrainConfig:
-    """The training configuration of the shared options."""
+def run_of(photos: tuple[Path, ...], network: str, out: Path, options: dict[str, Any]) -> Run:
+    """The run that the shared options describe; skipped photos are listed on stderr."""
     from edgehp.training.augment import AUGMENTATIONS
     from edgehp.training.loop import TrainConfig
+    from edgehp.training.runs import Run
 
-    names = [
-        "epochs",
-        "batch",
-        "learning_rate",
-        "precision",
-        "seed",
-        "workers",
-        "start_size",
-        "flatten",
-    ]
     if options["workers"] < 1 or not 0 < options["held_back"] < 0.5:
         raise UsageError("--workers must be at least 1 and --held-back between 0 and 0.5")
-    return TrainConfig(
-        **{n: options[n] for n in names}, augmentation=AUGMENTATIONS[options["augmentation"]]
+    names = ("epochs", "batch", "learning_rate", "precision", "seed", "workers", "start_size")
+    settings = TrainConfig(
+        **{n: options[n] for n in names},
+        flatten=options["flatten"],
+        augmentation=AUGMENTATIONS[options["augmentation"]],
+    )
+    found, extra = _items(photos, options)
+    return Run(
+        found,
+        student_spec(network, options["size"], options["licence"]),
+        settings,
+        out,
+        extra=extra,
+        start=options["start"],
+        device=_device(options["device"]),
+        held_back=options["held_back"],
     )
 
 
-def items(
+def _items(
     photos: tuple[Path, ...], options: dict[str, Any]
 ) -> tuple[list[TrainingItem], list[TrainingItem]]:
     """(items with labels, extra items) of the command line; skips are listed on stderr."""
@@ -200,17 +210,10 @@ def progress_bar(epochs: int) -> Iterator[Callable[[Progress], None]]:
 def print_result(result: RunResult) -> None:
     """The figures of every epoch, and where the weights are."""
     for row in result.history:
-        parts = [f"epoch {row['epoch']:>3}"]
-        if "mae" in row:
-            pitch, yaw, roll = row["mae"]
-            parts.append(
-                f"MAE {row['mean']:.3f}  pitch {pitch:.2f}  yaw {yaw:.2f}  roll {roll:.2f}"
-            )
-            parts.append(f"geodesic {row['geodesic']:.2f}")
-        if "float_mean" in row:
-            parts.append(f"(FP32 MAE {row['float_mean']:.3f})")
-        if "difference" in row:
-            parts.append(f"mean |difference| to FP32 {row['difference']:.4f}")
-        click.echo("  ".join(parts))
+        pitch, yaw, roll = row["mae"]
+        click.echo(
+            f"epoch {row['epoch']:>3}  MAE {row['mean']:.3f}  pitch {pitch:.2f}  yaw {yaw:.2f}  "
+            f"roll {roll:.2f}  geodesic {row['geodesic']:.2f}"
+        )
     click.echo(f"{result.trained} photos trained on, {result.held_back} held back (figures above)")
     click.echo(f"weights: {result.weights}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,6 @@ __all__ = ["command"]
     help="A teacher checkpoint of the student's bins: learn the mean of the teachers' soft labels.",
 )
 @click.option(
-    "--start",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Weights to begin with, of any input size; torchvision's ResNet gives the backbone alone.",
-)
-@click.option(
     "--limit",
     type=click.IntRange(0),
     default=0,
@@ -41,7 +37,6 @@ def command(
     photos: tuple[Path, ...],
     network: str,
     teachers: tuple[Path, ...],
-    start: Path | None,
     out: Path,
     **options: Any,
 ) -> None:
@@ -55,22 +50,10 @@ def command(
         raise UsageError("distil from what? Give --labels of 'edgehp label', or --teacher")
     from edgehp.training.runs import train_final
 
-    settings = _training.config(options)
-    found, extra = _training.items(photos, options)
-    if 0 < options["limit"] < len(found):
-        count = options["limit"]
-        found = [found[i * len(found) // count] for i in range(count)]
-    with _training.progress_bar(settings.epochs) as report:
-        result = train_final(
-            found,
-            _training.student_spec(network, options["size"], options["licence"]),
-            settings,
-            out,
-            extra=extra,
-            start=start,
-            teachers=teachers,
-            device=_training.pick_device(options["device"]),
-            held_back=options["held_back"],
-            report=report,
-        )
+    run = _training.run_of(photos, network, out, options)
+    if 0 < options["limit"] < len(run.items):
+        count, n = options["limit"], len(run.items)
+        run = replace(run, items=[run.items[i * n // count] for i in range(count)])
+    with _training.progress_bar(run.config.epochs) as report:
+        result = train_final(replace(run, report=report), teachers)
     _training.print_result(result)

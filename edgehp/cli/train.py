@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +32,9 @@ def command(photos: tuple[Path, ...], network: str, depth: int, out: Path, **opt
     _training.require_torch()
     from edgehp.training.runs import train_base, train_final
 
-    settings = _training.config(options)
-    found, extra = _training.items(photos, options)
-    device = _training.pick_device(options["device"])
     base = network == "base"
-    name = f"kd-resnet{depth}" if base else network
-    spec = _training.student_spec(name, options["size"], options["licence"])
-    run = train_base if base else train_final
-    with _training.progress_bar(settings.epochs) as report:
-        result = run(
-            found,
-            spec,
-            settings,
-            out,
-            extra=extra,
-            device=device,
-            held_back=options["held_back"],
-            report=report,
-        )
+    run = _training.run_of(photos, f"kd-resnet{depth}" if base else network, out, options)
+    with _training.progress_bar(run.config.epochs) as report:
+        run = replace(run, report=report)
+        result = train_base(run) if base else train_final(run)
     _training.print_result(result)

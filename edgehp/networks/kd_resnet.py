@@ -103,7 +103,7 @@ def expectation(logits: Tensor, bins: Bins) -> tuple[Tensor, Tensor]:
         Two float32 tensors [...]: the angle and its spread.
     """
     p = logits.float().softmax(-1)
-    values = torch.from_numpy(bins.values).to(p)
+    values = torch.from_numpy(bins.values).to(p, non_blocking=True)
     mean = p @ values
     variance = (p * (values - mean[..., None]) ** 2).sum(-1)
     return mean, variance.clamp_min(0).sqrt()

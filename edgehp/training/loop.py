@@ -6,29 +6,31 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from edgehp import pose
 from edgehp.errors import DataError, UsageError
 from edgehp.files import replacing
 from edgehp.networks.spec import NetworkSpec
 from edgehp.training.augment import Augmentation
-from edgehp.training.data import Batch, BatchPlan, TrainingItem, batches, plain_batches
+from edgehp.training.data import Batch, BatchPlan, Faces, batches
 from edgehp.training.objectives import Objective
 
 __all__ = ["Progress", "TrainConfig", "Trainer", "Validation", "evaluate"]
 
 logger = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pt"
+# Steps between two readings of the loss off a GPU.
+_READ_EVERY = 20
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,8 @@ class TrainConfig:
         precision: ``"bf16"``, ``"fp16"`` (GPU only) or ``"fp32"``.
         seed: of weights, order and augmentation.
         checkpoint_seconds: time between checkpoints.
-        workers: threads that make crops.
+        workers: threads that decode photos before the first step.
         augmentation: see there.
-        task: what else decides the weights; a checkpoint of another task is refused.
     """
 
     epochs: int = 10
@@ -70,7 +71,6 @@ class TrainConfig:
     checkpoint_seconds: float = 120.0
     workers: int = 2
     augmentation: Augmentation = field(default_factory=Augmentation)
-    task: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
@@ -125,10 +125,9 @@ class Trainer:
         network: takes normalised images.
         spec: its specification.
         objective: what it learns.
-        items: training photos.
+        faces: training photos with their labels, cut with a margin, on the device that trains.
         config: how.
         folder: where the checkpoint is; a checkpoint there is resumed.
-        device: ``"cpu"`` or ``"cuda"``.
         rank: of this process.
         world: number of processes; torch.distributed must then be initialised.
 
@@ -141,17 +140,16 @@ class Trainer:
         network: nn.Module,
         spec: NetworkSpec,
         objective: Objective,
-        items: Sequence[TrainingItem],
+        faces: Faces,
         config: TrainConfig,
         folder: Path,
         *,
-        device: str = "cpu",
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.spec, self.objective, self.items = spec, objective, items
+        self.spec, self.objective = spec, objective
         self.config, self.folder = config, folder
-        self.device, self.rank, self.world = torch.device(device), rank, world
+        self.faces, self.device, self.rank, self.world = faces, faces.crops.device, rank, world
         network = network.to(self.device)
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._parallel: nn.Module = self.network
@@ -160,10 +158,12 @@ class Trainer:
 
             self._parallel = parallel(self.network, self.device)
         self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
-        self.optimiser = torch.optim.AdamW(_groups(self.network, config.weight_decay), lr=0.0)
+        self.optimiser = torch.optim.AdamW(
+            _groups(self.network, config.weight_decay), lr=0.0, fused=self.device.type == "cuda"
+        )
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.epoch = self.batch_number = self.step = 0
-        self.steps_per_epoch = len(items) // config.batch
+        self.steps_per_epoch = len(faces) // config.batch
         self.history: list[dict[str, Any]] = []
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / CHECKPOINT).is_file():
@@ -178,22 +178,18 @@ class Trainer:
         """Train to the end, yielding after every step; `after_epoch` runs in every process."""
         saved = time.monotonic()
         while self.epoch < self.config.epochs:
-            plan = self._plan()
-            source = batches(self.items, plan, start=self.batch_number, workers=self.config.workers)
-            for batch in source:
-                began = time.monotonic()
-                loss = self._step(batch)
+            loss, began = math.nan, time.monotonic()
+            source = batches(self.faces, self._plan(), start=self.batch_number)
+            for counted, batch in enumerate(source, 1):
+                outcome = self._step(batch)
                 self.batch_number += 1
                 self.step += 1
-                seconds = max(time.monotonic() - began, 1e-9)
-                yield Progress(
-                    self.epoch,
-                    self.step,
-                    self.total_steps,
-                    loss,
-                    self._rate(self.step - 1),
-                    self.config.batch / seconds,
-                )
+                # Reading a number off a GPU waits for it: not after every step.
+                if self.device.type == "cpu" or self.batch_number % _READ_EVERY == 1:
+                    loss = self._checked(outcome)
+                speed = counted * self.config.batch / max(time.monotonic() - began, 1e-9)
+                rate = self._rate(self.step - 1)
+                yield Progress(self.epoch, self.step, self.total_steps, loss, rate, speed)
                 if time.monotonic() - saved > self.config.checkpoint_seconds:
                     self.save()
                     saved = time.monotonic()
@@ -211,14 +207,12 @@ class Trainer:
             if not k.endswith("num_batches_tracked")
         }
 
-    def validate(self, items: Sequence[TrainingItem]) -> Validation:
-        """Error of the averaged weights on `items`."""
+    def validate(self, faces: Faces) -> Validation:
+        """Error of the averaged weights on `faces`, which are the network's own crops."""
         own = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self.network.load_state_dict(self.average)
         try:
-            return evaluate(
-                self.network, self.spec, self.objective, items, self.config, self.device
-            )
+            return evaluate(self.network, self.spec, self.objective, faces, self.config)
         finally:
             self.network.load_state_dict(own)
 
@@ -227,7 +221,7 @@ class Trainer:
         if self.rank != 0:
             return
         state = {
-            "config": _config_text(self.config, self.spec, len(self.items)),
+            "config": _config_text(self.config, self.spec, len(self.faces)),
             "network": self.network.state_dict(),
             "average": self.average,
             "optimiser": self.optimiser.state_dict(),
@@ -245,7 +239,7 @@ class Trainer:
             found = state["config"]
         except (RuntimeError, KeyError, EOFError, ValueError, OSError) as e:
             raise DataError(f"{path}: damaged checkpoint ({e}); remove it to start again") from e
-        wanted = _config_text(self.config, self.spec, len(self.items))
+        wanted = _config_text(self.config, self.spec, len(self.faces))
         if found != wanted:
             raise DataError(
                 f"{path}: a run with other settings; use another folder, or remove it.\n"
@@ -260,9 +254,8 @@ class Trainer:
         logger.info("resumed %s at epoch %d, batch %d", path, self.epoch, self.batch_number)
 
     def _plan(self) -> BatchPlan:
-        size = self.config.size_at(self.epoch, self.spec.preprocessing.size)
         return BatchPlan(
-            preprocessing=msgspec.structs.replace(self.spec.preprocessing, size=size),
+            size=self.config.size_at(self.epoch, self.spec.preprocessing.size),
             augmentation=self.config.augmentation,
             seed=self.config.seed,
             epoch=self.epoch,
@@ -279,79 +272,86 @@ class Trainer:
         done = (step - warm) / max(1, self.total_steps - warm)
         return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
-    def _step(self, batch: Batch) -> float:
+    def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """One step; (loss, gradient norm), not yet read off the device."""
         self.network.train()
         for group in self.optimiser.param_groups:
             group["lr"] = self._rate(self.step)
-        images, angles = to_tensors(batch, self.spec, self.device)
-        weights = torch.from_numpy(batch.weights).to(self.device)
+        images = normalize(batch.images, self.spec)
+        # The signs of a convention are their own inverse, on tensors too.
+        angles = batch.angles * _signs(self.spec, batch.angles)
         with autocast(self.device, self.config.precision):
             losses = self.objective.loss(self._parallel, images, angles)
         # The gradient average over processes divides by their number: multiplied back here, the
         # step is the one a single process would take on the union of the batches.
-        loss = (losses * weights).sum() * (self.world / batch.total_weight)
+        loss = (losses * batch.weights).sum() * (self.world / batch.total_weight)
         self.optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.unscale_(self.optimiser)
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
         self._scaler.step(self.optimiser)
         self._scaler.update()
         self._update_average()
-        value = float(loss.detach())
-        if not math.isfinite(value) and self.config.precision != "fp16":
-            raise DataError(f"the loss became {value} at step {self.step}; lower the learning rate")
-        return value
+        return loss.detach(), norm
+
+    def _checked(self, outcome: tuple[Tensor, Tensor]) -> float:
+        """The loss of a step, in the objective's units.
+
+        The norm is that of gradients averaged over all processes: where one process's loss is not
+        finite, every process sees it at the same step and ends with the same message.
+
+        Raises:
+            DataError: the training has diverged.
+        """
+        loss, norm = (float(v) for v in outcome)
+        if not math.isfinite(norm) and self.config.precision != "fp16":
+            raise DataError(
+                f"the training diverged at step {self.step}: the loss here is {loss}\n"
+                "hint: lower --learning-rate"
+            )
+        return loss
 
     @torch.no_grad()
     def _update_average(self) -> None:
         # Early averages would remember the random start: the decay grows with the steps.
         decay = min(self.config.average, (1 + self.step) / (10 + self.step))
-        for key, value in self.network.state_dict().items():
-            if value.is_floating_point():
-                self.average[key].lerp_(value, 1 - decay)
-            else:
-                self.average[key].copy_(value)
+        current = self.network.state_dict()
+        floating = [k for k, v in current.items() if v.is_floating_point()]
+        update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        update([self.average[k] for k in floating], [current[k] for k in floating], self.step)
 
 
 @torch.no_grad()
 def evaluate(
-    network: nn.Module,
-    spec: NetworkSpec,
-    objective: Objective,
-    items: Sequence[TrainingItem],
-    config: TrainConfig,
-    device: torch.device,
+    network: nn.Module, spec: NetworkSpec, objective: Objective, faces: Faces, config: TrainConfig
 ) -> Validation:
-    """Mean errors of `network` on unaugmented crops of `items`, against their labels."""
+    """Mean errors of `network` on `faces`, the network's own crops, against their labels."""
     network.eval()
-    predicted, truth = [], []
-    for batch in plain_batches(items, spec.preprocessing, config.batch, workers=config.workers):
-        images, _ = to_tensors(batch, spec, device)
-        with autocast(device, config.precision):
-            out = objective.angles(network, images)
-        predicted.append(pose.to_aflw2000(out.float().cpu().numpy(), spec.convention))
-        truth.append(batch.angles)
-    p, t = np.concatenate(predicted), np.concatenate(truth)
-    mae = pose.angle_errors(p, t).mean(0)
-    distance = pose.geodesic_degrees(pose.matrix_from_euler(p), pose.matrix_from_euler(t))
+    found = []
+    for first in range(0, len(faces), config.batch):
+        crops = faces.crops[first : first + config.batch]
+        images = normalize(crops.permute(0, 3, 1, 2).float(), spec)
+        with autocast(crops.device, config.precision):
+            found.append(objective.angles(network, images).float().cpu())
+    p = pose.to_aflw2000(torch.cat(found).numpy(), spec.convention)
+    mae = pose.angle_errors(p, pose.euler_from_matrix(faces.matrices)).mean(0)
+    distance = pose.geodesic_degrees(pose.matrix_from_euler(p), faces.matrices)
     return Validation((float(mae[0]), float(mae[1]), float(mae[2])), float(distance.mean()))
 
 
-def to_tensors(batch: Batch, spec: NetworkSpec, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Normalised images [N, 3, S, S] (channels last) and angles [N, 3] in the net's convention."""
-    angles = torch.from_numpy(pose.from_aflw2000(batch.angles, spec.convention)).float().to(device)
-    return normalise(torch.from_numpy(batch.crops).to(device), spec), angles
-
-
-def normalise(crops: Tensor, spec: NetworkSpec) -> Tensor:
-    """float32 [N, 3, S, S] in the network's colour order from uint8 RGB crops [N, S, S, 3]."""
+def normalize(images: Tensor, spec: NetworkSpec) -> Tensor:
+    """float32 [N, 3, S, S] (channels last) in the network's colour order, from RGB 0 to 255."""
     p = spec.preprocessing
-    x = crops.permute(0, 3, 1, 2).float()
     if p.colour == "BGR":
-        x = x.flip(1)
-    mean = torch.tensor(p.mean, device=x.device).view(1, -1, 1, 1)
-    std = torch.tensor(p.std, device=x.device).view(1, -1, 1, 1)
-    return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+        images = images.flip(1)
+    # Without waiting: an ordinary copy to a GPU would hold up the loop until all work is done.
+    mean = torch.tensor(p.mean).view(1, -1, 1, 1).to(images.device, non_blocking=True)
+    std = torch.tensor(p.std).view(1, -1, 1, 1).to(images.device, non_blocking=True)
+    return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def _signs(spec: NetworkSpec, like: Tensor) -> Tensor:
+    return torch.tensor(pose.convention(spec.convention).signs).to(like.device, non_blocking=True)
 
 
 def autocast(device: torch.device, precision: str) -> Any:
@@ -373,6 +373,4 @@ def _config_text(config: TrainConfig, spec: NetworkSpec, items: int) -> str:
     # What only concerns the machine may change between a run and its resumption.
     free = ("checkpoint_seconds", "workers")
     settings = {k: v for k, v in asdict(config).items() if k not in free}
-    if not config.task:  # as in the checkpoints of runs from before there were tasks
-        del settings["task"]
     return json.dumps({"spec": spec.digest, "items": items, **settings}, sort_keys=True)

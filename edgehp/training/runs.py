@@ -24,7 +24,7 @@ from edgehp.files import write_whole
 from edgehp.networks.checkpoint import build_module, load_module, load_start, save_weights
 from edgehp.networks.kd_resnet import BASE_BINS, BaseNetwork
 from edgehp.networks.spec import NetworkSpec
-from edgehp.training.data import TrainingItem, split
+from edgehp.training.data import Faces, TrainingItem, split
 from edgehp.training.distributed import distributed
 from edgehp.training.loop import Progress, TrainConfig, Trainer
 from edgehp.training.objectives import (
@@ -35,11 +35,9 @@ from edgehp.training.objectives import (
     base_angles,
 )
 
-__all__ = ["RunResult", "export_base_teacher", "run", "train_base", "train_final"]
+__all__ = ["Run", "RunResult", "begin_with", "export_base_teacher", "train_base", "train_final"]
 
 logger = logging.getLogger(__name__)
-Reporter = Callable[[Progress], None]
-Figures = Callable[[Trainer, Sequence[TrainingItem]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -58,87 +56,103 @@ class RunResult:
     held_back: int
 
 
-def train_final(
-    items: Sequence[TrainingItem],
-    spec: NetworkSpec,
-    config: TrainConfig,
-    folder: Path,
-    *,
-    extra: Sequence[TrainingItem] = (),
-    start: Path | None = None,
-    teachers: Sequence[Path] = (),
-    device: str = "cpu",
-    held_back: float = 0.04,
-    report: Reporter | None = None,
-) -> RunResult:
-    """Train a final network (one RvC head) on labels, or from torch teachers online.
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A training run: what learns from what, how, and where.
 
-    Args:
+    Attributes:
         items: photos with labels; a share `held_back` of them, by name, is for validation only.
-        spec: the student.
+        spec: the network.
         config: how to train.
         folder: the run folder; a run found there is resumed.
         extra: photos that are all trained on, e.g. rendered heads with exact labels.
-        start: weights to begin with, of the same network at any input size, or of a ResNet by
-            torchvision's names for its backbone.
-        teachers: checkpoints whose mean soft label is learnt instead of the items' labels
-            (arXiv 2210.13705); they must want the same crop of the photo.
+        start: weights to begin with: of the same network at any input size, or of another whose
+            backbone is the same ResNet; torchvision's own too.
         device: ``"cpu"`` or ``"cuda"``.
         held_back: share of `items`.
         report: called after every step.
+    """
+
+    items: Sequence[TrainingItem]
+    spec: NetworkSpec
+    config: TrainConfig
+    folder: Path
+    extra: Sequence[TrainingItem] = ()
+    start: Path | None = None
+    device: str = "cpu"
+    held_back: float = 0.04
+    report: Callable[[Progress], None] | None = None
+
+
+def train_final(run: Run, teachers: Sequence[Path] = ()) -> RunResult:
+    """Train a final network (one RvC head) on labels, or from torch teachers online.
+
+    Args:
+        run: what, how and where.
+        teachers: checkpoints whose mean soft label is learnt instead of the items' labels
+            (arXiv 2210.13705); they must want the same crop of the photo.
 
     Raises:
         DataError, CheckpointError: damaged input, or weights that do not fit.
     """
-    torch.manual_seed(config.seed)
+    spec = run.spec
+    torch.manual_seed(run.config.seed)
     network = build_module(spec)
-    if start is not None:
-        weights, _ = load_start(start, spec)
-        state = {k: torch.from_numpy(v) for k, v in weights.items()}
-        network.load_state_dict(state, strict=False)
     objective: Objective = RvcObjective(spec.bins)
     if teachers:
         loaded = [load_module(path) for path in teachers]
-        objective = OnlineDistillation([(m.to(device), s) for m, s in loaded], spec)
+        objective = OnlineDistillation([(m.to(run.device), s) for m, s in loaded], spec)
 
     def write(trainer: Trainer) -> Path:
-        path = folder / f"{spec.name}.safetensors"
+        path = run.folder / f"{spec.name}.safetensors"
         save_weights(path, trainer.averaged_state(), spec)
         return path
 
-    return run(
-        network, spec, objective, items, extra, config, folder, device, held_back, report, write
-    )
+    return _train(run, network, objective, write)
 
 
-def train_base(
-    items: Sequence[TrainingItem],
-    spec: NetworkSpec,
-    config: TrainConfig,
-    folder: Path,
-    *,
-    extra: Sequence[TrainingItem] = (),
-    device: str = "cpu",
-    held_back: float = 0.04,
-    report: Reporter | None = None,
-) -> RunResult:
+def train_base(run: Run) -> RunResult:
     """Stage 1 of arXiv 2108.09183: one regression and four RvC heads, with box jitter.
 
-    Arguments as in `train_final`. The result is a teacher for ``edgehp label --grid``.
+    The result is a teacher for ``edgehp label --grid``.
     """
-    torch.manual_seed(config.seed)
-    network = BaseNetwork(spec)
+    torch.manual_seed(run.config.seed)
+    network = BaseNetwork(run.spec)
 
     def write(trainer: Trainer) -> Path:
         averaged = {k: torch.from_numpy(v) for k, v in trainer.averaged_state().items()}
-        teacher = BaseNetwork(spec)
+        teacher = BaseNetwork(run.spec)
         teacher.load_state_dict(averaged, strict=False)
-        return export_base_teacher(teacher.eval(), folder)
+        return export_base_teacher(teacher.eval(), run.folder)
 
-    objective = BaseObjective(BASE_BINS)
-    return run(
-        network, spec, objective, items, extra, config, folder, device, held_back, report, write
-    )
+    return _train(run, network, BaseObjective(BASE_BINS), write)
+
+
+def begin_with(network: nn.Module, spec: NetworkSpec, start: Path) -> None:
+    """Load the weights of `start` into `network`: all of them, or the backbone where heads differ.
+
+    Raises:
+        CheckpointError: not a checkpoint of a network that edgehp knows.
+        DataError: its backbone is another one.
+    """
+    weights, backbone_alone = load_start(start, spec)
+    state = {k: torch.from_numpy(v) for k, v in weights.items()}
+    wanted = network.state_dict()
+    if not {k for k in wanted if not k.endswith("num_batches_tracked")} <= state.keys():
+        prefix = _backbone(wanted)
+        theirs = _backbone(state)
+        state = {prefix + k[len(theirs) :]: v for k, v in state.items() if k.startswith(theirs)}
+        if not backbone_alone:  # else the reader has said so
+            logger.warning("%s: the backbone is taken, the heads begin at random", start)
+    if wrong := [k for k, v in state.items() if k in wanted and wanted[k].shape != v.shape]:
+        raise DataError(f"{start}: {wrong[0]} is of another shape: a ResNet of another depth?")
+    network.load_state_dict(state, strict=False)
+
+
+def _backbone(state: Mapping[str, Any]) -> str:
+    """What stands before ``conv1.weight`` of the ResNet in the names of a state dict."""
+    first = "conv1.weight"
+    return min((k[: -len(first)] for k in state if k.endswith(first)), key=len)
 
 
 def export_base_teacher(network: BaseNetwork, folder: Path) -> Path:
@@ -198,91 +212,58 @@ convention = "{spec.convention}"
     return path
 
 
-def run(
-    network: nn.Module,
-    spec: NetworkSpec,
-    objective: Objective,
-    items: Sequence[TrainingItem],
-    extra: Sequence[TrainingItem],
-    config: TrainConfig,
-    folder: Path,
-    device: str,
-    held_back: float,
-    report: Reporter | None,
-    write: Callable[[Trainer], Path],
-    *,
-    figures: Figures | None = None,
-    figures_first: bool = False,
+def _train(
+    run: Run, network: nn.Module, objective: Objective, write: Callable[[Trainer], Path]
 ) -> RunResult:
-    """Train any network on any objective.
-
-    Args:
-        network: takes normalised images.
-        spec: its specification.
-        objective: what it learns.
-        items: see `train_final`.
-        extra: see there.
-        config: see there.
-        folder: see there.
-        device: see there.
-        held_back: see there.
-        report: see there.
-        write: writes the weights and returns their path; called after every epoch.
-        figures: what `history` says of the held-back items; None takes the errors against labels.
-        figures_first: put the figures of the start into the history too, as epoch 0.
-
-    Raises:
-        DataError: no photo is held back, or the folder's checkpoint is of another run.
-    """
-    measured = figures or _label_errors
-    train, validation = split(items, held_back)
-    if not validation:
-        raise DataError(f"no photo of {len(items)} is held back for validation; give more photos")
-    train = [*train, *extra]
-    with distributed(device) as place:
+    """Train `network`; `write` writes its weights after every epoch and returns their path."""
+    if run.start is not None:
+        begin_with(network, run.spec, run.start)
+    train, held = split(run.items, run.held_back)
+    if not held:
+        raise DataError(
+            f"no photo of {len(run.items)} is held back for validation; give more photos"
+        )
+    train = [*train, *run.extra]
+    size, workers = run.spec.preprocessing, run.config.workers
+    with distributed(run.device) as place:
+        device = torch.device(run.device)
+        faces = Faces.load(train, size, device, workers=workers)
+        validation = Faces.load(held, size, device, margin=1, workers=workers)
         trainer = Trainer(
             network,
-            spec,
+            run.spec,
             objective,
-            train,
-            config,
-            folder,
-            device=device,
+            faces,
+            run.config,
+            run.folder,
             rank=place.rank,
             world=place.world,
         )
-        log = _Log(folder, trainer.step) if place.rank == 0 else None
+        log = _Log(run.folder, trainer.step) if place.rank == 0 else None
 
         def after_epoch(t: Trainer) -> None:
             if place.rank != 0:
                 return
-            row = {"epoch": t.epoch, **measured(t, validation)}
-            t.history.append(row)
-            single = {k: v for k, v in row.items() if isinstance(v, float)}
-            text = ", ".join(f"{k} {v:.4f}" for k, v in single.items())
-            logger.info("epoch %d, held-back photos, degrees: %s", t.epoch, text)
+            v = t.validate(validation)
+            t.history.append(
+                {"epoch": t.epoch, "mae": v.mae, "mean": v.mean, "geodesic": v.geodesic}
+            )
+            logger.info("epoch %d, held-back photos: MAE %.3f degrees", t.epoch, v.mean)
             write(t)
-            write_whole(folder / "history.json", json.dumps(t.history, indent=1))
+            write_whole(run.folder / "history.json", json.dumps(t.history, indent=1))
             if log is not None:
-                log.add(t.step, {f"validation/{k}": v for k, v in single.items()})
+                log.add(t.step, {"validation/mae": v.mean, "validation/geodesic": v.geodesic})
 
-        if figures_first and not trainer.history:
-            after_epoch(trainer)
         for progress in trainer.run(after_epoch):
             if log is not None and progress.step % 10 == 0:
                 values = {"train/loss": progress.loss, "train/rate": progress.learning_rate}
                 log.add(progress.step, values)
-            if report is not None and place.rank == 0:
-                report(progress)
+            if run.report is not None and place.rank == 0:
+                run.report(progress)
         if log is not None:
             log.close()
-        path = write(trainer) if place.rank == 0 else folder
-    return RunResult(path, tuple(trainer.history), len(train), len(validation))
-
-
-def _label_errors(trainer: Trainer, held: Sequence[TrainingItem]) -> dict[str, Any]:
-    v = trainer.validate(held)
-    return {"mae": v.mae, "mean": v.mean, "geodesic": v.geodesic}
+        path = write(trainer) if place.rank == 0 else run.folder
+    return RunResult(path, tuple(trainer.history), len(train), len(held))
 
 
 class _Log:
