@@ -16,7 +16,7 @@ import pytest
 
 from edgehp.errors import CheckpointError, DataError, EnvironmentalError, UsageError
 from edgehp.networks import graph as graph_module
-from edgehp.networks.export import deployed_graph, load_graph, save_graph
+from edgehp.networks.export import load_graph, save_graph
 from edgehp.networks.graph import build_graph, graph_bytes, spec_of_graph
 from edgehp.networks.layout import Weights
 from edgehp.networks.simplify import simplify
@@ -80,7 +80,7 @@ def test_torch_onnxruntime_and_openvino_agree(name: str, size: int, seed: int) -
     # Otherwise any constant would pass.
     assert (expected[0].std(0) > 5).all(), expected[0].std(0)
 
-    model = deployed_graph(weights, spec)
+    model = build_graph(weights, spec)
     assert np.abs(np.subtract(run_onnx(model, crops), expected)).max() < TOLERANCE
     core = openvino.Core()
     compiled = core.compile_model(
@@ -176,7 +176,7 @@ def test_the_same_input_gives_the_same_bytes(small: tuple[Weights, NetworkSpec])
     weights, spec = small
     again = dict(reversed(list(weights.items())))
     assert graph_bytes(build_graph(weights, spec)) == graph_bytes(build_graph(again, spec))
-    assert graph_bytes(deployed_graph(weights, spec)) == graph_bytes(deployed_graph(again, spec))
+    assert graph_bytes(build_graph(weights, spec)) == graph_bytes(build_graph(again, spec))
 
 
 def test_simplify_keeps_names_metadata_and_the_symbolic_batch(
@@ -395,11 +395,10 @@ def test_graphs_that_are_no_deployed_graphs(small_graph: onnx.ModelProto, tmp_pa
 
 
 def test_building_needs_no_torch() -> None:
-    # onnxsim imports torch where there is one, so its absence is played rather than observed.
     code = (
         "import sys; sys.modules['torch'] = None; from tests.helpers import random_network; "
-        "from edgehp.networks.export import deployed_graph; "
-        "print(len(deployed_graph(*random_network(size=32)).graph.node))"
+        "from edgehp.networks.graph import build_graph; "
+        "print(len(build_graph(*random_network(size=32)).graph.node))"
     )
     out = subprocess.run(
         [sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from edgehp.errors import EnvironmentalError, UsageError
 from edgehp.images import require_utf8
 from edgehp.networks.checkpoint import SUFFIXES, load_weights
-from edgehp.networks.export import deployed_graph, load_graph
-from edgehp.networks.graph import DEFAULT_OPSET
+from edgehp.networks.export import load_graph
+from edgehp.networks.graph import DEFAULT_OPSET, build_graph
 from edgehp.networks.layout import Weights
 from edgehp.networks.spec import NetworkSpec
 
@@ -46,11 +46,11 @@ class Network:
         A graph that was read keeps the opset it was made with.
 
         Raises:
-            CheckpointError, UsageError, EnvironmentalError: as `deployed_graph` and `load_graph`.
+            CheckpointError, UsageError, EnvironmentalError: as `build_graph` and `load_graph`.
         """
         if self.weights is None:
             return load_graph(self.path)[0]
-        return deployed_graph(self.weights, self.spec, opset)
+        return build_graph(self.weights, self.spec, opset)
 
 
 def bundled_path(name: str) -> Path:

@@ -9,36 +9,21 @@ from edgehp.errors import CheckpointError, DataError, EnvironmentalError
 from edgehp.files import write_whole
 from edgehp.images import stand_in
 from edgehp.networks.graph import (
-    DEFAULT_OPSET,
     DIGEST_KEY,
     INPUT,
     OUTPUTS,
     SPEC_KEY,
-    build_graph,
     graph_bytes,
     spec_of_graph,
 )
-from edgehp.networks.layout import Weights
-from edgehp.networks.simplify import simplify
 from edgehp.networks.spec import NetworkSpec
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["deployed_graph", "load_graph", "save_graph"]
+__all__ = ["load_graph", "save_graph"]
 
 _LARGEST_FILE = 2 << 30  # protobuf's own limit
-
-
-def deployed_graph(
-    weights: Weights, spec: NetworkSpec, opset: int = DEFAULT_OPSET
-) -> onnx.ModelProto:
-    """Build the deployed graph, simplify it and check that this changed nothing.
-
-    Raises:
-        CheckpointError, UsageError, EnvironmentalError: as `build_graph` and `simplify`.
-    """
-    return simplify(build_graph(weights, spec, opset))
 
 
 def save_graph(model: onnx.ModelProto, path: str | Path) -> None:

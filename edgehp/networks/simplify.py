@@ -44,8 +44,8 @@ Array = npt.NDArray[np.float64]
 def simplify(model: onnx.ModelProto, count: int = 8, seed: int = 0) -> onnx.ModelProto:
     """Run onnxsim over a deployed graph and check the result on random crops.
 
-    The graph of `edgehp.networks.graph.build_graph` is already as simple as onnxsim makes it; this
-    proves it, and serves graphs from elsewhere. Where onnxsim is not installed the graph is
+    For graphs of others: that of `edgehp.networks.graph.build_graph` is as simple as onnxsim makes
+    it already. Where onnxsim is not installed the graph is
     returned as it is, which the log says.
 
     Args:
