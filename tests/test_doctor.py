@@ -12,11 +12,9 @@ import pytest
 
 from edgehp.cli.main import COMMANDS
 from edgehp.doctor import Probe, RunResult, diagnose, how_to_install
-from edgehp.doctor import packages as packages_module
-from edgehp.doctor.packages import IMPORT_CODE, NEEDS, PACKAGES, PackageState
-from edgehp.doctor.probe import run
-from edgehp.doctor.report import command_state
-from edgehp.doctor.system import find_cpu, find_jetson_state, find_nvidia
+from edgehp.doctor import report as packages_module
+from edgehp.doctor.report import IMPORT_CODE, NEEDS, PACKAGES, PackageState, command_state
+from edgehp.doctor.system import find_cpu, find_jetson_state, find_nvidia, run
 
 
 def answering(result: RunResult) -> Probe:

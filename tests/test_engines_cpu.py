@@ -15,8 +15,8 @@ from edgehp.engines import (
     engine_available,
     open_engine,
 )
+from edgehp.engines.base import holds_half
 from edgehp.engines.build import BuildOptions
-from edgehp.engines.graph_io import holds_half
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
 from edgehp.networks.graph import build_graph, graph_bytes
 from tests.helpers import random_crops, random_network

@@ -120,7 +120,7 @@ def test_what_makes_no_sense_is_refused(graphs: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"'8\.6'"):
         BuildOptions(compute_capabilities=("sm86",))
     with pytest.raises(UsageError, match="no DLA core"):
-        BuildOptions(dla=0)
+        BuildOptions(dla=0, batch=(1, 1, 1))
     with pytest.raises(UsageError, match="batch sizes"):
         BuildOptions(batch=(2, 1, 8))
     with pytest.raises(UsageError, match="is not a directory"):

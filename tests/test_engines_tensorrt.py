@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from edgehp.driver import probe_driver
-from edgehp.engines import engine_available
-from edgehp.engines._trt_inspect import read_inspection
+from edgehp.driver import DriverProbe, Gpu, probe_driver
+from edgehp.engines import engine_available, tensorrt_build
 from edgehp.engines.audit import LayerPrecision, PrecisionAudit
 from edgehp.engines.base import TimedEngine
 from edgehp.engines.build import BuildOptions
 from edgehp.engines.cuda import Cuda, GpuLostError
-from edgehp.engines.tensorrt_build import check_support
+from edgehp.engines.tensorrt import TensorRtEngine
+from edgehp.engines.tensorrt_build import check_support, timing_cache_path
+from edgehp.engines.trt import read_inspection
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
 from tests.driver.adapter_checks import crops_of, open_double
 from tests.driver.double import Driver, load_double
@@ -192,7 +195,7 @@ def test_info_comes_from_the_engine(driver: Driver, trt: TensorRtDouble) -> None
         ("8.5.2", "8.7", {}, "knows 8.6, 10.x and 11.x"),
         ("9.1.0", "8.7", {}, "knows 8.6"),
         ("10.5.0", "7.0", {}, r"10\.4\.0 or older"),
-        ("10.3.0", "8.7", {"dla": 0, "dla_cores": 2}, r"11\.4\.1"),
+        ("10.3.0", "8.7", {"dla": 0, "dla_cores": 2, "batch": (1, 1, 1)}, r"11\.4\.1"),
         ("10.3.0", "8.9", {"compute_capabilities": ("8.7",)}, "build on the device itself"),
     ],
 )
@@ -250,6 +253,77 @@ def test_convolutions_inside_fused_layers_come_from_the_network() -> None:
     assert [r.layer for r in audit.rows] == ["conv1 + relu", "layer1.0.conv1"]
     assert "parsed network" in audit.rows[1].detail
     assert audit.opaque == "1 convolutions are inside fused layers"
+
+
+@pytest.mark.parametrize(
+    "name", ["a.conv1 || b.conv1", "a.conv1 + relu || b.conv1", "{ForeignNode[a.conv1...b.conv1]}"]
+)
+def test_layers_inside_joined_names_are_not_counted_again(name: str) -> None:
+    engine = PrecisionAudit("inspector", (LayerPrecision(name, "Convolution", "int8"),))
+    rows = (LayerPrecision(n, "Convolution", "int8") for n in ("a.conv1", "b.conv1"))
+    assert engine.completed_by(PrecisionAudit("parsed network", tuple(rows))) is engine
+
+
+def test_bfloat16_is_not_called_float() -> None:
+    layer = {"Name": "c", "LayerType": "gemm", "Inputs": [{"Format/Datatype": "Row BFloat16"}]}
+    assert read_inspection(json.dumps({"Layers": [layer]})).rows[0].precision == "bf16"
+
+
+def test_timings_are_kept_by_gpu_version_and_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    options = BuildOptions()
+    paths = {
+        timing_cache_path("Orin (nvgpu)", "10.3.0", options),
+        timing_cache_path("Orin (nvgpu)", "10.16.2", options),
+        timing_cache_path("NVIDIA L4", "10.3.0", options),
+        timing_cache_path("NVIDIA L4", "10.3.0", replace(options, precision="fp16")),
+    }
+    assert len(paths) == 4
+    assert all(p.is_relative_to(tmp_path / "edgehp" / "timing") for p in paths)
+
+
+def test_dla_takes_one_batch_size() -> None:
+    with pytest.raises(UsageError, match=r"batch sizes 1 to 8 for the DLA(.|\n)*hint: --batch 4"):
+        BuildOptions(dla=0, dla_cores=2, batch=(1, 4, 8))
+
+
+@pytest.mark.parametrize(("device", "core"), [(None, 0), ("dla:1", 1)])
+def test_dla_core_is_set_before_the_engine_is_read(
+    driver: Driver, trt: TensorRtDouble, tmp_path: Path, device: str | None, core: int
+) -> None:
+    del driver
+    trt.dla_cores = 2
+
+    class Engine(TensorRtEngine):
+        def _open_cuda(self, device: str | None, wait: str) -> Cuda:
+            return cuda()
+
+        def _import(self) -> TensorRtDouble:
+            return trt
+
+    (tmp_path / "plan").write_bytes(b"plan")
+    Engine(tmp_path / "plan", device=device).close()
+    assert trt.dla == core
+    assert trt.violations == []
+
+
+def test_volta_without_int8_kernels_is_told_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise EnvironmentalError("TensorRT could not build: Could not find any implementation")
+
+    probe = DriverProbe("12.6", (Gpu("Tesla V100", "7.0"),))
+    monkeypatch.setattr(tensorrt_build, "probe_driver", lambda: probe)
+    monkeypatch.setattr(tensorrt_build, "check_asked", lambda *_: ("conv1",))
+    monkeypatch.setattr(tensorrt_build, "build_plan", fails)
+    monkeypatch.setattr(
+        "edgehp.engines.tensorrt.import_tensorrt", lambda: SimpleNamespace(__version__="10.4.0")
+    )
+    with pytest.raises(EnvironmentalError, match=r"no INT8 tensor cores\nhint: --precision fp16"):
+        tensorrt_build.build("tensorrt", tmp_path, tmp_path, BuildOptions())
 
 
 def test_an_engine_without_details_is_opaque_not_fine() -> None:

@@ -24,11 +24,14 @@ from typing import Any
 
 REPO = Path(__file__).resolve().parent.parent
 PROBE = REPO / "tests" / "tensorrt_bindings" / "probe.py"
-# The versions of JetPack 6.0, 6.1 to 6.2, 7.0 and the newest line -> the package with them.
+# The versions of JetPack 6.0, 6.1 to 6.2, the last for Volta, 7.0, 7.2 and the newest
+# line -> the package with them.
 PACKAGES = {
     "8.6.1": "tensorrt_bindings",
     "10.3.0": "tensorrt-cu12-bindings",
+    "10.4.0": "tensorrt-cu12-bindings",
     "10.13.3.9": "tensorrt-cu12-bindings",
+    "10.16.1.11": "tensorrt-cu12-bindings",
     "11.4.0.106": "tensorrt-cu12-bindings",
 }
 

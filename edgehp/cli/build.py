@@ -92,6 +92,17 @@ __all__ = ["command"]
 @click.option(
     "--dla", type=click.IntRange(0, 15), help="Jetson: run on this deep-learning accelerator core."
 )
+@click.option(
+    "--workspace",
+    type=click.IntRange(1),
+    metavar="MIB",
+    help="Memory TensorRT may plan with. Default: a quarter of a Jetson's, else TensorRT's own.",
+)
+@click.option(
+    "--optimization-level",
+    type=click.IntRange(0, 5),
+    help="TensorRT: 5 tries most and builds slowest. Default: TensorRT's own.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 @over_ssh(BUILD)
 def command(**given: Any) -> None:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from edgehp.doctor.packages import how_to_install
-from edgehp.doctor.probe import Probe, RunResult
-from edgehp.doctor.report import FAILED, NOT_TESTED, OK, SCHEMA_VERSION, Diagnosis, diagnose
+from edgehp.doctor.report import (
+    FAILED,
+    NOT_TESTED,
+    OK,
+    SCHEMA_VERSION,
+    Diagnosis,
+    diagnose,
+    how_to_install,
+)
+from edgehp.doctor.system import Probe, RunResult
 
 __all__ = [
     "FAILED",

@@ -23,9 +23,8 @@ from edgehp.benchmark.power import METERS
 from edgehp.benchmark.power.base import ENERGY, Meter
 from edgehp.benchmark.power.nvml import open_gpu_state
 from edgehp.device import find_jetson
-from edgehp.doctor.probe import Probe
 from edgehp.doctor.report import FAILED, NOT_TESTED, OK
-from edgehp.doctor.system import find_jetson_state
+from edgehp.doctor.system import Probe, find_jetson_state
 from edgehp.driver import NoDriverError, probe_driver
 from edgehp.engines import ENGINE_KINDS, PROCESSOR_ENGINES, engine_available, open_engine
 from edgehp.engines.cuda import Cuda, check_cuda_package, open_cuda

@@ -6,6 +6,7 @@ convolutions that run in the asked precision with those that the graph quantises
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -115,7 +116,7 @@ class PrecisionAudit:
         hidden = [
             msgspec.structs.replace(r, detail="inside a fused layer: type from the parsed network")
             for r in network._convolutions()
-            if not any(r.layer in name.replace(" + ", "|").split("|") for name in shown)
+            if not any(r.layer in _parts(name) for name in shown)
         ]
         if not hidden:
             return self
@@ -163,3 +164,12 @@ class PrecisionAudit:
                 for r in self.rows
             ],
         }
+
+
+def _parts(name: str) -> set[str]:
+    """The layers in the name of a fused one.
+
+    TensorRT joins names by " + " (fused), by " || " (run side by side) and in ForeignNode[a...b],
+    and puts "[Name]" tokens such as "[HostToDeviceCopy 0]" between them.
+    """
+    return {part.strip() for part in re.split(r"\s\+\s|\s*\|\|\s*|\.\.\.|[\[\]]", name)}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
-from edgehp.engines.audit import PrecisionAudit
-from edgehp.engines.base import Json
-from edgehp.engines.graph_io import check_file
+from edgehp.engines.audit import LayerPrecision, PrecisionAudit
+from edgehp.engines.base import Json, check_file
 from edgehp.errors import DataError, EnvironmentalError, UsageError
 from edgehp.files import write_whole
 
@@ -17,6 +17,7 @@ __all__ = [
     "PRECISIONS",
     "BuildOptions",
     "BuildReport",
+    "build",
     "build_engine",
     "check_asked",
     "check_batch",
@@ -27,8 +28,8 @@ __all__ = [
 PRECISIONS = ("fp32", "fp16", "int8")
 # kind -> module with `build(onnx_path, out_path, options) -> BuildReport`.
 _BUILDERS = {
-    "openvino": "edgehp.engines.cpu_build",
-    "onnxruntime": "edgehp.engines.cpu_build",
+    "openvino": "edgehp.engines.build",
+    "onnxruntime": "edgehp.engines.build",
     "tensorrt": "edgehp.engines.tensorrt_build",
     "tensorrt-rtx": "edgehp.engines.tensorrt_rtx",
 }
@@ -55,9 +56,11 @@ class BuildOptions:
         compute_capabilities: such as ``("8.6", "8.9")``: one TensorRT-RTX engine for all of them;
             for TensorRT the capability of the GPU here, checked, or empty.
         batch: smallest, best and largest batch size of the engine.
-        workspace_mib: scratch memory the builder may plan with; None leaves it to TensorRT.
-        timing_cache: file of kernel timings to read and update (TensorRT only); makes a second
-            build faster and choose the same kernels.
+        workspace_mib: scratch memory the builder may plan with; None is a quarter of the memory
+            on a Jetson, where it is the board's, and elsewhere what TensorRT takes.
+        optimization_level: TensorRT's, 0 (fast build) to 5; None is TensorRT's own.
+        timing_cache: file of kernel timings to read and update (TensorRT only), which makes a
+            second build faster and choose the same kernels; None is one in the user's cache.
         dla: None, or the number of the deep learning accelerator core to build for (Jetson).
         dla_cores: how many such cores the target has, from the target's data.
         threads: processor threads, for the audit of processor engines.
@@ -67,6 +70,7 @@ class BuildOptions:
     compute_capabilities: tuple[str, ...] = ()
     batch: tuple[int, int, int] = (1, 1, 8)
     workspace_mib: int | None = None
+    optimization_level: int | None = None
     timing_cache: Path | None = None
     dla: int | None = None
     dla_cores: int = 0
@@ -79,6 +83,13 @@ class BuildOptions:
         check_batch(self.batch)
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise UsageError(f"workspace of {self.workspace_mib} MiB: expected at least 1")
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise UsageError(f"optimization level {self.optimization_level}: expected 0 to 5")
+        if self.dla is not None and low != high:
+            raise UsageError(
+                f"batch sizes {low} to {high} for the DLA, which takes one: other sizes would move "
+                f"every layer to the GPU\nhint: --batch {best}"
+            )
         for capability in self.compute_capabilities:
             major, _, minor = capability.partition(".")
             if not (major.isdigit() and minor.isdigit()):
@@ -207,3 +218,71 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise EnvironmentalError(
             f"{path} cannot be written ({e.strerror or e}); free space or choose another directory"
         ) from e
+
+
+_QUANTISED_KINDS = frozenset({"QLinearConv", "ConvInteger"})
+_FLOAT_KINDS = frozenset({"Conv", "FusedConv", "NhwcFusedConv"})
+# onnxruntime's operators outside convolutions that compute in 8 bits.
+_QUANTISED_PREFIXES = ("QLinear", "QGemm", "MatMulInteger", "DynamicQuantize")
+
+
+def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> BuildReport:
+    """Compile the graph, audit it, and write its bytes to `out_path`.
+
+    Args:
+        kind: ``"openvino"`` or ``"onnxruntime"``.
+        onnx_path: the deployed graph.
+        out_path: where the engine, byte for byte the graph, goes.
+        options: precision ``"fp32"`` or ``"int8"``.
+
+    Raises:
+        UsageError: the precision is not one of the processor's, or options of GPUs were given.
+        DataError: the graph cannot be used.
+        CompatibilityError: convolutions that should run in INT8 do not.
+    """
+    if options.precision == "fp16":
+        raise UsageError("the processor engines have no fp16: ask for fp32 or int8")
+    if options.dla is not None or options.compute_capabilities:
+        raise UsageError(f"{kind} runs on the processor: no DLA and no compute capability")
+    quantised = check_asked(onnx_path, options.precision)
+    report = _audit_openvino if kind == "openvino" else _audit_onnxruntime
+    audit, version = report(onnx_path, options)
+    audit.require(options.precision, len(quantised), f"{kind} {version}")
+    write_atomically(out_path, onnx_path.read_bytes())
+    return BuildReport(
+        files=(out_path,),
+        versions={kind: version},
+        audit=audit,
+        details={"precision": options.precision, "quantised_convolutions": len(quantised)},
+    )
+
+
+def _audit_openvino(path: Path, options: BuildOptions) -> tuple[PrecisionAudit, str]:
+    from edgehp.engines.openvino import OpenVinoEngine
+
+    with OpenVinoEngine(path, threads=options.threads, batch=options.batch[1]) as engine:
+        return engine.audit, engine.info.version
+
+
+def _audit_onnxruntime(path: Path, options: BuildOptions) -> tuple[PrecisionAudit, str]:
+    """Read the graph that onnxruntime would execute; it can write it, not describe it."""
+    import onnx
+
+    from edgehp.engines.onnxruntime import OnnxRuntimeEngine, new_session
+
+    with OnnxRuntimeEngine(path, threads=options.threads) as engine:
+        version = engine.info.version
+    with tempfile.TemporaryDirectory() as directory:
+        optimised = Path(directory) / "optimised.onnx"
+        new_session(path, options.threads, optimised)
+        nodes = onnx.load(str(optimised)).graph.node
+    rows = []
+    for node in nodes:
+        name = node.name or node.output[0]
+        if node.op_type in _QUANTISED_KINDS | _FLOAT_KINDS:
+            precision = "int8" if node.op_type in _QUANTISED_KINDS else "fp32"
+            rows.append(LayerPrecision(name, "Convolution", precision, node.op_type))
+        else:
+            precision = "int8" if node.op_type.startswith(_QUANTISED_PREFIXES) else "fp32"
+            rows.append(LayerPrecision(name, node.op_type, precision))
+    return PrecisionAudit("optimised graph", tuple(rows)), version

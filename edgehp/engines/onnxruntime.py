@@ -16,12 +16,14 @@ from edgehp.engines.base import (
     Prediction,
     StageTimes,
     check_crops,
+    check_file,
     check_processor,
     check_threads,
+    holds_half,
     import_runtime,
+    input_size_of,
     prediction_from,
 )
-from edgehp.engines.graph_io import check_file, holds_half, input_size_of
 from edgehp.errors import DataError, EnvironmentalError
 
 __all__ = [

@@ -28,11 +28,12 @@ from edgehp.engines.base import (
     Prediction,
     StageTimes,
     check_crops,
+    check_file,
     check_processor,
     check_threads,
+    input_size_of,
     prediction_from,
 )
-from edgehp.engines.graph_io import check_file, input_size_of
 from edgehp.errors import DataError, EnvironmentalError, UsageError
 
 __all__ = ["OpenVinoEngine", "audit_model", "check_available"]

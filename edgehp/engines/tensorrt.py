@@ -21,10 +21,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgehp.driver import probe_driver
-from edgehp.engines._trt_compat import dialect_of
-from edgehp.engines._trt_inspect import inspect
-from edgehp.engines._trt_log import logger_of
-from edgehp.engines._trt_network import dimensions, need
 from edgehp.engines.audit import PrecisionAudit
 from edgehp.engines.base import (
     INPUT_NAME,
@@ -35,12 +31,14 @@ from edgehp.engines.base import (
     Prediction,
     StageTimes,
     check_crops,
+    check_file,
     check_threads,
     import_runtime,
+    input_size_of,
     prediction_from,
 )
 from edgehp.engines.cuda import Buffer, Cuda, GpuLostError, check_cuda_package, open_cuda
-from edgehp.engines.graph_io import check_file, input_size_of
+from edgehp.engines.trt import dialect_of, dimensions, inspect, logger_of, need
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
 
 if TYPE_CHECKING:
@@ -70,7 +68,8 @@ class TensorRtEngine(EngineBase):
     Args:
         path: the plan, built for this GPU and this TensorRT.
         threads: ignored, the work is the GPU's.
-        device: number of the GPU; None is the first.
+        device: number of the GPU, or ``"dla:N"`` for an accelerator core of a Jetson; None is the
+            first of each.
         batch: a batch size to capture a CUDA graph for, besides 1 and the engine's best; None
             captures none.
         wait: how the processor waits for the GPU, one of `edgehp.engines.cuda.WAITS`.
@@ -99,7 +98,11 @@ class TensorRtEngine(EngineBase):
         check_threads(threads)
         self._path = check_file(path, "a TensorRT engine")
         # First of all: the driver is probed in a subprocess before any library can crash on it.
-        self._cuda = self._open_cuda(device, wait)
+        gpu, _, core = (device or "0").partition("dla:")
+        if core and not core.isdigit():
+            raise UsageError(f"device {device!r}: expected a number, as in '0' or 'dla:0'")
+        self._dla = int(core or 0)
+        self._cuda = self._open_cuda(gpu or "0", wait)
         self._closed = False
         self._stream: int | None = None
         self._buffers: dict[str, Buffer] = {}
@@ -127,6 +130,9 @@ class TensorRtEngine(EngineBase):
 
     def _load(self) -> None:
         runtime: Runtime = need(self._trt.Runtime(self._logger), "create a runtime", self._logger)
+        if runtime.num_DLA_cores:
+            # Before an engine is read, or it cannot use the accelerator; others ignore it.
+            runtime.DLA_core = self._dla
         self._logger.forget()
         self._runtime, engine = runtime, runtime.deserialize_cuda_engine(self._path.read_bytes())
         if engine is None:
@@ -150,8 +156,12 @@ class TensorRtEngine(EngineBase):
         self._size = input_size_of(inputs, outputs, self._path)
         if set(outputs) != set(OUTPUT_NAMES):
             raise DataError(f"{self._path}: the engine has outputs {outputs}; build it again")
-        low, best, high = engine.get_tensor_profile_shape(INPUT_NAME, 0)
-        self._batches = (int(low[0]), int(best[0]), int(high[0]))
+        fixed = inputs[INPUT_NAME][1][0]
+        if fixed > 0:
+            self._batches = (fixed, fixed, fixed)
+        else:
+            low, best, high = engine.get_tensor_profile_shape(INPUT_NAME, 0)
+            self._batches = (int(low[0]), int(best[0]), int(high[0]))
 
     def _prepare(self, batch: int | None) -> None:
         low, best, high = self._batches

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgehp.device import find_jetson
 from edgehp.driver import probe_driver
-from edgehp.engines._trt_compat import Dialect, dialect_of, version_of
-from edgehp.engines._trt_inspect import inspect
-from edgehp.engines._trt_log import logger_of
-from edgehp.engines._trt_network import (
+from edgehp.engines.audit import PrecisionAudit
+from edgehp.engines.build import BuildOptions, BuildReport, check_asked, write_atomically
+from edgehp.engines.trt import (
+    Dialect,
     add_profile,
     audit_network,
     check_network,
+    dialect_of,
+    inspect,
     keep_decoding_in_float,
+    logger_of,
     need,
     new_network,
     parse,
+    version_of,
 )
-from edgehp.engines.audit import PrecisionAudit
-from edgehp.engines.build import BuildOptions, BuildReport, check_asked, write_atomically
-from edgehp.errors import CompatibilityError
+from edgehp.errors import CompatibilityError, EnvironmentalError
+from edgehp.files import write_whole
 
 if TYPE_CHECKING:
     # Checked where the package tensorrt-stubs is installed.
@@ -34,6 +41,7 @@ _log = logging.getLogger(__name__)
 _WITHOUT_VOLTA = (10, 5)
 # The first TensorRT whose deep learning accelerator takes explicit Q/DQ networks.
 _DLA_WITH_QDQ = (11, 4)
+_NO_KERNEL = "Could not find any implementation"
 
 
 def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> BuildReport:
@@ -45,7 +53,18 @@ def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> 
 
     trt = import_tensorrt()
     check_support(str(trt.__version__), gpu.compute_capability, options)
-    plan, audit, details = build_plan(trt, onnx_path, options, len(quantised))
+    if options.timing_cache is None:
+        cache = timing_cache_path(gpu.name, str(trt.__version__), options)
+        options = replace(options, timing_cache=cache)
+    try:
+        plan, audit, details = build_plan(trt, onnx_path, options, len(quantised))
+    except EnvironmentalError as e:
+        if gpu.compute_capability == "7.0" and options.precision == "int8" and _NO_KERNEL in str(e):
+            raise EnvironmentalError(
+                f"TensorRT {trt.__version__} has no INT8 convolutions for {gpu.name}: Volta has no "
+                "INT8 tensor cores\nhint: --precision fp16"
+            ) from e
+        raise
     write_atomically(out_path, plan)
     return BuildReport(
         files=(out_path,),
@@ -111,18 +130,30 @@ def build_plan(
     flags = configure(trt, builder, config, dialect, options, logger)
     if not dialect.strongly_typed and options.precision != "fp32":
         keep_decoding_in_float(trt, network)
-    add_profile(trt, builder, config, options.batch, size, logger)
+    add_profile(trt, builder, network, config, options.batch, size, logger)
     cache = _timing_cache(config, options.timing_cache, logger)
+    on_gpu = []
+    if options.dla is not None:
+        layers = [network.get_layer(i) for i in range(network.num_layers)]
+        on_gpu = [layer.name for layer in layers if not config.can_run_on_DLA(layer)]
     logger.forget()
     plan = need(builder.build_serialized_network(network, config), "build the engine", logger)
     # The parser owns memory that the network refers to until the build is done.
     del parser
     content = bytes(plan)
     if cache is not None and options.timing_cache is not None:
-        write_atomically(options.timing_cache, bytes(cache.serialize()))
-    audit = audit_engine(trt, content, logger).completed_by(audit_network(network))
+        try:
+            options.timing_cache.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(options.timing_cache, bytes(cache.serialize()))
+        except OSError as e:
+            _log.warning("the kernel timings are not kept: %s: %s", options.timing_cache, e)
+    audit = audit_engine(trt, content, logger, options.dla).completed_by(audit_network(network))
     audit.require(options.precision, quantised, f"the engine TensorRT {trt.__version__} built")
-    return content, audit, {"builder_flags": flags, "batch": list(options.batch)}
+    details: dict[str, object] = {"builder_flags": flags, "batch": list(options.batch)}
+    if options.dla is not None:
+        details["dla_core"] = options.dla
+        details["gpu_layers"] = on_gpu
+    return content, audit, details
 
 
 def configure(
@@ -141,9 +172,11 @@ def configure(
     config.clear_flag(trt.BuilderFlag.TF32)
     # Otherwise the inspector cannot tell what the layers run in.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if options.workspace_mib is not None:
-        limit = options.workspace_mib << 20
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, limit)
+    workspace = options.workspace_mib or _jetson_workspace()
+    if workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace << 20)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
     if options.dla is not None:
         if options.dla >= builder.num_DLA_cores:
             raise CompatibilityError(
@@ -156,6 +189,29 @@ def configure(
         config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
         flags.append("GPU_FALLBACK")
     return flags
+
+
+def _jetson_workspace() -> int | None:
+    """A quarter of a Jetson's memory in MiB: TensorRT would plan with all of it."""
+    jetson = find_jetson()
+    if jetson is None or jetson.memory_gib is None:
+        return None
+    return max(256, int(jetson.memory_gib * 1024 / 4))
+
+
+def timing_cache_path(gpu: str, version: str, options: BuildOptions) -> Path:
+    """The file of kernel timings for builds like this one, in the user's cache folder.
+
+    Args:
+        gpu: its name; timings of another GPU would choose wrong kernels.
+        version: of TensorRT, which refuses the cache of another.
+        options: what is built.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    device = "gpu" if options.dla is None else "dla"
+    parts = (gpu, version, device, options.precision, str(options.optimization_level))
+    name = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part) for part in parts)
+    return root / "edgehp" / "timing" / f"{name}.cache"
 
 
 def _timing_cache(config: IBuilderConfig, path: Path | None, logger: Any) -> ITimingCache | None:
@@ -172,13 +228,15 @@ def _timing_cache(config: IBuilderConfig, path: Path | None, logger: Any) -> ITi
     return cache
 
 
-def audit_engine(trt: Any, plan: bytes, logger: Any) -> PrecisionAudit:
+def audit_engine(trt: Any, plan: bytes, logger: Any, dla: int | None = None) -> PrecisionAudit:
     """What each layer of a built engine runs in, by TensorRT's inspector.
 
     Raises:
         EnvironmentalError: the engine cannot be loaded or inspected here.
     """
     runtime: Runtime = need(trt.Runtime(logger), "create a runtime", logger)
+    if dla is not None:
+        runtime.DLA_core = dla
     engine: ICudaEngine = need(
         runtime.deserialize_cuda_engine(plan), "load the engine it built", logger
     )

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgehp.driver import probe_driver
-from edgehp.engines._trt_compat import RTX
-from edgehp.engines._trt_log import logger_of
-from edgehp.engines._trt_network import (
+from edgehp.engines.base import Crops, Prediction, check_file, import_runtime
+from edgehp.engines.build import BuildOptions, BuildReport, check_asked, write_atomically
+from edgehp.engines.cuda import check_cuda_package
+from edgehp.engines.tensorrt import TensorRtEngine
+from edgehp.engines.trt import (
+    RTX,
     add_profile,
     audit_network,
     check_network,
+    logger_of,
     need,
     new_network,
     parse,
 )
-from edgehp.engines.base import import_runtime
-from edgehp.engines.build import BuildOptions, BuildReport, check_asked, write_atomically
-from edgehp.engines.cuda import check_cuda_package
-from edgehp.engines.graph_io import check_file
-from edgehp.engines.tensorrt import TensorRtEngine
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
+from edgehp.files import sha256_file, write_whole
 
 if TYPE_CHECKING:
-    from tensorrt import Builder, INetworkDefinition
+    from tensorrt import Builder, IExecutionContext, INetworkDefinition
 
 __all__ = ["TensorRtRtxEngine", "build", "check_available", "check_plan", "import_tensorrt_rtx"]
 
+_log = logging.getLogger(__name__)
 # A matrix product in FP32 is what its compiler refuses for Turing.
 _TURING = "7.5"
 
@@ -39,6 +42,55 @@ class TensorRtRtxEngine(TensorRtEngine):
     """
 
     kind = "tensorrt-rtx"
+    # A graph captured here would freeze the fallback kernels that it begins with.
+    captures = False
+
+    def _new_context(self) -> IExecutionContext:
+        """A context that compiles its kernels before the first run and captures graphs itself.
+
+        TensorRT for RTX documentation, "Working with runtime configurations": eager
+        specialization, whole-graph capture, and a cache of compiled kernels kept on disk.
+        """
+        trt = self._trt
+        engine = need(self._engine, "load the engine", self._logger)
+        config: Any = need(engine.create_runtime_config(), "create a configuration", self._logger)
+        eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        config.dynamic_shapes_kernel_specialization_strategy = eager
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        self._cache = need(config.create_runtime_cache(), "create a runtime cache", self._logger)
+        kept = self._cache_path
+        if kept.is_file() and not self._cache.deserialize(kept.read_bytes()):
+            _log.warning("%s does not fit this release: compiling kernels anew", kept)
+        need(config.set_runtime_cache(self._cache), "use a runtime cache", self._logger)
+        context: IExecutionContext = need(
+            engine.create_execution_context(config), "create a context", self._logger
+        )
+        return context
+
+    @property
+    def _cache_path(self) -> Path:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        digest = sha256_file(self._path)[:16]
+        name = f"{digest}-{self._cuda.compute_capability}-{self._trt.__version__}.cache"
+        return root / "edgehp" / "tensorrt-rtx" / name
+
+    def _infer(self, crops: Crops, timed: bool) -> tuple[Prediction, list[list[float]]]:
+        answer = super()._infer(crops, timed)
+        self._keep_cache()
+        return answer
+
+    def _keep_cache(self) -> None:
+        """Write the compiled kernels once, after the first run has made them."""
+        cache, self._cache = self._cache, None
+        if cache is None:
+            return
+        try:
+            self._cache_path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._cache_path, bytes(cache.serialize()))
+        except OSError as e:
+            _log.warning("the compiled kernels are not kept: %s", e)
+
+    _cache: Any = None
 
     def _import(self) -> Any:
         return import_tensorrt_rtx()
@@ -82,7 +134,7 @@ def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> 
     if options.workspace_mib is not None:
         limit = options.workspace_mib << 20
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, limit)
-    add_profile(trt, builder, config, options.batch, size, logger)
+    add_profile(trt, builder, network, config, options.batch, size, logger)
     logger.forget()
     plan = need(builder.build_serialized_network(network, config), "build the engine", logger)
     del parser

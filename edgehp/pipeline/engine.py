@@ -123,6 +123,8 @@ def options(
         compute_capabilities=capabilities,
         batch=batch,
         dla=plan.dla,
+        workspace_mib=plan.workspace_mib,
+        optimization_level=plan.optimization_level,
         dla_cores=plan.target.dla_cores,
         threads=threads,
     )

@@ -107,6 +107,8 @@ def _request(manifest: Manifest, path: Path, validate_on: Path | None) -> BuildR
             precision=manifest.precision.asked,
             max_drop=float(recipe["max_drop"]),
             dla=None if recipe.get("dla") is None else int(recipe["dla"]),
+            workspace_mib=recipe.get("workspace_mib"),
+            optimization_level=recipe.get("optimization_level"),
             validate_on=validate_on,
             output=path.parent,
             batch=(int(batch[0]), int(batch[1]), int(batch[2])),

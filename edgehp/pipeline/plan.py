@@ -57,6 +57,8 @@ class BuildRequest:
         batch: smallest, best and largest batch size.
         threads: processor threads, None leaves it to the runtime.
         dla: core of the deep-learning accelerator to run on, None for the GPU.
+        workspace_mib: memory TensorRT may plan with, in MiB; None is a default for the device.
+        optimization_level: of TensorRT's builder, 0 to 5; None is its own.
     """
 
     target: str
@@ -72,6 +74,8 @@ class BuildRequest:
     batch: tuple[int, int, int] = (1, 1, 8)
     threads: int | None = None
     dla: int | None = None
+    workspace_mib: int | None = None
+    optimization_level: int | None = None
     mixed: bool = False
 
     def __post_init__(self) -> None:
@@ -123,6 +127,8 @@ class BuildRequest:
             input_size=given["input_size"],
             threads=given["threads"],
             dla=given["dla"],
+            workspace_mib=given["workspace"],
+            optimization_level=given["optimization_level"],
             method=given["calibration_method"],
             batch=parse_batch(given["batch"]),
             mixed=mixed,
@@ -142,6 +148,8 @@ class BuildRequest:
             "input_size": self.input_size,
             "batch": list(self.batch),
             "dla": self.dla,
+            "workspace_mib": self.workspace_mib,
+            "optimization_level": self.optimization_level,
         }
 
 
@@ -192,6 +200,8 @@ class Plan:
         compare: whether INT8 is compared with FP16, because the hardware may be slower in it.
         warnings: what the user must be told.
         dla: core of the deep-learning accelerator, None for the GPU.
+        workspace_mib: memory TensorRT may plan with, in MiB; None is a default for the device.
+        optimization_level: of TensorRT's builder; None is its own.
     """
 
     target: Target
@@ -202,6 +212,8 @@ class Plan:
     compare: bool
     warnings: tuple[str, ...]
     dla: int | None = None
+    workspace_mib: int | None = None
+    optimization_level: int | None = None
 
     @property
     def float_precision(self) -> str:
@@ -286,8 +298,12 @@ def make_plan(request: BuildRequest) -> Plan:
     if verdict.supported == "warn":
         warnings.append(f"{target.name} in {request.precision}: {verdict.reason}")
     if request.dla is not None:
-        warnings += _on_dla(target, request.dla)
+        warnings += _on_dla(target, request.dla, request.batch)
     on_gpu = target.engine != "openvino"
+    if request.workspace_mib is not None and not on_gpu:
+        raise UsageError(f"--workspace is for TensorRT; {target.name} runs on the processor")
+    if request.optimization_level is not None and target.engine != "tensorrt":
+        raise UsageError(f"--optimization-level is for TensorRT; {target.name} has {target.engine}")
     plan = Plan(
         target=target,
         kind=target.engine,
@@ -298,15 +314,22 @@ def make_plan(request: BuildRequest) -> Plan:
         compare=on_gpu and request.precision == "int8" and verdict.supported == "warn",
         warnings=tuple(warnings),
         dla=request.dla,
+        workspace_mib=request.workspace_mib,
+        optimization_level=request.optimization_level,
     )
     return plan if on_gpu else _processor(plan)
 
 
-def _on_dla(target: Target, core: int) -> list[str]:
+def _on_dla(target: Target, core: int, batch: tuple[int, int, int]) -> list[str]:
     """What the user must be told of running on this core; refuses what the target says no to."""
     verdict = check_dla(target)
     if verdict.supported == "no":
         raise UsageError(f"{target.name} on a DLA: {verdict.reason}")
+    if batch[0] != batch[2]:
+        raise UsageError(
+            f"the DLA takes one batch size, {batch[0]} to {batch[2]} were asked for: TensorRT "
+            f"would move every layer to the GPU\nhint: --batch {batch[1]}"
+        )
     if not 0 <= core < target.dla_cores:
         raise UsageError(f"{target.name} has DLA cores 0 to {target.dla_cores - 1}, not {core}")
     return [f"{target.name} on a DLA: {verdict.reason}"] if verdict.supported == "warn" else []
@@ -416,6 +439,8 @@ def _same_build(plan: Plan, request: BuildRequest) -> list[str]:
         ("--input-size", request.input_size, usual.input_size),
         ("--threads", request.threads, usual.threads),
         ("--dla", request.dla, usual.dla),
+        ("--workspace", request.workspace_mib, usual.workspace_mib),
+        ("--optimization-level", request.optimization_level, usual.optimization_level),
         ("--output", request.output, usual.output),
     ):
         if value != default:

@@ -77,6 +77,8 @@ class TensorRtDouble:
         self.input_type = _Type.UINT8
         self.violations: list[str] = []
         self.contexts = 0
+        self.dla_cores = 0
+        self.dla: int | None = None
 
     def Runtime(self, logger: Any) -> Any:  # noqa: N802 - TensorRT's name
         def deserialize(plan: bytes) -> Any:
@@ -93,7 +95,26 @@ class TensorRtDouble:
             self.driver.call("cuModuleGetFunction", ctypes.byref(self.function), module, b"head")
             return _Engine(self, logger)
 
-        return SimpleNamespace(deserialize_cuda_engine=deserialize)
+        return _Runtime(self, deserialize)
+
+
+class _Runtime:
+    """Refuses, by a violation, a DLA core that is set after an engine was read."""
+
+    def __init__(self, trt: TensorRtDouble, deserialize: Any) -> None:
+        self._trt, self._deserialize, self._read = trt, deserialize, False
+        self.num_DLA_cores = trt.dla_cores
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "DLA_core":
+            self._trt.dla = value
+            if self._read:
+                self._trt.violations.append("DLA_core was set after an engine was read")
+        object.__setattr__(self, name, value)
+
+    def deserialize_cuda_engine(self, plan: bytes) -> Any:
+        self._read = True
+        return self._deserialize(plan)
 
 
 class _Engine:

@@ -121,6 +121,8 @@ def build(real: Any, precision: str, directory: Path) -> dict[str, Any]:
         workspace_mib=64,
         timing_cache=directory / f"{precision}.cache",
         dla=0,
+        batch=(1, 1, 1) if precision == "fp32" else (4, 4, 4),
+        optimization_level=3,
         dla_cores=1,
     )
     graph = directory / "graph.onnx"

@@ -1,0 +1,378 @@
+"""What TensorRT 8.6, 10.x, 11.x and TensorRT for RTX have in common, and the table of what differs.
+
+Names of enumerations are used, never numbers: the integers behind them shift between versions.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from edgehp.engines.audit import LayerPrecision, PrecisionAudit
+from edgehp.engines.base import INPUT_NAME, input_size_of
+from edgehp.errors import CompatibilityError, DataError, EnvironmentalError
+
+if TYPE_CHECKING:
+    # TensorRT for RTX has the same classes. Checked where the package tensorrt-stubs is installed.
+    from tensorrt import (
+        Builder,
+        Dims,
+        IBuilderConfig,
+        ICudaEngine,
+        IExecutionContext,
+        ILayer,
+        INetworkDefinition,
+        ITensor,
+        OnnxParser,
+    )
+
+__all__ = [
+    "RTX",
+    "Dialect",
+    "add_profile",
+    "audit_network",
+    "bit",
+    "check_network",
+    "dialect_of",
+    "dimensions",
+    "inspect",
+    "keep_decoding_in_float",
+    "logger_of",
+    "need",
+    "new_network",
+    "parse",
+    "read_inspection",
+    "version_of",
+]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How one line of TensorRT is spoken to.
+
+    Attributes:
+        network_flags: names in `NetworkDefinitionCreationFlag`.
+        builder_flags: precision asked -> names in `BuilderFlag`. Where the network is strongly
+            typed there are none: the graph's own types decide.
+        strongly_typed: whether the graph's own types decide.
+    """
+
+    network_flags: tuple[str, ...]
+    strongly_typed: bool
+    builder_flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+_HALF = ("FP16", "OBEY_PRECISION_CONSTRAINTS")
+_BY_MAJOR = {
+    # 8.6 is weakly typed: the flags allow what the graph asks for, the constraints keep the
+    # decoding in FP32, and Q/DQ nodes decide which layers are INT8.
+    8: Dialect(
+        network_flags=("EXPLICIT_BATCH",),
+        strongly_typed=False,
+        builder_flags={"fp32": (), "fp16": _HALF, "int8": ("INT8", *_HALF)},
+    ),
+    10: Dialect(network_flags=("STRONGLY_TYPED",), strongly_typed=True),
+    # Accepted and ignored by 11: every network is strongly typed.
+    11: Dialect(network_flags=("STRONGLY_TYPED",), strongly_typed=True),
+}
+RTX = Dialect(network_flags=("STRONGLY_TYPED",), strongly_typed=True)
+
+
+def version_of(text: str) -> tuple[int, ...]:
+    """The leading numbers of a version such as ``"10.3.0.post1"``.
+
+    Raises:
+        EnvironmentalError: it begins with no number.
+    """
+    found = re.match(r"\d+(?:\.\d+)*", text)
+    if not found:
+        raise EnvironmentalError(f"TensorRT calls its version {text!r}; install it again")
+    return tuple(int(part) for part in found.group().split("."))
+
+
+def dialect_of(version: str) -> Dialect:
+    """The dialect of a TensorRT (not RTX) version.
+
+    Raises:
+        CompatibilityError: no adapter for it exists here.
+    """
+    numbers = version_of(version)
+    dialect = _BY_MAJOR.get(numbers[0])
+    if dialect is None or numbers[:2] < (8, 6):
+        raise CompatibilityError(
+            f"TensorRT {version} found; edgehp knows 8.6, 10.x and 11.x: install one of those "
+            "(JetPack 6 or later on a Jetson)"
+        )
+    return dialect
+
+
+def bit(enumeration: Any, name: str) -> int:
+    """The bit mask of an enumeration's value, as `create_network` takes it.
+
+    Raises:
+        EnvironmentalError: this TensorRT has no such value.
+    """
+    value = getattr(enumeration, name, None)
+    if value is None:
+        kind = getattr(enumeration, "__name__", "enumeration")
+        raise EnvironmentalError(
+            f"this TensorRT has no {kind}.{name}, which its version should have; install it again"
+        )
+    return 1 << int(value)
+
+
+_log = logging.getLogger(__name__)
+_KEPT = 8
+
+
+@cache
+def logger_of(trt: Any) -> Any:
+    """The `ILogger` of the module `trt`, with the methods `reasons()` and `forget()`.
+
+    One for the life of the process, because TensorRT registers one for all its builders and
+    runtimes, ignores every later one, and must not outlive it.
+    """
+    levels = {
+        "INTERNAL_ERROR": logging.ERROR,
+        "ERROR": logging.ERROR,
+        "WARNING": logging.WARNING,
+        "INFO": logging.DEBUG,
+        "VERBOSE": logging.DEBUG,
+    }
+    base: Any = trt.ILogger
+
+    class Logger(base):  # type: ignore[misc]
+        """The bridge; defined here because its base comes from the module given."""
+
+        def __init__(self) -> None:
+            base.__init__(self)
+            self._errors: deque[str] = deque(maxlen=_KEPT)
+
+        def log(self, severity: Any, message: str) -> None:
+            name = getattr(severity, "name", str(severity))
+            level = levels.get(name, logging.WARNING)
+            if level >= logging.ERROR:
+                self._errors.append(" ".join(message.split())[:400])
+            # The failure is raised as an error with this reason: logging it too would say it twice.
+            _log.log(logging.DEBUG if level >= logging.ERROR else level, "%s", message)
+
+        def reasons(self) -> str:
+            """The errors since `forget`, the first first; or that there were none."""
+            return "; ".join(dict.fromkeys(self._errors)) or "TensorRT gave no reason"
+
+        def forget(self) -> None:
+            """Drop the errors kept."""
+            self._errors.clear()
+
+    return Logger()
+
+
+# Layers that only move or hold data.
+_IDLE = frozenset({"CONSTANT", "SHUFFLE", "SHAPE", "SQUEEZE", "UNSQUEEZE", "IDENTITY", "SLICE"})
+_MATRIX = ("MATRIX_MULTIPLY", "FULLY_CONNECTED", "CONVOLUTION")
+
+
+T = TypeVar("T")
+
+
+def need(value: T | None, what: str, logger: Any) -> T:
+    """`value`, unless it is None or False: so TensorRT reports failures.
+
+    Raises:
+        EnvironmentalError: it is.
+    """
+    if value is None or value is False:
+        raise EnvironmentalError(f"TensorRT could not {what}: {logger.reasons()}")
+    return value
+
+
+def new_network(trt: Any, builder: Builder, dialect: Dialect, logger: Any) -> INetworkDefinition:
+    """An empty network with the flags of the dialect."""
+    flags = 0
+    for name in dialect.network_flags:
+        flags |= bit(trt.NetworkDefinitionCreationFlag, name)
+    return need(builder.create_network(flags), "create a network", logger)
+
+
+def parse(trt: Any, network: INetworkDefinition, path: Path, logger: Any) -> OnnxParser:
+    """Read an ONNX file into `network`; the parser returned must outlive the build.
+
+    Raises:
+        DataError: TensorRT's parser refuses it; all its reasons are in the one sentence.
+    """
+    parser: OnnxParser = need(trt.OnnxParser(network, logger), "create an ONNX parser", logger)
+    # The path lets the parser find weights stored beside the file.
+    if not parser.parse(path.read_bytes(), str(path)):
+        reasons = []
+        for i in range(parser.num_errors):
+            error = parser.get_error(i)
+            node = error.node_name() if hasattr(error, "node_name") else ""
+            where = f" (node {node or error.node()})" if node or error.node() >= 0 else ""
+            reasons.append(" ".join(error.desc().split()) + where)
+        text = "; ".join(reasons) or logger.reasons()
+        raise DataError(
+            f"{path}: TensorRT's parser refuses the graph: {text}; build it again with this "
+            "release of edgehp and run its lint"
+        )
+    return parser
+
+
+def check_network(network: INetworkDefinition, path: Path) -> int:
+    """The input size S of a parsed network.
+
+    Raises:
+        DataError: its inputs and outputs are not those of a deployed graph.
+    """
+    tensors = [network.get_input(i) for i in range(network.num_inputs)]
+    inputs = {t.name: (t.dtype.name, dimensions(t.shape)) for t in tensors}
+    outputs = [network.get_output(i).name for i in range(network.num_outputs)]
+    return input_size_of(inputs, outputs, path)
+
+
+def dimensions(shape: Dims) -> list[int]:
+    """The sizes in a TensorRT shape; -1 is a free one."""
+    return [int(shape[i]) for i in range(len(shape))]
+
+
+def add_profile(
+    trt: Any,
+    builder: Builder,
+    network: INetworkDefinition,
+    config: IBuilderConfig,
+    batch: tuple[int, int, int],
+    size: int,
+    logger: Any,
+) -> None:
+    """Tell the builder the smallest, best and largest batch size.
+
+    One size makes the shapes static, for which TensorRT has more kernels than for a range.
+    """
+    if batch[0] == batch[2]:
+        network.get_input(0).shape = trt.Dims((batch[0], size, size, 3))
+        return
+    profile = need(builder.create_optimization_profile(), "create a profile", logger)
+    # Returns None in every version; a wrong shape is only found when the profile is added.
+    profile.set_shape(INPUT_NAME, *(trt.Dims((n, size, size, 3)) for n in batch))
+    if config.add_optimization_profile(profile) < 0:
+        raise EnvironmentalError(
+            f"TensorRT refused the batch sizes {batch} for {size}x{size} crops: {logger.reasons()}"
+        )
+
+
+def audit_network(network: INetworkDefinition) -> PrecisionAudit:
+    """What each layer of a parsed network will compute in, as its types and Q/DQ nodes say.
+
+    A convolution whose input and weights come from DEQUANTIZE layers is INT8: the builder fuses
+    the three. Layers between quantised tensors that compute on 8 bits (pooling) are listed with
+    their own type, because the parsed network does not tell whether they will be fused.
+    """
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    # From 8.5 on the parser gives the weights of a quantised convolution as its second input.
+    made_by = {
+        layer.get_output(j).name: layer for layer in layers for j in range(layer.num_outputs)
+    }
+    rows = []
+    for layer in layers:
+        kind = layer.type.name
+        if kind in _IDLE:
+            continue
+        precision = layer.get_output(0).dtype.name
+        if kind == "CONVOLUTION":
+            sources = [made_by.get(t.name) for t in _inputs(layer)]
+            quantised = [s for s in sources if s is not None and s.type.name == "DEQUANTIZE"]
+            if len(quantised) >= 2:
+                # What is dequantised, INT8 or FP8: the type of the DEQUANTIZE layer's input.
+                precision = quantised[0].get_input(0).dtype.name
+        rows.append(
+            LayerPrecision.of(
+                layer.name, "Convolution" if kind == "CONVOLUTION" else kind, precision
+            )
+        )
+    return PrecisionAudit("parsed network", tuple(rows))
+
+
+def _inputs(layer: ILayer) -> list[ITensor]:
+    tensors = [layer.get_input(j) for j in range(layer.num_inputs)]
+    return [t for t in tensors if t is not None]
+
+
+def keep_decoding_in_float(trt: Any, network: INetworkDefinition) -> int:
+    """On a weakly typed network, fix the layers after the last matrix product to FP32.
+
+    The expectation over the bins loses tenths of a degree in FP16. Returns how many were fixed.
+    """
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    last = max((i for i, layer in enumerate(layers) if layer.type.name in _MATRIX), default=-1)
+    fixed = 0
+    for layer in layers[last + 1 :]:
+        if layer.type.name in _IDLE or layer.get_output(0).dtype.name != "FLOAT":
+            continue
+        layer.precision = trt.DataType.FLOAT
+        layer.set_output_type(0, trt.DataType.FLOAT)
+        fixed += 1
+    return fixed
+
+
+_TYPES = ("int8", "fp8", "bf16", "bfloat16", "half", "fp16", "float", "fp32")
+
+
+def inspect(
+    trt: Any, engine: ICudaEngine, context: IExecutionContext | None, logger: Any
+) -> PrecisionAudit:
+    """What each layer of an engine runs in.
+
+    Args:
+        trt: the module.
+        engine: an `ICudaEngine` built with detailed verbosity, or the audit is empty.
+        context: an execution context with its input shape set, or None; without one the formats
+            of tensors with a free batch dimension are unknown, those of weights are not.
+        logger: for the reason of a failure.
+
+    Raises:
+        EnvironmentalError: it cannot be inspected.
+    """
+    inspector = need(engine.create_engine_inspector(), "create an inspector", logger)
+    if context is not None:
+        inspector.execution_context = context
+    return read_inspection(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def read_inspection(text: str) -> PrecisionAudit:
+    """The audit from the inspector's JSON.
+
+    Raises:
+        EnvironmentalError: it is not the JSON this adapter knows.
+    """
+    try:
+        layers = json.loads(text)["Layers"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise EnvironmentalError(f"TensorRT's inspector gave no list of layers ({e})") from e
+    source = "engine inspector"
+    if any(not isinstance(layer, dict) for layer in layers):
+        return PrecisionAudit(source, (), "the engine was built without detailed verbosity")
+    return PrecisionAudit(source, tuple(_row(layer) for layer in layers))
+
+
+def _row(layer: dict[str, Any]) -> LayerPrecision:
+    kind = str(layer.get("LayerType", ""))
+    # 8.6 says it in LayerType ("CaskConvolution"), later versions in ParameterType.
+    convolution = "Convolution" in kind + str(layer.get("ParameterType", ""))
+    inputs = layer.get("Inputs") or [{}]
+    words = str(inputs[0].get("Format/Datatype", "")) if isinstance(inputs[0], dict) else ""
+    weights = layer.get("Weights")
+    if convolution and isinstance(weights, dict) and "Type" in weights:
+        # Known even where the batch dimension is free and the formats are "N/A".
+        words = str(weights["Type"])
+    return LayerPrecision.of(
+        str(layer.get("Name", "")),
+        "Convolution" if convolution else kind,
+        next((t for t in _TYPES if t in words.lower()), words or "unknown"),
+        str(layer.get("TacticName", "")),
+    )
