@@ -85,6 +85,7 @@ class BuildOptions:
             raise UsageError(f"workspace of {self.workspace_mib} MiB: expected at least 1")
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise UsageError(f"optimization level {self.optimization_level}: expected 0 to 5")
+        low, best, high = self.batch
         if self.dla is not None and low != high:
             raise UsageError(
                 f"batch sizes {low} to {high} for the DLA, which takes one: other sizes would move "
