@@ -7,14 +7,14 @@ import json
 import re
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgehp.cli.main import TYPED
 from edgehp.errors import UsageError
 from edgehp.files import strict_json
 from edgehp.remote.boards import DEFAULT_COMMAND, Board, parse_board, read_boards
@@ -22,10 +22,11 @@ from edgehp.remote.boards import DEFAULT_COMMAND, Board, parse_board, read_board
 if TYPE_CHECKING:
     from edgehp.remote.errand import Errand, Listener, Outcome, Returned, Sent
 
-    Part = str | Sent | Returned | None
-    Change = Part | tuple[Part, ...]
+    Part = str | Sent | Returned
+    # What takes the place of a parameter, by its name; nothing where it is left out.
+    Changes = Mapping[str, Sequence[Part]]
 
-__all__ = ["Job", "Journey", "Trip", "over_ssh", "sent_artifact", "sent_if_found"]
+__all__ = ["Trip", "over_ssh", "sent_artifact"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -50,34 +51,19 @@ _OPTIONS = [
         metavar="SECONDS",
         help="Stop the command there after this time. Default: none.",
     ),
+    click.option(
+        "--remote-data-root", metavar="DIR", help="Where the data set is on the board, not sent."
+    ),
 ]
-_DATA_ROOT = click.option(
-    "--remote-data-root", metavar="DIR", help="Where the data set is on the board, not sent."
-)
 _OWN = ("host", "hosts", "remote_command", "remote_timeout", "remote_data_root")
-# "edgehp: INFO: edgehp.pipeline.pipeline: quantise: 1.2 s", as the board's own -v writes it.
+# "edgehp: INFO: edgehp.pipeline.pipeline: quantize: 1.2 s", as the board's own -v writes it.
 _LOGGED = re.compile(r"edgehp: (INFO|DEBUG|WARNING): [\w.]+: (.*)")
 _ERROR = "edgehp: error: "
-_REDRAW_S = 0.2
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one board is to do.
-
-    Attributes:
-        changes: what takes the place of a parameter, by its name: text, what travels, several of
-            them, or None to leave it out. Parameters not named go along as they were typed.
-        replace: a whole command line in place of the user's own, None to keep that.
-    """
-
-    changes: Mapping[str, Change] = field(default_factory=dict)
-    replace: tuple[str | Sent | Returned, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Trip:
-    """What a journey is planned from.
+    """What a command's way to a board is planned from.
 
     Attributes:
         given: the command's parameters, and ``remote_data_root`` where it has that.
@@ -91,42 +77,53 @@ class Trip:
     several: bool
     local: Callable[..., Any]
 
+    def own(self, folder: Path) -> Path:
+        """The board's own folder in `folder` where there are several, else `folder`."""
+        return folder / self.board.folder if self.several else folder
 
-@dataclass(frozen=True)
-class Journey:
-    """How a command travels.
 
-    Attributes:
-        sends: parameters that name a file or folder here, which is sent.
-        finds: parameters that may name one; other words go as they are.
-        plan: for what this does not say. Called once a board.
+def over_ssh(
+    *sends: str,
+    plan: Callable[[Trip], Changes] | None = None,
+    any_version: bool = False,
+    data_root: bool = False,
+) -> Callable[[F], F]:
+    """Give a command ``--host`` and its companions. The lowest of its decorators.
+
+    Args:
+        sends: parameters that name a file or folder here, which is sent; a text that names none
+            goes as it is.
+        plan: what else changes, once a board.
         any_version: whether a board with another edgehp may run it.
         data_root: whether there is ``--remote-data-root``, for photos that are there already.
     """
 
-    sends: tuple[str, ...] = ()
-    finds: tuple[str, ...] = ()
-    plan: Callable[[Trip], Job] | None = None
-    any_version: bool = False
-    data_root: bool = False
-
-
-def over_ssh(journey: Journey) -> Callable[[F], F]:
-    """Give a command ``--host`` and its companions. The lowest of its decorators."""
-
     def decorate(function: F) -> F:
         @functools.wraps(function)
-        def command(*args: Any, **parameters: Any) -> Any:
+        def command(**parameters: Any) -> None:
+            from edgehp.remote.errand import Errand
+
             own = {name: parameters.pop(name, None) for name in _OWN}
-            if own["host"] is None and own["hosts"] is None:
-                _refuse_lonely()
-                return function(*args, **parameters)
-            if own["host"] is not None and own["hosts"] is not None:
-                raise UsageError("give --host or --hosts, not both")
-            return _travel(journey, own, parameters, function)
+            boards = _boards(own)
+            if not boards:
+                function(**parameters)
+                return
+            given = parameters | {"remote_data_root": own["remote_data_root"]}
+            errands = []
+            for board in boards:
+                trip = Trip(given, board, own["hosts"] is not None, function)
+                changes: dict[str, Sequence[Part]] = {
+                    name: _sent(given[name]) for name in sends if given[name] is not None
+                }
+                if plan is not None:
+                    changes.update(plan(trip))
+                as_json = bool(given.get("as_json"))
+                errand = Errand(_words(changes), any_version, own["remote_timeout"], as_json)
+                errands.append((board, errand))
+            _run(errands, several=own["hosts"] is not None)
 
         decorated: Any = command
-        for option in reversed([*_OPTIONS, *([_DATA_ROOT] if journey.data_root else [])]):
+        for option in reversed(_OPTIONS if data_root else _OPTIONS[:-1]):
             decorated = option(decorated)
         typed: F = decorated
         return typed
@@ -134,23 +131,28 @@ def over_ssh(journey: Journey) -> Callable[[F], F]:
     return decorate
 
 
-def _typed(name: str) -> bool:
-    source = click.get_current_context().get_parameter_source(name)
-    return source not in (None, click.core.ParameterSource.DEFAULT)
-
-
-def _refuse_lonely() -> None:
-    for name in ("remote_command", "remote_timeout", "remote_data_root"):
-        if _typed(name):
+def _boards(own: Mapping[str, Any]) -> tuple[Board, ...]:
+    """The boards that the user named."""
+    context = click.get_current_context()
+    if own["host"] is not None and own["hosts"] is not None:
+        raise UsageError("give --host or --hosts, not both")
+    if own["hosts"] is not None:
+        return read_boards(own["hosts"], own["remote_command"])
+    if own["host"] is not None:
+        return (parse_board(own["host"], own["remote_command"]),)
+    for name in _OWN[2:]:
+        source = context.get_parameter_source(name)
+        if source not in (None, click.core.ParameterSource.DEFAULT):
             raise UsageError(f"--{name.replace('_', '-')} belongs to --host or --hosts")
+    return ()
 
 
-def sent_if_found(value: object) -> str | Sent:
-    """A parameter that may name a file here: sent if it does, else the word itself."""
+def _sent(value: Any) -> list[Part]:
+    """A parameter's files."""
     from edgehp.remote.errand import Sent
 
-    path = Path(str(value))
-    return Sent(path) if path.exists() else str(value)
+    values = value if isinstance(value, tuple) else (value,)
+    return [Sent(Path(v)) if isinstance(v, Path) or Path(v).exists() else v for v in values]
 
 
 def sent_artifact(
@@ -181,125 +183,63 @@ def sent_artifact(
     return Sent(found, (MANIFEST_NAME, *names), keep, shown)
 
 
-def _travel(
-    journey: Journey,
-    own: dict[str, Any],
-    parameters: dict[str, Any],
-    local: Callable[..., Any],
-) -> None:
-    from edgehp.remote.fleet import exit_code, run_all
-
+def _words(changes: Changes) -> tuple[Part, ...]:
+    """The command line as it was typed: changed parameters anew, the options above left out."""
     context = click.get_current_context()
-    command = own["remote_command"]
-    several = own["hosts"] is not None
-    boards = read_boards(own["hosts"], command) if several else (parse_board(own["host"], command),)
-    given = parameters | {"remote_data_root": own["remote_data_root"]}
-    errands = [
-        (board, _errand(journey, Trip(given, board, several, local), own["remote_timeout"]))
-        for board in boards
-    ]
-    as_json = bool(parameters.get("as_json"))
-    show = _Show(boards, stdout=not several)
+    parameters = {str(p.name): p for p in context.command.params}
+    options = {
+        flag: p
+        for p in parameters.values()
+        if isinstance(p, click.Option)
+        for flag in (*p.opts, *p.secondary_opts)
+    }
+    argument = next((n for n, p in parameters.items() if isinstance(p, click.Argument)), "")
+    kept: list[Part] = []
+    typed = iter(context.meta[TYPED])
+    for word in typed:
+        name, parts = argument, [word]
+        flag, equals, _ = word.partition("=")
+        if word == "--":
+            parts += typed
+        elif (option := options.get(flag)) is not None:
+            name = str(option.name)
+            if not (equals or option.is_flag):
+                parts.append(next(typed))
+        if name not in changes and name not in _OWN:
+            kept += parts
+    anew: list[Part] = []
+    for name, replaced in changes.items():
+        parameter = parameters[name]
+        flags = [max(parameter.opts, key=len)] if isinstance(parameter, click.Option) else []
+        anew += [part for value in replaced for part in (*flags, value)]
+    # Verbose once at least, or no progress would be heard of where there is no terminal.
+    verbose = int(context.find_root().params.get("verbose") or 0)
+    return ("-" + "v" * max(1, min(verbose, 2)), str(context.info_name), *anew, *kept)
+
+
+def _run(errands: Sequence[tuple[Board, Errand]], several: bool) -> None:
+    """Do the errands, show what the boards say, and end with their exit code."""
+    from edgehp.remote.errand import exit_code, run_all
+
+    show = _Show(stdout=not several)
     outcomes = run_all(errands, show.listener)
     if show.reader_gone:
         # As a command here would end.
         raise BrokenPipeError
-    show.clear()
     if several:
-        _print_all(outcomes, as_json)
+        _print_all(outcomes, errands[0][1].stdout_json)
     elif (error := outcomes[0].error) and error not in show.said:
-        click.echo(f"edgehp: error: {error}", err=True)
-    context.exit(exit_code(outcomes))
-
-
-def _errand(journey: Journey, trip: Trip, timeout_s: float | None) -> Errand:
-    from edgehp.remote.errand import Errand, Sent
-
-    parameters = trip.given
-    changes: dict[str, Change] = {}
-    for name in journey.sends:
-        value = parameters.get(name)
-        if isinstance(value, tuple):
-            changes[name] = tuple(Sent(Path(v)) for v in value)
-        elif value is not None:
-            changes[name] = Sent(Path(value))
-    for name in journey.finds:
-        if parameters.get(name) is not None:
-            changes[name] = sent_if_found(parameters[name])
-    words: tuple[str | Sent | Returned, ...] | None = None
-    if journey.plan is not None:
-        job = journey.plan(trip)
-        changes |= job.changes
-        words = job.replace
-    return Errand(
-        _before() + (_words(parameters, changes) if words is None else words),
-        any_version=journey.any_version,
-        timeout_s=timeout_s,
-        stdout_json=bool(parameters.get("as_json")),
-    )
-
-
-def _before() -> tuple[str, ...]:
-    """The verbosity: once at least, or no progress would be heard of where there is no terminal."""
-    verbose = int(click.get_current_context().find_root().params.get("verbose") or 0)
-    return ("-" + "v" * max(1, min(verbose, 2)),)
-
-
-def _words(
-    parameters: Mapping[str, Any], changes: Mapping[str, Change]
-) -> tuple[str | Sent | Returned, ...]:
-    """The command line again, from what click has read of it."""
-    context = click.get_current_context()
-    words: list[str | Sent | Returned] = [str(context.info_name)]
-    arguments: list[str | Sent | Returned] = []
-    for parameter in context.command.params:
-        name = str(parameter.name)
-        if name in _OWN:
-            continue
-        if name in changes:
-            change = changes[name]
-            for part in change if isinstance(change, tuple) else (change,):
-                if part is None:
-                    continue
-                if isinstance(parameter, click.Argument):
-                    arguments.append(part)
-                else:
-                    words += [_flag(parameter), part]
-        elif not _typed(name):
-            continue
-        elif isinstance(parameter, click.Argument):
-            value = parameters[name]
-            arguments += [str(v) for v in (value if parameter.nargs != 1 else [value])]
-        else:
-            words += _option(parameter, parameters[name])
-    return (*words, *(["--", *arguments] if arguments else []))
-
-
-def _flag(parameter: click.Parameter) -> str:
-    return max(parameter.opts, key=len)
-
-
-def _option(parameter: click.Parameter, value: Any) -> list[str]:
-    name = _flag(parameter)
-    if isinstance(parameter, click.Option) and parameter.is_flag:
-        if value:
-            return [name]
-        return [parameter.secondary_opts[0]] if parameter.secondary_opts else []
-    values = value if parameter.multiple else [value]
-    # One word each: a value may begin with "-".
-    return [f"{name}={v}" for v in values]
+        click.echo(f"{_ERROR}{error}", err=True)
+    click.get_current_context().exit(exit_code(outcomes))
 
 
 class _Show:
-    """What the boards do, as lines on stderr and, on a terminal, one line that moves."""
+    """What the boards do and say, a line each."""
 
-    def __init__(self, boards: tuple[Board, ...], stdout: bool) -> None:
+    def __init__(self, stdout: bool) -> None:
         self.said: set[str] = set()
         self.reader_gone = False
         self._stdout = stdout
-        self._live = sys.stderr.isatty()
-        self._steps = {b.host: "" for b in boards}
-        self._drawn = 0.0
         self._lock = threading.Lock()
 
     def listener(self, board: Board) -> Listener:
@@ -317,39 +257,20 @@ class _Show:
             if self._stdout:
                 self._line(line, err=False)
 
-        return Listener(stdout, stderr, lambda text: self._step(board, text))
+        def step(text: str) -> None:
+            if sys.stderr.isatty():
+                self._line(f"{board.host}: {text}", err=True)
+
+        return Listener(stdout, stderr, step)
 
     def _line(self, text: str, err: bool) -> None:
         with self._lock:
             try:
-                self._wipe()
                 click.echo(text, err=err)
             except BrokenPipeError:
                 # Raised in a thread, it would leave what the board still says unread, and the
                 # board's command waiting for ever.
                 self.reader_gone = True
-
-    def _step(self, board: Board, text: str) -> None:
-        with self._lock:
-            changed = self._steps[board.host].split()[:1] != text.split()[:1]
-            self._steps[board.host] = text
-            now = time.monotonic()
-            if self._live and (changed or now - self._drawn > _REDRAW_S):
-                self._drawn = now
-                line = "  ".join(f"{h}: {s}" for h, s in self._steps.items() if s)
-                self._wipe()
-                sys.stderr.write(line[:200])
-                sys.stderr.flush()
-
-    def _wipe(self) -> None:
-        if self._live:
-            sys.stderr.write("\r\x1b[K")
-
-    def clear(self) -> None:
-        """Take the moving line away."""
-        with self._lock:
-            self._wipe()
-            sys.stderr.flush()
 
 
 def _print_all(outcomes: list[Outcome], as_json: bool) -> None:
@@ -389,7 +310,7 @@ def _print_all(outcomes: list[Outcome], as_json: bool) -> None:
         )
     if failed := [o.board.host for o in outcomes if o.exit_code]:
         click.echo(
-            f"edgehp: error: {len(failed)} of {len(outcomes)} boards failed: {', '.join(failed)}",
+            f"{_ERROR}{len(failed)} of {len(outcomes)} boards failed: {', '.join(failed)}",
             err=True,
         )
 

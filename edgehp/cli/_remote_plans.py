@@ -12,41 +12,41 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgehp.cli._remote import Job, Journey, Trip, sent_artifact
+from edgehp.cli._remote import Trip, sent_artifact
 from edgehp.errors import EnvironmentalError, UsageError
 
 if TYPE_CHECKING:
-    from edgehp.remote.errand import Returned, Sent
+    from edgehp.cli._remote import Changes
 
-__all__ = ["BENCH", "BUILD", "VALIDATE"]
+__all__ = ["plan_bench", "plan_build", "plan_validate"]
 
-Parameters = Mapping[str, Any]
 _DEFERRED = "edgehp.remote.deferred"
 
 
-def _bench(trip: Trip) -> Job:
-    from edgehp.remote.errand import Returned
+def plan_bench(trip: Trip) -> Changes:
+    """The artifact goes, its reports come back."""
+    from edgehp.remote.errand import Returned, Sent
 
     given = trip.given
     artifact = sent_artifact(given["artifact"])
     reports = given["output"] or artifact.source / "reports"
-    changes: dict[str, str | Sent | Returned | None] = {
-        "artifact": artifact,
-        "output": Returned(_own(trip, reports), folder=True),
+    changes: dict[str, list[str | Sent | Returned]] = {
+        "artifact": [artifact],
+        "output": [Returned(trip.own(reports), folder=True)],
     }
-    against = given["against"]
-    if against is not None and Path(against).is_dir():
-        changes["against"] = sent_artifact(Path(against))
-    return Job(changes)
+    if given["against"] is not None and Path(given["against"]).is_dir():
+        changes["against"] = [sent_artifact(Path(given["against"]))]
+    return changes
 
 
-def _validate(trip: Trip) -> Job:
+def plan_validate(trip: Trip) -> Changes:
+    """Artifact and photos go where they are not there already, the report comes back."""
     from edgehp.remote.errand import Returned, Sent
 
     given = trip.given
-    changes: dict[str, str | Sent | Returned | None] = {}
+    changes: dict[str, list[str | Sent | Returned]] = {}
     if given["network"] is None:
-        changes["artifact"] = sent_artifact(given["artifact"], allow_deferred=given["emulate"])
+        changes["artifact"] = [sent_artifact(given["artifact"], allow_deferred=given["emulate"])]
     root, there = given["data_root"], given["remote_data_root"]
     if root is not None and there is not None:
         raise UsageError("give --data-root (sent) or --remote-data-root (on the board), not both")
@@ -56,71 +56,48 @@ def _validate(trip: Trip) -> Job:
             "--remote-data-root where they are there already"
         )
     if root is not None:
-        changes["data_root"] = Sent(root)
+        changes["data_root"] = [Sent(root)]
     elif there is not None:
-        changes["data_root"] = str(there)
+        changes["data_root"] = [there]
     if (report := given["report"]) is not None:
         name = f"{report.stem}-{trip.board.folder}{report.suffix}" if trip.several else report.name
-        changes["report"] = Returned(report.with_name(name), folder=False)
-    return Job(changes)
+        changes["report"] = [Returned(report.with_name(name), folder=False)]
+    return changes
 
 
-def _own(trip: Trip, folder: Path) -> Path:
-    """The board's own folder in `folder` where there are several, else `folder`."""
-    return folder / trip.board.folder if trip.several else folder
-
-
-def _build(trip: Trip) -> Job:
+def plan_build(trip: Trip) -> Changes:
     """Finish a deferred artifact there, made here where the target's engine needs its device."""
     from edgehp.artifact.check import read_manifest
     from edgehp.pipeline.plan import unfinished_artifact
+    from edgehp.remote.errand import Returned
 
     given = trip.given
     unfinished = unfinished_artifact(given["artifact"], given["finish"], given["target"])
-    if unfinished is not None:
-        destination = unfinished
-        if trip.several:
-            destination = _own(trip, given["output"]) / read_manifest(unfinished).name
-        return _finish(given, unfinished, destination)
-    if given["target"] is None:
+    if unfinished is None and given["target"] is None:
         raise UsageError("--target is missing; 'edgehp targets' lists what can be built for")
-    output = _own(trip, given["output"])
-    if not _needs_its_device(given):
-        return _whole(output)
-    deferred = _deferred(trip)
-    return _finish(given, deferred, output / deferred.name)
+    output = trip.own(given["output"])
+    if unfinished is None and not _needs_its_device(given):
 
+        def keep(found: Path) -> Sequence[Path]:
+            made = sorted(path.parent for path in found.glob("*/manifest.json"))
+            return [_keep_artifact(path, output / path.name) for path in made]
 
-def _finish(given: Parameters, deferred: Path, destination: Path) -> Job:
-    from edgehp.remote.errand import Sent
-
-    words: list[str | Sent | Returned] = ["build"]
-    if given["validate_on"] is not None:
-        words += ["--validate-on", Sent(given["validate_on"])]
-    if given["threads"] is not None:
-        words.append(f"--threads={given['threads']}")
-    if given["as_json"]:
-        words.append("--json")
+        return {"output": [Returned(output, folder=True, keep=keep)]}
+    if unfinished is None:
+        deferred = _deferred(trip)
+        destination = output / deferred.name
+    else:
+        deferred = unfinished
+        destination = output / read_manifest(deferred).name if trip.several else deferred
     artifact = sent_artifact(
         deferred,
         allow_deferred=True,
         keep=lambda found: [_keep_artifact(found, destination)],
         shown=destination,
     )
-    return Job(replace=(*words, "--finish", artifact))
-
-
-def _whole(output: Path) -> Job:
-    """The same build there: its target needs no device that defers it."""
-    from edgehp.remote.errand import Returned
-
-    def keep(found: Path) -> Sequence[Path]:
-        return [
-            _keep_artifact(path.parent, output / path.parent.name)
-            for path in sorted(found.glob("*/manifest.json"))
-        ]
-
-    return Job({"output": Returned(output, folder=True, keep=keep)})
+    # What the artifact was made with is in it: these options alone are for its finish.
+    for_finish = ("validate_on", "threads", "as_json", "remote_data_root")
+    return {n: () for n in given if n not in for_finish} | {"finish": [artifact]}
 
 
 def _keep_artifact(found: Path, destination: Path) -> Path:
@@ -138,7 +115,7 @@ def _keep_artifact(found: Path, destination: Path) -> Path:
     return destination
 
 
-def _needs_its_device(given: Parameters) -> bool:
+def _needs_its_device(given: Mapping[str, Any]) -> bool:
     """Whether the engine is built on the target's own device, and that is not this one."""
     from edgehp.artifact.device import HostProbe
     from edgehp.pipeline.plan import BuildRequest, find_place, make_plan
@@ -165,8 +142,3 @@ def _deferred(trip: Trip) -> Path:
         context.meta[_DEFERRED] = next(p.parent for p in Path(folder).glob("*/manifest.json"))
     path: Path = context.meta[_DEFERRED]
     return path
-
-
-BENCH = Journey(sends=("frames",), plan=_bench)
-VALIDATE = Journey(finds=("network", "reference", "boxes"), plan=_validate, data_root=True)
-BUILD = Journey(sends=("calibration", "validate_on"), finds=("network",), plan=_build)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgehp.cli._remote import over_ssh
-from edgehp.cli._remote_plans import BENCH
+from edgehp.cli._remote_plans import plan_bench
 from edgehp.errors import EnvironmentalError, MeasurementError, UsageError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ INTERRUPTED = 130
 @click.option("--output", type=click.Path(path_type=Path),
               help="Directory of the reports; by default reports/ in the artifact.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The reports as JSON on stdout.")
-@over_ssh(BENCH)
+@over_ssh("frames", plan=plan_bench)
 def command(
     artifact: Path | None,
     scenarios: tuple[str, ...],

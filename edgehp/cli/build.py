@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgehp.cli._remote import over_ssh
-from edgehp.cli._remote_plans import BUILD
+from edgehp.cli._remote_plans import plan_build
 
 if TYPE_CHECKING:
     from edgehp.artifact.manifest import Manifest, MixedRecord
@@ -104,7 +104,7 @@ __all__ = ["command"]
     help="TensorRT: 5 tries most and builds slowest. Default: TensorRT's own.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
-@over_ssh(BUILD)
+@over_ssh("network", "calibration", "validate_on", plan=plan_build)
 def command(**given: Any) -> None:
     """Build dist/NETWORK-TARGET-PRECISION, or finish the deferred ARTIFACT on its device.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from edgehp.cli._output import Steps, print_json, print_table, styled
-from edgehp.cli._remote import Journey, over_ssh
+from edgehp.cli._remote import over_ssh
 from edgehp.doctor import FAILED, NOT_TESTED, OK, SCHEMA_VERSION, Diagnosis, diagnose
 from edgehp.errors import EnvironmentalError, UsageError
 
@@ -77,7 +77,7 @@ def _self_test(camera: str | None, as_json: bool) -> None:
 @click.option(
     "--camera", help="With --test: a source as 'edgehp run' takes it, opened for a frame."
 )
-@over_ssh(Journey(any_version=True))
+@over_ssh(any_version=True)
 def command(as_json: bool, test: bool, camera: str | None) -> None:
     """Say what this machine can run and what to install for the rest."""
     if camera and not test:

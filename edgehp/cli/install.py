@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgehp.cli._remote import Journey, over_ssh
+from edgehp.cli._remote import over_ssh
 from edgehp.cli._trust import read_keys, root_option, trust_option
 
 __all__ = ["command"]
@@ -22,7 +22,7 @@ __all__ = ["command"]
     help="For a deferred artifact that was validated on other faces than the shipped ones.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
-@over_ssh(Journey(sends=("file", "public_keys", "validate_on")))
+@over_ssh("file", "public_keys", "validate_on")
 def command(
     file: Path,
     public_keys: tuple[Path, ...],

@@ -18,7 +18,7 @@ import click
 from edgehp import __version__
 from edgehp.errors import EdgehpError, EnvironmentalError
 
-__all__ = ["COMMANDS", "cli", "main"]
+__all__ = ["COMMANDS", "TYPED", "cli", "main"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,8 @@ COMMANDS = {
     "report": "Turn results into Markdown, HTML and plots.",
 }
 INTERRUPTED = 130
+# Where a context's `meta` holds the arguments of the command as they were typed.
+TYPED = "edgehp.cli.typed"
 
 
 def _module(name: str) -> str:
@@ -78,6 +80,7 @@ class LazyGroup(click.Group):
             near = difflib.get_close_matches(args[0], known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             raise click.UsageError(f"no command {args[0]!r}; {hint}", ctx)
+        ctx.meta[TYPED] = args[1:]
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

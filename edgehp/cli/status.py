@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgehp.cli._remote import Journey, over_ssh
+from edgehp.cli._remote import over_ssh
 from edgehp.cli._trust import root_option
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def _values(slot: Slot | None) -> dict[str, Any] | None:
 @click.command("status", short_help="Say what is installed on this device.")
 @root_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
-@over_ssh(Journey())
+@over_ssh()
 def command(root: Path | None, as_json: bool) -> None:
     """Say which slots are installed, which one is in use, and what failed. Nothing is run."""
     from edgehp.cli._output import print_json

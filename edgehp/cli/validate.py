@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgehp.cli._remote import over_ssh
-from edgehp.cli._remote_plans import VALIDATE
+from edgehp.cli._remote_plans import plan_validate
 from edgehp.errors import AccuracyError, EnvironmentalError, UsageError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ SHIPPED = "rendered-validation.zip"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write the report as JSON here.")
-@over_ssh(VALIDATE)
+@over_ssh("network", "reference", "boxes", plan=plan_validate, data_root=True)
 def command(
     artifact: Path | None,
     max_drop: float,

@@ -18,7 +18,6 @@ _NAME = re.compile(
     r"(ssh://)?([\w.+][\w.+%-]*@)?(\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\](?::\d+)?|[\w.:][\w.:%-]*)",
     re.ASCII,
 )
-_LARGEST_LIST = 1 << 20
 _MOST_BOARDS = 256
 
 
@@ -72,9 +71,7 @@ def read_boards(path: Path, command: str = DEFAULT_COMMAND) -> tuple[Board, ...]
         UsageError: a line that names no board.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(_LARGEST_LIST + 1)
-        text = data.decode("utf-8")
+        text = path.read_text("utf-8")
     except OSError as e:
         raise DataError(f"{path}: the list of hosts cannot be read: {e.strerror or e}") from e
     except UnicodeDecodeError as e:
@@ -92,7 +89,7 @@ def read_boards(path: Path, command: str = DEFAULT_COMMAND) -> tuple[Board, ...]
         if board.folder in boards:
             raise DataError(f"{path}, line {number}: {board.host} is in the list twice")
         boards[board.folder] = board
-    if not boards or len(boards) > _MOST_BOARDS or len(data) > _LARGEST_LIST:
+    if not boards or len(boards) > _MOST_BOARDS:
         raise DataError(
             f"{path}: found {len(boards)} hosts, expected 1 to {_MOST_BOARDS}, one a line"
         )

@@ -1,33 +1,36 @@
-"""One command on one board: files go there, it runs, its results come back."""
+"""One command on one board or on many: files go there, it runs, its results come back."""
 
 from __future__ import annotations
 
-import logging
+import json
+import shutil
+import signal
 import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgehp.errors import EdgehpError, EnvironmentalError
 from edgehp.files import replacing
 from edgehp.remote.boards import Board
-from edgehp.remote.control import INTERRUPTED, Control, Interrupted
 from edgehp.remote.lease import Lease
-from edgehp.remote.scripts import FOLDER_GONE, RUN
-from edgehp.remote.ssh import CONNECTION_FAILED, ConnectionLostError, Session, plain
-from edgehp.remote.transfer import Cargo, fetch, files_below, send
+from edgehp.remote.scripts import RUN
+from edgehp.remote.ssh import Session, plain
+from edgehp.remote.transfer import fetch, files_below, send
 
-__all__ = ["Errand", "Listener", "Outcome", "Returned", "Sent", "run"]
+__all__ = ["Errand", "Listener", "Outcome", "Returned", "Sent", "exit_code", "run_all"]
 
-logger = logging.getLogger(__name__)
-
+INTERRUPTED = 130
 _LONGEST_LINE = 1 << 26
 _KILLED = 128
-_ATTEMPTS = 3
-_PAUSE_S = 2.0
+# What an interrupted command may take to write its report, and the board to tidy up.
+_GRACE_S = 30.0
+_LOOK_S = 0.05
+_ERROR = "edgehp: error: "
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,17 @@ class Sent:
     files: tuple[str, ...] | None = None
     keep: Callable[[Path], Sequence[Path]] | None = None
     shown: Path | None = None
+
+    def cargo(self, name: str) -> dict[str, Path]:
+        """Its files by their paths below `name`.
+
+        Raises:
+            DataError: nothing is there, or it cannot be read.
+        """
+        if self.source.is_file():
+            return {name: self.source}
+        files = files_below(self.source) if self.files is None else map(Path, self.files)
+        return {f"{name}/{file.as_posix()}": self.source / file for file in files}
 
 
 @dataclass(frozen=True)
@@ -117,177 +131,147 @@ class Listener:
     step: Callable[[str], None]
 
 
-def run(board: Board, errand: Errand, control: Control, listener: Listener) -> Outcome:
-    """Do an errand; every failure becomes its outcome.
-
-    The board's folder is private, and removed whatever happens.
-    """
-    started = time.monotonic()
-    job = _Job(board, errand, control, listener)
-    try:
-        status, error = job.run()
-    except Interrupted:
-        status, error = INTERRUPTED, "interrupted"
-    except EdgehpError as e:
-        if control.abandoned:
-            status, error = INTERRUPTED, "interrupted"
-        else:
-            status, error = e.exit_code, str(e)
-    except OSError as e:
-        status, error = 1, f"{e.filename or board.host}: {e.strerror or e}"
-    seconds = time.monotonic() - started
-    text = "\n".join(job.stdout)
-    return Outcome(board, status, error, seconds, text, tuple(job.results))
-
-
 class _Job:
-    """One errand under way."""
+    """One errand under way, in a thread of its own."""
 
-    def __init__(self, board: Board, errand: Errand, control: Control, listener: Listener) -> None:
-        self.board, self.errand, self.control, self.listener = board, errand, control, listener
-        self.stdout: list[str] = []
-        self.results: list[Path] = []
+    def __init__(self, board: Board, errand: Errand, listener: Listener) -> None:
+        self.board, self.errand, self.listener = board, errand, listener
+        self.outcome: Outcome | None = None
+        self._lease = Lease(board)
+        self._stdout: list[str] = []
+        self._results: list[Path] = []
         self._said = ""
-        self._sending = False
+        self._running = self._interrupted = False
+        self.thread = threading.Thread(target=self._run, name=board.host)
 
-    def run(self) -> tuple[int, str | None]:
-        cargo = self._cargo()
-        attempt = 0
-        while True:
-            try:
-                status = self._once(cargo)
-                break
-            except ConnectionLostError as e:
-                # Nothing has run yet and the board has tidied up: from the beginning.
-                attempt += 1
-                if not self._sending or attempt == _ATTEMPTS:
-                    raise
-                self.control.check()
-                logger.warning("%s; trying again", e)
-                time.sleep(_PAUSE_S * attempt)
-        if status == 0:
-            return 0, None
-        if status == INTERRUPTED or self.control.interrupted:
-            return INTERRUPTED, "interrupted"
-        return status, self._said or f"the command ended with exit code {status}"
+    def interrupt(self) -> None:
+        """As Ctrl-C: a running command may finish its report, everything else ends at once."""
+        self._interrupted = True
+        if self._running:
+            self._lease.interrupt()
+        else:
+            self._lease.abandon()
 
-    def _once(self, cargo: Sequence[Cargo]) -> int:
-        self._sending = False
+    def abandon(self) -> None:
+        """End what is going on; the board tidies up."""
+        self._interrupted = True
+        self._lease.abandon()
+
+    def _run(self) -> None:
+        """Every failure becomes the outcome; the board's folder is removed whatever happens."""
+        started = time.monotonic()
+        status, error = 1, "edgehp itself failed; see above"
+        try:
+            status, error = self._do()
+        except EdgehpError as e:
+            status, error = e.exit_code, str(e)
+        except OSError as e:
+            status, error = 1, f"{e.filename or self.board.host}: {e.strerror or e}"
+        finally:
+            # A fault of this program shows its traceback as well.
+            if status == INTERRUPTED or (status and self._interrupted):
+                status, error = INTERRUPTED, "interrupted"
+            elif status:
+                error = error or f"the command ended with exit code {status}"
+            self.outcome = Outcome(
+                self.board,
+                status,
+                error or None,
+                time.monotonic() - started,
+                "\n".join(self._stdout),
+                tuple(self._results),
+            )
+
+    def _do(self) -> tuple[int, str]:
+        cargo: dict[str, Path] = {}
+        for i, word in enumerate(self.errand.words):
+            if isinstance(word, Sent):
+                cargo |= word.cargo(f"{i}/{_name(word.source)}")
         self.listener.step("connecting")
-        with Lease(self.board, track=self.control.track) as lease:
+        with self._lease as lease:
             if not self.errand.any_version:
                 lease.require_same_version()
             if cargo:
-                self._sending = True
-                self._send(lease, cargo)
-                self._sending = False
-            self.control.check()
+                size = sum(path.stat().st_size for path in cargo.values())
+                self.listener.step(f"sending {size / 1e6:.1f} MB")
+                send(lease, cargo)
+            self.listener.step("running")
             status = self._command(lease)
             self._fetch(lease, status)
-            return status
+        return status, self._said if status else ""
 
-    def _cargo(self) -> list[Cargo]:
-        cargo: list[Cargo] = []
-        for i, word in enumerate(self.errand.words):
-            if isinstance(word, Sent):
-                name = f"{i}/{_name(word.source)}"
-                if word.files is None:
-                    cargo += files_below(word.source, name)
-                else:
-                    cargo += [Cargo(word.source / f, f"{name}/{f}") for f in word.files]
-        return cargo
-
-    def _send(self, lease: Lease, cargo: Sequence[Cargo]) -> None:
-        def watch(done: int, total: int) -> None:
-            self.listener.step(f"sending {done / 1e6:.1f} of {total / 1e6:.1f} MB")
-
-        try:
-            send(lease, cargo, watch, self.control.track)
-        finally:
-            self.control.track(None)
-
-    def _places(self, folder: str) -> dict[str, str]:
-        """Paths there and what a reader here should see in their place, longest first."""
-        places = {}
-        for i, word in enumerate(self.errand.words):
-            if isinstance(word, Sent):
-                places[f"{folder}/in/{i}/{_name(word.source)}"] = str(word.shown or word.source)
-            elif isinstance(word, Returned):
-                places[_returned(folder, i, word)] = str(word.destination)
-        return dict(sorted(places.items(), key=lambda p: len(p[0]), reverse=True))
-
-    def _words(self, folder: str) -> list[str]:
-        words = []
-        for i, word in enumerate(self.errand.words):
-            if isinstance(word, Sent):
-                words.append(f"{folder}/in/{i}/{_name(word.source)}")
-            elif isinstance(word, Returned):
-                words.append(_returned(folder, i, word))
-            else:
-                words.append(word)
-        return words
+    def _there(self, index: int, word: Sent | Returned) -> str:
+        """The path on the board of what travels."""
+        if isinstance(word, Sent):
+            return f"{self._lease.folder}/in/{index}/{_name(word.source)}"
+        below = "" if word.folder else f"/{_name(word.destination)}"
+        return f"{self._lease.folder}/out/{index}{below}"
 
     def _command(self, lease: Lease) -> int:
-        places = self._places(lease.folder)
+        words, places = [*self.board.command], {}
+        for i, word in enumerate(self.errand.words):
+            if isinstance(word, str):
+                words.append(word)
+                continue
+            words.append(self._there(i, word))
+            shown = word.shown or word.source if isinstance(word, Sent) else word.destination
+            places[words[-1]] = str(shown)
 
         def here(line: str, quoted: bool = False) -> str:
-            for there, path in places.items():
-                line = line.replace(there, _in_json(path) if quoted else path)
+            """A line of the command's output, with paths of this side in place of the board's."""
+            for there in sorted(places, key=len, reverse=True):
+                path = places[there]
+                if quoted:
+                    path = json.dumps(path, ensure_ascii=False)[1:-1]
+                line = line.replace(there, path)
             return line
 
         def stderr(line: str) -> None:
             line = here(line)
-            if line.startswith("edgehp: error: "):
-                self._said = line.removeprefix("edgehp: error: ")
+            if line.startswith(_ERROR):
+                self._said = line.removeprefix(_ERROR)
             self.listener.stderr(line)
 
-        self.listener.step("running")
-        arguments = [*self.board.command, *self._words(lease.folder)]
-        with lease.session(RUN, arguments, on_stderr=stderr) as session:
-            self.control.track(session, lease)
-            reader = threading.Thread(target=self._read, args=(session, here), daemon=True)
+        def read(session: Session) -> None:
+            out = session.begin()
+            while data := out.readline(_LONGEST_LINE):
+                line = plain(data.decode("utf-8", "replace").rstrip("\r\n"))
+                line = here(line, self.errand.stdout_json)
+                self._stdout.append(line)
+                self.listener.stdout(line)
+
+        with lease.session(RUN, words, on_stderr=stderr) as session:
+            reader = threading.Thread(target=read, args=(session,), daemon=True)
             reader.start()
+            self._running = True
+            if self._interrupted:
+                lease.interrupt()
             try:
                 status = self._wait(session, lease)
             finally:
-                self.control.track(None)
+                self._running = False
             reader.join(5)
-            ended = status in (CONNECTION_FAILED, FOLDER_GONE) or status < 0
-            if ended or not lease.alive:
+            if session.lost or not lease.alive:
                 # Whatever the status says: without its connection the board has stopped it.
-                self.control.check()
-                raise lease.lost("the command ran", session)
-            if status > _KILLED and status != INTERRUPTED and not self._said:
-                self._said = f"the command was killed by signal {status - _KILLED}"
-            return status
-
-    def _read(self, session: Session, here: Callable[[str, bool], str]) -> None:
-        out = session.begin()
-        while data := out.readline(_LONGEST_LINE):
-            line = plain(data.decode("utf-8", "replace").rstrip("\r\n"))
-            line = here(line, self.errand.stdout_json)
-            self.stdout.append(line)
-            self.listener.stdout(line)
+                raise lease.lost("the command ran")
+        if status > _KILLED and status != INTERRUPTED and not self._said:
+            self._said = f"the command was killed by signal {status - _KILLED}"
+        return status
 
     def _wait(self, session: Session, lease: Lease) -> int:
         """The exit status of the command; ends it when its time is over or its folder is lost."""
         limit = self.errand.timeout_s
         end = None if limit is None else time.monotonic() + limit
         while True:
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 return session.wait(0.2)
-            except subprocess.TimeoutExpired:
-                pass
             if not lease.alive:
                 # The board has stopped the command already, or cannot be reached by anybody.
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     return session.wait(2)
-                except subprocess.TimeoutExpired:
-                    session.kill()
-                    return session.wait()
-            if end is not None and time.monotonic() > end:
                 session.kill()
-                session.wait()
+                return session.wait()
+            if end is not None and time.monotonic() > end:
                 raise EnvironmentalError(
                     f"the command did not end on {self.board.host} within {limit:g} s and was "
                     "stopped; allow more with --remote-timeout, or look at the board"
@@ -295,48 +279,30 @@ class _Job:
 
     def _fetch(self, lease: Lease, status: int) -> None:
         """Put results where the command would have put them here, each whole or not at all."""
-        coming: list[tuple[int, Sent | Returned]] = [
-            (i, w)
-            for i, w in enumerate(self.errand.words)
-            if isinstance(w, Returned)
-            or (isinstance(w, Sent) and w.keep is not None and status == 0)
-        ]
+        coming: dict[str, Sent | Returned] = {}
+        for i, word in enumerate(self.errand.words):
+            if isinstance(word, Returned):
+                coming[f"out/{i}"] = word
+            elif isinstance(word, Sent) and word.keep is not None and status == 0:
+                coming[f"in/{i}"] = word
         if not coming:
             return
         self.listener.step("fetching results")
-        with tempfile.TemporaryDirectory(prefix="edgehp-") as text:
-            folder = Path(text)
-            for i, word in coming:
-                into = folder / str(i)
-                into.mkdir()
-                what = f"in/{i}" if isinstance(word, Sent) else f"out/{i}"
-                try:
-                    found = fetch(lease, what, into, self.control.track)
-                finally:
-                    self.control.track(None)
-                if found is None:
-                    if isinstance(word, Sent):
-                        raise EnvironmentalError(f"{self.board.host}: {what} has gone there")
-                elif isinstance(word, Returned):
-                    self.results += (word.keep or _placing(word))(found)
-                elif word.keep is not None:
-                    self.results += word.keep(found / _name(word.source))
-
-
-def _placing(word: Returned) -> Callable[[Path], Sequence[Path]]:
-    return lambda found: _place(found, word)
+        with tempfile.TemporaryDirectory(prefix="edgehp-") as folder:
+            fetch(
+                lease, ["out", *(name for name in coming if name.startswith("in/"))], Path(folder)
+            )
+            for name, word in coming.items():
+                found = Path(folder, name)
+                if isinstance(word, Sent) and word.keep is not None:
+                    self._results += word.keep(found / _name(word.source))
+                elif isinstance(word, Returned) and found.is_dir():
+                    self._results += _place(found, word) if word.keep is None else word.keep(found)
 
 
 def _place(found: Path, word: Returned) -> list[Path]:
-    sources = sorted(p for p in found.rglob("*") if p.is_file())
-    for below in (s.relative_to(found) for s in sources):
-        # No result is called so, but what steers a shell or a repository is.
-        if word.folder and any(part.startswith(".") for part in below.parts):
-            raise EnvironmentalError(
-                f"the board sent {str(below)!r}, a hidden file, as a result; nothing of it is kept"
-            )
     placed = []
-    for source in sources:
+    for source in sorted(p for p in found.rglob("*") if p.is_file()):
         below = source.relative_to(found)
         # A file was given a folder of its own there: it is the only one that is asked for.
         if not word.folder and below != Path(_name(word.destination)):
@@ -344,8 +310,7 @@ def _place(found: Path, word: Returned) -> list[Path]:
         target = word.destination / below if word.folder else word.destination
         target.parent.mkdir(parents=True, exist_ok=True)
         with source.open("rb") as data, replacing(target) as file:
-            while piece := data.read(1 << 20):
-                file.write(piece)
+            shutil.copyfileobj(data, file)
         placed.append(target)
     return placed
 
@@ -354,12 +319,45 @@ def _name(path: Path) -> str:
     return path.name or path.resolve().name or "data"
 
 
-def _returned(folder: str, index: int, word: Returned) -> str:
-    below = "" if word.folder else f"/{_name(word.destination)}"
-    return f"{folder}/out/{index}{below}"
+def run_all(
+    errands: Sequence[tuple[Board, Errand]], listener: Callable[[Board], Listener]
+) -> list[Outcome]:
+    """Do all errands at once and return how they ended, in order; one costs no other anything.
+
+    Ctrl-C or SIGTERM interrupts the commands on the boards and waits for what they still have to
+    say; a second one ends everything at once.
+    """
+    jobs = [_Job(board, errand, listener(board)) for board, errand in errands]
+    # Counted, not raised: an exception in the middle of a lock or a start would leave it broken.
+    presses: list[int] = []
+    before = {
+        s: signal.signal(s, lambda number, _: presses.append(number))
+        for s in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        for job in jobs:
+            job.thread.start()
+        passed_on, end = 0, float("inf")
+        while any(job.thread.is_alive() for job in jobs):
+            time.sleep(_LOOK_S)
+            overdue = time.monotonic() > end
+            if len(presses) > passed_on or overdue:
+                for job in jobs:
+                    if passed_on or overdue:
+                        job.abandon()
+                    else:
+                        job.interrupt()
+                passed_on = len(presses)
+                end = float("inf") if overdue else time.monotonic() + _GRACE_S
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return [job.outcome for job in jobs if job.outcome is not None]
 
 
-def _in_json(text: str) -> str:
-    import json
-
-    return json.dumps(text, ensure_ascii=False)[1:-1]
+def exit_code(outcomes: Sequence[Outcome]) -> int:
+    """0 where all ended so; the code all failures share, else 1; 130 after an interruption."""
+    codes = {o.exit_code for o in outcomes if o.exit_code}
+    if INTERRUPTED in codes:
+        return INTERRUPTED
+    return 0 if not codes else codes.pop() if len(codes) == 1 else 1

@@ -7,16 +7,16 @@ import re
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
 from edgehp import __version__
 from edgehp.errors import EnvironmentalError
 from edgehp.remote.boards import Board
-from edgehp.remote.scripts import HOLD
-from edgehp.remote.ssh import CONNECTION_FAILED, ConnectionLostError, Session, plain
+from edgehp.remote.scripts import HOLD, encode
+from edgehp.remote.ssh import CONNECTION_FAILED, Session, connection_error, plain, ssh_command
 
 __all__ = ["Lease"]
 
@@ -44,15 +44,11 @@ class Lease:
         board: where.
         folder: the absolute path there; ``in/`` and ``out/`` are in it.
         version: of the edgehp there.
+        abandoned: whether `abandon` was called.
     """
 
     def __init__(
-        self,
-        board: Board,
-        *,
-        beat_s: float = BEAT_S,
-        patience_s: float = PATIENCE_S,
-        track: Callable[[Session | None], None] | None = None,
+        self, board: Board, *, beat_s: float = BEAT_S, patience_s: float = PATIENCE_S
     ) -> None:
         """Name the board.
 
@@ -60,19 +56,18 @@ class Lease:
             board: where.
             beat_s: seconds between signs of life.
             patience_s: seconds without one after which the board gives up on this side.
-            track: given the session while it connects, to end it from another thread.
         """
         self.board = board
         self.folder = ""
         self.version = ""
-        self._beat_s = beat_s
-        self._patience_s = patience_s
-        self._track = track or (lambda _: None)
-        self._session: Session | None = None
+        self.abandoned = False
+        self._beat_s, self._patience_s = beat_s, patience_s
         self._private: tempfile.TemporaryDirectory[str] | None = None
+        self._holder: Session | None = None
+        # What is going on: the holder while it connects, later the session over its connection.
+        self._current: Session | None = None
         self._closing = threading.Event()
-        self._beat: threading.Thread | None = None
-        self._write = threading.Lock()
+        self._write, self._lock = threading.Lock(), threading.Lock()
 
     def __enter__(self) -> Lease:
         """Connect, make the folder and ask edgehp there for its version.
@@ -81,34 +76,45 @@ class Lease:
             EnvironmentalError: no connection, an unknown host key, no edgehp, a tool that is
                 missing there.
         """
-        arguments = [f"{self._patience_s:g}", *self.board.command]
         self._private = tempfile.TemporaryDirectory(prefix="edgehp-")
         try:
-            self._session = Session(
-                self.board, HOLD, arguments, talk=True, control=self._control, master=True
-            )
-            self._greeted(self._session)
+            arguments = [f"{self._patience_s:g}", *self.board.command]
+            self._holder = self._start(HOLD, arguments, talk=True, master=True)
+            watchdog = threading.Timer(_OPENING_S, self._holder.kill)
+            watchdog.daemon = True
+            watchdog.start()
+            try:
+                self._greet(self._holder)
+            finally:
+                watchdog.cancel()
+                self._current = None
         except BaseException:
             self._close()
             raise
-        self._beat = threading.Thread(target=self._keep_alive, daemon=True)
-        self._beat.start()
+        threading.Thread(target=self._keep_alive, daemon=True).start()
         return self
 
-    def _greeted(self, session: Session) -> None:
-        """`_greet`, within `_OPENING_S`."""
-        watchdog = threading.Timer(_OPENING_S, session.kill)
-        watchdog.daemon = True
-        watchdog.start()
-        try:
-            self._track(session)
-            self._greet(session)
-        finally:
-            watchdog.cancel()
-            self._track(None)
+    def _start(
+        self,
+        script: str,
+        arguments: Sequence[str],
+        *,
+        talk: bool,
+        master: bool = False,
+        on_stderr: Callable[[str], None] | None = None,
+    ) -> Session:
+        if self._private is None:
+            raise ValueError("the lease was not entered")
+        words = ssh_command(Path(self._private.name), master)
+        words += ["--", self.board.host, encode(script, arguments)]
+        with self._lock:
+            if self.abandoned:
+                raise EnvironmentalError("interrupted")
+            self._current = Session(words, talk=talk, on_stderr=on_stderr)
+            return self._current
 
-    def _greet(self, session: Session) -> None:
-        out, said = session.begin(), {}
+    def _greet(self, holder: Session) -> None:
+        out, said = holder.begin(), {}
         while line := out.readline(_LINE):
             word, _, rest = plain(line.decode("utf-8", "replace").rstrip("\n")).partition(" ")
             said[word] = rest
@@ -118,18 +124,18 @@ class Lease:
         if "lacks" in said:
             raise EnvironmentalError(
                 f"{host} lacks the command {said['lacks']!r}, which running there needs; install "
-                "it (Debian, Ubuntu: coreutils, findutils, tar, util-linux)"
+                "it (Debian, Ubuntu: coreutils, tar, util-linux)"
             )
         if "nofolder" in said:
             raise EnvironmentalError(
-                f"{host}: no private folder can be made there ({session.last_words}); free space "
+                f"{host}: no private folder can be made there ({holder.last_words}); free space "
                 "or set TMPDIR there"
             )
         if "ready" not in said:
-            session.kill()
-            if session.wait() not in (CONNECTION_FAILED, -9) and session.last_words:
-                raise EnvironmentalError(f"{host} runs no commands: {session.last_words}")
-            raise session.failure("connecting")
+            holder.kill()
+            if holder.wait() not in (CONNECTION_FAILED, -9) and holder.last_words:
+                raise EnvironmentalError(f"{host} runs no commands: {holder.last_words}")
+            raise self.lost("connecting")
         if not re.fullmatch(r"/[^\0\n]*/edgehp-\w{8}", said.get("folder", "")):
             raise EnvironmentalError(f"{host} answered with {said.get('folder')!r}, not a folder")
         self.folder = said["folder"]
@@ -143,27 +149,22 @@ class Lease:
         self.version = words.split()[-1] if words.split() else ""
         logger.debug("%s: %s, edgehp %s", host, self.folder, self.version)
 
-    @property
-    def _control(self) -> Path | None:
-        return None if self._private is None else Path(self._private.name, "s")
-
+    @contextmanager
     def session(
         self,
         script: str,
-        arguments: Sequence[str],
+        arguments: Sequence[str] = (),
         *,
         talk: bool = False,
         on_stderr: Callable[[str], None] | None = None,
-    ) -> Session:
-        """Start a script over the same connection; arguments as of `Session`."""
-        return Session(
-            self.board,
-            script,
-            [self.folder, *arguments],
-            talk=talk,
-            control=self._control,
-            on_stderr=on_stderr,
-        )
+    ) -> Iterator[Session]:
+        """Run a script in the folder over the same connection; arguments as of `Session`."""
+        words = [self.folder, *arguments]
+        with self._start(script, words, talk=talk, on_stderr=on_stderr) as session:
+            try:
+                yield session
+            finally:
+                self._current = None
 
     def require_same_version(self) -> None:
         """Refuse a board whose edgehp is not this one.
@@ -180,34 +181,43 @@ class Lease:
     @property
     def alive(self) -> bool:
         """Whether the connection that holds the folder still stands."""
-        return self._session is not None and self._session.process.poll() is None
+        return self._holder is not None and self._holder.process.poll() is None
 
-    def lost(self, doing: str, session: Session) -> ConnectionLostError:
-        """The error for a session that ended with its connection."""
-        found = session
-        if self._session is not None:
+    def lost(self, doing: str) -> EnvironmentalError:
+        """The error for a connection that ended while `doing`."""
+        text = ""
+        if self._holder is not None and self._private is not None:
+            # The one that made the connection knows why it ended.
             with suppress(subprocess.TimeoutExpired):
-                self._session.wait(1)
-                # The one that made the connection knows why it ended.
-                found = self._session
-        return found.failure(doing)
+                self._holder.wait(1)
+            with suppress(OSError):
+                text = Path(self._private.name, "log").read_text("utf-8", "replace")
+            text = text or self._holder.last_words
+        return connection_error(self.board.host, doing, text)
 
     def interrupt(self) -> None:
         """Interrupt the command that runs in the folder, as Ctrl-C does."""
         self._send(b"i")
+
+    def abandon(self) -> None:
+        """End what is going on and let nothing begin; the board tidies up."""
+        with self._lock:
+            self.abandoned = True
+            if self._current is not None:
+                self._current.kill()
 
     def _keep_alive(self) -> None:
         while not self._closing.wait(self._beat_s) and self._send(b"."):
             pass
 
     def _send(self, byte: bytes) -> bool:
-        session = self._session
-        if session is None or self._closing.is_set():
+        holder = self._holder
+        if holder is None or self._closing.is_set():
             return False
         try:
             with self._write:
-                session.stdin.write(byte)
-                session.stdin.flush()
+                holder.stdin.write(byte)
+                holder.stdin.flush()
         except (OSError, ValueError):
             # The connection has ended, or is being closed: `alive` tells.
             return False
@@ -224,13 +234,13 @@ class Lease:
 
     def _close(self) -> None:
         self._closing.set()
-        session, self._session = self._session, None
-        if session is not None:
-            with session:
+        holder, self._holder = self._holder, None
+        if holder is not None:
+            with holder:
                 with suppress(OSError), self._write:
-                    session.stdin.close()
+                    holder.stdin.close()
                 try:
-                    session.wait(_CLOSING_S)
+                    holder.wait(_CLOSING_S)
                 except subprocess.TimeoutExpired:
                     logger.warning(
                         "%s did not say that it has removed %s", self.board.host, self.folder

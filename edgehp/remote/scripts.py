@@ -1,6 +1,6 @@
 """What runs on a board: small POSIX shell scripts, and how they get past its login shell.
 
-A board needs ``sh`` and GNU coreutils, findutils, tar and util-linux, as every Debian, Ubuntu and
+A board needs ``sh`` and GNU coreutils, tar and util-linux, as every Debian, Ubuntu and
 JetPack has them, and edgehp itself. Arguments reach a script as ``$1 $2 ...``: nothing of a name or
 path is ever read as shell text.
 """
@@ -11,12 +11,11 @@ import base64
 import shlex
 from collections.abc import Sequence
 
-__all__ = ["FETCH", "FOLDER_GONE", "HOLD", "MARK", "NOTHING_THERE", "RUN", "SEND", "encode"]
+__all__ = ["FETCH", "FOLDER_GONE", "HOLD", "MARK", "RUN", "SEND", "encode"]
 
 # Login shells may greet on stdout; what counts begins after this line.
 MARK = b"edgehp-board-begins\n"
 FOLDER_GONE = 97
-NOTHING_THERE = 95
 
 _HOME = """
 case $1 in "~/"*) first=$HOME/${1#"~/"}; shift; set -- "$first" "$@" ;; esac
@@ -32,7 +31,7 @@ patience=$1; shift
 """
     + _HOME
     + """
-for tool in mktemp timeout head tail setsid tar find sha256sum sleep rm; do
+for tool in mktemp timeout head tail setsid tar sleep rm; do
     command -v "$tool" >/dev/null 2>&1 || { printf 'lacks %s\\n' "$tool"; exit 0; }
 done
 umask 077
@@ -84,20 +83,18 @@ exit "$rc"
 """
 )
 
-# $1 folder: unpacks a tar from stdin, then says what is there.
+# $1 folder: unpacks a tar from stdin.
 SEND = f"""
 umask 077
 cd "$1/in" || exit {FOLDER_GONE}
-tar -xof - || exit 96
-find . -type f -exec sha256sum -z -- {{}} +
+exec tar -xof -
 """
 
-# $1 folder, $2 what of it: a tar whose first member lists the hashes of the others.
+# $1 folder, then what of it: a tar of that. The format has no extended headers.
 FETCH = f"""
-umask 077
 cd "$1" || exit {FOLDER_GONE}
-[ -e "$2" ] || exit {NOTHING_THERE}
-find "$2" -type f -exec sha256sum -z -- {{}} + >sums && exec tar --format=gnu -cf - sums "$2"
+shift
+exec tar --format=gnu -cf - -- "$@"
 """
 
 

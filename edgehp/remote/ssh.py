@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,17 +14,9 @@ from types import TracebackType
 from typing import IO
 
 from edgehp.errors import EnvironmentalError, UsageError
-from edgehp.remote.boards import Board
-from edgehp.remote.scripts import MARK, encode
+from edgehp.remote.scripts import FOLDER_GONE, MARK
 
-__all__ = [
-    "CONNECTION_FAILED",
-    "PROGRAM",
-    "ConnectionLostError",
-    "Session",
-    "plain",
-    "ssh_command",
-]
+__all__ = ["CONNECTION_FAILED", "PROGRAM", "Session", "connection_error", "plain", "ssh_command"]
 
 PROGRAM = "EDGEHP_SSH"
 # What ssh itself ends with when there is no connection, or no longer.
@@ -41,25 +32,23 @@ _FIRM = (
     "ForwardX11=no",
     "ClearAllForwardings=yes",
     "PermitLocalCommand=no",
-    # The messages that `Session.failure` reads.
+    # The messages that `connection_error` reads.
     "LogLevel=INFO",
 )
 # After them: EDGEHP_SSH may set others.
 _USUAL = ("ConnectTimeout=15", "ServerAliveInterval=5", "ServerAliveCountMax=3")
 _LONGEST_GREETING = 1 << 20
 _LONGEST_LINE = 1 << 26
-
-
 # A socket's name has about 100 characters, and ssh adds some while it makes it.
 _LONGEST_SOCKET = 80
 
 
-def ssh_command(control: Path | None = None, master: bool = False) -> list[str]:
+def ssh_command(private: Path, master: bool = False) -> list[str]:
     """The program and its options: ``$EDGEHP_SSH``, else ``ssh``.
 
     Args:
-        control: the socket over which sessions share one connection. Never the user's own: that
-            would bring its own keep-alives, or none.
+        private: a folder for ssh's messages and for the socket over which sessions share one
+            connection. Never the user's own socket: that would bring its own keep-alives, or none.
         master: whether this is the session that makes the connection.
 
     Raises:
@@ -72,23 +61,20 @@ def ssh_command(control: Path | None = None, master: bool = False) -> list[str]:
         raise UsageError(f"{PROGRAM}={text!r}: {e}") from e
     if not words:
         raise UsageError(f"{PROGRAM} is empty: expected a command such as 'ssh -F FILE', or unset")
-    shared = control is not None and len(os.fsencode(control)) <= _LONGEST_SOCKET
-    control_options = (
-        f"ControlPath={control if shared else 'none'}",
+    socket = private / "s"
+    shared = len(os.fsencode(socket)) <= _LONGEST_SOCKET
+    firm = (
+        *_FIRM,
+        f"ControlPath={socket if shared else 'none'}",
         f"ControlMaster={'yes' if shared and master else 'no'}",
     )
-    firm = [word for option in (*_FIRM, *control_options) for word in ("-o", option)]
-    usual = [word for option in _USUAL for word in ("-o", option)]
-    return [words[0], *firm, *words[1:], *usual, "-T"]
+    options = [[w for option in part for w in ("-o", option)] for part in (firm, _USUAL)]
+    return [words[0], *options[0], *words[1:], *options[1], "-T", "-E", str(private / "log")]
 
 
 def plain(text: str) -> str:
     """`text` without control characters: what a board writes must not steer this terminal."""
     return "".join(c for c in text if c == "\t" or (c >= " " and not "\x7f" <= c <= "\x9f"))
-
-
-class ConnectionLostError(EnvironmentalError):
-    """There is no connection to a board, or no longer."""
 
 
 class Session:
@@ -100,42 +86,26 @@ class Session:
 
     def __init__(
         self,
-        board: Board,
-        script: str,
-        arguments: Sequence[str],
+        command: Sequence[str],
         *,
         talk: bool = False,
-        control: Path | None = None,
-        master: bool = False,
         on_stderr: Callable[[str], None] | None = None,
     ) -> None:
         """Start it.
 
         Args:
-            board: where.
-            script: what, one of `edgehp.remote.scripts`.
-            arguments: of the script.
+            command: of `ssh_command`, then the host and what it runs.
             talk: whether stdin is a pipe to write into; it is empty otherwise.
-            control: the socket of the connection to use or make; see `ssh_command`.
-            master: whether to make it.
             on_stderr: given every line of its stderr, from a thread.
 
         Raises:
             EnvironmentalError: there is no ssh client here.
         """
-        self.board = board
-        command = ssh_command(control, master)
-        handle, name = tempfile.mkstemp(prefix="edgehp-ssh-")
-        os.close(handle)
-        self._log = Path(name)
         self._on_stderr = on_stderr
         self._last: deque[str] = deque(maxlen=20)
         try:
             self.process = subprocess.Popen(
-                [
-                    *command,
-                    *("-E", name, "--", board.host, encode(script, arguments)),
-                ],
+                command,
                 stdin=subprocess.PIPE if talk else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -143,7 +113,6 @@ class Session:
                 start_new_session=True,
             )
         except OSError as e:
-            self._log.unlink()
             raise EnvironmentalError(
                 f"the SSH client cannot be started ({e.strerror or e}: {e.filename}); install "
                 f"OpenSSH's (apt install openssh-client) or name one in {PROGRAM}"
@@ -164,9 +133,7 @@ class Session:
         if out is None:
             raise ValueError("the session has no stdout")
         seen = 0
-        while line := out.readline(1 << 16):
-            if line == MARK:
-                break
+        while (line := out.readline(1 << 16)) and line != MARK:
             seen += len(line)
             if seen > _LONGEST_GREETING:
                 self.kill()
@@ -174,9 +141,7 @@ class Session:
 
     def _drain(self) -> None:
         err = self.process.stderr
-        if err is None:
-            return
-        while data := err.readline(_LONGEST_LINE):
+        while err is not None and (data := err.readline(_LONGEST_LINE)):
             line = plain(data.decode("utf-8", "replace").rstrip("\r\n"))
             self._last.append(line)
             if self._on_stderr is not None:
@@ -197,22 +162,15 @@ class Session:
         self.process.kill()
 
     @property
+    def lost(self) -> bool:
+        """Whether it has ended with its connection or with the folder on the board."""
+        status = self.process.poll()
+        return status is not None and (status in (CONNECTION_FAILED, FOLDER_GONE) or status < 0)
+
+    @property
     def last_words(self) -> str:
         """The last line of its stderr, if any."""
         return next((line for line in reversed(self._last) if line.strip()), "")
-
-    def failure(self, doing: str) -> ConnectionLostError:
-        """Why there is no connection, in one sentence with a remedy.
-
-        Args:
-            doing: what was going on, ``"connecting"`` or ``"sending"``.
-        """
-        try:
-            text = plain(self._log.read_text("utf-8", "replace").replace("\n", "\t"))
-        except OSError:
-            text = ""
-        lines = [line.strip() for line in text.split("\t") if line.strip()]
-        return ConnectionLostError(_sentence(self.board.host, doing, lines or [self.last_words]))
 
     def __enter__(self) -> Session:
         """The session itself."""
@@ -224,46 +182,52 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End the client if it still runs, close its pipes and remove its log."""
+        """End the client if it still runs and close its pipes."""
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait()
-        self._stderr.join(5)
+        self.wait()
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
             # What was still to be sent has no receiver any more.
             with suppress(BrokenPipeError):
                 if pipe is not None:
                     pipe.close()
-        self._log.unlink(missing_ok=True)
 
 
-def _sentence(host: str, doing: str, lines: Sequence[str]) -> str:
-    text = "\n".join(lines)
-    last = lines[-1] if lines else ""
+def connection_error(host: str, doing: str, text: str) -> EnvironmentalError:
+    """Why there is no connection, in one sentence with a remedy.
+
+    Args:
+        host: of the board.
+        doing: what was going on, ``"connecting"`` or such as ``"sending files"``.
+        text: what ssh has said.
+    """
+    last = next((line for line in reversed(text.splitlines()) if line.strip()), "no reason given")
+    last = plain(last).strip()
     if "HOST IDENTIFICATION HAS CHANGED" in text:
-        return (
+        sentence = (
             f"the host key of {host} is not the one in your known hosts: the board was set up anew "
             "or something answers in its place; compare its fingerprint at the board, then remove "
             f"the old key with 'ssh-keygen -R' and connect once with 'ssh {host}'"
         )
-    if "Host key verification failed" in text or "host key is known" in text:
-        return (
+    elif "Host key verification failed" in text or "host key is known" in text:
+        sentence = (
             f"the host key of {host} is not among your known hosts and is not accepted unseen: "
             f"connect once with 'ssh {host}', compare the fingerprint with the board's, and repeat"
         )
-    if "Permission denied" in text or "Too many authentication failures" in text:
-        return (
+    elif "Permission denied" in text or "Too many authentication failures" in text:
+        sentence = (
             f"{host} accepts none of your keys, and passwords are not asked for: make 'ssh {host}' "
             f"work without one (ssh-copy-id, ssh-add) and repeat ({last})"
         )
-    if "Could not resolve hostname" in text:
-        return f"no address is known for {host}: check the name, or add it to your SSH config"
-    if doing == "connecting":
-        return (
-            f"{host} cannot be reached ({last or 'no reason given'}): check that it is on and that "
-            f"'ssh {host}' works"
+    elif "Could not resolve hostname" in text:
+        sentence = f"no address is known for {host}: check the name, or add it to your SSH config"
+    elif doing == "connecting":
+        sentence = (
+            f"{host} cannot be reached ({last}): check that it is on and that 'ssh {host}' works"
         )
-    return (
-        f"the connection to {host} was lost while {doing} ({last or 'no reason given'}): check the "
-        "board and the network, and repeat; what ran there is stopped and removed by itself"
-    )
+    else:
+        sentence = (
+            f"the connection to {host} was lost while {doing} ({last}): check the board and the "
+            "network, and repeat; what ran there is stopped and removed by itself"
+        )
+    return EnvironmentalError(sentence)
