@@ -141,7 +141,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]
         with pytest.raises(SystemExit) as stopped:
             root.main([str(w) for w in words])
         out, err = capfd.readouterr()
-        assert "Traceback" not in err
+        assert "Traceback" not in err, err
         return int(stopped.value.code or 0), out, err
 
     return invoke
@@ -186,7 +186,7 @@ def test_what_travels_is_the_artifact_and_the_frames(rack: Rack, run, tmp_path: 
     assert sent == wanted
     # Options as they were typed, places as they are there.
     assert said["words"][:2] == ["-v", "bench"]
-    typed = " ".join(BENCH[1:] + ["--json"])
+    typed = " ".join([*BENCH[1:], "--json"])
     assert " ".join(said["words"]).endswith(typed)
     assert said["folder"] == str(rack.artifact / "reports")
 
@@ -465,7 +465,7 @@ def test_a_signed_bundle_is_installed_there(rack: Rack, run, tmp_path: Path) -> 
     code, out, err = run("status", "--json", *there)
     assert code == 0, err
     said = json.loads(out)
-    assert (said["current"]["digest_of_bundle"], said["other"]) == (bundle.digest, None)
+    assert (said["current"]["digest"], said["other"]) == (bundle.digest, None)
     assert Path(said["current"]["artifact"]) == slots / "slots" / "a" / "artifact"
     # One bit on the way, and what runs there stays.
     data = bytearray(bundle.path.read_bytes())
