@@ -22,7 +22,7 @@ def main() -> int:
     if words == ["--version"]:
         print(f"edgehp, version {modes.get('version', '0.1.0')}")
         return 0
-    print("edgehp: INFO: edgehp.pipeline.pipeline: quantise: 1.2 s", file=sys.stderr)
+    print("edgehp: INFO: edgehp.pipeline.pipeline: quantize: 1.2 s", file=sys.stderr)
     output = _after(words, "--output")
     for _ in range(int(modes.get("lines", 0))):
         print("x" * 1000)

@@ -21,8 +21,7 @@ from edgehp.errors import DataError, EnvironmentalError, UsageError
 from edgehp.remote.boards import Board, parse_board, read_boards
 from edgehp.remote.errand import Outcome, exit_code
 from edgehp.remote.lease import Lease
-from edgehp.remote.scripts import MARK, encode
-from edgehp.remote.ssh import connection_error, plain, ssh_command
+from edgehp.remote.ssh import MARK, connection_error, encode, plain, ssh_command
 from edgehp.remote.transfer import fetch
 
 

@@ -18,8 +18,7 @@ from edgehp.errors import EdgehpError, EnvironmentalError
 from edgehp.files import replacing
 from edgehp.remote.boards import Board
 from edgehp.remote.lease import Lease
-from edgehp.remote.scripts import RUN
-from edgehp.remote.ssh import Session, plain
+from edgehp.remote.ssh import RUN, Session, plain
 from edgehp.remote.transfer import fetch, files_below, send
 
 __all__ = ["Errand", "Listener", "Outcome", "Returned", "Sent", "exit_code", "run_all"]

@@ -15,8 +15,15 @@ from types import TracebackType
 from edgehp import __version__
 from edgehp.errors import EnvironmentalError
 from edgehp.remote.boards import Board
-from edgehp.remote.scripts import HOLD, encode
-from edgehp.remote.ssh import CONNECTION_FAILED, Session, connection_error, plain, ssh_command
+from edgehp.remote.ssh import (
+    CONNECTION_FAILED,
+    HOLD,
+    Session,
+    connection_error,
+    encode,
+    plain,
+    ssh_command,
+)
 
 __all__ = ["Lease"]
 

@@ -14,8 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from edgehp.errors import DataError, EnvironmentalError
 from edgehp.remote.lease import Lease
-from edgehp.remote.scripts import FETCH, SEND
-from edgehp.remote.ssh import Session, plain
+from edgehp.remote.ssh import FETCH, SEND, Session, plain
 
 __all__ = ["fetch", "files_below", "send"]
 
