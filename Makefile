@@ -4,7 +4,7 @@ VENV ?= .venv
 VENV_TEST ?= .venv-test
 
 # What `make run` builds: a bundled name, or with NAME (what the checkpoint calls itself) a file.
-NETWORK ?= kd-resnet18
+NETWORK ?= kd-resnet18-112
 NAME ?= $(NETWORK)
 ARTIFACT = dist/$(NAME)-cpu-int8
 # Seconds that each network is measured: short, to show what a report looks like.

@@ -29,7 +29,7 @@ __all__ = ["command"]
 )
 @click.option(
     "--network",
-    default="kd-resnet18",
+    default="kd-resnet18-112",
     show_default=True,
     help="A bundled network, a checkpoint, or a deployed ONNX graph.",
 )

@@ -63,7 +63,7 @@ class BuildRequest:
 
     target: str
     precision: str = "int8"
-    network: str = "kd-resnet18"
+    network: str = "kd-resnet18-112"
     calibration: Path | None = None
     method: str = "auto"
     validate_on: Path | None = None
