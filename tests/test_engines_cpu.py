@@ -15,7 +15,7 @@ from edgehp.engines import (
     engine_available,
     open_engine,
 )
-from edgehp.engines.base import holds_half
+from edgehp.engines.base import constant_types
 from edgehp.engines.build import BuildOptions
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
 from edgehp.networks.graph import build_graph, graph_bytes
@@ -221,11 +221,12 @@ def test_less_than_int8_is_an_error(tmp_path: Path) -> None:
         build_engine("onnxruntime", path, tmp_path / "engine", BuildOptions(precision="int8"))
 
 
-def test_fp16_constants_are_found_without_onnx(graph: Path, tmp_path: Path) -> None:
+def test_types_of_constants_are_found_without_onnx(graph: Path, tmp_path: Path) -> None:
     path = tmp_path / "half.onnx"
     path.write_bytes(tiny_graph("int8"))
-    assert holds_half(path)
-    assert not holds_half(graph)
+    half, int8 = onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8
+    assert {half, int8} <= constant_types(path)
+    assert not {half, int8} & constant_types(graph)
     for content in (b"", b"not a graph" * 50, path.read_bytes()[:40]):
         path.write_bytes(content)
-        assert not holds_half(path)
+        assert not constant_types(path)

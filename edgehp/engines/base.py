@@ -35,7 +35,7 @@ __all__ = [
     "check_file",
     "check_processor",
     "check_threads",
-    "holds_half",
+    "constant_types",
     "import_runtime",
     "input_size_of",
     "prediction_from",
@@ -354,24 +354,23 @@ def input_size_of(
 
 # Field numbers of onnx.proto: ModelProto.graph, GraphProto.initializer, TensorProto.data_type.
 _GRAPH, _INITIALIZER, _DATA_TYPE = 7, 5, 2
-_FLOAT16 = 10
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-def holds_half(path: Path) -> bool:
-    """Whether an ONNX file has FP16 constants, read without the onnx package.
+def constant_types(path: Path) -> frozenset[int]:
+    """Element types (`onnx.TensorProto.DataType`) of a graph's constants, without the onnx package.
 
-    A file that is no ONNX graph gives False: the runtime that reads it next says what is wrong.
+    A file that is no ONNX graph gives none: the runtime that reads it next says what is wrong.
     """
     model = memoryview(path.read_bytes())
+    found: set[int] = set()
     try:
         for graph in _messages(model, _GRAPH):
             for tensor in _messages(graph, _INITIALIZER):
-                if any(n == _DATA_TYPE and v == _FLOAT16 for n, v in _fields(tensor)):
-                    return True
+                found |= {v for n, v in _fields(tensor) if n == _DATA_TYPE and isinstance(v, int)}
     except (IndexError, ValueError):
-        return False
-    return False
+        return frozenset()
+    return frozenset(found)
 
 
 def _messages(data: memoryview, number: int) -> Iterator[memoryview]:

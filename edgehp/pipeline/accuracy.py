@@ -287,14 +287,15 @@ def _triples(values: npt.NDArray[np.float32]) -> tuple[tuple[float, float, float
 def emulator(plan: Plan) -> str:
     """The processor engine that stands in for one that cannot run here.
 
-    onnxruntime rounds to FP16 between layers; OpenVINO computes such graphs in FP32.
+    onnxruntime computes such graphs as they are written: FP16 rounds between layers, and INT8
+    does not saturate, whatever the processor.
 
     Raises:
         EnvironmentalError: none is installed.
     """
     if plan.kind in PROCESSOR_ENGINES:
         return plan.kind
-    return processor_engine("onnxruntime" if plan.precision == "fp16" else "openvino")
+    return processor_engine("onnxruntime")
 
 
 def runs_here(kind: str, capabilities: tuple[str, ...], device: DeviceProbe) -> bool:
