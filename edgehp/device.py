@@ -15,6 +15,7 @@ __all__ = [
     "find_jetson",
     "l4t_release",
     "memory_gib",
+    "module_part",
     "power_mode_of",
     "processor_name",
     "read_integer",
@@ -24,6 +25,8 @@ __all__ = [
 SYSTEM_ROOT = Path("/")
 # Prints what `power_mode_of` reads.
 POWER_MODE_COMMAND = ("nvpmodel", "-q")
+# Modules: p3701 is AGX Orin, p3767 Orin NX and Nano, p3834 Thor. Every other number is a carrier.
+_MODULE_PART = re.compile(r"\bp(?:3701|3767|3834)-\d{4}(?!\d)")
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,26 @@ class JetsonModule:
     memory_gib: float | None
 
     @property
-    def part_numbers(self) -> frozenset[str]:
-        """The part numbers in `compatible`: of the carrier board and of the module."""
-        return frozenset(
-            part for name in self.compatible for part in name.partition(",")[2].split("+")
-        )
+    def part_number(self) -> str | None:
+        """Of the module, such as ``"p3767-0005"``; None where the device tree does not say."""
+        return module_part(" ".join(self.compatible))
+
+    @property
+    def description(self) -> str:
+        """The model with the module's part number, which tells memory sizes apart."""
+        return f"{self.model} ({self.part_number})" if self.part_number else self.model
+
+
+def module_part(text: str) -> str | None:
+    """The part number of the Jetson module in `text`, or None.
+
+    Args:
+        text: ``compatible`` strings of a device tree, such as
+            ``nvidia,p3768-0000+p3767-0005-super``, or a `JetsonModule.description`. The carrier
+            (p3768) and the flash variant (``-super``) make no difference to an engine.
+    """
+    found = _MODULE_PART.search(text)
+    return found.group() if found else None
 
 
 def read_text(path: Path, limit: int = 1 << 16) -> str | None:

@@ -32,6 +32,7 @@ __all__ = [
     "list_targets",
     "load_target",
     "resolve_target",
+    "target_of_part",
 ]
 
 PRECISIONS = ("int8", "fp16", "fp32", "fp8")
@@ -263,26 +264,41 @@ def resolve_target(
         )
         return Resolution(load_target(ORIN_DEFAULT, directory), note)
     orins = [load_target(each, directory) for each in names]
-    for target in orins:
-        if module.part_numbers & set(target.module_ids):
-            return Resolution(target, f"'{ORIN}' is {target.name}: this is a {module.model}")
-    # The part number is unknown: the family, and the smallest memory that holds what Linux sees.
+    if (found := target_of_part(module.part_number, directory)) is not None and found in orins:
+        return Resolution(found, f"'{ORIN}' is {found.name}: this is a {module.description}")
+    # Without a part number: the family, and the smallest memory that holds what Linux sees. A part
+    # that no target names is another module: p3701-0008 has an AGX Orin's memory, not its clocks.
     sized = [
         (target.memory_gb, target)
         for target in orins
-        if target.memory_gb is not None
+        if module.part_number is None
+        and target.memory_gb is not None
         and target.module_family in module.model
         and module.memory_gib is not None
         and module.memory_gib <= target.memory_gb
     ]
     if not sized:
         raise UsageError(
-            f"'{ORIN}': this Jetson calls itself {module.model!r}, which is no Orin module known "
-            f"here; name the target: {', '.join(target.name for target in orins)}"
+            f"'{ORIN}': this Jetson calls itself {module.description!r}, which is no Orin module "
+            f"known here; name the target: {', '.join(target.name for target in orins)}"
         )
     target = min(sized, key=lambda pair: pair[0])[1]
-    note = f"'{ORIN}' is {target.name}, by the memory of this {module.model}"
+    note = f"'{ORIN}' is {target.name}, by the memory of this {module.description}"
     return Resolution(target, note)
+
+
+def target_of_part(part: str | None, directory: Path | None = None) -> Target | None:
+    """The target of a Jetson module, or None where no target names it.
+
+    Args:
+        part: the module's part number, such as ``"p3767-0005"``.
+        directory: of the TOML files; the packaged one by default.
+
+    Raises:
+        DataError: a file is malformed.
+    """
+    targets = (load_target(name, directory) for name in list_targets(directory))
+    return next((target for target in targets if part in target.module_ids), None)
 
 
 def check_precision(target: Target, precision: str) -> Verdict:

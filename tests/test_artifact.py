@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from edgehp.artifact import golden_crops, load_artifact, newest_artifact, verify_golden
+from edgehp.artifact.check import check_device
 from edgehp.artifact.device import Gpu
 from edgehp.artifact.manifest import (
     Accuracy,
@@ -135,6 +136,32 @@ def test_a_wrong_device_is_refused(
     with pytest.raises(error) as e:
         load_artifact(artifact, device=device)
     assert all(w in str(e.value) for w in words), e.value
+
+
+NANO_KIT = "NVIDIA Jetson Orin Nano Developer Kit (p3767-0005)"
+
+
+@pytest.mark.parametrize(
+    ("built", "here", "accepted"),
+    [
+        # One target's parts, whatever the carrier calls itself, and as older manifests word it.
+        (NANO_KIT, "Acme Vision Box (p3767-0003)", True),
+        ("Kit Super (p3768-0000+p3767-0005-super)", "Acme Vision Box (p3767-0003)", True),
+        (NANO_KIT, "Acme Vision Box (p3767-0004)", False),
+        (NANO_KIT, "Acme Vision Box", False),
+        (NANO_KIT, None, False),
+    ],
+)
+def test_the_module_counts_and_not_the_carrier(
+    built: str, here: str | None, accepted: bool
+) -> None:
+    target = TargetRecord("orin-nano-8gb", ("8.7",), built, "Orin")
+    manifest = msgspec.structs.replace(a_manifest(), target=target)
+    if accepted:
+        check_device(manifest, Device(model=here), "a")
+        return
+    with pytest.raises(CompatibilityError, match="was built on"):
+        check_device(manifest, Device(model=here), "a")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from edgehp.device import find_jetson
 from edgehp.errors import DataError, UsageError
 from edgehp.files import resource_dir
 from edgehp.targets import (
@@ -234,11 +235,29 @@ def test_orin_off_jetson_is_said_aloud(tmp_path: Path) -> None:
         ("p3767-0004", "orin-nano-4gb"),
     ],
 )
-@pytest.mark.parametrize("style", ["nvidia,p3768-0000+{}\0nvidia,{}\0", "nvidia,p3768-0000+{}\0"])
+@pytest.mark.parametrize(
+    "style",
+    [
+        "nvidia,p3768-0000+{}\0nvidia,{}\0",
+        "nvidia,p3737-0000+{}\0",
+        "nvidia,p3768-0000+{}-super\0nvidia,{}\0",
+        "nvidia,p3509-0000+{}-super\0",
+        "acme,box\0nvidia,{}\0",
+    ],
+)
 def test_orin_on_jetson_is_the_module(tmp_path: Path, part: str, name: str, style: str) -> None:
     compatible = style.format(part, part) + "nvidia,tegra234\0"
     root = jetson(tmp_path, compatible, "some carrier", 8_000_000)
     assert resolve_target("orin", root=root).target.name == name
+    found = find_jetson(root)
+    assert found is not None and found.description == f"some carrier ({part})"
+
+
+def test_the_industrial_module_is_no_agx_64gb(tmp_path: Path) -> None:
+    compatible = "nvidia,p3737-0000+p3701-0008\0nvidia,p3701-0008\0nvidia,tegra234\0"
+    root = jetson(tmp_path, compatible, "NVIDIA Jetson AGX Orin Developer Kit", 64_000_000)
+    with pytest.raises(UsageError, match="p3701-0008"):
+        resolve_target("orin", root=root)
 
 
 @pytest.mark.parametrize(

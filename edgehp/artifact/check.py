@@ -26,10 +26,12 @@ from edgehp.artifact.manifest import (
     TargetRecord,
     parse_manifest,
 )
+from edgehp.device import module_part
 from edgehp.engines.base import Crops, Engine
-from edgehp.errors import CompatibilityError, DataError, EnvironmentalError
+from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
 from edgehp.files import sha256_file
 from edgehp.pose import angle_errors
+from edgehp.targets import load_target
 from edgehp.versions import parse_version
 
 __all__ = [
@@ -182,13 +184,29 @@ def check_fit(
                 "the right device, or build one for this one with 'edgehp build --target ...' "
                 "(see 'edgehp targets')"
             )
-    if target.module is not None and (module := device.module()) != target.module:
+    if target.module is not None and not _same_module(target, module := device.module()):
         raise CompatibilityError(
             f"{where} was built on {target.module!r}; this is {module or 'no Jetson'!r}, whose "
             f"clocks, memory and number of SMs differ; {rebuild}"
         )
     if engine is not None:
         _check_version(engine, device, where, rebuild)
+
+
+def _same_module(target: TargetRecord, here: str | None) -> bool:
+    """Whether an engine built on the target's module runs as well on the module `here`.
+
+    The part number counts, not the carrier; a target's parts differ in nothing an engine sees,
+    such as the developer kit's Orin Nano and the one in production.
+    """
+    built, found = module_part(target.module or ""), module_part(here or "")
+    if built is None or found is None:
+        return here == target.module
+    try:
+        parts = load_target(target.name).module_ids
+    except UsageError:  # a target of the build machine's own
+        parts = ()
+    return built == found or (built in parts and found in parts)
 
 
 def _check_version(engine: EngineRecord, device: DeviceProbe, where: str, rebuild: str) -> None:

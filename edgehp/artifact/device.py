@@ -49,12 +49,9 @@ class HostProbe:
         return self._gpus
 
     def module(self) -> str | None:
-        """See `DeviceProbe.module`; with the part number, which tells memory sizes apart."""
+        """See `DeviceProbe.module`."""
         found = find_jetson()
-        if found is None:
-            return None
-        parts = [c.removeprefix("nvidia,") for c in found.compatible if c.startswith("nvidia,p3")]
-        return f"{found.model} ({parts[0]})" if parts else found.model
+        return found.description if found else None
 
     def version(self, kind: str) -> str | None:
         """See `DeviceProbe.version`; read from package metadata, nothing is imported."""

@@ -12,12 +12,13 @@ from typing import Any
 
 from edgehp.artifact.device import DeviceProbe
 from edgehp.artifact.write import ArtifactWriter
+from edgehp.device import module_part
 from edgehp.driver import Gpu
 from edgehp.engines import engine_available
 from edgehp.engines.build import check_batch
 from edgehp.engines.tensorrt_rtx import import_tensorrt_rtx
 from edgehp.errors import CompatibilityError, EnvironmentalError, UsageError
-from edgehp.targets import Target, check_dla, check_precision, resolve_target
+from edgehp.targets import Target, check_dla, check_precision, resolve_target, target_of_part
 
 __all__ = [
     "METHODS",
@@ -382,13 +383,14 @@ def find_place(plan: Plan, device: DeviceProbe) -> Place:
     module = device.module()
     if plan.target.module_ids and module is None:
         raise EnvironmentalError(f"{plan.target.name} is a Jetson module; this machine is none")
-    if module is not None and plan.target.module_ids:
-        here = resolve_target("orin").target.name
-        if here != plan.target.name:
-            raise EnvironmentalError(
-                f"{plan.target.name} was asked for, but this module is {here}: its engines are "
-                f"tuned to other clocks and SMs; ask for --target {here}"
-            )
+    part = module_part(module or "")
+    if part is not None and plan.target.module_ids and part not in plan.target.module_ids:
+        here = target_of_part(part)
+        raise EnvironmentalError(
+            f"{plan.target.name} was asked for, but this module is "
+            f"{here.name if here else module}: its engines are tuned to other clocks and SMs\n"
+            + (f"hint: ask for --target {here.name}" if here else "hint: see 'edgehp targets'")
+        )
     return Place(gpus[0], module, version)
 
 
