@@ -35,7 +35,7 @@ __all__ = [
     "target_of_part",
 ]
 
-PRECISIONS = ("int8", "fp16", "fp32", "fp8")
+PRECISIONS = ("int8", "fp16", "fp32")
 ORIN = "orin"
 ORIN_DEFAULT = "orin-agx-64gb"
 # Files whose name starts so hold tables that several targets share.
@@ -131,7 +131,7 @@ class Peaks(Record, frozen=True, kw_only=True):
         gpu_mhz: GPU clock; None if unknown.
         sms: active streaming multiprocessors; None if unknown.
         power_w: power limit in watts; None where there is none or it is unknown.
-        default: the mode the module is delivered with.
+        default: a mode the module is delivered with; two where -super has its own.
         measured: whether anybody of this project has measured the figure.
         source: where the figure comes from.
     """
@@ -339,7 +339,6 @@ class _Precisions(Record, frozen=True):
     int8: Verdict
     fp16: Verdict
     fp32: Verdict
-    fp8: Verdict
 
 
 class _File(Record, frozen=True, kw_only=True):

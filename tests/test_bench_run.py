@@ -432,6 +432,10 @@ def test_the_roof_is_that_of_the_active_power_mode(artifact: Path) -> None:
     [
         ("l4", "NVIDIA L4", "L4"),
         ("l4", "NVIDIA L40S", None),
+        ("l40s", "NVIDIA L40S", "L40S"),
+        ("a10", "NVIDIA A10", "A10"),
+        ("a10", "NVIDIA A10G", None),
+        ("a100", "NVIDIA A100-SXM4-80GB", "A100 SXM 80GB"),
         ("h100", "NVIDIA H100 80GB HBM3", "H100 SXM"),
         ("h100", "NVIDIA H100 PCIe", None),
         ("h100", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),

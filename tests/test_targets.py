@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
+from edgehp.cli.build import command as build
 from edgehp.device import find_jetson
 from edgehp.errors import DataError, UsageError
 from edgehp.files import resource_dir
@@ -25,8 +27,8 @@ from edgehp.versions import parse_version
 
 EXPECTED = {
     "orin-agx-64gb", "orin-agx-32gb", "orin-nx-16gb", "orin-nx-8gb", "orin-nano-8gb",
-    "orin-nano-4gb", "v100", "rtx-20", "rtx-30", "rtx-40", "rtx-50", "rtx", "t4", "l4", "h100",
-    "cpu",
+    "orin-nano-4gb", "thor", "v100", "rtx-20", "rtx-30", "rtx-40", "rtx-50", "rtx", "t4", "l4",
+    "l40s", "a10", "a100", "h100", "cpu",
 }  # fmt: skip
 
 
@@ -93,9 +95,6 @@ def test_alias_rtx_is_all_four_in_one() -> None:
         ("v100", "int8", "warn"),
         ("v100", "fp16", "yes"),
         ("orin-nx-8gb", "int8", "yes"),
-        ("orin-nx-8gb", "fp8", "no"),
-        ("rtx-30", "fp8", "no"),
-        ("rtx-40", "fp8", "yes"),
         ("rtx-20", "fp32", "no"),
         ("rtx", "fp32", "no"),
         ("cpu", "int8", "yes"),
@@ -112,12 +111,30 @@ def test_unknown_precision() -> None:
         check_precision(load_target("cpu"), "int4")
 
 
-def test_fp8_is_offered_exactly_from_sm89_on() -> None:
+def test_no_target_promises_what_the_command_line_cannot_ask_for() -> None:
+    asked = next(p for p in build.params if p.name == "precision")
+    assert isinstance(asked.type, click.Choice)
     for target in every():
-        capable = bool(target.compute_capabilities) and all(
-            parse_version(cc) >= (8, 9) for cc in target.compute_capabilities
-        )
-        assert (check_precision(target, "fp8").supported == "yes") == capable, target.name
+        assert set(target.precisions) <= set(asked.type.choices), target.name
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "bandwidth", "default"),
+    [
+        ("orin-agx-64gb", "15W", 136.5, "30W"),
+        ("orin-agx-32gb", "15W", 136.5, "30W"),
+        ("orin-nx-16gb", "10W", 68.3, "15W"),
+        ("orin-nx-8gb", "MAXN", 102.4, "15W"),
+        ("orin-nano-8gb", "25W", 102.4, "15W"),
+        ("orin-nano-4gb", "10W", 34.1, None),
+    ],
+)
+def test_memory_is_capped_in_the_low_power_modes(
+    name: str, mode: str, bandwidth: float, default: str | None
+) -> None:
+    modes = load_target(name).power_modes
+    assert {m.name: m.bandwidth_gb_s for m in modes}[mode] == bandwidth
+    assert next((m.name for m in modes if m.default), None) == default
 
 
 def test_dla() -> None:
@@ -142,17 +159,19 @@ def test_jetpack_by_l4t() -> None:
     row = nx.jetpack_for("36.4.3")
     assert row is not None and row.tensorrt == "10.3.0.30" and row.usable
     newest = agx.jetpack_for("39.2.2")
-    assert newest is not None and newest.tensorrt == "11.4.1"
+    assert newest is not None and newest.tensorrt == "10.16" and not newest.verified
     assert nx.jetpack_for("39.2.2") is None  # not for this module
     old = nx.jetpack_for("35.4.1")
     assert old is not None and not old.usable
     assert nx.jetpack_for("38.2") is None
+    thor = load_target("thor").jetpack_for("38.4")
+    assert thor is not None and thor.tensorrt == "10.13.3.9"
 
 
 def test_typo_suggests_the_near_name() -> None:
     with pytest.raises(UsageError, match="did you mean 'orin-nx-16gb'"):
         load_target("orin-nx-16g")
-    with pytest.raises(UsageError, match="known: cpu"):
+    with pytest.raises(UsageError, match="known: a10, a100, cpu"):
         load_target("zzzz")
 
 
