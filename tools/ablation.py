@@ -82,13 +82,13 @@ def main(
     data = join_datasets("faces", [read_faces(p) for p in photos])
     train, held = split(with_labels(data.samples, read_labels(labels)), HELD_BACK)
     truth = with_labels(open_dataset("aflw2000", aflw2000, boxes=boxes).samples)
-    seen, own = spec.preprocessing, {"margin": 1.0, "workers": workers}
+    seen = spec.preprocessing
     study = _Study(
         spec,
         Faces.load(train, seen, device, workers=workers),
         {
-            "held": Faces.load(held, seen, device, **own),
-            "aflw2000": Faces.load(truth, seen, device, **own),
+            "held": Faces.load(held, seen, device, margin=1, workers=workers),
+            "aflw2000": Faces.load(truth, seen, device, margin=1, workers=workers),
         },
         {
             "held": Faces.load(held, seen, device, workers=workers),
