@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from edgehp._toml import load_toml
 from edgehp.datasets import DATASETS, open_dataset
 from edgehp.datasets.registry import find_root
 from edgehp.errors import DataError, UsageError
@@ -81,14 +80,3 @@ def test_the_device_can_read_data_without_the_extras(repo: Path) -> None:
         [sys.executable, "-c", code], cwd=repo, capture_output=True, text=True, check=True
     )
     assert out.stdout.strip() == "[]"
-
-
-def test_toml(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.toml", '[x]\ny = "\N{DEGREE SIGN}"\n')
-    assert load_toml(path) == {"x": {"y": "\N{DEGREE SIGN}"}}
-    for content, message in (("x = ", "valid TOML"), (b"\xff\xfe", "UTF-8")):
-        write(path, content)
-        with pytest.raises(DataError, match=rf"a\.toml.*{message}"):
-            load_toml(path)
-    with pytest.raises(DataError, match=r"b\.toml.*No such file"):
-        load_toml(tmp_path / "b.toml")

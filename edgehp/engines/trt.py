@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from edgehp.engines.audit import LayerPrecision, PrecisionAudit
 from edgehp.engines.base import INPUT_NAME, input_size_of
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError
+from edgehp.versions import parse_version
 
 if TYPE_CHECKING:
     # TensorRT for RTX has the same classes. Checked where the package tensorrt-stubs is installed.
@@ -86,15 +86,15 @@ RTX = Dialect(network_flags=("STRONGLY_TYPED",), strongly_typed=True)
 
 
 def version_of(text: str) -> tuple[int, ...]:
-    """The leading numbers of a version such as ``"10.3.0.post1"``.
+    """TensorRT's version, read by `parse_version`.
 
     Raises:
-        EnvironmentalError: it begins with no number.
+        EnvironmentalError: it is no version.
     """
-    found = re.match(r"\d+(?:\.\d+)*", text)
-    if not found:
-        raise EnvironmentalError(f"TensorRT calls its version {text!r}; install it again")
-    return tuple(int(part) for part in found.group().split("."))
+    try:
+        return parse_version(text)
+    except DataError as e:
+        raise EnvironmentalError(f"TensorRT calls its version {text!r}; install it again") from e
 
 
 def dialect_of(version: str) -> Dialect:
@@ -104,7 +104,7 @@ def dialect_of(version: str) -> Dialect:
         CompatibilityError: no adapter for it exists here.
     """
     numbers = version_of(version)
-    dialect = _BY_MAJOR.get(numbers[0])
+    dialect = _BY_MAJOR.get(numbers[0] if numbers else 0)
     if dialect is None or numbers[:2] < (8, 6):
         raise CompatibilityError(
             f"TensorRT {version} found; edgehp knows 8.6, 10.x and 11.x: install one of those "

@@ -38,30 +38,30 @@ becomes a rotation::
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
+from msgspec.structs import force_setattr
 
 from edgehp import pose
 from edgehp._installed import install_extra
-from edgehp._toml import load_toml
 from edgehp.crop import Box, Preprocessing, crop_face
 from edgehp.errors import DataError, EnvironmentalError, UsageError
+from edgehp.files import Record, read_toml
 
 __all__ = ["DarkRule", "Grid", "OutputSpec", "Teacher", "TeacherSpec", "load_teacher_spec"]
 
 Array = npt.NDArray[np.float64]
-OUTPUT_KINDS = ("quaternion", "euler", "sixd", "bins")
 ANGLES = ("pitch", "yaw", "roll")
 
 
-@dataclass(frozen=True)
-class DarkRule:
+class DarkRule(Record, frozen=True):
     """Brighten a crop whose `percentile` level lies under `below`.
 
     Such a crop is multiplied by ``gain / max(floor, level)`` in place of ``1 / std``.
@@ -73,11 +73,11 @@ class DarkRule:
     floor: float
 
 
-@dataclass(frozen=True)
-class OutputSpec:
+class OutputSpec(Record, frozen=True):
     """How a network's outputs become rotations; see the module's docstring."""
 
-    kind: str
+    kind: Literal["quaternion", "euler", "sixd", "bins"]
+    name: str = ""
     names: tuple[str, ...] = ()
     order: tuple[str, ...] = ANGLES
     convention: str = "aflw2000"
@@ -86,8 +86,8 @@ class OutputSpec:
 
     def __post_init__(self) -> None:
         """Refuse an output nothing can decode."""
-        if self.kind not in OUTPUT_KINDS:
-            raise UsageError(f"output kind {self.kind!r} is none of {', '.join(OUTPUT_KINDS)}")
+        if self.name and not self.names:
+            force_setattr(self, "names", (self.name,))
         if sorted(self.order) != sorted(ANGLES):
             raise UsageError(f"output order {list(self.order)} is no order of {list(ANGLES)}")
         if pose.convention(self.convention).radians:
@@ -96,8 +96,7 @@ class OutputSpec:
             raise UsageError("an output of kind bins needs one name, or one per angle")
 
 
-@dataclass(frozen=True)
-class Grid:
+class Grid(Record, frozen=True):
     """A regular grid of box offsets: the ensemble of offsets of arXiv 2108.09183.
 
     Attributes:
@@ -144,6 +143,30 @@ class TeacherSpec:
         return replace(self, grid=grid)
 
 
+class _Input(Preprocessing, frozen=True):
+    """The table ``[input]``."""
+
+    name: str = ""
+    deployed: bool = False
+    dark: DarkRule | None = None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        fields = Preprocessing.__struct_fields__
+        return Preprocessing(**{name: getattr(self, name) for name in fields})
+
+
+class _Description(Record, frozen=True):
+    """A teacher's file; see the module's docstring."""
+
+    name: str
+    files: Annotated[tuple[str, ...], Meta(min_length=1)]
+    input: _Input
+    output: OutputSpec
+    weight: Annotated[float, Meta(gt=0)] = 1.0
+    grid: Grid = Grid()
+
+
 def load_teacher_spec(path: Path, model_dir: Path | None = None) -> TeacherSpec:
     """Read a teacher description.
 
@@ -154,13 +177,22 @@ def load_teacher_spec(path: Path, model_dir: Path | None = None) -> TeacherSpec:
     Raises:
         DataError: a key is missing, unknown or of the wrong kind, or a network file is missing.
     """
-    values = load_toml(path)
     try:
-        spec = _teacher(values, model_dir or path.parent)
-    except KeyError as e:
-        raise DataError(f"{path}: the key {e.args[0]!r} is missing") from e
-    except (TypeError, ValueError, UsageError, DataError) as e:
+        found = read_toml(path, _Description)
+    except UsageError as e:
         raise DataError(f"{path}: {e}") from e
+    root = model_dir or path.parent
+    spec = TeacherSpec(
+        name=found.name,
+        files=tuple(root / file for file in found.files),
+        preprocessing=found.input.preprocessing,
+        output=found.output,
+        input_name=found.input.name,
+        weight=found.weight,
+        grid=found.grid,
+        dark=found.input.dark,
+        deployed=found.input.deployed,
+    )
     for file in spec.files:
         if not file.is_file():
             raise DataError(
@@ -168,42 +200,6 @@ def load_teacher_spec(path: Path, model_dir: Path | None = None) -> TeacherSpec:
                 "say where it is with --model-dir"
             )
     return spec
-
-
-def _teacher(values: Mapping[str, Any], root: Path) -> TeacherSpec:
-    _only(values, {"name", "files", "weight", "input", "output", "grid"}, "")
-    inputs = dict(values["input"])
-    dark = inputs.pop("dark", None)
-    deployed = bool(inputs.pop("deployed", False))
-    input_name = str(inputs.pop("name", ""))
-    output = dict(values["output"])
-    names = output.pop("names", None) or ([output["name"]] if "name" in output else [])
-    output.pop("name", None)
-    _only(output, {"kind", "order", "convention", "first", "last"}, "output.")
-    if "order" in output:
-        output["order"] = tuple(output["order"])
-    files = values["files"]
-    if not isinstance(files, list) or not files:
-        raise ValueError("files must be a list of at least one ONNX file")
-    weight = float(values.get("weight", 1.0))
-    if not weight > 0:
-        raise ValueError(f"weight {weight} must be positive")
-    return TeacherSpec(
-        name=str(values["name"]),
-        files=tuple(root / str(f) for f in files),
-        preprocessing=Preprocessing.from_dict(inputs),
-        output=OutputSpec(names=tuple(names), **output),
-        input_name=input_name,
-        weight=weight,
-        grid=Grid(**values.get("grid", {})),
-        dark=None if dark is None else DarkRule(**dark),
-        deployed=deployed,
-    )
-
-
-def _only(values: Mapping[str, Any], known: set[str], where: str) -> None:
-    if unknown := sorted(set(values) - known):
-        raise ValueError(f"unknown key {where}{unknown[0]}; known: {', '.join(sorted(known))}")
 
 
 class Teacher:
