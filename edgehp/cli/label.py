@@ -57,7 +57,7 @@ def command(
 
     A run that was interrupted goes on where it stopped.
     """
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     from edgehp.cli._photos import open_photos
     from edgehp.datasets.base import Skips

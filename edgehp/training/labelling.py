@@ -13,7 +13,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from edgehp import pose
 from edgehp.datasets.base import Sample, Skips
 from edgehp.datasets.prefetch import prefetch
 from edgehp.errors import DataError, UsageError
-from edgehp.files import sha256_file, write_whole
+from edgehp.files import plain, sha256_file, write_whole
 from edgehp.training.teachers import Teacher
 
 __all__ = ["Label", "ensemble_label", "label_samples", "read_labels", "shard"]
@@ -230,8 +230,8 @@ def _describe(teachers: Sequence[Teacher]) -> list[dict[str, Any]]:
                 "files": {f.name: sha256_file(f) for f in s.files},
                 "weight": s.weight,
                 "preprocessing": s.preprocessing.to_dict(),
-                "dark": None if s.dark is None else asdict(s.dark),
-                "grid": asdict(s.grid),
+                "dark": None if s.dark is None else plain(s.dark),
+                "grid": plain(s.grid),
             }
         )
     return out
