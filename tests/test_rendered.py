@@ -192,3 +192,28 @@ def test_signs_in_the_picture(studio, seed):
     rolled = shot(roll=30)
     up = rolled["brow"] - rolled["chin"]
     assert np.degrees(np.arctan2(up[0], -up[1])) == pytest.approx(30, abs=4), "+roll: clockwise"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind", ["glasses", "mask", "hand"])
+def test_an_occlusion_covers_its_part_of_the_same_head(studio, kind):
+    """The label stays; what changed lies where the thing was put, and turned with the head."""
+    ranges = _tool("scene").Ranges(nir=0.0)
+    for yaw in (-40, 0, 40):
+        bare, covered = (
+            studio.shoot(31, ranges, np.array([0.0, yaw, 0.0]), occlusion=k) for k in ("none", kind)
+        )
+        assert np.array_equal(bare.matrix, covered.matrix) and bare.box == covered.box
+        assert bare.points == covered.points
+        changed = np.abs(bare.image.astype(float) - covered.image).max(2) > 40
+        assert 0.005 < changed.mean() < 0.4
+        if kind != "hand":
+            middle = np.argwhere(changed).mean(0)
+            (_, nose), (_, brow), (_, chin) = (bare.points[k] for k in ("nose", "brow", "chin"))
+            low, high = (brow - 4, nose) if kind == "glasses" else (nose - 4, chin + 4)
+            assert low < middle[0] < high
+            # The nose of a head turned to the image's left is there, and so are they.
+            assert yaw * (middle[1] - 64) <= 0 or abs(middle[1] - 64) < 8
+    again = studio.shoot(31, ranges, np.array([0.0, 40, 0.0]), occlusion=kind)
+    assert np.array_equal(again.image, covered.image)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
+from rendering.occlusions import KINDS  # noqa: E402
 from rendering.samples import RenderedSample  # noqa: E402
 from rendering.writers import encode, write_folder, write_zip  # noqa: E402
 
@@ -37,14 +38,14 @@ def _start(side: int, box_share: float) -> None:
 
 
 def _render(
-    job: tuple[int, int, tuple[float, float, float, float], int],
+    job: tuple[int, int, tuple[float, float, float, float], int, str],
 ) -> tuple[RenderedSample, bytes]:
     from rendering.scene import Ranges
 
-    index, seed, ranges, quality = job
+    index, seed, ranges, quality, occlusion = job
     if _studio is None:
         raise RuntimeError("the worker was not started with _start")
-    r = _studio.shoot(seed, Ranges(*ranges))
+    r = _studio.shoot(seed, Ranges(*ranges), occlusion=occlusion)
     size = (r.image.shape[1], r.image.shape[0])
     sample = RenderedSample(f"{index:05d}.jpg", size, r.box, r.angles, r.matrix, r.nir, seed)
     return sample, encode(r.image, quality)
@@ -53,7 +54,9 @@ def _render(
 def render(args: argparse.Namespace) -> Iterator[tuple[RenderedSample, bytes]]:
     """Samples in the order of their seeds, whatever the number of processes."""
     ranges = (args.pitch, args.yaw, args.roll, args.nir)
-    jobs = [(i, args.first_seed + i, ranges, args.quality) for i in range(args.count)]
+    jobs = [
+        (i, args.first_seed + i, ranges, args.quality, args.occlusion) for i in range(args.count)
+    ]
     context = multiprocessing.get_context("spawn")
     begin = time.monotonic()
     with context.Pool(args.processes, _start, (args.side, args.box_share)) as pool:
@@ -77,6 +80,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--yaw", type=float, default=90.0, help="largest |yaw|, degrees")
     p.add_argument("--roll", type=float, default=40.0, help="largest |roll|, degrees")
     p.add_argument("--nir", type=float, default=0.2, help="share of pseudo near-infrared pictures")
+    p.add_argument("--occlusion", choices=KINDS, default="none", help="on every face")
     p.add_argument("--quality", type=int, default=92, help="of the JPEG files")
     p.add_argument("--processes", type=int, default=2)
     p.add_argument("--layout", choices=["list", "biwi", "aflw2000"], default="list")

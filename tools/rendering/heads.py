@@ -20,7 +20,8 @@ Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 # Parts in the order of the shader's table (see raster.FRAGMENT).
-PARTS = {"body": 0, "eye": 1, "teeth": 2, "tongue": 3, "lashes": 4, "longhair": 5, "cap": 6}
+PARTS = {"body": 0, "eye": 1, "teeth": 2, "tongue": 3, "lashes": 4, "longhair": 5, "cap": 6,
+         "occlusion": 7}  # fmt: skip
 _GROUPS = {
     "body": "body",
     "helper-l-eye": "eye",

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .heads import PARTS, Mesh
+from .occlusions import Occlusion
 
 Array = npt.NDArray[np.float64]
 
@@ -67,7 +68,7 @@ void main() {
   int part = int(A.x + 0.5);
   vec3 n = normalize(N); vec3 v = normalize(-P);
   // Thin sheets (hair, lashes, clothes) are seen from both sides; a head is not.
-  if (dot(n, v) < 0.0 && (part == 4 || part == 5)) n = -n;
+  if (dot(n, v) < 0.0 && (part == 4 || part == 5 || part == 7)) n = -n;
   vec4 m = texture(masks, vec2(U.x, 1.0 - U.y));
   vec3 base = skin; float gloss = look.x; float power = 18.0; float wrap = 0.25;
   float strands = 0.6 * n2(vec2(atan(T.x, T.z + 0.02) * 2.6, T.y * 2.0))
@@ -110,6 +111,7 @@ void main() {
     gloss = 1.2; power = 90.0;
   } else if (part == 2) { base = vec3(0.75, 0.72, 0.65); gloss = 0.5;
   } else if (part == 3) { base = vec3(0.55, 0.24, 0.23);
+  } else if (part == 7) { base = T; gloss = U.x; power = 40.0;
   }
 #ifdef SHEETS
   else if (part == 4) {
@@ -158,6 +160,7 @@ class Surface:
         uniforms: colours, lights and style, by the shader's names.
         long_hair: whether MakeHuman's hair proxy is drawn.
         noise: uint8 [256, 256], tileable.
+        occlusion: what stands before the face, in the camera frame, or None.
     """
 
     vertices: Array
@@ -168,6 +171,7 @@ class Surface:
     uniforms: dict[str, Any]
     long_hair: bool
     noise: npt.NDArray[np.uint8]
+    occlusion: Occlusion | None = None
 
 
 class Renderer:
@@ -181,6 +185,8 @@ class Renderer:
         # Its types say that every keyword is a dictionary; each is passed on as it is.
         self.gl: Any = moderngl
         self.context = self.gl.create_standalone_context(backend="egl")
+        # Each occlusion's buffers go when nothing refers to them any more.
+        self.context.gc_mode = "auto"
         ctx, n = self.context, side * supersampling
         # A shader that may discard loses the early depth test: skin gets one without.
         self.programs = {
@@ -213,16 +219,28 @@ class Renderer:
         self.uv = np.vstack([mesh.uv, mesh.uv[self.cap_corners]])
         self.part = np.concatenate([mesh.part, np.full(len(self.cap_corners), PARTS["cap"])])
         self.buffer = ctx.buffer(reserve=len(self.corner) * 15 * 4)
-        layout = [(self.buffer, "3f 3f 3f 2f 4f", "position", "normal", "rest", "uv", "aux")]
-        only_position = [(self.buffer, "3f 48x", "position")]
         self.arrays = {}
         for name, t in (("plain", plain), ("lashes", lashes), ("cap", cap), ("longhair", longhair)):
             program = self.programs["skin" if name == "plain" else "sheets"]
-            index = ctx.buffer(np.ascontiguousarray(t, np.int32).tobytes())
-            self.arrays[name] = (
-                ctx.vertex_array(program, layout, index, skip_errors=True),
-                ctx.vertex_array(self.depth_program, only_position, index),
-            )
+            self.arrays[name] = self._arrays(program, self.buffer, t)
+
+    def _arrays(self, program: Any, buffer: Any, triangles: npt.NDArray[Any]) -> tuple[Any, Any]:
+        """Triangles of a buffer for the picture and for the shadow."""
+        index = self.context.buffer(np.ascontiguousarray(triangles, np.int32).tobytes())
+        layout = [(buffer, "3f 3f 3f 2f 4f", "position", "normal", "rest", "uv", "aux")]
+        only_position = [(buffer, "3f 48x", "position")]
+        return (
+            self.context.vertex_array(program, layout, index, skip_errors=True),
+            self.context.vertex_array(self.depth_program, only_position, index),
+        )
+
+    def _occlude(self, o: Occlusion) -> tuple[Any, Any]:
+        """The occlusion's arrays; its colours travel as the rest position, its gloss as u."""
+        aux = np.tile([float(PARTS["occlusion"]), 0, 0, 1], (len(o.vertices), 1))
+        gloss = np.stack([o.gloss, np.zeros_like(o.gloss)], 1)
+        rows = np.hstack([o.vertices, o.normals, o.colours, gloss, aux])
+        buffer = self.context.buffer(np.ascontiguousarray(rows, np.float32).tobytes())
+        return self._arrays(self.programs["skin"], buffer, o.triangles)
 
     def draw(self, s: Surface) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """The picture, linear RGB [side, side, 3], and how much of each pixel the head covers."""
@@ -240,6 +258,10 @@ class Renderer:
         self.noise.write(s.noise.tobytes())
         names = ["plain", "lashes", *(["cap"] if s.cap_thickness > 0 else [])]
         names += ["longhair"] if s.long_hair else []
+        arrays = self.arrays
+        if s.occlusion is not None:
+            arrays = arrays | {"occlusion": self._occlude(s.occlusion)}
+            names.append("occlusion")
         light = _light_view(s.vertices[mesh.outline].mean(0), np.asarray(s.uniforms["light_dir"]))
         ctx.enable(self.gl.DEPTH_TEST)
         self.shadow_target.use()
@@ -248,7 +270,7 @@ class Renderer:
         for name in names:
             # The proxy's fringe is cut away in the picture, so it must not throw a shadow either.
             if name != "longhair":
-                self.arrays[name][1].render()
+                arrays[name][1].render()
         self.target.use()
         self.target.clear(0.0, 0.0, 0.0, 0.0, depth=1.0)
         for unit, texture in enumerate((self.masks, self.noise, self.shadow)):
@@ -258,7 +280,7 @@ class Renderer:
         for program in self.programs.values():
             _set(program, values)
         for name in names:
-            self.arrays[name][0].render()
+            arrays[name][0].render()
         n = self.side * self.factor
         raw = np.frombuffer(self.target.read(components=4, dtype="f2"), np.float16)
         # OpenGL's first row is the lowest.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -13,6 +13,7 @@ from edgehp.pose import matrix_from_euler, project_to_rotation
 
 from .backgrounds import background, tile
 from .heads import HeadModel
+from .occlusions import make_occlusion
 from .raster import Renderer, Surface
 
 Array = npt.NDArray[np.float64]
@@ -93,8 +94,13 @@ class Studio:
         t = np.rot90(self._tiles[rng.integers(8)], int(rng.integers(4)))
         return np.ascontiguousarray(np.roll(t, rng.integers(0, 256, 2).tolist(), (0, 1)))
 
-    def shoot(self, seed: int, ranges: Ranges, angles: Array | None = None) -> Rendered:
-        """The picture of `seed`; `angles` replaces the drawn pose and changes nothing else."""
+    def shoot(
+        self, seed: int, ranges: Ranges, angles: Array | None = None, occlusion: str = "none"
+    ) -> Rendered:
+        """The picture of `seed`; `angles` replaces the drawn pose and changes nothing else.
+
+        Nor does `occlusion` (`occlusions.KINDS`) change the head, its pose, label, box or light.
+        """
         rng = np.random.default_rng(seed)
         drawn = draw_angles(rng, ranges)
         nir = bool(rng.random() < ranges.nir)
@@ -105,6 +111,14 @@ class Studio:
         placed = self._turn(rng, head, angles, matrix)
         focal, placed, centre = self._camera(rng, placed)
         surface = self._surface(rng, placed, eye_angle, focal, nir)
+        if occlusion != "none":
+            o = make_occlusion(
+                occlusion, seed, self.model.mesh, head, surface.uniforms["skin"], nir
+            )
+            # The face follows the head whole, so this is the turn of `_turn` for its vertices.
+            turn = matrix @ matrix_from_euler([PITCH_OF_NEUTRAL, 0.0, 0.0])
+            nose = self.model.mesh.points["nose"]
+            surface = replace(surface, occlusion=o.moved(turn, placed[nose] - turn @ head[nose]))
         linear, cover = self.renderer.draw(surface)
         back = background(rng, self.side, nir, self.tile)
         image = _develop(rng, linear, cover, back, nir)
