@@ -233,15 +233,18 @@ def pace(opener: Opener, video: Path, minutes: float) -> None:
         f"latency, read() to result: p50 {p[0]:.1f}, p90 {p[1]:.1f}, p99 {p[2]:.1f}, "
         f"largest {p[3]:.1f} ms"
     )
-    # Caches, pools and heaps fill at first; what never ends still grows in the second half.
+    # The first half minute fills caches and pools.
     settled = np.array([m for m in memory if m[0] > min(30.0, 60 * minutes / 3)])
     if len(settled) > 4:
-        late = settled[len(settled) // 2 :]
-        slopes = [np.polyfit(m[:, 0] / 60, m[:, 1], 1)[0] for m in (settled, late)]
+        # Between samples the frames in flight come and go, 6 MB each; the least of each half minute
+        # shows what stays.
+        bins = (settled[:, 0] // 30).astype(int)
+        floor = np.array([settled[bins == b].min(0) for b in np.unique(bins)])
+        slopes = [np.polyfit(m[:, 0] / 60, m[:, 1], 1)[0] for m in (settled, floor)]
         print(
             f"memory: {settled[0, 1]:.1f} MB after {settled[0, 0]:.0f} s, {settled[-1, 1]:.1f} MB "
-            f"at the end, largest {settled[:, 1].max():.1f} MB, slope {slopes[0]:+.2f} MB a "
-            f"minute, {slopes[1]:+.2f} in the second half"
+            f"at the end, least {settled[:, 1].min():.1f}, largest {settled[:, 1].max():.1f} MB; "
+            f"slope {slopes[0]:+.2f} MB a minute, of the least of each half minute {slopes[1]:+.2f}"
         )
 
 

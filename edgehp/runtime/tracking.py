@@ -133,7 +133,7 @@ class FaceTracker:
             patience: detections in a row that may miss a tracked face before it is given up.
         """
         self._detection, self._every, self._patience = detection, every, patience
-        self._asked: Job | None = None
+        self._asked = 0  # number of the last job
         self.reset()
 
     @property
@@ -186,9 +186,9 @@ class FaceTracker:
             self._box is None or self._doubt or self._since >= self._every
         ):
             region = None if self._box is None else self._box.moved(0, 0, _ROOM)
-            self._asked = Job(photo, grey, region)
+            self._asked += 1
             self._since, self._doubt = 0, False
-            self._detection.request(self._asked)
+            self._detection.request(Job(photo, grey, region, self._asked))
         fresh = self._take(grey, scale)
         if self._box is None:
             return None
@@ -197,19 +197,19 @@ class FaceTracker:
     def _take(self, grey: Image, scale: float) -> bool:
         """Use the detector's answer if there is one; whether it found the face."""
         found = self._detection.poll()
-        if found is None or found.job is self._forgotten:
+        if found is None or found.number == self._forgotten:
             return False
         if found.error is not None:
             raise found.error
         self._looked = True
-        face = _choose(found.faces, found.job.region)
+        face = _choose(found.faces, found.region)
         box = face.box if face is not None else None
-        if box is not None and found.job.grey is not grey:
-            box = carry(box, found.job.grey, grey, scale)
+        if box is not None and found.grey is not grey:
+            box = carry(box, found.grey, grey, scale)
         if face is None or box is None:
             self._misses += 1
             # A miss in the whole frame is one of no face there was; around a box, patience.
-            if found.job.region is not None and self._misses >= self._patience:
+            if found.region is not None and self._misses >= self._patience:
                 self._box = None
             self._doubt = self._box is not None
             return False
