@@ -391,7 +391,8 @@ def test_a_detector_that_fails_for_a_moment_is_told_and_asked_again(opener):
     late.start()
     summary = runtime.run()
     late.cancel()
-    assert summary.reason == "enough" and summary.totals["detector_faults"] == 2
+    # A frame that comes late on a busy machine resets the tracker, and an answer is not used then.
+    assert summary.reason == "enough" and summary.totals["detector_faults"] in (1, 2)
     reasons = [r["reason"] for r in sink.records if r.get("state") == "detector_fault"]
     assert "not even OpenCV's" in reasons[0]
     assert summary.totals["engine_faults"] == 0
