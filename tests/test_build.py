@@ -438,12 +438,14 @@ def test_a_dla_is_refused_where_there_is_none(target: str) -> None:
 
 
 def test_a_dla_where_there_is_one_warns_and_reaches_the_engine() -> None:
-    plan = make_plan(BuildRequest("orin-agx-64gb", dla=1))
+    plan = make_plan(BuildRequest("orin-agx-64gb", dla=1, batch=(1, 1, 1)))
     assert any("DLA" in w for w in plan.warnings)
-    assert options(plan, Place(), (1, 1, 8), None).dla == 1
+    assert options(plan, Place(), (1, 1, 1), None).dla == 1
+    with pytest.raises(UsageError, match="one batch size, 1 to 8"):
+        make_plan(BuildRequest("orin-agx-64gb", dla=1, batch=(1, 1, 8)))
     assert make_plan(BuildRequest("orin-agx-64gb")).dla is None
     with pytest.raises(UsageError, match="DLA cores 0 to 1, not 2"):
-        make_plan(BuildRequest("orin-agx-64gb", dla=2))
+        make_plan(BuildRequest("orin-agx-64gb", dla=2, batch=(1, 1, 1)))
 
 
 def test_orin_is_said_aloud() -> None:
