@@ -384,15 +384,15 @@ def test_a_detector_that_fails_for_a_moment_is_told_and_asked_again(opener):
             return [DetectedFace(BOX, 0.9)]
 
     sink = Records(lambda r: "detector_fault" in states(r) and states(r)[-1] == "ok")
-    tracker = FaceTracker(BackgroundDetection(InlineDetection(Faulty(), Faulty())), every=1)
+    # In the loop's own thread: on a busy machine the flow of this texture carries no box for long.
+    tracker = FaceTracker(InlineDetection(Faulty(), Faulty()), every=1)
     runtime = Runtime(live(), EngineHost(opener), tracker, [sink], FAST)
     sink.runtime = runtime
     late = threading.Timer(WAIT, runtime.stop, ("late",))
     late.start()
     summary = runtime.run()
     late.cancel()
-    # A frame that comes late on a busy machine resets the tracker, and an answer is not used then.
-    assert summary.reason == "enough" and summary.totals["detector_faults"] in (1, 2)
+    assert summary.reason == "enough" and summary.totals["detector_faults"] == 2
     reasons = [r["reason"] for r in sink.records if r.get("state") == "detector_fault"]
     assert "not even OpenCV's" in reasons[0]
     assert summary.totals["engine_faults"] == 0
