@@ -396,7 +396,7 @@ def _engine_fault(opener: Opener, video: Path) -> bool:
     runtime = Runtime(
         live(lambda: Camera(video), "camera"), EngineHost(failing), tracker(False), [lines]
     )
-    timer = threading.Timer(8.0, runtime.stop, ("the time is over",))
+    timer = threading.Timer(20.0, runtime.stop, ("the time is over",))
     timer.start()
     runtime.run()
     timer.cancel()
