@@ -139,10 +139,10 @@ class _Study:
             row: dict[str, Any] = {"seconds": 0.0}
             for name, faces in self.wide.items():
                 views = self._views(base, faces)
-                row[name] = _errors(_mean(views), faces.matrices)
+                row[name] = _errors(pose.mean_rotation(views), faces.matrices)
             path.write_text(json.dumps(row))
             views = self._views(base, self.faces)
-            mean = _mean(views)
+            mean = pose.mean_rotation(views)
             spread = np.stack([pose.geodesic_degrees(v, mean) for v in views]).mean(0)
             weights = (1 / (1 + (spread / 6.0) ** 2)).astype(np.float32)
             learnt = replace(self.faces, matrices=mean, weights=weights)
@@ -217,13 +217,6 @@ class _Study:
             angles = pose.to_aflw2000(torch.cat(found).numpy(), self.spec.convention)
             views.append(pose.matrix_from_euler(angles))
         return views
-
-
-def _mean(views: list[np.ndarray]) -> np.ndarray:
-    """Mean rotations [N, 3, 3] of views: the nearest rotation to the mean matrix."""
-    u, _, v = np.linalg.svd(np.mean(views, axis=0))
-    u[..., -1] *= np.sign(np.linalg.det(u @ v))[:, None]
-    return np.asarray(u @ v)
 
 
 def _errors(found: np.ndarray, truth: np.ndarray) -> list[float]:

@@ -42,13 +42,11 @@ class TrainingItem:
         sample: the photo.
         matrix: [3, 3], canonical.
         weight: of its loss: less where the teachers disagree.
-        teachers: (pitch, yaw, roll, spread) per teacher [T, 4], empty for exact labels.
     """
 
     sample: Sample
     matrix: Array
     weight: float = 1.0
-    teachers: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +180,7 @@ def with_labels(
                 items.append(TrainingItem(s, s.matrix))
         elif (label := labels.get(s.name)) is not None:
             weight = 1.0 / (1.0 + (label.spread / trust) ** 2)
-            items.append(TrainingItem(s, label.matrix, weight, label.teachers))
+            items.append(TrainingItem(s, label.matrix, weight))
     items = [i for i in items if np.abs(pose.euler_from_matrix(i.matrix)).max() <= _LARGEST_ANGLE]
     if not items:
         raise DataError(f"none of the {len(samples)} photos has a usable label")
