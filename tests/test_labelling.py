@@ -204,11 +204,11 @@ def test_networks_that_are_not_as_described_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("description", "grid", "mae", "geodesic"),
+    ("description", "grid", "every", "mae", "geodesic"),
     [
-        ("opentrack.toml", Grid(1), 3.28, 5.42),
-        ("opentrack.toml", Grid(3, 0.05), 3.14, 5.27),
-        ("fsanet.toml", Grid(1), 4.57, None),
+        ("opentrack.toml", Grid(1), 1, 3.28, 5.42),
+        ("opentrack.toml", Grid(3, 0.05), 4, 3.14, 4.99),  # of all 593: 3.14 and 5.23
+        ("fsanet.toml", Grid(1), 4, 4.74, None),  # of all 593: 4.57
     ],
 )
 def test_the_given_teachers_reproduce_their_figures(
@@ -217,6 +217,7 @@ def test_the_given_teachers_reproduce_their_figures(
     shared_teachers: Path,
     description: str,
     grid: Grid,
+    every: int,
     mae: float,
     geodesic: float | None,
 ) -> None:
@@ -226,9 +227,10 @@ def test_the_given_teachers_reproduce_their_figures(
     assert len(data) == 593
     spec = load_teacher_spec(repo / "docs" / "teachers" / description, shared_teachers)
     teacher = Teacher(spec.with_grid(grid), threads=2)
-    matrices = np.stack([ensemble_label(s, [teacher]).matrix for s in data.samples])
-    errors = pose.angle_errors(pose.euler_from_matrix(matrices), truth_of(data))
+    samples = data.samples[::every]
+    matrices = np.stack([ensemble_label(s, [teacher]).matrix for s in samples])
+    errors = pose.angle_errors(pose.euler_from_matrix(matrices), truth_of(data)[::every])
     assert errors.mean() == pytest.approx(mae, abs=0.02)
     if geodesic is not None:
-        distance = pose.geodesic_degrees(matrices, np.stack([s.matrix for s in data.samples]))
+        distance = pose.geodesic_degrees(matrices, np.stack([s.matrix for s in samples]))
         assert distance.mean() == pytest.approx(geodesic, abs=0.02)
