@@ -42,19 +42,21 @@ setup: $(VENV)/.done
 setup-test: $(VENV_TEST)/.done
 
 # Installed anew when the package's own metadata changes; editable, so that code needs no reinstall.
-$(VENV)/.done: pyproject.toml
+$(VENV)/.done: pyproject.toml networks/pyproject.toml
 	@echo "setting up $(VENV) (packages of about 0.5 GB, once)"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet --editable '.[build,cpu,report]'
+	$(VENV)/bin/python -m pip install --quiet --editable '.[build,cpu,report]' \
+	    --editable ./networks
 	@touch $@
 
-$(VENV_TEST)/.done: pyproject.toml Makefile
+$(VENV_TEST)/.done: pyproject.toml networks/pyproject.toml Makefile
 	@echo "setting up $(VENV_TEST) (packages of about 2 GB, once)"
 	$(PYTHON) -m venv $(VENV_TEST)
 	$(VENV_TEST)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV_TEST)/bin/python -m pip install --quiet '$(TORCH)'
-	$(VENV_TEST)/bin/python -m pip install --quiet --editable '.[dev,train,rtx]' '$(TORCH)'
+	$(VENV_TEST)/bin/python -m pip install --quiet --editable '.[dev,train,rtx]' \
+	    --editable ./networks '$(TORCH)'
 	$(VENV_TEST)/bin/python -m pip install --quiet --no-deps '$(DETECTOR)'
 	@touch $@
 

@@ -8,21 +8,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["install_command", "install_extra"]
+__all__ = ["install_command", "install_extra", "install_networks", "networks_command"]
 
 _NAME = "edgehp"
+_NETWORKS = "edgehp-networks"
 
 
 def install_extra(extra: str) -> str:
     """The command that adds an extra to this copy, such as ``pip install '.[train]'``."""
-    # Imported here: only a remedy pays for it.
-    from importlib import metadata
+    return install_command(extra, _folder(), _origin())
 
-    try:
-        origin = metadata.distribution(_NAME).read_text("direct_url.json")
-    except metadata.PackageNotFoundError:
-        origin = None
-    return install_command(extra, Path(__file__).resolve().parent.parent, origin)
+
+def install_networks() -> str:
+    """The command that adds the bundled networks, such as ``pip install ./networks``."""
+    return networks_command(_folder(), _origin())
 
 
 def install_command(extra: str, folder: Path, origin: str | None) -> str:
@@ -38,18 +37,54 @@ def install_command(extra: str, folder: Path, origin: str | None) -> str:
             installed distributions"); None where it left none.
     """
     found = _read(origin)
-    url = found.get("url", "")
-    directory = found.get("dir_info")
-    sources = folder if (folder / "pyproject.toml").is_file() else None
-    if sources is None and directory is not None:
-        sources = Path(unquote(urlsplit(url).path))
-    if sources is not None and sources.is_dir():
+    sources = _sources(folder, found)
+    if sources is not None:
         place = "." if sources == Path.cwd() else str(sources)
-        editable = "-e " if directory is not None and directory.get("editable") is True else ""
+        editable = "-e " if found.get("dir_info", {}).get("editable") is True else ""
         return f"pip install {editable}{shlex.quote(f'{place}[{extra}]')}"
-    if (vcs := found.get("vcs_info")) is not None:
-        url = f"{vcs.get('vcs')}+{url}@{vcs.get('commit_id')}"
+    url = _repository(found) or found.get("url", "")
     return f"pip install {shlex.quote(f'{_NAME}[{extra}]' + (f' @ {url}' if url else ''))}"
+
+
+def networks_command(folder: Path, origin: str | None) -> str:
+    """What adds the distribution of networks; arguments as `install_command`."""
+    found = _read(origin)
+    sources = _sources(folder, found)
+    if sources is not None and (sources / "networks").is_dir():
+        place = "./networks" if sources == Path.cwd() else str(sources / "networks")
+        return f"pip install {shlex.quote(place)}"
+    url = _repository(found)
+    name = f"{_NETWORKS} @ {url}#subdirectory=networks" if url else _NETWORKS
+    return f"pip install {shlex.quote(name)}"
+
+
+def _folder() -> Path:
+    return Path(__file__).resolve().parent.parent
+
+
+def _origin() -> str | None:
+    # Imported here: only a remedy pays for it.
+    from importlib import metadata
+
+    try:
+        return metadata.distribution(_NAME).read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _sources(folder: Path, found: dict[str, Any]) -> Path | None:
+    """The checkout that this copy is or came from, if it is still there."""
+    if (folder / "pyproject.toml").is_file():
+        return folder
+    if found.get("dir_info") is None:
+        return None
+    sources = Path(unquote(urlsplit(found["url"]).path))
+    return sources if sources.is_dir() else None
+
+
+def _repository(found: dict[str, Any]) -> str | None:
+    vcs = found.get("vcs_info")
+    return f"{vcs.get('vcs')}+{found['url']}@{vcs.get('commit_id')}" if vcs is not None else None
 
 
 def _read(origin: str | None) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+from edgehp import __version__
+
 
 def main() -> int:
     words = sys.argv[1:]
@@ -20,7 +22,7 @@ def main() -> int:
         name, _, value = words.pop(0).removeprefix("mode:").partition("=")
         modes[name] = value
     if words == ["--version"]:
-        print(f"edgehp, version {modes.get('version', '0.1.0')}")
+        print(f"edgehp, version {modes.get('version', __version__)}")
         return 0
     print("edgehp: INFO: edgehp.pipeline.pipeline: quantize: 1.2 s", file=sys.stderr)
     output = _after(words, "--output")

@@ -11,11 +11,13 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edgehp.networks.bundled import BUNDLED
 from tests.bench_artifact import make_artifact
 
 OLDEST = (3, 10)
@@ -81,6 +83,7 @@ def device(tmp_path_factory: pytest.TempPathFactory, repo: Path) -> Path:
     checked([oldest_python(), "-m", "venv", "--without-pip", root / "venv"])
     python = root / "venv" / "bin" / "python"
     checked([*pip, "--python", python, "install", "-q", "--no-compile", wheel])
+    assert wheel.stat().st_size < 20e6
     return python
 
 
@@ -91,6 +94,23 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def edgehp(device: Path, cwd: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return run([device.with_name("edgehp"), *arguments], cwd=cwd)
+
+
+def test_the_networks_are_a_wheel_of_their_own(device: Path, tmp_path: Path, repo: Path) -> None:
+    code = "import sys, edgehp.networks.bundled as b; print(b.bundled_path(sys.argv[1]))"
+    done = run([device, "-I", "-c", code, "kd-resnet18"], cwd=tmp_path)
+    assert "hint: pip install edgehp-networks" in done.stderr
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    checked([*pip, "wheel", "-q", "--no-deps", "--wheel-dir", tmp_path, repo / "networks"])
+    (wheel,) = tmp_path.glob("edgehp_networks-*.whl")
+    with zipfile.ZipFile(wheel) as z:
+        names = {name.rpartition("/")[2] for name in z.namelist()}
+    assert {f"{name}.safetensors" for name in BUNDLED} | {"MODEL_CARD.md", "LICENSE"} <= names
+    checked([*pip, "--python", device, "install", "-q", "--no-compile", wheel])
+    for name in BUNDLED:
+        found = Path(checked([device, "-I", "-c", code, name], cwd=tmp_path).strip())
+        assert found.is_relative_to(device.parent.parent) and found.is_file()
+    checked([*pip, "--python", device, "uninstall", "-q", "-y", "edgehp-networks"])
 
 
 def test_every_module_of_the_device_side_imports(device: Path, tmp_path: Path) -> None:

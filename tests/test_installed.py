@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgehp._installed import install_command, install_extra
+from edgehp._installed import install_command, install_extra, install_networks, networks_command
 
 WHEEL = {"url": "file:///w/edgehp-1.whl", "archive_info": {}}
 GIT = {"url": "https://host/e.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}}
@@ -53,6 +53,19 @@ def test_in_a_checkout_it_is_this_one(
     monkeypatch.chdir(repo)
     assert install_command("cpu", Path.cwd(), json.dumps(WHEEL)) == "pip install '.[cpu]'"
     assert "[cpu]" in install_extra("cpu")
+
+
+def test_the_networks_come_from_where_edgehp_came_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repo: Path
+) -> None:
+    assert networks_command(tmp_path, None) == "pip install edgehp-networks"
+    assert networks_command(tmp_path, json.dumps(WHEEL)) == "pip install edgehp-networks"
+    wanted = "'edgehp-networks @ git+https://host/e.git@abc#subdirectory=networks'"
+    assert networks_command(tmp_path, json.dumps(GIT)) == f"pip install {wanted}"
+    monkeypatch.chdir(repo)
+    assert install_networks() == "pip install ./networks"
+    monkeypatch.chdir(tmp_path)
+    assert install_networks() == f"pip install {shlex.quote(str(repo / 'networks'))}"
 
 
 def test_no_remedy_names_an_extra_by_itself(repo: Path) -> None:

@@ -243,12 +243,19 @@ def test_values_that_are_not_finite_are_refused(small: Network, tmp_path: Path) 
 def test_networks_are_found_by_name_and_path(
     small: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundled, "_DIRECTORY", tmp_path)
-    with pytest.raises(EnvironmentalError, match="not in this installation"):
+    monkeypatch.setattr(bundled, "PACKAGE", tmp_path / "edgehp")
+    monkeypatch.setattr(bundled, "_MODULE", "edgehp_networks_elsewhere")
+    with pytest.raises(
+        EnvironmentalError, match=r"(?s)not installed.*hint: pip install .*networks"
+    ):
         resolve_network("kd-resnet18")
-    save_weights(tmp_path / "kd-resnet18.safetensors", *small)
+    package = tmp_path / "edgehp_networks_elsewhere"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    save_weights(package / "kd-resnet18.safetensors", *small)
     named = resolve_network("kd-resnet18")
-    by_path = resolve_network(str(tmp_path / "kd-resnet18.safetensors"))
+    by_path = resolve_network(str(package / "kd-resnet18.safetensors"))
     assert named.spec == by_path.spec == small[1]
     assert named.weights is not None
     save_graph(build_graph(named.weights, named.spec), tmp_path / "net.onnx")

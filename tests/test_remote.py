@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
+from edgehp import __version__
 from edgehp.artifact import load_artifact
 from edgehp.artifact.manifest import (
     BuildRecord,
@@ -238,8 +239,8 @@ def test_a_board_without_edgehp_or_with_another(rack: Rack, run) -> None:
     code, _, err = run(*words)
     assert code == 5
     assert err == (
-        "edgehp: error: orin has edgehp 0.0.7, this machine 0.1.0: install the same version on "
-        "both\n"
+        f"edgehp: error: orin has edgehp 0.0.7, this machine {__version__}: install the same "
+        "version on both\n"
     )
     # The doctor is asked about just that.
     words = ["doctor", "--host", "orin", "--remote-command", program("version=0.0.7")]

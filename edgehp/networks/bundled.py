@@ -1,13 +1,19 @@
-"""The networks that travel with edgehp, and what a user may name a network by."""
+"""The networks of the distribution ``edgehp-networks``, and what a user may name a network by.
+
+Their weights have a licence of their own and are installed apart: ``networks/`` in the sources.
+"""
 
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgehp._installed import install_networks
 from edgehp.errors import EnvironmentalError, UsageError
+from edgehp.files import PACKAGE
 from edgehp.images import require_utf8
 from edgehp.networks.checkpoint import SUFFIXES, load_weights
 from edgehp.networks.export import load_graph
@@ -21,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["BUNDLED", "Network", "bundled_path", "resolve_network"]
 
 BUNDLED = ("kd-resnet18", "kd-resnet18-112")
-_DIRECTORY = Path(__file__).resolve().parent / "weights"
+_MODULE = "edgehp_networks"
 
 
 @dataclass(frozen=True)
@@ -58,17 +64,28 @@ def bundled_path(name: str) -> Path:
 
     Raises:
         UsageError: no network of this name is bundled.
-        EnvironmentalError: this installation lacks the file.
+        EnvironmentalError: it is not installed.
     """
     if name not in BUNDLED:
         raise UsageError(f"no bundled network is called {name!r}{_near(name)}")
-    path = _DIRECTORY / f"{name}.safetensors"
-    if not path.is_file():
+    folder = _folder()
+    path = folder / f"{name}.safetensors" if folder is not None else None
+    if path is None or not path.is_file():
         raise EnvironmentalError(
-            f"the bundled network {name!r} is not in this installation (expected {path}); install "
-            "edgehp again, or give the path of a checkpoint"
+            f"the network {name!r} is not installed: its weights are a package of their own, for "
+            f"research, non-commercial use only\nhint: {install_networks()}, or name a network of "
+            "your own with --network FILE"
         )
     return path
+
+
+def _folder() -> Path | None:
+    """Where the weights are; those of a checkout go before installed ones, as its code does."""
+    checkout = PACKAGE.parent / "networks" / _MODULE
+    if checkout.is_dir():
+        return checkout
+    found = importlib.util.find_spec(_MODULE)
+    return None if found is None or found.origin is None else Path(found.origin).parent
 
 
 def resolve_network(text: str) -> Network:
