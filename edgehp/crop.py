@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import msgspec
@@ -20,7 +20,18 @@ import numpy.typing as npt
 from edgehp.errors import DataError, UsageError
 from edgehp.files import Record, json_digest, plain, to_record
 
-__all__ = ["BOX_RULES", "IMAGENET_MEAN", "IMAGENET_STD", "Box", "Preprocessing", "crop_face"]
+__all__ = [
+    "BOX_RULES",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "PICTURE_FORMS",
+    "Box",
+    "Cut",
+    "Picture",
+    "Preprocessing",
+    "crop_face",
+    "cut_of",
+]
 
 Image = npt.NDArray[np.uint8]
 
@@ -60,6 +71,57 @@ class Box:
         cy = (self.y_min + self.y_max) / 2 + dy * side
         w, h = self.width * scale / 2, self.height * scale / 2
         return Box(cx - w, cy - h, cx + w, cy + h)
+
+
+# Colors of a pixel in memory, and the channels of their arrays; NV12 is 4:2:0 in two planes.
+PICTURE_FORMS = ("RGB", "BGR", "GREY", "NV12")
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A frame as its source gives it.
+
+    Attributes:
+        pixels: uint8; [H, W, 3] for RGB and BGR, [H, W] for GREY, and for NV12 [H * 3 / 2, W], the
+            luma and below it the chroma (ITU-R BT.601, limited range), H and W even.
+        form: one of `PICTURE_FORMS`.
+    """
+
+    pixels: Image
+    form: str = "RGB"
+
+    def __post_init__(self) -> None:
+        """Refuse pixels that are not of the form."""
+        shape, rows = self.pixels.shape, len(self.pixels)
+        fits = shape[2:] == ((3,) if self.form in ("RGB", "BGR") else ())
+        if self.form == "NV12":
+            fits = fits and rows % 3 == 0 and shape[1] % 2 == 0
+        if self.form not in PICTURE_FORMS or not fits or self.pixels.dtype != np.uint8:
+            raise DataError(
+                f"a {self.form} picture cannot be {self.pixels.dtype} {list(shape)}; known are "
+                f"uint8 {', '.join(PICTURE_FORMS)}"
+            )
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+        return int(self.pixels.shape[1])
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+        return len(self.pixels) * 2 // 3 if self.form == "NV12" else len(self.pixels)
+
+    def rgb(self) -> Image:
+        """The picture as uint8 RGB [H, W, 3]."""
+        if self.form == "RGB":
+            return self.pixels
+        codes = {
+            "BGR": cv2.COLOR_BGR2RGB,
+            "GREY": cv2.COLOR_GRAY2RGB,
+            "NV12": cv2.COLOR_YUV2RGB_NV12,
+        }
+        return np.asarray(cv2.cvtColor(self.pixels, codes[self.form]), np.uint8)
 
 
 def _is_number(value: object) -> bool:
@@ -159,7 +221,50 @@ def crop_face(photo: Image, box: Box | None, spec: Preprocessing) -> Image:
     """
     if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8:
         raise DataError(f"expected a uint8 RGB photo, found {photo.dtype} {list(photo.shape)}")
-    height, width = photo.shape[:2]
+    cut = cut_of(photo.shape[1], photo.shape[0], box, spec)
+    left, top, right, bottom = cut.inside
+    face = photo[top:bottom, left:right]
+    if (right - left, bottom - top) != (cut.width, cut.height):
+        face = cv2.copyMakeBorder(  # type: ignore[assignment]
+            face,
+            top - cut.y,
+            cut.y + cut.height - bottom,
+            left - cut.x,
+            cut.x + cut.width - right,
+            cv2.BORDER_REPLICATE,
+        )
+    if (cut.height, cut.width) == (spec.size, spec.size):
+        return np.ascontiguousarray(face)
+    kernel = cv2.INTER_AREA if cut.area else cv2.INTER_LINEAR
+    return cv2.resize(face, (spec.size, spec.size), interpolation=kernel)  # type: ignore[return-value]
+
+
+class Cut(NamedTuple):
+    """What a crop is made of, in whole pixels of the photo.
+
+    Attributes:
+        x: its left edge; outside of the photo its border is repeated.
+        y: its upper edge.
+        width: in pixels.
+        height: in pixels.
+        inside: left, upper, right and lower edge of its part inside the photo.
+        area: resized by averaging areas; else bilinear.
+    """
+
+    x: int
+    y: int
+    width: int
+    height: int
+    inside: tuple[int, int, int, int]
+    area: bool
+
+
+def cut_of(width: int, height: int, box: Box | None, spec: Preprocessing) -> Cut:
+    """What `crop_face` cuts out of a photo of `width` x `height` pixels, and how it resizes it.
+
+    Raises:
+        DataError: the box has no area inside the photo, or is beyond any photo.
+    """
     if box is None:
         box = Box(0, 0, width, height)
     x0, y0, x1, y1 = _corners(box, spec)
@@ -173,17 +278,11 @@ def crop_face(photo: Image, box: Box | None, spec: Preprocessing) -> Image:
         raise DataError(
             f"the face box {_text(box)} has no area inside the photo of {width}x{height} pixels"
         )
-    face = photo[inside[1] : inside[3], inside[0] : inside[2]]
-    if spec.box_rule == "square" and inside != (x0, y0, x1, y1):
-        face = cv2.copyMakeBorder(  # type: ignore[assignment]
-            face,
-            inside[1] - y0,
-            y1 - inside[3],
-            inside[0] - x0,
-            x1 - inside[2],
-            cv2.BORDER_REPLICATE,
-        )
-    return _resize(face, spec)
+    if spec.box_rule == "stretch":
+        x0, y0, x1, y1 = inside
+    wide, tall = x1 - x0, y1 - y0
+    area = spec.resize == "area" and tall >= spec.size and wide >= spec.size
+    return Cut(x0, y0, wide, tall, inside, area)
 
 
 def _corners(box: Box, spec: Preprocessing) -> tuple[int, int, int, int]:
@@ -202,15 +301,6 @@ def _corners(box: Box, spec: Preprocessing) -> tuple[int, int, int, int]:
     # rounding to nearest moves the crop by half a pixel and a teacher's figures by 0.06 degrees.
     x0, y0 = math.floor(cx - half), math.floor(cy - half)
     return x0, y0, max(math.floor(cx + half), x0 + 1), max(math.floor(cy + half), y0 + 1)
-
-
-def _resize(face: Image, spec: Preprocessing) -> Image:
-    height, width = face.shape[:2]
-    if (height, width) == (spec.size, spec.size):
-        return np.ascontiguousarray(face)
-    area = spec.resize == "area" and height >= spec.size and width >= spec.size
-    kernel = cv2.INTER_AREA if area else cv2.INTER_LINEAR
-    return cv2.resize(face, (spec.size, spec.size), interpolation=kernel)  # type: ignore[return-value]
 
 
 def _text(box: Box) -> str:

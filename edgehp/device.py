@@ -5,6 +5,7 @@ Every function takes the root of the file system, so that a test can hand in a t
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 __all__ = [
     "POWER_MODE_COMMAND",
     "JetsonModule",
+    "cache_folder",
     "find_jetson",
     "l4t_release",
     "memory_gib",
@@ -27,6 +29,11 @@ SYSTEM_ROOT = Path("/")
 POWER_MODE_COMMAND = ("nvpmodel", "-q")
 # Modules: p3701 is AGX Orin, p3767 Orin NX and Nano, p3834 Thor. Every other number is a carrier.
 _MODULE_PART = re.compile(r"\bp(?:3701|3767|3834)-\d{4}(?!\d)")
+
+
+def cache_folder() -> Path:
+    """Where this user keeps what can be computed again: kernels and their timings."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgehp"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from edgehp.crop import Box, Picture, Preprocessing, crop_face
 from edgehp.errors import DataError, EnvironmentalError, UsageError
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "Engine",
     "EngineBase",
     "EngineInfo",
+    "Face",
+    "FrameEngine",
     "Json",
     "Prediction",
     "StageTimes",
@@ -36,9 +39,12 @@ __all__ = [
     "check_processor",
     "check_threads",
     "constant_types",
+    "crops_frames",
     "import_runtime",
+    "infer_frames",
     "input_size_of",
     "prediction_from",
+    "sum_of",
 ]
 
 # The names `edgehp.networks.graph` gives; repeated because the device side has no graph builder.
@@ -48,6 +54,8 @@ OUTPUT_NAMES = ("angles", "spread")
 Crops = npt.NDArray[np.uint8]
 # A value that json.dumps takes.
 Json = object
+# A frame and the face in it; None is the whole frame.
+Face = tuple[Picture, Box | None]
 
 _Opened = TypeVar("_Opened", bound="EngineBase")
 
@@ -74,11 +82,13 @@ class StageTimes:
         inference: from the crops being where the engine reads them to the answers being computed.
         upload: taking the crops there; None where it cannot be told from the inference.
         download: bringing the answers back; None likewise.
+        cropping: cutting and resizing the faces, where the engine does it.
     """
 
     inference: float
     upload: float | None = None
     download: float | None = None
+    cropping: float | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +172,53 @@ class TimedEngine(Engine, Protocol):
 
 
 @runtime_checkable
+class FrameEngine(TimedEngine, Protocol):
+    """An engine that can cut the faces out of frames where it infers."""
+
+    @property
+    def crops_frames(self) -> bool:
+        """Whether it can here."""
+
+    def infer_frames(self, faces: Sequence[Face], spec: Preprocessing) -> Prediction:
+        """As `infer`, of faces in frames.
+
+        Args:
+            faces: frames, each with the box of a face, or None for all of the frame; a frame that
+                several share is sent once.
+            spec: the network's preprocessing.
+
+        Raises:
+            DataError: as of `edgehp.crop.crop_face`.
+            EnvironmentalError: the runtime failed.
+        """
+
+    def infer_frames_timed(
+        self, faces: Sequence[Face], spec: Preprocessing
+    ) -> tuple[Prediction, StageTimes]:
+        """As `infer_frames`, with what its parts took."""
+
+    def crop_frames(self, faces: Sequence[Face], spec: Preprocessing) -> Crops:
+        """The crops that `infer_frames` makes, uint8 [N, S, S, 3]."""
+
+
+def crops_frames(engine: Engine) -> FrameEngine | None:
+    """The engine as one that cuts faces out of frames by itself, or None if it cannot."""
+    return engine if isinstance(engine, FrameEngine) and engine.crops_frames else None
+
+
+def infer_frames(engine: Engine, faces: Sequence[Face], spec: Preprocessing) -> Prediction:
+    """Angles and spreads of faces in frames, cut by the engine where it can, else here.
+
+    Raises:
+        DataError: as of `edgehp.crop.crop_face`.
+        EnvironmentalError: the runtime failed.
+    """
+    if (able := crops_frames(engine)) is not None:
+        return able.infer_frames(faces, spec)
+    return engine.infer(np.stack([crop_face(p.rgb(), box, spec) for p, box in faces]))
+
+
+@runtime_checkable
 class StreamingEngine(Engine, Protocol):
     """An engine that works on several batches at once, for throughput."""
 
@@ -201,6 +258,19 @@ class EngineBase(ABC):
     def _closed_error(self) -> EnvironmentalError:
         """The error to raise when a closed engine is used."""
         return EnvironmentalError(f"{self._path}: the engine is closed; open it again")
+
+
+def sum_of(times: Iterable[StageTimes]) -> StageTimes:
+    """The stages of several calls together."""
+    rows = tuple(times)
+
+    def total(name: str) -> float | None:
+        values = [getattr(row, name) for row in rows]
+        return None if None in values else float(sum(values))
+
+    return StageTimes(
+        sum(row.inference for row in rows), total("upload"), total("download"), total("cropping")
+    )
 
 
 def check_crops(crops: Crops, size: int) -> Crops:

@@ -77,6 +77,7 @@ class Cuda:
 
     package = "cuda-bindings"
     has_graphs = True
+    has_kernels = True
     name: str
     compute_capability: str
     integrated: bool
@@ -219,6 +220,32 @@ class Cuda:
         """Destroy a graph of `capture`."""
         self._call("cuGraphExecDestroy", graph)
 
+    def load(self, image: bytes, name: bytes) -> tuple[Any, Any]:
+        """A module from a cubin or PTX, and its function `name`."""
+        module = self._call("cuModuleLoadData", image)
+        try:
+            return module, self._call("cuModuleGetFunction", module, name)
+        except EnvironmentalError:
+            self._driver.cuModuleUnload(module)
+            raise
+
+    def unload(self, module: Any) -> None:
+        """Unload a module of `load`."""
+        self._call("cuModuleUnload", module)
+
+    def call_kernel(
+        self,
+        function: Any,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        values: tuple[Any, ...],
+        types: tuple[Any, ...],
+        stream: int,
+    ) -> None:
+        """Put a function of `load` into the stream, with the values of its arguments by type."""
+        arguments = (values, types)
+        self._call("cuLaunchKernel", function, *grid, *block, 0, stream, arguments, 0)
+
     def free_memory(self) -> tuple[int, int]:
         """Bytes of device memory that are free, and that there are."""
         status, free, total = self._driver.cuMemGetInfo()
@@ -244,6 +271,7 @@ class PyCuda(Cuda):
 
     package = "pycuda"
     has_graphs = False
+    has_kernels = False
 
     def __init__(self, index: int, driver: Any, wait: str = "auto") -> None:
         if wait != "auto":

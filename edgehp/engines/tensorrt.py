@@ -1,25 +1,20 @@
 """Running TensorRT engines: 8.6, 10.x and 11.x; TensorRT for RTX shares this code.
 
-All work goes through one stream: crops to pinned memory, to the GPU, the engine, answers back. On
-an integrated GPU the pinned memory is what the engine reads and writes, and nothing is copied.
-
-For the batch sizes in use the whole of it, copies included, is captured once as a CUDA graph, which
-saves the processor most of the launching. An execution context must not change after its work was
-captured (https://docs.nvidia.com/deeplearning/tensorrt/latest/performance/best-practices.html,
-"CUDA Graphs"), so each graph has a context of its own, and other batch sizes go through one more,
-which captures nothing.
+`edgehp.engines.gpu_stream` has what goes through the GPU's streams.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from itertools import pairwise
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgehp.crop import Preprocessing
 from edgehp.driver import probe_driver
 from edgehp.engines.audit import PrecisionAudit
 from edgehp.engines.base import (
@@ -28,6 +23,7 @@ from edgehp.engines.base import (
     Crops,
     EngineBase,
     EngineInfo,
+    Face,
     Prediction,
     StageTimes,
     check_crops,
@@ -36,8 +32,11 @@ from edgehp.engines.base import (
     import_runtime,
     input_size_of,
     prediction_from,
+    sum_of,
 )
-from edgehp.engines.cuda import Buffer, Cuda, GpuLostError, check_cuda_package, open_cuda
+from edgehp.engines.cuda import Cuda, GpuLostError, check_cuda_package, open_cuda
+from edgehp.engines.gpu_crop import CropKernel, Load
+from edgehp.engines.gpu_stream import GpuStream, Shapes
 from edgehp.engines.trt import dialect_of, dimensions, inspect, logger_of, need
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
 
@@ -48,18 +47,8 @@ if TYPE_CHECKING:
 __all__ = ["TensorRtEngine", "check_available", "import_tensorrt"]
 
 _log = logging.getLogger(__name__)
-_FLOAT_BYTES = 4
-# Before and after each of upload, inference and download.
-_EVENTS = 4
-
-
-@dataclass(eq=False)
-class _Lane:
-    """One execution context, the batch size it is set to, and the graph captured of it if any."""
-
-    context: IExecutionContext
-    batch: int = 0
-    graph: Any = None
+# Of `stream`: one uploads while the other infers.
+_STREAMS = 2
 
 
 class TensorRtEngine(EngineBase):
@@ -104,12 +93,9 @@ class TensorRtEngine(EngineBase):
         self._dla = int(core or 0)
         self._cuda = self._open_cuda(gpu or "0", wait)
         self._closed = False
-        self._stream: int | None = None
-        self._buffers: dict[str, Buffer] = {}
-        self._events: list[Any] = []
-        self._plain: _Lane | None = None
-        # (batch size, whether its steps are timed) -> its graph.
-        self._captured: dict[tuple[int, bool], _Lane] = {}
+        self._streams: list[GpuStream] = []
+        self._kernel: CropKernel | None = None
+        self._kernel_reason = ""
         self._engine: ICudaEngine | None = None
         self._runtime: Runtime | None = None
         try:
@@ -158,45 +144,36 @@ class TensorRtEngine(EngineBase):
             raise DataError(f"{self._path}: the engine has outputs {outputs}; build it again")
         fixed = inputs[INPUT_NAME][1][0]
         if fixed > 0:
-            self._batches = (fixed, fixed, fixed)
+            batches = (fixed, fixed, fixed)
         else:
-            low, best, high = engine.get_tensor_profile_shape(INPUT_NAME, 0)
-            self._batches = (int(low[0]), int(best[0]), int(high[0]))
+            shapes = engine.get_tensor_profile_shape(INPUT_NAME, 0)
+            low, best, high = (int(shape[0]) for shape in shapes)
+            batches = (low, best, high)
+        self._shapes = Shapes(self._size, *batches)
 
     def _prepare(self, batch: int | None) -> None:
-        low, best, high = self._batches
+        low, high = self._shapes.smallest, self._shapes.largest
         if batch is not None and not low <= batch <= high:
             raise UsageError(
                 f"{self._path}: batch size {batch} asked for, the engine was built for {low} to "
                 f"{high}; choose one of those or build it again"
             )
-        sizes = {INPUT_NAME: high * self._crop_bytes}
-        sizes.update(dict.fromkeys(OUTPUT_NAMES, high * 3 * _FLOAT_BYTES))
-        for name, size in sizes.items():
-            self._buffers[name] = self._cuda.buffer(size)
-        self._stream = self._cuda.new_stream()
-        for _ in range(_EVENTS):
-            self._events.append(self._cuda.new_event())
-        self._plain = self._new_lane(batch or high)
+        self._batch = batch
+        first = self._new_stream()
         engine = need(self._engine, "load the engine", self._logger)
-        self._audit = inspect(self._trt, engine, self._plain.context, self._logger)
-        self._graph_batches: set[int] = set()
-        if batch is not None and self.captures and self._cuda.has_graphs:
-            self._graph_batches = {n for n in (1, best, batch) if low <= n <= high}
-            for n in sorted(self._graph_batches):
-                self._lane(n, timed=False)
+        self._audit = inspect(self._trt, engine, first.context, self._logger)
 
-    @property
-    def _crop_bytes(self) -> int:
-        return self._size * self._size * 3
-
-    def _new_lane(self, batch: int) -> _Lane:
-        lane = _Lane(self._new_context())
-        for name, buffer in self._buffers.items():
-            given = lane.context.set_tensor_address(name, buffer.address)
-            need(given, f"use the memory for {name!r}", self._logger)
-        self._set_batch(lane, batch)
-        return lane
+    def _new_stream(self) -> GpuStream:
+        stream = GpuStream(
+            self._cuda,
+            self._shapes,
+            self._new_context,
+            self._logger,
+            batch=self._batch,
+            captures=self.captures,
+        )
+        self._streams.append(stream)
+        return stream
 
     def _new_context(self) -> IExecutionContext:
         engine = need(self._engine, "load the engine", self._logger)
@@ -205,64 +182,11 @@ class TensorRtEngine(EngineBase):
         )
         return context
 
-    def _set_batch(self, lane: _Lane, batch: int) -> None:
-        if batch != lane.batch:
-            shape = (batch, self._size, self._size, 3)
-            given = lane.context.set_input_shape(INPUT_NAME, shape)
-            need(given, f"take a batch of {batch}", self._logger)
-            lane.batch = batch
-
-    def _lane(self, batch: int, timed: bool) -> _Lane:
-        """What runs a batch of this size: a captured graph, or the context without one."""
-        if batch in self._graph_batches:
-            key = (batch, timed)
-            if key in self._captured:
-                return self._captured[key]
-            lane = self._new_lane(batch)
-            # TensorRT allocates and chooses at the first run, which a capture must not contain.
-            self._put(lane, timed=False)
-            self._cuda.synchronize(self._stream_handle())
-            try:
-                lane.graph = self._cuda.capture(
-                    self._stream_handle(), lambda: self._put(lane, timed, captured=True)
-                )
-            except GpuLostError:
-                raise
-            except EnvironmentalError as e:
-                # Slower and equally right; `info` says which of the two runs.
-                _log.warning("no CUDA graph for batches of %d: %s", batch, e)
-                self._graph_batches.discard(batch)
-            else:
-                self._captured[key] = lane
-                return lane
-        if self._plain is None:
-            raise self._closed_error()
-        self._set_batch(self._plain, batch)
-        return self._plain
-
-    def _put(self, lane: _Lane, timed: bool, captured: bool = False) -> None:
-        """Put the upload, the engine and the downloads of one batch into the stream."""
-        stream = self._stream_handle()
-        marks = iter(self._events if timed else ())
-
-        def mark() -> None:
-            if (event := next(marks, None)) is not None:
-                self._cuda.record(event, stream, captured)
-
-        mark()
-        self._cuda.upload(self._buffers[INPUT_NAME], lane.batch * self._crop_bytes, stream)
-        mark()
-        self._logger.forget()
-        need(lane.context.execute_async_v3(stream), "run the engine", self._logger)
-        mark()
-        for name in OUTPUT_NAMES:
-            self._cuda.download(self._buffers[name], lane.batch * 3 * _FLOAT_BYTES, stream)
-        mark()
-
     @property
     def info(self) -> EngineInfo:
         """What is running."""
         mapped = self._cuda.integrated
+        graphs = sorted(self._streams[0].graph_batches) if self._streams else []
         return EngineInfo(
             kind=self.kind,
             version=str(self._trt.__version__),
@@ -272,9 +196,12 @@ class TensorRtEngine(EngineBase):
             details={
                 "compute_capability": self._cuda.compute_capability,
                 "cuda_package": self._cuda.package,
-                "batch": [self._batches[0], self._batches[2]],
-                "cuda_graph": bool(self._graph_batches),
-                "cuda_graph_batches": sorted(self._graph_batches),
+                "batch": [self._shapes.smallest, self._shapes.largest],
+                "cuda_graph": bool(graphs),
+                "cuda_graph_batches": graphs,
+                "cropping": "on the GPU"
+                if self.crops_frames
+                else f"on the processor: {self._kernel_reason}",
                 "transfers": "none: the engine uses the processor's memory (integrated GPU)"
                 if mapped
                 else "pinned memory, asynchronous, in the engine's stream",
@@ -306,73 +233,158 @@ class TensorRtEngine(EngineBase):
         Raises:
             DataError, EnvironmentalError: as of `infer`.
         """
-        prediction, times = self._infer(crops, timed=True)
-        upload, inference, download = np.sum(times, axis=0) / 1e3
-        return prediction, StageTimes(float(inference), float(upload), float(download))
+        return self._infer(crops, timed=True)
 
-    def _infer(self, crops: Crops, timed: bool) -> tuple[Prediction, list[list[float]]]:
-        """The answer, and for each part of the crops the milliseconds of upload to download."""
+    def _infer(self, crops: Crops, timed: bool) -> tuple[Prediction, StageTimes]:
         crops = check_crops(crops, self._size)
+        high = self._shapes.largest
+
+        def put(stream: GpuStream, begin: int) -> None:
+            stream.put(crops[begin : begin + high], timed)
+
+        return self._in_parts(len(crops), put, timed, cropped=False)
+
+    @property
+    def crops_frames(self) -> bool:
+        """Whether the crop kernel can be had here; `info` says why not."""
+        return self._crop_kernel() is not None
+
+    def infer_frames(self, faces: Sequence[Face], spec: Preprocessing) -> Prediction:
+        """As `infer`, of faces that the GPU cuts out of their frames.
+
+        Raises:
+            DataError: a box has no area inside its frame, or the crops have another size.
+            EnvironmentalError: the engine is closed, or the GPU failed or has no crop kernel.
+        """
+        return self._infer_frames(faces, spec, timed=False)[0]
+
+    def infer_frames_timed(
+        self, faces: Sequence[Face], spec: Preprocessing
+    ) -> tuple[Prediction, StageTimes]:
+        """As `infer_frames`, with what upload, cropping, inference and download took on the GPU.
+
+        Raises:
+            DataError, EnvironmentalError: as of `infer_frames`.
+        """
+        return self._infer_frames(faces, spec, timed=True)
+
+    def _infer_frames(
+        self, faces: Sequence[Face], spec: Preprocessing, timed: bool
+    ) -> tuple[Prediction, StageTimes]:
+        if spec.size != self._size or not faces:
+            raise DataError(
+                f"{len(faces)} faces for crops of {spec.size} pixels, expected at least one and "
+                f"{self._size} pixels"
+            )
+        kernel = self._need_kernel()
+
+        def put(stream: GpuStream, begin: int) -> None:
+            part = faces[begin : begin + self._shapes.largest]
+            load = Load(part, spec, stream.rows(len(part)))
+            stream.put_faces(load, len(part), kernel, timed)
+
+        return self._in_parts(len(faces), put, timed, cropped=True)
+
+    def crop_frames(self, faces: Sequence[Face], spec: Preprocessing) -> Crops:
+        """The crops that `infer_frames` makes, uint8 [N, S, S, 3].
+
+        Raises:
+            DataError, EnvironmentalError: as of `infer_frames`.
+        """
+        kernel = self._need_kernel()
+        with self._cuda.current():
+            return kernel.crop(faces, spec)
+
+    def _in_parts(
+        self, count: int, put: Callable[[GpuStream, int], None], timed: bool, cropped: bool
+    ) -> tuple[Prediction, StageTimes]:
+        """What `put` puts into the first stream from each index on, one part after the other."""
         if self._closed:
             raise self._closed_error()
-        high = self._batches[2]
-        parts = []
-        times: list[list[float]] = []
+        stream = self._streams[0]
+        parts, times = [], []
         with self._cuda.current():
-            for i in range(0, len(crops), high):
-                parts.append(self._run(crops[i : i + high], timed))
+            for begin in range(0, count, self._shapes.largest):
+                put(stream, begin)
+                parts.append(stream.take())
                 if timed:
-                    times.append([self._cuda.elapsed_ms(a, b) for a, b in pairwise(self._events)])
+                    times.append(stream.times(cropped))
         angles, spread = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return prediction_from(angles, spread, len(crops), str(self._path)), times
+        return prediction_from(angles, spread, count, str(self._path)), sum_of(times)
 
-    def _run(self, crops: Crops, timed: bool) -> tuple[Any, Any]:
-        count = len(crops)
-        # An engine built for larger batches gets whatever its memory holds as the rest.
-        lane = self._lane(max(count, self._batches[0]), timed)
-        self._buffers[INPUT_NAME].host[: crops.nbytes] = crops.reshape(-1)
-        stream = self._stream_handle()
-        if lane.graph is not None:
-            self._cuda.launch(lane.graph, stream)
-        else:
-            self._put(lane, timed)
-        self._cuda.synchronize(stream)
-        size = count * 3 * _FLOAT_BYTES
-        # Copied: the next call overwrites the memory.
-        angles, spread = (
-            self._buffers[name].host[:size].view(np.float32).reshape(count, 3).copy()
-            for name in OUTPUT_NAMES
-        )
-        return angles, spread
+    def stream(self, batches: Iterable[Crops]) -> Iterator[Prediction]:
+        """Predictions of `batches` in their order: the next one's upload beside this inference.
 
-    def _stream_handle(self) -> int:
-        if self._stream is None:
+        Two streams take turns, each with memory and contexts of its own.
+
+        Raises:
+            DataError: crops of another type, shape or size, or more than the largest batch.
+            EnvironmentalError: the engine is closed, or the GPU failed.
+        """
+        if self._closed:
             raise self._closed_error()
-        return self._stream
+        with self._cuda.current():
+            while len(self._streams) < _STREAMS:
+                self._new_stream()
+        waiting: deque[tuple[GpuStream, int]] = deque()
+        turns = cycle(self._streams)
+        for batch in batches:
+            crops = check_crops(batch, self._size)
+            if len(crops) > self._shapes.largest:
+                raise DataError(
+                    f"a batch of {len(crops)} crops, expected at most {self._shapes.largest}"
+                )
+            if len(waiting) == _STREAMS:
+                yield self._taken(*waiting.popleft())
+            stream = next(turns)
+            with self._cuda.current():
+                stream.put(crops)
+            waiting.append((stream, len(crops)))
+        while waiting:
+            yield self._taken(*waiting.popleft())
+
+    def _taken(self, stream: GpuStream, count: int) -> Prediction:
+        with self._cuda.current():
+            return prediction_from(*stream.take(), count, str(self._path))
+
+    def _crop_kernel(self) -> CropKernel | None:
+        if self._kernel is None and not self._kernel_reason and not self._closed:
+            try:
+                with self._cuda.current():
+                    self._kernel = CropKernel(self._cuda)
+            except GpuLostError:
+                raise
+            except EnvironmentalError as e:
+                # The processor crops then, to the same pixels; `info` says so.
+                self._kernel_reason = str(e).partition("\n")[0]
+                _log.info("the processor crops: %s", e)
+        return self._kernel
+
+    def _need_kernel(self) -> CropKernel:
+        kernel = self._crop_kernel()
+        if kernel is None:
+            raise self._closed_error() if self._closed else EnvironmentalError(self._kernel_reason)
+        return kernel
 
     def close(self) -> None:
         """Free the GPU's memory; calling it again does nothing."""
         if self._closed:
             return
         self._closed = True
-        graphs = [lane.graph for lane in self._captured.values()]
+        streams, self._streams = self._streams, []
+        kernel, self._kernel = self._kernel, None
         try:
             with self._cuda.current():
-                for graph in graphs:
-                    self._cuda.free_graph(graph)
                 # TensorRT's objects go in this order, and before the memory they point to.
-                self._captured = {}
-                self._plain = None
+                for stream in streams:
+                    stream.release()
                 self._engine = None
                 self._runtime = None
-                for buffer in self._buffers.values():
-                    self._cuda.free(buffer)
-                for event in self._events:
-                    self._cuda.free_event(event)
-                if self._stream is not None:
-                    self._cuda.free_stream(self._stream)
+                for stream in streams:
+                    stream.close()
+                if kernel is not None:
+                    kernel.close()
         finally:
-            self._stream, self._events, self._buffers = None, [], {}
             self._cuda.close()
 
 

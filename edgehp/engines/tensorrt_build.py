@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgehp.device import find_jetson
+from edgehp.device import cache_folder, find_jetson
 from edgehp.driver import probe_driver
 from edgehp.engines.audit import PrecisionAudit
 from edgehp.engines.build import BuildOptions, BuildReport, check_asked, write_atomically
@@ -207,11 +206,10 @@ def timing_cache_path(gpu: str, version: str, options: BuildOptions) -> Path:
         version: of TensorRT, which refuses the cache of another.
         options: what is built.
     """
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     device = "gpu" if options.dla is None else "dla"
     parts = (gpu, version, device, options.precision, str(options.optimization_level))
     name = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part) for part in parts)
-    return root / "edgehp" / "timing" / f"{name}.cache"
+    return cache_folder() / "timing" / f"{name}.cache"
 
 
 def _timing_cache(config: IBuilderConfig, path: Path | None, logger: Any) -> ITimingCache | None:

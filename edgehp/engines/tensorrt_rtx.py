@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgehp.device import cache_folder
 from edgehp.driver import probe_driver
 from edgehp.engines.base import Crops, Prediction, check_file, import_runtime
 from edgehp.engines.build import BuildOptions, BuildReport, check_asked, write_atomically
@@ -69,13 +69,13 @@ class TensorRtRtxEngine(TensorRtEngine):
 
     @property
     def _cache_path(self) -> Path:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         digest = sha256_file(self._path)[:16]
         name = f"{digest}-{self._cuda.compute_capability}-{self._trt.__version__}.cache"
-        return root / "edgehp" / "tensorrt-rtx" / name
+        return cache_folder() / "tensorrt-rtx" / name
 
-    def _infer(self, crops: Crops, timed: bool) -> tuple[Prediction, list[list[float]]]:
-        answer = super()._infer(crops, timed)
+    def infer(self, crops: Crops) -> Prediction:
+        """As `TensorRtEngine.infer`; the first run's kernels are kept."""
+        answer = super().infer(crops)
         self._keep_cache()
         return answer
 

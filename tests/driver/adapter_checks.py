@@ -12,9 +12,13 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from edgehp.crop import Box, Picture, Preprocessing, crop_face
 from edgehp.engines.cuda import Cuda, open_cuda
+from edgehp.engines.gpu_crop import kernel_path
 from edgehp.engines.tensorrt import TensorRtEngine
+from edgehp.errors import DataError
 from tests.driver.tensorrt import KERNEL, SIZE, TensorRtDouble, expected
 
 
@@ -66,6 +70,59 @@ def check_batches(trt: TensorRtDouble, cuda: Cuda) -> dict[str, float]:
     return times
 
 
+def check_frames(trt: TensorRtDouble, cuda: Cuda) -> dict[str, float]:
+    """Faces cut out of frames by the GPU: the same crops to one level, and their answers."""
+    rng = np.random.default_rng(0)
+    spec, times = Preprocessing(SIZE), {}
+    with open_double(trt, cuda, batch=8) as engine:
+        assert engine.crops_frames, engine.info.details["cropping"]
+        for turn, count in enumerate((8, 3, 8, 1, 19, 2)):
+            # Frames that grow, so that their memory on the GPU has to move.
+            side = 200 + 150 * turn
+            frames = [
+                Picture(rng.integers(0, 256, (side, side + 64, 3), np.uint8)),
+                Picture(rng.integers(0, 256, (side * 3 // 2 // 3 * 3, 320), np.uint8), "NV12"),
+            ]
+            faces = []
+            for i in range(count):
+                at = 9 * i - 20
+                faces.append((frames[i % 2], Box(at, at + 5, at + 60 + i, at + 70)))
+            crops = np.stack([crop_face(p.rgb(), box, spec) for p, box in faces])
+            cut = engine.crop_frames(faces, spec)
+            assert np.abs(cut.astype(int) - crops).max() <= 1
+            plain = engine.infer_frames(faces, spec)
+            timed, stages = engine.infer_frames_timed(faces, spec)
+            last = count % 8 or 8
+            for found in (plain, timed):
+                np.testing.assert_allclose(found.angles, expected(cut, 0)[0], rtol=1e-5)
+                spread = expected(cut[-last:], last)[1]
+                np.testing.assert_allclose(found.spread[-last:], spread, rtol=1e-5)
+            assert stages.cropping is not None and stages.cropping > 0, stages
+            times[f"crop {count}"] = stages.cropping * 1e3
+        with pytest.raises(DataError, match="expected at least one and 16 pixels"):
+            engine.infer_frames(faces, Preprocessing(32))
+        assert engine.info.details["cropping"] == "on the GPU"
+    assert trt.violations == [], trt.violations
+    return times
+
+
+def check_stream(trt: TensorRtDouble, cuda: Cuda) -> None:
+    """Batches in flight on two streams answer in order, and beside plain calls."""
+    batches = [crops_of(n, seed) for seed, n in enumerate((8, 3, 8, 1, 5))]
+    with open_double(trt, cuda, batch=8) as engine:
+        found = list(engine.stream(iter(batches)))
+        assert len(found) == len(batches)
+        for crops, answer in zip(batches, found, strict=True):
+            angles, spread = expected(crops, len(crops))
+            np.testing.assert_allclose(answer.angles, angles, rtol=1e-5)
+            np.testing.assert_allclose(answer.spread, spread, rtol=1e-5)
+        angles = engine.infer(batches[0]).angles
+        np.testing.assert_allclose(angles, expected(batches[0], 0)[0], rtol=1e-5)
+        with pytest.raises(DataError, match="a batch of 9 crops, expected at most 8"):
+            list(engine.stream([crops_of(9)]))
+    assert trt.violations == [], trt.violations
+
+
 def check_threads(image: bytes) -> None:
     """Opened, used and closed in threads that end, again and again."""
     failures: list[BaseException] = []
@@ -91,6 +148,15 @@ def main(package: str, nvrtc: bool) -> None:
     trt = TensorRtDouble(image=image)
     print(f"{cuda.name} {cuda.compute_capability}, {package}, integrated {cuda.integrated}")
     print({name: round(ms, 4) for name, ms in check_batches(trt, cuda).items()})
+    check_stream(TensorRtDouble(image=image), open_cuda())
+    if package != "pycuda":
+        if not nvrtc:
+            # The double runs the C itself, whatever the image is.
+            kept = kernel_path(cuda.compute_capability)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_bytes(b"double")
+        found = check_frames(TensorRtDouble(image=image), open_cuda())
+        print({name: round(ms, 4) for name, ms in found.items()})
     check_threads(image)
     if package != "pycuda":
         with open_double(TensorRtDouble(image=image), open_cuda(wait="block"), 1) as engine:
@@ -98,7 +164,7 @@ def main(package: str, nvrtc: bool) -> None:
             engine.infer(crops_of(1))
     assert trt.driver.live == 0, f"{trt.driver.live} things are left"
     assert trt.driver.abandoned == 0, f"{trt.driver.abandoned} contexts were left on stacks"
-    print("ok: batches, times, graphs, threads, waiting, closing")
+    print("ok: batches, times, graphs, streams, frames, threads, waiting, closing")
 
 
 def ptx(capability: str) -> bytes:

@@ -6,11 +6,14 @@ import ctypes
 import hashlib
 import os
 import subprocess
+import sys
 import tempfile
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from edgehp.engines.gpu_crop import KERNEL
 
 SOURCE = Path(__file__).with_name("driver.c")
 NAME = "libcuda.so.1"
@@ -19,7 +22,7 @@ NAME = "libcuda.so.1"
 @cache
 def double_folder() -> Path:
     """The folder with the compiled ``libcuda.so.1``; the test is skipped without a C compiler."""
-    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256(SOURCE.read_bytes() + KERNEL.read_bytes()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"edgehp-driver-double-{os.getuid()}-{digest}"
     if not (folder / NAME).exists():
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -27,7 +30,10 @@ def double_folder() -> Path:
         options = ("-shared", "-fPIC", "-O1", "-Wall", "-Wno-misleading-indentation", "-Werror")
         try:
             subprocess.run(
-                ["cc", *options, f"-Wl,-soname,{NAME}", "-o", built, SOURCE, "-lpthread"],
+                [
+                    *("cc", *options, f"-I{KERNEL.parent}", f"-Wl,-soname,{NAME}"),
+                    *("-o", built, SOURCE, "-lpthread", "-lm"),
+                ],
                 check=True,
                 capture_output=True,
                 text=True,
@@ -37,6 +43,25 @@ def double_folder() -> Path:
         except subprocess.CalledProcessError as e:
             pytest.fail(f"the driver double does not compile: {e.stderr}")
         built.replace(folder / NAME)
+    return folder
+
+
+@cache
+def installed(*requirements: str) -> Path:
+    """A folder with these packages of the index, installed once for the machine."""
+    name = "".join(c if c.isalnum() else "-" for c in "-".join(requirements))
+    python = f"{sys.version_info[0]}{sys.version_info[1]}"
+    folder = Path(tempfile.gettempdir()) / f"edgehp-{name}-{python}"
+    if not (folder / "complete").exists():
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "install", "-q", "--target", folder, *requirements],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            pytest.skip(f"{', '.join(requirements)} cannot be installed: {done.stderr[-200:]}")
+        (folder / "complete").touch()
     return folder
 
 

@@ -8,6 +8,7 @@
  * Control (for tests, by ctypes): double_fail, double_fault, double_live, double_abandoned.
  */
 #define _GNU_SOURCE
+#include "crop_kernel.c"
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,7 +17,7 @@
 typedef unsigned long long u64;
 typedef struct Context { int refs, flags, sticky; u64 generation; } Context;
 typedef struct Event { int recorded, done, captured; double us; struct Stream *stream; u64 op; } Event;
-enum { COPY, FILL, RECORD, KERNEL };
+enum { COPY, FILL, RECORD, HEAD, CROP };
 typedef struct Op {
     int kind, value, batch, side;
     u64 target, source, third, size;
@@ -133,7 +134,7 @@ static int enqueue(Stream *stream, Op op) {
 }
 
 /* The network of the TensorRT double: the mean of each channel, and that plus the batch. */
-static int kernel(Op *op) {
+static int head(Op *op) {
     u64 pixels = (u64)op->side * op->side;
     unsigned char *crops = seen_by_gpu(op->target, op->batch * pixels * 3);
     float *angles = seen_by_gpu(op->source, op->batch * 12ull);
@@ -149,6 +150,22 @@ static int kernel(Op *op) {
     return 0;
 }
 
+/* The kernel of edgehp.engines.gpu_crop, which is plain C, with its addresses looked at. */
+static int crop(Op *op) {
+    u64 pixels = (u64)op->side * op->side * 3;
+    unsigned char *buffer = seen_by_gpu(op->target, op->batch * sizeof(Cut));
+    unsigned char *crops = seen_by_gpu(op->source, op->batch * pixels);
+    if (!buffer || !crops || fault) return fault ? fault : ILLEGAL_ADDRESS;
+    for (int i = 0; i < op->batch; i++) {
+        const Cut *cut = (const Cut *)buffer + i;
+        u64 end = cut->pixels + (u64)cut->pitch * (cut->bottom + 1);
+        if (cut->form == NV12) end = cut->chroma + (u64)cut->pitch * (cut->bottom + 1) / 2;
+        if (!seen_by_gpu(op->target, end)) return ILLEGAL_ADDRESS;
+    }
+    edgehp_crop(buffer, crops, op->side, op->batch);
+    return 0;
+}
+
 static int execute(Stream *stream, u64 until) {
     Context *context = current();
     u64 done = 0;
@@ -157,9 +174,12 @@ static int execute(Stream *stream, u64 until) {
         if (op->kind == RECORD) {
             op->event->us = clock_us;
             op->event->done = 1;
-        } else if (op->kind == KERNEL) {
+        } else if (op->kind == HEAD) {
             clock_us += 1000.0 * op->batch;
-            context->sticky = kernel(op);
+            context->sticky = head(op);
+        } else if (op->kind == CROP) {
+            clock_us += 50.0 * op->batch;
+            context->sticky = crop(op);
         } else {
             void *target = copied(op->target, op->size), *source = copied(op->source, op->size);
             clock_us += op->kind == FILL ? 10 : (op->target & TAG) ? 250 : 125;
@@ -319,21 +339,33 @@ CALL(cuEventElapsedTime, float *out, Event *start, Event *end_)
 int cuEventElapsedTime_v2(float *out, Event *start, Event *end_) {
     return cuEventElapsedTime(out, start, end_);
 }
-/* One module, one function: the network above, whatever the image holds. */
+/* Functions by their names alone: the network above and the crop kernel, whatever the image is. */
+static const char *functions[] = {"head", "edgehp_crop"};
 CALL(cuModuleLoadData, void **out, const void *image) (void)image; *out = (void *)&lock; END
 CALL(cuModuleUnload, void *module) (void)module; END
 CALL(cuModuleGetFunction, void **out, void *module, const char *name)
     (void)module;
-    if (strcmp(name, "head")) GIVE(NOT_FOUND);
-    *out = (void *)&lock; END
+    *out = !strcmp(name, functions[0]) ? functions : !strcmp(name, functions[1]) ? functions + 1
+                                                                                : NULL;
+    if (!*out) GIVE(NOT_FOUND); END
 CALL(cuLaunchKernel, void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
      unsigned by, unsigned bz, unsigned shared, Stream *stream, void **arguments, void **extra)
-    (void)function, (void)gx, (void)gy, (void)gz, (void)bx, (void)by, (void)bz, (void)shared;
-    (void)extra;
-    status = enqueue(stream, (Op){.kind = KERNEL, .target = *(u64 *)arguments[0],
-                                  .source = *(u64 *)arguments[1], .third = *(u64 *)arguments[2],
-                                  .batch = *(int *)arguments[3], .side = *(int *)arguments[4]});
+    Op op = {.kind = HEAD, .target = *(u64 *)arguments[0], .source = *(u64 *)arguments[1]};
+    (void)shared, (void)extra;
+    if (function == functions) {
+        op.third = *(u64 *)arguments[2];
+        op.batch = *(int *)arguments[3];
+        op.side = *(int *)arguments[4];
+    } else {
+        op.kind = CROP;
+        op.side = *(int *)arguments[2];
+        op.batch = gz;
+        if (gx * bx < (unsigned)op.side || gy * by < (unsigned)op.side || bx * by * bz > 1024)
+            GIVE(INVALID_VALUE);
+    }
+    status = enqueue(stream, op);
     END
+
 
 int cuGetErrorString(int error, const char **out) {
     *out = error == ILLEGAL_ADDRESS ? "an illegal memory access was encountered"

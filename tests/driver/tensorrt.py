@@ -17,7 +17,7 @@ import numpy as np
 
 from tests.driver.double import Driver
 
-SIZE = 8
+SIZE = 16
 # For NVRTC: what driver.c computes.
 KERNEL = b"""
 extern "C" __global__ void head(const unsigned char* crops, float* angles, float* spread,

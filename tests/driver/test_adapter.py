@@ -4,37 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
-from functools import cache
 from pathlib import Path
 
 import pytest
 
-from tests.driver.double import environment
+from tests.driver.double import environment, installed
 
 REPO = Path(__file__).resolve().parents[2]
 
 
-@cache
-def bindings(requirement: str) -> Path:
-    """A folder with this cuda-bindings, installed once for the machine."""
-    name = "".join(c if c.isalnum() else "-" for c in requirement)
-    version = f"{sys.version_info[0]}{sys.version_info[1]}"
-    folder = Path(tempfile.gettempdir()) / f"edgehp-{name}-{version}"
-    if not (folder / "complete").exists():
-        done = subprocess.run(
-            [sys.executable, "-m", "pip", "install", "-q", "--target", folder, requirement],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            pytest.skip(f"{requirement} cannot be installed: {done.stderr[-200:]}")
-        (folder / "complete").touch()
-    return folder
-
-
-def run(module: str, *arguments: str, version: int, devices: str, packages: Path) -> str:
+def run(
+    module: str, *arguments: str, version: int, devices: str, packages: Path, cache: Path
+) -> str:
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         capture_output=True,
@@ -42,7 +23,8 @@ def run(module: str, *arguments: str, version: int, devices: str, packages: Path
         check=False,
         cwd=REPO,
         timeout=100,
-        env=environment(version, devices) | {"PYTHONPATH": str(packages)},
+        env=environment(version, devices)
+        | {"PYTHONPATH": str(packages), "XDG_CACHE_HOME": str(cache)},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -60,19 +42,22 @@ def run(module: str, *arguments: str, version: int, devices: str, packages: Path
     ],
 )
 @pytest.mark.parametrize("device", ["L4;8;9;0", "Orin;8;7;1"])
-def test_whole_adapter_with_real_bindings(requirement: str, version: int, device: str) -> None:
-    packages = bindings(requirement)
+def test_whole_adapter_with_real_bindings(
+    requirement: str, version: int, device: str, tmp_path: Path
+) -> None:
+    packages = installed(requirement)
     module = "tests.driver.adapter_checks"
-    said = run(module, version=version, devices=device, packages=packages)
-    assert "ok: batches, times, graphs, threads, waiting, closing" in said
+    said = run(module, version=version, devices=device, packages=packages, cache=tmp_path)
+    assert "ok: batches, times, graphs, streams, frames, threads, waiting, closing" in said
     assert f"integrated {device.endswith('1')}" in said
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["Tesla V100;7;0;0", "Orin;8;7;1"])
-def test_doctor_tests_a_gpu(device: str) -> None:
-    packages = bindings("cuda-bindings>=12.9,<13")
-    said = run("edgehp", "doctor", "--test", version=12060, devices=device, packages=packages)
+def test_doctor_tests_a_gpu(device: str, tmp_path: Path) -> None:
+    packages = installed("cuda-bindings>=12.9,<13")
+    found = {"version": 12060, "devices": device, "packages": packages, "cache": tmp_path}
+    said = run("edgehp", "doctor", "--test", **found)
     for name in ("NVIDIA driver", "CUDA package", "copies", "streams and events", "CUDA graph"):
         assert f"ok: {name}:" in said, said
 
