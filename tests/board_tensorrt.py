@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from edgehp.cli.main import main
 from edgehp.driver import Gpu
-from edgehp.engines.build import BuildOptions
+from edgehp.engines import build_engine
+from edgehp.engines.build import BuildOptions, BuildReport
 from edgehp.pipeline import engine, finish
 from edgehp.pipeline.plan import BuildRequest, Place, Plan, make_plan
 
@@ -22,13 +24,12 @@ def plan_here(request: BuildRequest) -> Plan:
     return replace(make_plan(request), kind="openvino")
 
 
-def options_here(plan: Plan, place: Place, batch: object, threads: object) -> BuildOptions:
-    del plan, place, threads
-    return BuildOptions(precision="int8", batch=batch, threads=1)  # type: ignore[arg-type]
+def build_here(kind: str, graph: Path, out: Path, options: BuildOptions) -> BuildReport:
+    return build_engine(kind, graph, out, replace(options, compute_capabilities=()))
 
 
 if __name__ == "__main__":
     finish.find_place = place_here
     finish.make_plan = plan_here
-    engine.options = options_here  # type: ignore[assignment]
+    engine.build_engine = build_here
     main()

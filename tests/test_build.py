@@ -29,10 +29,9 @@ from edgehp.errors import (
 )
 from edgehp.files import sha256_bytes, sha256_file
 from edgehp.pipeline.crops import load_calibration, require_disjoint
-from edgehp.pipeline.engine import options
 from edgehp.pipeline.pipeline import BuildResult, artifact_name, build
-from edgehp.pipeline.plan import BuildRequest, Place, find_place, make_plan
-from tests import build_parts
+from edgehp.pipeline.plan import BuildRequest, find_place, make_plan
+from tests import board_tensorrt, build_parts
 
 # An untrained network makes no accuracy; what is tested is that it is measured and recorded.
 ANYTHING = 90.0
@@ -55,7 +54,7 @@ def request_(parts: Path) -> BuildRequest:
         target="cpu",
         network=str(parts / "net.safetensors"),
         calibration=parts / "cal.zip",
-        method="minmax",
+        calibration_method="minmax",
         validate_on=parts / "val.zip",
         max_drop=ANYTHING,
         output=parts / "dist",
@@ -300,26 +299,16 @@ def test_a_deferred_artifact_is_finished_where_the_engine_is(
 ) -> None:
     """The device's TensorRT is played by OpenVINO: everything around it is real."""
     from edgehp.pipeline import finish as module
-    from edgehp.pipeline.plan import Place, Plan
 
-    def here(plan: Plan, device: object) -> Place:
-        del device
-        return Place(Gpu("Orin", "8.7"), "Jetson Orin Nano (p3767-0003)", "10.3.0")
-
-    def plan_here(request: BuildRequest) -> Plan:
-        return replace(make_plan(request), kind="openvino")
-
-    monkeypatch.setattr(module, "find_place", here)
-    monkeypatch.setattr(module, "make_plan", plan_here)
-    monkeypatch.setattr(
-        "edgehp.pipeline.engine.options", lambda plan, place, batch, threads: _plain_options(batch)
-    )
+    monkeypatch.setattr(module, "find_place", board_tensorrt.place_here)
+    monkeypatch.setattr(module, "make_plan", board_tensorrt.plan_here)
+    monkeypatch.setattr("edgehp.pipeline.engine.build_engine", board_tensorrt.build_here)
     path = shutil.copytree(deferred.path, tmp_path / deferred.path.name)
     result = module.finish(path, validate_on=parts / "val.zip", threads=1)
     assert result.manifest.state == "complete"
     assert not (path / "reference.npz").exists()
     manifest = result.manifest
-    assert manifest.target.module == "Jetson Orin Nano (p3767-0003)"
+    assert manifest.target.module == board_tensorrt.MODULE
     assert manifest.precision.reached == "int8"
     assert manifest.accuracy is not None
     assert manifest.accuracy.measured_with.endswith("the engine itself")
@@ -328,12 +317,6 @@ def test_a_deferred_artifact_is_finished_where_the_engine_is(
     assert any("run by" in w for w in deferred.manifest.build.warnings)
     assert not any("run by" in w for w in manifest.build.warnings)
     assert {f.path for f in manifest.files} >= {"engine.onnx", "golden.png", "calibration.csv"}
-
-
-def _plain_options(batch: tuple[int, int, int]) -> object:
-    from edgehp.engines.build import BuildOptions
-
-    return BuildOptions(precision="int8", batch=batch, threads=1)
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
@@ -389,7 +372,7 @@ def test_what_a_target_does_not_have(
     "change",
     [
         {"precision": "int4"},
-        {"method": "guess"},
+        {"calibration_method": "guess"},
         {"max_drop": float("nan")},
         {"max_drop": -1.0},
         {"precision": "fp32"},
@@ -440,11 +423,11 @@ def test_a_dla_is_refused_where_there_is_none(target: str) -> None:
 def test_a_dla_where_there_is_one_warns_and_reaches_the_engine() -> None:
     plan = make_plan(BuildRequest("orin-agx-64gb", dla=1, batch=(1, 1, 1)))
     assert any("DLA" in w for w in plan.warnings)
-    assert options(plan, Place(), (1, 1, 1), None).dla == 1
-    with pytest.raises(UsageError, match="one batch size, 1 to 8"):
+    assert (plan.options.dla, plan.options.dla_cores) == (1, 2)
+    with pytest.raises(UsageError, match="batch sizes 1 to 8 for the DLA, which takes one"):
         make_plan(BuildRequest("orin-agx-64gb", dla=1, batch=(1, 1, 8)))
-    assert make_plan(BuildRequest("orin-agx-64gb")).dla is None
-    with pytest.raises(UsageError, match="DLA cores 0 to 1, not 2"):
+    assert make_plan(BuildRequest("orin-agx-64gb")).options.dla is None
+    with pytest.raises(UsageError, match=r"DLA core 2 asked for, but the target has 2"):
         make_plan(BuildRequest("orin-agx-64gb", dla=2, batch=(1, 1, 1)))
 
 

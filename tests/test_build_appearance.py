@@ -34,7 +34,7 @@ def request_(parts: Path) -> BuildRequest:
         target="cpu",
         network=str(parts / "small.onnx"),
         calibration=parts / "cal.zip",
-        method="minmax",
+        calibration_method="minmax",
         validate_on=parts / "val.zip",
         max_drop=90.0,
         output=parts / "like",

@@ -39,7 +39,7 @@ def request_(parts: Path) -> BuildRequest:
         target="cpu",
         network=str(parts / "small.onnx"),
         calibration=parts / "cal.zip",
-        method="minmax",
+        calibration_method="minmax",
         # Without labels the deviation counts: nothing but more floating point makes it smaller.
         validate_on=parts / "bare.zip",
         max_drop=ANYTHING,
@@ -293,7 +293,7 @@ def test_what_openvino_computes_in_float_beside_is_given_back_too(
         for layers, fits in ((kept, True), (frozenset({"b.conv1"}), False)):
             graph.write_bytes(graph_bytes(remove_qdq(model, layers, source)))
             record = MixedRecord(tuple(layers), "fp32", 1.0, 1, 1, 2, "test", 1)
-            arguments = (plan, Place(), graph, writer.path, (1, 1, 8), 1)
+            arguments = (plan, Place(), graph, writer.path)
             if fits:
                 assert build_here(*arguments, mixed=record).precision.counts["fp32"] == 2
             else:

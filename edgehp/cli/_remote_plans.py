@@ -120,7 +120,7 @@ def _needs_its_device(given: Mapping[str, Any]) -> bool:
     from edgehp.artifact.device import HostProbe
     from edgehp.pipeline.plan import BuildRequest, find_place, make_plan
 
-    plan = make_plan(BuildRequest(given["target"], given["precision"], dla=given["dla"]))
+    plan = make_plan(BuildRequest.from_options(given, max_drop_typed=False))
     if plan.kind != "tensorrt":
         return False
     try:

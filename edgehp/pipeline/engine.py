@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from edgehp.artifact.manifest import (
 )
 from edgehp.engines import build_engine, open_engine
 from edgehp.engines.audit import PrecisionAudit
-from edgehp.engines.build import BuildOptions, BuildReport
+from edgehp.engines.build import BuildReport
 from edgehp.errors import CompatibilityError
 from edgehp.files import sha256_file
 from edgehp.pipeline.plan import Place, Plan
@@ -60,8 +60,6 @@ def build_here(
     place: Place,
     graph: Path,
     folder: Path,
-    batch: tuple[int, int, int],
-    threads: int | None = None,
     *,
     mixed: MixedRecord | None = None,
 ) -> BuiltEngine:
@@ -72,8 +70,6 @@ def build_here(
         place: where it is built.
         graph: the deployed graph.
         folder: where the engine goes.
-        batch: smallest, best and largest.
-        threads: processor threads.
         mixed: the layers that stay in floating point by the accuracy gate; no other may.
 
     Raises:
@@ -81,7 +77,9 @@ def build_here(
         DataError, EnvironmentalError, UsageError: as `edgehp.engines.build.build_engine`.
     """
     out = folder / f"engine{_SUFFIX[plan.kind]}"
-    report = build_engine(plan.kind, graph, out, options(plan, place, batch, threads))
+    here = (place.gpu.compute_capability,) if place.gpu else plan.options.compute_capabilities
+    options = replace(plan.options, compute_capabilities=here)
+    report = build_engine(plan.kind, graph, out, options)
     if mixed is not None:
         _require_exactly(mixed, report.audit, convolutions_of(graph))
     elif report.audit.reached != plan.precision:
@@ -90,16 +88,15 @@ def build_here(
             f"{report.audit.reached}: {report.audit.convolutions}; choose a precision that "
             f"{plan.target.name} has"
         )
-    here = (place.gpu.compute_capability,) if place.gpu else plan.target.compute_capabilities
     return BuiltEngine(
         path=out,
         engine=EngineRecord(
             kind=plan.kind,
             files=tuple(p.name for p in report.files),
             versions=dict(report.versions),
-            min_batch=batch[0],
-            best_batch=batch[1],
-            max_batch=batch[2],
+            min_batch=options.batch[0],
+            best_batch=options.batch[1],
+            max_batch=options.batch[2],
             machine=platform.machine(),
         ),
         precision=_precision(plan, report, mixed),
@@ -108,25 +105,6 @@ def build_here(
         ),
         warnings=report.warnings,
         same_as_graph=sha256_file(out) == sha256_file(graph),
-    )
-
-
-def options(
-    plan: Plan, place: Place, batch: tuple[int, int, int], threads: int | None
-) -> BuildOptions:
-    """The build options of a plan."""
-    capabilities = plan.target.compute_capabilities
-    if place.gpu is not None:
-        capabilities = (place.gpu.compute_capability,)
-    return BuildOptions(
-        precision=plan.precision,
-        compute_capabilities=capabilities,
-        batch=batch,
-        dla=plan.dla,
-        workspace_mib=plan.workspace_mib,
-        optimization_level=plan.optimization_level,
-        dla_cores=plan.target.dla_cores,
-        threads=threads,
     )
 
 

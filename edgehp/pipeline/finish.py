@@ -26,6 +26,9 @@ __all__ = ["finish"]
 
 logger = logging.getLogger(__name__)
 
+# What a deferred build's recipe says about its engine.
+_KEPT = ("target", "precision", "max_drop", "batch", "dla", "workspace", "optimization_level")
+
 
 def finish(
     path: Path,
@@ -57,7 +60,7 @@ def finish(
         manifest = artifact.manifest
         if manifest.state != "deferred":
             raise UsageError(f"{path} is complete already; nothing is left to do")
-        request = _request(manifest, path, validate_on)
+        request = _request(manifest, path, validate_on, threads)
         require_photos(validate_on, "--validate-on")
         plan = make_plan(request)
         place = find_place(plan, device)
@@ -70,15 +73,8 @@ def finish(
         roles = _copy(artifact, writer)
         with steps("engine"):
             graph = writer.path / manifest.graph
-            built = build_here(
-                plan,
-                place,
-                graph,
-                writer.path,
-                request.batch,
-                threads,
-                mixed=manifest.precision.mixed,
-            )
+            mixed = manifest.precision.mixed
+            built = build_here(plan, place, graph, writer.path, mixed=mixed)
             roles |= dict.fromkeys(built.engine.files, "engine")
         with steps("accuracy"):
             held_out = held_out_crops(request.validate_on, manifest.preprocessing)
@@ -98,23 +94,16 @@ def finish(
         return BuildResult(writer.destination, writer.commit(completed, roles))
 
 
-def _request(manifest: Manifest, path: Path, validate_on: Path | None) -> BuildRequest:
+def _request(
+    manifest: Manifest, path: Path, validate_on: Path | None, threads: int | None
+) -> BuildRequest:
     recipe = manifest.build.recipe
+    here = {"validate_on": validate_on, "threads": threads, "output": path.parent}
     try:
-        batch = recipe["batch"]
-        request = BuildRequest(
-            target=manifest.target.name,
-            precision=manifest.precision.asked,
-            max_drop=float(recipe["max_drop"]),
-            dla=None if recipe.get("dla") is None else int(recipe["dla"]),
-            workspace_mib=recipe.get("workspace_mib"),
-            optimization_level=recipe.get("optimization_level"),
-            validate_on=validate_on,
-            output=path.parent,
-            batch=(int(batch[0]), int(batch[1]), int(batch[2])),
-        )
         named = recipe["validate_on"]
-    except (KeyError, IndexError, TypeError, ValueError) as e:
+        kept = {name: recipe[name] for name in _KEPT}
+        request = msgspec.convert({**kept, **here}, BuildRequest)
+    except (KeyError, ValueError) as e:
         raise CompatibilityError(f"{path}: its recipe cannot be read ({e}); build it again") from e
     if named is not None and validate_on is None:
         raise UsageError(f"{path} was validated on {named}: give it with --validate-on")

@@ -344,9 +344,9 @@ class _Build:
             return _EngineGraph(_write_graph(model, path), None, None)
         config = QuantizationConfig(
             flavor=self._plan.flavor,
-            method=request.method,
+            method=request.calibration_method,
             # A method that is named is taken as it is.
-            rounding=None if request.method == AUTO else False,
+            rounding=None if request.calibration_method == AUTO else False,
             body="fp16" if context.half else "fp32",
             threads=request.threads,
         )
@@ -390,8 +390,6 @@ class _Build:
             place,
             graph,
             self._context.writer.path,
-            self._request.batch,
-            self._request.threads,
             mixed=None if mixed is None else mixed.record,
         )
 
@@ -545,7 +543,7 @@ class _Build:
         model = inputs.model
         half = to_half_body(model)[0] if context.place.knows_half_scales else model
         path = _write_graph(half, folder / "fp16.onnx")
-        other = build_here(self._plan.in_half(), context.place, path, folder, self._request.batch)
+        other = build_here(self._plan.in_half(), context.place, path, folder)
         crops = batch_of(inputs.held_out, batch)
         int8_ms, fp16_ms = compare_engines(self._plan.kind, built.path, other.path, crops)
         faster = int8_ms < fp16_ms

@@ -6,7 +6,7 @@ import logging
 import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ from edgehp.artifact.write import ArtifactWriter
 from edgehp.device import module_part
 from edgehp.driver import Gpu
 from edgehp.engines import engine_available
-from edgehp.engines.build import check_batch
+from edgehp.engines.build import PRECISIONS, BuildOptions, check_batch
 from edgehp.engines.tensorrt_rtx import import_tensorrt_rtx
 from edgehp.errors import CompatibilityError, EnvironmentalError, UsageError
+from edgehp.quantization.ranges import METHODS
 from edgehp.targets import Target, check_dla, check_precision, resolve_target, target_of_part
 
 __all__ = [
-    "METHODS",
     "BuildContext",
     "BuildRequest",
     "Place",
@@ -36,7 +36,10 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-METHODS = ("auto", "minmax", "percentile", "entropy", "mse")
+# What of a request says how this machine makes it, not what is made.
+_HOW = ("defer", "output", "threads")
+# Options of a command line that are written in a way of their own.
+_NOT_REPEATED = ("target", "precision", "defer", "batch", "mixed")
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class BuildRequest:
         precision: ``"int8"``, ``"fp16"`` or ``"fp32"``.
         network: bundled name or file (checkpoint or deployed ONNX graph).
         calibration: folder or zip of faces, None for the shipped crops.
-        method: how activation ranges are chosen, one of `METHODS`.
+        calibration_method: how activation ranges are chosen: ``"auto"`` or one of `METHODS`.
         validate_on: folder or zip of held-out faces, None for the shipped ones.
         max_drop: largest accuracy drop in degrees that makes an artifact.
         mixed: where INT8 throughout drops more, keep layers in floating point until it does not.
@@ -58,7 +61,7 @@ class BuildRequest:
         batch: smallest, best and largest batch size.
         threads: processor threads, None leaves it to the runtime.
         dla: core of the deep-learning accelerator to run on, None for the GPU.
-        workspace_mib: memory TensorRT may plan with, in MiB; None is a default for the device.
+        workspace: memory TensorRT may plan with, in MiB; None is a default for the device.
         optimization_level: of TensorRT's builder, 0 to 5; None is its own.
     """
 
@@ -66,7 +69,7 @@ class BuildRequest:
     precision: str = "int8"
     network: str = "kd-resnet18-112"
     calibration: Path | None = None
-    method: str = "auto"
+    calibration_method: str = "auto"
     validate_on: Path | None = None
     max_drop: float = 0.1
     defer: bool = False
@@ -75,16 +78,18 @@ class BuildRequest:
     batch: tuple[int, int, int] = (1, 1, 8)
     threads: int | None = None
     dla: int | None = None
-    workspace_mib: int | None = None
+    workspace: int | None = None
     optimization_level: int | None = None
     mixed: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be right, before any work is done."""
-        if self.precision not in ("int8", "fp16", "fp32"):
-            raise UsageError(f"precision {self.precision!r} is none of int8, fp16, fp32")
-        if self.method not in METHODS:
-            raise UsageError(f"calibration method {self.method!r} is none of {', '.join(METHODS)}")
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}")
+        if self.calibration_method not in (methods := ("auto", *METHODS)):
+            raise UsageError(
+                f"calibration method {self.calibration_method!r} is none of {', '.join(methods)}"
+            )
         if not math.isfinite(self.max_drop) or self.max_drop < 0:
             raise UsageError(f"--max-drop {self.max_drop}: expected degrees, 0 or more")
         if self.mixed and self.precision != "int8":
@@ -113,45 +118,18 @@ class BuildRequest:
         """
         if given["target"] is None:
             raise UsageError("--target is missing\nhint: 'edgehp targets' lists all targets")
-        mixed = given["mixed"]
-        if mixed is None:
-            mixed = max_drop_typed and given["precision"] == "int8"
-        return cls(
-            target=given["target"],
-            precision=given["precision"],
-            network=given["network"],
-            calibration=given["calibration"],
-            validate_on=given["validate_on"],
-            max_drop=given["max_drop"],
-            defer=given["defer"],
-            output=given["output"],
-            input_size=given["input_size"],
-            threads=given["threads"],
-            dla=given["dla"],
-            workspace_mib=given["workspace"],
-            optimization_level=given["optimization_level"],
-            method=given["calibration_method"],
-            batch=parse_batch(given["batch"]),
-            mixed=mixed,
-        )
+        values = {f.name: given[f.name] for f in fields(cls)}
+        values["batch"] = parse_batch(given["batch"])
+        if values["mixed"] is None:
+            values["mixed"] = max_drop_typed and given["precision"] == "int8"
+        return cls(**values)
 
     def to_recipe(self) -> dict[str, Any]:
         """JSON values that repeat the build. Paths by their last part: a manifest travels."""
-        return {
-            "target": self.target,
-            "precision": self.precision,
-            "network": Path(self.network).name,
-            "calibration": None if self.calibration is None else self.calibration.name,
-            "method": self.method,
-            "validate_on": None if self.validate_on is None else self.validate_on.name,
-            "max_drop": self.max_drop,
-            "mixed": self.mixed,
-            "input_size": self.input_size,
-            "batch": list(self.batch),
-            "dla": self.dla,
-            "workspace_mib": self.workspace_mib,
-            "optimization_level": self.optimization_level,
-        }
+        values = {k: v for k, v in asdict(self).items() if k not in _HOW}
+        for name in ("network", "calibration", "validate_on"):
+            values[name] = None if values[name] is None else Path(values[name]).name
+        return {**values, "batch": list(self.batch)}
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:
@@ -195,26 +173,25 @@ class Plan:
     Attributes:
         target: from the target's data.
         kind: of the engine.
-        precision: ``"int8"``, ``"fp16"`` or ``"fp32"``.
+        options: of the engine's build; the capability of the GPU is that of the place.
         flavor: of the Q/DQ graph, ``"cpu"`` or ``"tensorrt"``.
         half: whether the graph's body is FP16.
         compare: whether INT8 is compared with FP16, because the hardware may be slower in it.
         warnings: what the user must be told.
-        dla: core of the deep-learning accelerator, None for the GPU.
-        workspace_mib: memory TensorRT may plan with, in MiB; None is a default for the device.
-        optimization_level: of TensorRT's builder; None is its own.
     """
 
     target: Target
     kind: str
-    precision: str
+    options: BuildOptions
     flavor: str
     half: bool
     compare: bool
     warnings: tuple[str, ...]
-    dla: int | None = None
-    workspace_mib: int | None = None
-    optimization_level: int | None = None
+
+    @property
+    def precision(self) -> str:
+        """What the convolutions must run in."""
+        return self.options.precision
 
     @property
     def float_precision(self) -> str:
@@ -223,7 +200,7 @@ class Plan:
 
     def in_half(self) -> Plan:
         """The same in FP16, to compare with."""
-        return replace(self, precision="fp16", compare=False)
+        return replace(self, options=replace(self.options, precision="fp16"), compare=False)
 
 
 @dataclass(frozen=True)
@@ -299,41 +276,36 @@ def make_plan(request: BuildRequest) -> Plan:
     if verdict.supported == "warn":
         warnings.append(f"{target.name} in {request.precision}: {verdict.reason}")
     if request.dla is not None:
-        warnings += _on_dla(target, request.dla, request.batch)
+        dla = check_dla(target)
+        if dla.supported == "no":
+            raise UsageError(f"{target.name} on a DLA: {dla.reason}")
+        if dla.supported == "warn":
+            warnings.append(f"{target.name} on a DLA: {dla.reason}")
     on_gpu = target.engine != "openvino"
-    if request.workspace_mib is not None and not on_gpu:
+    if request.workspace is not None and not on_gpu:
         raise UsageError(f"--workspace is for TensorRT; {target.name} runs on the processor")
     if request.optimization_level is not None and target.engine != "tensorrt":
         raise UsageError(f"--optimization-level is for TensorRT; {target.name} has {target.engine}")
     plan = Plan(
         target=target,
         kind=target.engine,
-        precision=request.precision,
+        options=BuildOptions(
+            precision=request.precision,
+            compute_capabilities=target.compute_capabilities,
+            batch=request.batch,
+            workspace_mib=request.workspace,
+            optimization_level=request.optimization_level,
+            dla=request.dla,
+            dla_cores=target.dla_cores,
+            threads=request.threads,
+        ),
         flavor=target.flavour,
         # A strongly typed engine computes what lies outside Q/DQ in the graph's own type.
         half=on_gpu and request.precision in ("int8", "fp16"),
         compare=on_gpu and request.precision == "int8" and verdict.supported == "warn",
         warnings=tuple(warnings),
-        dla=request.dla,
-        workspace_mib=request.workspace_mib,
-        optimization_level=request.optimization_level,
     )
     return plan if on_gpu else _processor(plan)
-
-
-def _on_dla(target: Target, core: int, batch: tuple[int, int, int]) -> list[str]:
-    """What the user must be told of running on this core; refuses what the target says no to."""
-    verdict = check_dla(target)
-    if verdict.supported == "no":
-        raise UsageError(f"{target.name} on a DLA: {verdict.reason}")
-    if batch[0] != batch[2]:
-        raise UsageError(
-            f"the DLA takes one batch size, {batch[0]} to {batch[2]} were asked for: TensorRT "
-            f"would move every layer to the GPU\nhint: --batch {batch[1]}"
-        )
-    if not 0 <= core < target.dla_cores:
-        raise UsageError(f"{target.name} has DLA cores 0 to {target.dla_cores - 1}, not {core}")
-    return [f"{target.name} on a DLA: {verdict.reason}"] if verdict.supported == "warn" else []
 
 
 def _processor(plan: Plan) -> Plan:
@@ -432,21 +404,10 @@ def _same_build(plan: Plan, request: BuildRequest) -> list[str]:
     """The command line of this very build: every option whose value is not the usual one."""
     usual = BuildRequest(request.target)
     words = ["edgehp", "build", "--target", plan.target.name, "--precision", plan.precision]
-    for option, value, default in (
-        ("--network", request.network, usual.network),
-        ("--calibration", request.calibration, usual.calibration),
-        ("--calibration-method", request.method, usual.method),
-        ("--validate-on", request.validate_on, usual.validate_on),
-        ("--max-drop", request.max_drop, usual.max_drop),
-        ("--input-size", request.input_size, usual.input_size),
-        ("--threads", request.threads, usual.threads),
-        ("--dla", request.dla, usual.dla),
-        ("--workspace", request.workspace_mib, usual.workspace_mib),
-        ("--optimization-level", request.optimization_level, usual.optimization_level),
-        ("--output", request.output, usual.output),
-    ):
-        if value != default:
-            words += [option, str(value)]
+    for name in (f.name for f in fields(usual)):
+        value = getattr(request, name)
+        if name not in _NOT_REPEATED and value != getattr(usual, name):
+            words += [f"--{name.replace('_', '-')}", str(value)]
     if request.batch != usual.batch:
         sizes = request.batch if len(set(request.batch)) > 1 else request.batch[:1]
         words += ["--batch", ",".join(map(str, sizes))]
