@@ -192,9 +192,7 @@ def _bandwidth(threads: int, seconds: float) -> float:
     return 2 * 8 * each * threads / best / 1e9
 
 
-# Operators that multiply; all others together are below 1 % of a ResNet.
-_MULTIPLY = ("Conv", "Gemm", "MatMul")
-_INT8_BYTES, _FP16_BYTES, _FP32_BYTES = 1, 2, 4
+_BYTES = {"int8": 1, "fp16": 2, "fp32": 4}
 
 
 @dataclass(frozen=True)
@@ -238,72 +236,35 @@ def graph_cost(graph: Path, precision: str) -> GraphCost:
     """
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
-    from onnx import numpy_helper, shape_inference
+
+    from edgehp.pipeline.sensitivity import MULTIPLYING, count_work
 
     try:
         model = onnx.load(str(graph))
-        for value in model.graph.input:
-            value.type.tensor_type.shape.dim[0].dim_value = 1
-        inferred = shape_inference.infer_shapes(model)
-    except (DecodeError, OSError, ValueError, RuntimeError, IndexError) as e:
+    except (DecodeError, OSError, ValueError) as e:
         raise DataError(f"{graph} cannot be read as an ONNX graph: {e}") from e
-    shapes = {
-        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
-        for v in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
-    }
-    constants = {i.name: list(i.dims) for i in inferred.graph.initializer}
-    for node in inferred.graph.node:
-        if node.op_type == "Constant":
-            value = next((a.t for a in node.attribute if a.name == "value"), None)
-            if value is not None:
-                constants[node.output[0]] = list(numpy_helper.to_array(value).shape)
-    made_by = {o: n for n in inferred.graph.node for o in n.output}
-    size = {"int8": _INT8_BYTES, "fp16": _FP16_BYTES}.get(precision, _FP32_BYTES)
-    quantized = any(n.op_type == "DequantizeLinear" for n in inferred.graph.node)
-    operations = weights = activations = layers = 0
-    for node in inferred.graph.node:
-        if node.op_type not in _MULTIPLY:
-            continue
-        weight, int8 = _weight(node.input[1], made_by, constants)
-        out = shapes.get(node.output[0], [])
-        into = shapes.get(node.input[0], [])
-        if weight is None or not out or 0 in out[1:] or 0 in into[1:]:
-            raise DataError(f"{graph}: the shapes of {node.name or node.output[0]} are not known")
-        # Where the graph has Q/DQ at all, a layer without runs in the graph's own type.
-        width = _INT8_BYTES if int8 else (_FP32_BYTES if quantized and size == 1 else size)
-        kernel = math.prod(weight)
-        if node.op_type == "Conv":
-            # [out, in / groups, h, w]: one multiply-accumulate an element and output pixel.
-            operations += 2 * kernel * math.prod(out[2:])
-        else:
-            operations += 2 * kernel
-        weights += kernel * width
-        activations += (math.prod(into[1:]) + math.prod(out[1:])) * width
-        layers += 1
-    if layers == 0:
-        raise DataError(f"{graph}: no multiplying layer found")
-    io = math.prod(shapes[inferred.graph.input[0].name]) + sum(
-        _FP32_BYTES * math.prod(shapes[o.name][1:]) for o in inferred.graph.output
+    names = [n.name or n.output[0] for n in model.graph.node if n.op_type in MULTIPLYING]
+    work = count_work(model)
+    unknown = [n for n in names if n not in work]
+    if unknown or not names:
+        raise DataError(f"{graph}: nothing multiplies, or in unknown shapes: {unknown[:1]}")
+    layers = [work[n] for n in names]
+    # Where the graph has Q/DQ at all, a layer without runs in the graph's own type.
+    if precision == "int8" and any(w.int8 for w in layers):
+        precision = "fp32"
+    widths = [_BYTES["int8" if w.int8 else precision] for w in layers]
+    ends = [
+        math.prod(d.dim_value for d in v.type.tensor_type.shape.dim[1:]) * width
+        for values, width in ((model.graph.input, 1), (model.graph.output, _BYTES["fp32"]))
+        for v in values
+    ]
+    return GraphCost(
+        sum(w.operations for w in layers),
+        sum(w.weights * n for w, n in zip(layers, widths, strict=True)),
+        sum(ends),
+        sum(w.activations * n for w, n in zip(layers, widths, strict=True)),
+        len(layers),
     )
-    return GraphCost(operations, weights, io, activations, layers)
-
-
-def _weight(
-    name: str, made_by: Mapping[str, Any], constants: Mapping[str, list[int]]
-) -> tuple[list[int] | None, bool]:
-    """The shape of a weight, followed up through Q/DQ and casts, and whether it is quantized."""
-    int8 = False
-    for _ in range(8):
-        if name in constants:
-            return constants[name], int8
-        node = made_by.get(name)
-        if node is None or node.op_type not in (
-            *("DequantizeLinear", "QuantizeLinear", "Cast", "Identity", "Transpose"),
-        ):
-            return None, int8
-        int8 = int8 or node.op_type == "DequantizeLinear"
-        name = node.input[0]
-    return None, int8
 
 
 # GPUs by the exact names that CUDA and NVML give them, and the board of the targets' files that

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,6 @@ from edgehp.errors import CompatibilityError, DataError, UsageError
 from edgehp.files import sha256_file
 from edgehp.networks.bundled import resolve_network
 from edgehp.quantization.compare import Comparison, Difference
-from edgehp.quantization.graph import WEIGHTED, GraphView
 from edgehp.quantization.qdq import quantized_layers, remove_qdq
 from edgehp.targets import Peaks, Target
 
@@ -32,8 +31,10 @@ __all__ = [
     "REFERENCE_GRAPH",
     "LatencyModel",
     "LayerSensitivity",
+    "LayerWork",
     "Sensitivity",
     "artifact_graphs",
+    "count_work",
     "measure_sensitivity",
     "predict_latency",
     "sensitivity_report",
@@ -45,6 +46,9 @@ logger = logging.getLogger(__name__)
 # `edgehp validate` takes the FP32 reference from here where a name alone does not find it.
 REFERENCE_GRAPH = "reference.onnx"
 SCHEMA_VERSION = 2
+# Operators that multiply; all others together are below 1 % of a ResNet.
+MULTIPLYING = ("Conv", "Gemm", "MatMul")
+_KEEP_SIZE = ("DequantizeLinear", "QuantizeLinear", "Cast", "Identity", "Transpose")
 # Enough crops to rank layers; two graphs a layer are run on them.
 CROPS = 64
 # Targets without figures of their own are processors. One core with AVX2 and VNNI issues two
@@ -166,16 +170,19 @@ def predict_latency(
     peaks = _peaks(target)
     float_bytes = 4 if target.engine == "openvino" else 2
     bandwidth = math.inf if peaks.bandwidth_gb_s is None else peaks.bandwidth_gb_s * 1e9
-    work = _count_work(source, quantized_layers(model))
+    counted = count_work(source)
+    if missing := [name for name in quantized_layers(model) if name not in counted]:
+        raise DataError(f"the float graph has no node {missing[0]!r} of a known shape")
+    work = {name: counted[name] for name in quantized_layers(model)}
 
     def price(tera_operations: float, width: int) -> dict[str, float]:
         return {
             name: 1e3
             * max(
-                batch * operations / (tera_operations * 1e12),
-                width * (weights + batch * activations) / bandwidth,
+                batch * w.operations / (tera_operations * 1e12),
+                width * (w.weights + batch * w.activations) / bandwidth,
             )
-            for name, (operations, weights, activations) in work.items()
+            for name, w in work.items()
         }
 
     return LatencyModel(
@@ -192,37 +199,80 @@ def _peaks(target: Target) -> Peaks:
     return default[0] if default else min(known, key=lambda p: p.int8_tops)
 
 
-def _count_work(model: onnx.ModelProto, layers: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
-    """Layer -> operations, elements of the weight, and elements read and written, for one image."""
+class LayerWork(NamedTuple):
+    """What one image costs a layer.
+
+    Operations are two for each multiply-accumulate, else one for each element of the output;
+    `weights` and `activations` are elements; `int8`: the weight comes through a DequantizeLinear.
+    """
+
+    operations: int
+    weights: int
+    activations: int
+    int8: bool
+
+
+def count_work(model: onnx.ModelProto) -> dict[str, LayerWork]:
+    """Name of the node, or of its output where it has none -> its work, in graph order.
+
+    Nodes whose shapes cannot be inferred, or that multiply without a constant weight, are left out.
+
+    Args:
+        model: a deployed graph, with Q/DQ or without.
+
+    Raises:
+        DataError: shapes cannot be inferred.
+    """
     from onnx import ModelProto, shape_inference
 
     fixed = ModelProto()
     fixed.CopyFrom(model)
-    for value in fixed.graph.input:
-        value.type.tensor_type.shape.dim[0].dim_value = 1
     try:
+        for value in fixed.graph.input:
+            value.type.tensor_type.shape.dim[0].dim_value = 1
         graph = shape_inference.infer_shapes(fixed).graph
-    except (RuntimeError, ValueError) as e:
+    except (RuntimeError, ValueError, IndexError) as e:
         raise DataError(f"the shapes of the graph cannot be inferred: {e}") from e
     shapes = {
-        v.name: [d.dim_value or 1 for d in v.type.tensor_type.shape.dim]
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
         for v in (*graph.value_info, *graph.input, *graph.output)
     }
-    view = GraphView(model)
+    constants = {t.name: math.prod(t.dims) for t in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            constants[node.output[0]] = math.prod(node.attribute[0].t.dims)
+    made_by = {o: n for n in graph.node for o in n.output}
     found = {}
-    for name in layers:
-        node = view.nodes.get(name)
-        if node is None or not shapes.get(node.output[0]):
-            raise DataError(f"the float graph has no node {name!r} of a known shape")
-        out = math.prod(shapes[node.output[0]])
-        read = sum(math.prod(shapes.get(i, ())) for i in node.input if not view.is_constant(i))
-        weights = math.prod(view.array(node.input[1]).shape) if view.has_weight(node) else 0
-        operations = out
-        if node.op_type in WEIGHTED:
-            # Outputs of a convolution share the weights.
-            operations = 2 * weights * math.prod(shapes[node.output[0]][2:])
-        found[name] = (operations, weights, read + out)
+    for node in graph.node:
+        name, out = node.name or node.output[0], shapes.get(node.output[0], [])
+        size = math.prod(out)
+        if node.op_type not in MULTIPLYING:
+            if size:
+                read = sum(math.prod(shapes.get(i, ())) for i in node.input if i not in constants)
+                found[name] = LayerWork(size, 0, read + size, int8=False)
+            continue
+        weights, int8 = _weight(node.input[1], made_by, constants)
+        into = math.prod(shapes.get(node.input[0], (0,)))
+        if not (weights and size and into):
+            continue
+        # The pixels of a convolution's output share its weight.
+        pixels = math.prod(out[2:]) if node.op_type == "Conv" else 1
+        found[name] = LayerWork(2 * weights * pixels, weights, into + size, int8)
     return found
+
+
+def _weight(
+    name: str, made_by: Mapping[str, onnx.NodeProto], constants: Mapping[str, int]
+) -> tuple[int, bool]:
+    """Elements of a weight, followed up through Q/DQ and casts, and whether it is quantized."""
+    int8 = False
+    for _ in range(8):
+        node = made_by.get(name)
+        if name in constants or node is None or node.op_type not in _KEEP_SIZE:
+            break
+        int8 = int8 or node.op_type == "DequantizeLinear"
+        name = node.input[0]
+    return constants.get(name, 0), int8
 
 
 def artifact_graphs(artifact: Artifact) -> tuple[onnx.ModelProto, onnx.ModelProto]:
