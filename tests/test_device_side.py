@@ -24,6 +24,8 @@ OLDEST = (3, 10)
 PROBE = Path(__file__).parent / "device_side" / "probe.py"
 # None of these may be needed on a board, or be paid for by a command that does not use it.
 HEAVY = {
+    "dask",
+    "distributed",
     "jinja2",
     "matplotlib",
     "onnx",

@@ -13,9 +13,9 @@ from edgehp import pose
 from edgehp.cli.label import command as label_command
 from edgehp.datasets import open_dataset
 from edgehp.datasets.base import Dataset
-from edgehp.errors import DataError, UsageError
-from edgehp.training.labelling import ensemble_label, label_samples, read_labels, shard
-from edgehp.training.teachers import Grid, Teacher, load_teacher_spec
+from edgehp.errors import DataError
+from edgehp.training.labelling import ensemble_label, label_samples, read_labels
+from edgehp.training.teachers import Grid, Teacher, TeacherSpec, load_teacher_spec
 from tests.faces import teacher_toml, write_faces
 
 
@@ -92,22 +92,22 @@ def test_weights_are_per_teacher_not_per_view(tmp_path: Path, faces: Dataset) ->
     assert label.teachers.shape == (2, 4)
 
 
-def run(data: Dataset, out: Path, *teachers: Teacher) -> int:
+def run(data: Dataset, out: Path, *teachers: TeacherSpec) -> int:
     return list(label_samples(data.samples, teachers, out))[-1]
 
 
 def test_labels_are_written_and_read_back(tmp_path: Path, faces: Dataset) -> None:
-    teacher = Teacher(load_teacher_spec(teacher_toml(tmp_path / "t")))
+    teacher = load_teacher_spec(teacher_toml(tmp_path / "t"))
     assert run(faces, tmp_path / "labels", teacher) == 12
     labels = read_labels([tmp_path / "labels"])
     sample = faces.samples[3]
-    expected = ensemble_label(sample, [teacher])
+    expected = ensemble_label(sample, [Teacher(teacher)])
     np.testing.assert_allclose(labels[sample.name].matrix, expected.matrix, atol=1e-5)
     np.testing.assert_allclose(labels[sample.name].teachers, expected.teachers, atol=1e-5)
 
 
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, faces: Dataset) -> None:
-    teacher = Teacher(load_teacher_spec(teacher_toml(tmp_path / "t")))
+    teacher = load_teacher_spec(teacher_toml(tmp_path / "t"))
     run(faces, tmp_path / "labels", teacher)
     path = tmp_path / "labels" / "labels.csv"
     whole = path.read_bytes()
@@ -118,13 +118,13 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, faces: Dataset) -
 
 def test_another_ensemble_does_not_mix_into_a_folder(tmp_path: Path, faces: Dataset) -> None:
     spec = load_teacher_spec(teacher_toml(tmp_path / "t"))
-    run(faces, tmp_path / "labels", Teacher(spec))
+    run(faces, tmp_path / "labels", spec)
     with pytest.raises(DataError, match="another ensemble"):
-        run(faces, tmp_path / "labels", Teacher(spec.with_grid(Grid(3))))
+        run(faces, tmp_path / "labels", spec.with_grid(Grid(3)))
 
 
 def test_a_damaged_line_in_the_middle_is_not_passed_over(tmp_path: Path, faces: Dataset) -> None:
-    teacher = Teacher(load_teacher_spec(teacher_toml(tmp_path / "t")))
+    teacher = load_teacher_spec(teacher_toml(tmp_path / "t"))
     run(faces, tmp_path / "labels", teacher)
     path = tmp_path / "labels" / "labels.csv"
     lines = path.read_text().splitlines()
@@ -134,13 +134,6 @@ def test_a_damaged_line_in_the_middle_is_not_passed_over(tmp_path: Path, faces: 
         run(faces, tmp_path / "labels", teacher)
     with pytest.raises(DataError, match="line 5"):
         read_labels([tmp_path / "labels"])
-
-
-def test_shards_share_the_photos_out(faces: Dataset) -> None:
-    parts = [shard(faces.samples, i, 3) for i in range(3)]
-    assert sorted(s.name for p in parts for s in p) == sorted(s.name for s in faces.samples)
-    with pytest.raises(UsageError, match="0 to 2"):
-        shard(faces.samples, 3, 3)
 
 
 def test_the_command_labels_counts_and_lists_skips(tmp_path: Path, faces: Dataset) -> None:

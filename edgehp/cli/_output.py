@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -135,16 +136,23 @@ class Step:
         self.total = total
         self.done = 0
         self._owner = owner
-        self._drawn = 0.0
+        self._began = self._drawn = time.monotonic()
 
     def advance(self, count: int = 1) -> None:
-        """Count `count` more items as done and redraw the line, at most ten times a second."""
+        """Count `count` more items as done and redraw the line, at most ten times a second.
+
+        Where the total is known, the line says how many are done a second and the time left.
+        """
         self.done += count
         now = time.monotonic()
         if now - self._drawn >= REDRAW_SECONDS:
             self._drawn = now
-            of = f"/{self.total}" if self.total else ""
-            self._owner.draw(f"{self.name} ... {self.done}{of}")
+            text = f"{self.name} ... {self.done}"
+            if self.total:
+                rate = self.done / (now - self._began)
+                left = timedelta(seconds=round((self.total - self.done) / rate))
+                text += f"/{self.total}  {rate:.3g}/s, {left} left"
+            self._owner.draw(text)
 
 
 class Steps:

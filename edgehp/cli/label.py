@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
+from edgehp.cli._workers import worker_options, workers_of
 from edgehp.errors import UsageError
 
 __all__ = ["command"]
@@ -35,10 +34,16 @@ __all__ = ["command"]
 @click.option("--step", type=float, help="Distance of offsets, times the box side.")
 @click.option("--flip/--no-flip", default=None, help="Average with the mirrored photo too.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the labels.")
+@worker_options
 @click.option(
-    "--shard", default="0/1", show_default=True, help="I/N: label every N-th photo, from the I-th."
+    "--remote-data-root",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="With --cluster: where PHOTOS are on the workers. Default: they are sent.",
 )
-@click.option("--threads", default=2, show_default=True, help="Photos worked on at a time.")
+@click.option(
+    "--threads", default=2, show_default=True, help="Photos that a worker does at a time."
+)
 @click.option("--skip-bad", is_flag=True, help="Leave damaged photos out, counted and listed.")
 def command(
     photos: tuple[Path, ...],
@@ -49,25 +54,26 @@ def command(
     step: float | None,
     flip: bool | None,
     out: Path,
-    shard: str,
+    workers: int,
+    cluster: str | None,
+    remote_data_root: Path | None,
     threads: int,
     skip_bad: bool,
 ) -> None:
     """Label PHOTOS (folders or zips of faces) with the mean rotation and spread of the teachers.
 
-    A run that was interrupted goes on where it stopped.
+    A run that was interrupted goes on where it stopped. The labels do not depend on who computes
+    them, or on how many.
     """
     from msgspec.structs import replace
 
+    from edgehp.cli._output import Steps
     from edgehp.cli._photos import open_photos
     from edgehp.datasets.base import Skips
     from edgehp.training.labelling import label_samples
-    from edgehp.training.labelling import shard as take
-    from edgehp.training.teachers import Teacher, load_teacher_spec
+    from edgehp.training.teachers import load_teacher_spec
 
-    match = re.fullmatch(r"(\d+)/(\d+)", shard)
-    if match is None:
-        raise UsageError(f"--shard {shard!r}: expected I/N, such as 0/4")
+    place = workers_of(workers, cluster)
     if threads < 1:
         raise UsageError("--threads must be at least 1")
     specs = []
@@ -77,20 +83,38 @@ def command(
         changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
         specs.append(spec.with_grid(replace(spec.grid, **changes)))
     data = open_photos(photos, dataset, skip_bad)
-    samples = take(data.samples, int(match[1]), int(match[2]))
     skips = Skips(skip_bad)
-    began, first, last = time.monotonic(), 0, 0
-    ready = [Teacher(s) for s in specs]
-    bar: Any
-    with click.progressbar(length=len(samples), label="labelling", file=sys.stderr) as bar:
-        for i, count in enumerate(label_samples(samples, ready, out, threads=threads, skips=skips)):
-            if i == 0:
-                first = count
-            bar.update(count - last)
-            last = count
+    labels = label_samples(
+        data.samples,
+        specs,
+        out,
+        threads=threads,
+        skips=skips,
+        workers=place,
+        places=_places(photos, remote_data_root, cluster),
+    )
+    began, first = time.monotonic(), next(labels)
+    last = first
+    with Steps()("label", total=len(data.samples) - first) as progress:
+        for last in labels:
+            progress.advance(last - first - progress.done)
     rate = (last - first) / max(time.monotonic() - began, 1e-9)
     click.echo(f"{last} photos labelled in {out} ({rate:.1f} images/s)")
     for skip in (*data.skipped, *skips.found):
         click.echo(f"skipped {skip.name}: {skip.reason}", err=True)
     if skipped := len(data.skipped) + len(skips.found):
         click.echo(f"{skipped} photos skipped", err=True)
+
+
+def _places(
+    photos: tuple[Path, ...], there: Path | None, cluster: str | None
+) -> tuple[Path, Path] | None:
+    """Where the photos are here and on the workers; None where they are sent."""
+    if there is None:
+        return None
+    if cluster is None or len(photos) != 1:
+        raise UsageError(
+            "--remote-data-root names the place of one folder or zip on the workers of a "
+            f"--cluster, found {len(photos)} here\nhint: without it the photos are sent"
+        )
+    return photos[0], there

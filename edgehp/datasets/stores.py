@@ -7,7 +7,8 @@ import threading
 import zipfile
 import zlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -19,10 +20,12 @@ __all__ = [
     "FilePhoto",
     "Folder",
     "PhotoSource",
+    "SentPhoto",
     "Store",
     "ZipPhoto",
     "inside",
     "open_store",
+    "photo_for",
 ]
 
 _LARGEST_MEMBER = 256 * 2**20
@@ -134,14 +137,9 @@ class Archive:
         self._zip: zipfile.ZipFile | None = None
         self._process = -1
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the open file and the lock, which no other process can use."""
-        return {"path": self.path, "_members": self._members}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore; the file is opened on the first read."""
-        self.__dict__.update(state)
-        self._reset()
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By its place: what it becomes in another process is opened once there."""
+        return _opened, (self.path,)
 
     def _open(self) -> zipfile.ZipFile:
         if self._zip is None:
@@ -182,6 +180,61 @@ class Archive:
                 raise DataError(f"{where}: the zip member is damaged: {e}") from e
             except (OSError, NotImplementedError, RuntimeError) as e:
                 raise DataError(f"{where}: cannot read the zip member: {e}") from e
+
+
+class _Elsewhere(Archive):
+    """A zip that is on another machine, and opened by whoever unpickles this."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+
+@lru_cache(maxsize=16)
+def _opened(path: Path) -> Archive:
+    return Archive(path)
+
+
+@dataclass(frozen=True)
+class SentPhoto:
+    """A photo that was sent here.
+
+    Attributes:
+        where: where it was read.
+        data: the encoded photo.
+    """
+
+    where: str
+    data: bytes = field(repr=False)
+
+    def read(self) -> bytes:
+        """The encoded photo."""
+        return self.data
+
+
+def photo_for(source: PhotoSource, here: Path | None, there: Path | None) -> PhotoSource:
+    """A photo as another machine can read it.
+
+    Args:
+        source: the photo.
+        here: a folder or zip that is on the other machine too; None to send the photo itself.
+        there: its place on the other machine.
+
+    Raises:
+        DataError: not below `here`, or, where it is sent, missing, unreadable or too large.
+    """
+    if here is None or there is None:
+        return SentPhoto(source.where, source.read())
+    try:
+        if isinstance(source, FilePhoto):
+            return FilePhoto(there / source.path.relative_to(here))
+        if isinstance(source, ZipPhoto):
+            path = there / source.archive.path.relative_to(here)
+            return replace(source, archive=_Elsewhere(path))
+    except ValueError:
+        pass
+    raise DataError(
+        f"{source.where}: not a photo below {here}, so where it is elsewhere is unknown"
+    )
 
 
 class Store(Protocol):

@@ -81,6 +81,7 @@ PACKAGES = (
     Package("pycuda", ("pycuda",), None, "JetPack images have it; elsewhere cuda-bindings does"),
     Package("torch", ("torch",), "train"),
     Package("tensorboard", ("tensorboard",), "train"),
+    Package("distributed", ("distributed",), "cluster"),
     Package("jinja2", ("jinja2",), "report"),
     Package("matplotlib", ("matplotlib",), "report"),
     Package("jtop", ("jetson-stats",), "jetson"),

@@ -1,9 +1,9 @@
 """Labels from an ensemble of teachers over a grid of box offsets, written as they come.
 
-A label file is a folder with ``labels.csv`` (one line a photo, appended and flushed in chunks) and
-``ensemble.json`` (who labelled, with the SHA-256 of every network file). A run that was killed
-goes on where it stopped; a run with another ensemble is refused. Large sets split over processes
-or machines with shards: shard i of n labels every n-th photo into a folder of its own.
+A label file is a folder with ``labels.csv`` (one line a photo, in the order of the photos) and
+``ensemble.json`` (who labelled, with the SHA-256 of every network file). Lines are flushed to disk
+shard by shard, so a run that was killed goes on where it stopped; one with another ensemble is
+refused. The labels are the same wherever they were computed: in one process, many, or a cluster.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,22 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp import pose
+from edgehp.cluster import ShardsLostError, Workers, run_shards
 from edgehp.datasets.base import Sample, Skips
-from edgehp.datasets.prefetch import prefetch
-from edgehp.errors import DataError, UsageError
+from edgehp.datasets.stores import photo_for
+from edgehp.errors import DataError, EdgehpError, EnvironmentalError, UsageError
 from edgehp.files import plain, sha256_file, write_whole
-from edgehp.training.teachers import Teacher
+from edgehp.training.teachers import Teacher, TeacherSpec
 
-__all__ = ["Label", "ensemble_label", "label_samples", "read_labels", "shard"]
+__all__ = ["Ensemble", "Label", "ensemble_label", "label_samples", "read_labels"]
 
 Array = npt.NDArray[np.float64]
 LABELS, ENSEMBLE = "labels.csv", "ensemble.json"
 _MATRIX = [f"r{i}{j}" for i in range(3) for j in range(3)]
 _COMMON = ["image", "pitch", "yaw", "roll", *_MATRIX, "spread"]
 _PER_TEACHER = ("pitch", "yaw", "roll", "spread")
-# Lines between two flushes to disk: a killed run loses at most this many photos.
-_CHUNK = 64
+# Photos a shard: what a killed run or worker loses at most.
+_SHARD = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,17 +60,6 @@ class Label:
     def angles(self) -> Array:
         """(pitch, yaw, roll) [3] in degrees, convention ``"aflw2000"``."""
         return pose.euler_from_matrix(self.matrix)
-
-
-def shard(samples: Sequence[Sample], index: int, count: int) -> Sequence[Sample]:
-    """Every `count`-th sample beginning with `index` (from 0).
-
-    Raises:
-        UsageError: not 0 <= index < count.
-    """
-    if count < 1 or not 0 <= index < count:
-        raise UsageError(f"shard {index} of {count}: the first number must be 0 to {count - 1}")
-    return samples[index::count]
 
 
 def ensemble_label(sample: Sample, teachers: Sequence[Teacher]) -> Label:
@@ -96,13 +86,40 @@ def ensemble_label(sample: Sample, teachers: Sequence[Teacher]) -> Label:
     return Label(sample.name, mean, float(spread), np.array(rows))
 
 
+@dataclass(frozen=True)
+class Ensemble:
+    """The teachers as work for `edgehp.cluster`: a sample in, its `Label` out."""
+
+    teachers: tuple[TeacherSpec, ...]
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """The networks."""
+        return {f"{i}/{f.name}": f for i, t in enumerate(self.teachers) for f in t.files}
+
+    def open(self, folder: Path | None) -> Callable[[Sample], Label]:
+        """Load the networks, from `folder` where they were sent there.
+
+        Raises:
+            EnvironmentalError, DataError: as `Teacher`.
+        """
+        ready = []
+        for i, spec in enumerate(self.teachers):
+            if folder is not None:
+                spec = replace(spec, files=tuple(folder / str(i) / f.name for f in spec.files))
+            ready.append(Teacher(spec))
+        return lambda sample: ensemble_label(sample, ready)
+
+
 def label_samples(
     samples: Sequence[Sample],
-    teachers: Sequence[Teacher],
+    teachers: Sequence[TeacherSpec],
     out: Path,
     *,
     threads: int = 2,
     skips: Skips | None = None,
+    workers: Workers | None = None,
+    places: tuple[Path, Path] | None = None,
 ) -> Iterator[int]:
     """Label what is not labelled yet in the folder `out`, yielding the number done so far.
 
@@ -110,17 +127,22 @@ def label_samples(
         samples: photos with boxes.
         teachers: the ensemble; names must differ.
         out: folder of the labels, made if needed.
-        threads: photos worked on at a time (the networks release Python's lock).
+        threads: photos worked on at a time by each worker (the networks release Python's lock).
         skips: what to do with damaged photos; raise when omitted.
+        workers: where; this process when omitted.
+        places: on a cluster, a folder or zip here and the same on the workers; the photos are sent
+            when omitted.
 
     Yields:
         The count of labelled samples, first the number found from an earlier run.
 
     Raises:
         DataError: `out` holds labels of another ensemble, or a photo is damaged.
+        EnvironmentalError: the cluster cannot be used, or some photos kill whatever labels them;
+            all others are labelled then.
     """
-    skips = skips or Skips()
-    names = [t.spec.name for t in teachers]
+    skips, workers = skips or Skips(), workers or Workers()
+    names = [t.name for t in teachers]
     if not names or len(set(names)) != len(names):
         raise UsageError(f"teachers need different names, found {names}")
     out.mkdir(parents=True, exist_ok=True)
@@ -129,27 +151,46 @@ def label_samples(
     todo = [s for s in samples if s.name not in done]
     count = len(done)
     yield count
-
-    def work(sample: Sample) -> Label | DataError:
-        try:
-            return ensemble_label(sample, teachers)
-        except DataError as e:
-            return e
-
+    here, there = places or (None, None)
+    shards = run_shards(
+        Ensemble(tuple(teachers)),
+        todo,
+        workers,
+        size=_SHARD,
+        threads=threads,
+        send=(lambda s: replace(s, source=photo_for(s.source, here, there)))
+        if workers.address is not None
+        else None,
+    )
+    bad: dict[int, DataError] = {}
     with (out / LABELS).open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        # One tuple at a time: prefetch keeps the order, so a resumed file reads like a whole one.
-        for sample, result in zip(todo, prefetch(todo, work, workers=threads), strict=True):
-            if isinstance(result, DataError):
-                skips.add(sample.name, result)
-                continue
-            writer.writerow(_row(result))
-            count += 1
-            if count % _CHUNK == 0:
+        try:
+            for shard in shards:
+                for i, result in shard:
+                    if isinstance(result, DataError) and skips.skip_bad:
+                        bad[i] = result
+                    elif isinstance(result, EdgehpError):
+                        raise result
+                    else:
+                        writer.writerow(_row(result))
+                        count += 1
                 _flush(file)
                 yield count
-        _flush(file)
-    yield count
+        except ShardsLostError as e:
+            photos = "; ".join(
+                f"{todo[s[0]].name} to {todo[s[-1]].name}" if len(s) > 1 else todo[s[0]].name
+                for s in e.shards
+            )
+            raise EnvironmentalError(
+                f"{sum(map(len, e.shards))} photos are not labelled: whatever works on them is "
+                f"killed ({photos})\nhint: the same command tries these alone, in smaller shards; "
+                "look at the memory of the workers"
+            ) from e
+        finally:
+            for i in sorted(bad):
+                skips.add(todo[i].name, bad[i])
+    _sort(out / LABELS, [s.name for s in samples])
 
 
 def read_labels(folders: Iterable[Path]) -> dict[str, Label]:
@@ -220,10 +261,9 @@ def _resume(path: Path, names: Sequence[str]) -> set[str]:
     return {row[0] for row in rows[1:]}
 
 
-def _describe(teachers: Sequence[Teacher]) -> list[dict[str, Any]]:
+def _describe(teachers: Sequence[TeacherSpec]) -> list[dict[str, Any]]:
     out = []
-    for t in teachers:
-        s = t.spec
+    for s in teachers:
         out.append(
             {
                 "name": s.name,
@@ -252,3 +292,16 @@ def _claim(path: Path, ensemble: list[dict[str, Any]]) -> None:
 def _flush(file: io.TextIOWrapper) -> None:
     file.flush()
     os.fsync(file.fileno())
+
+
+def _sort(path: Path, names: Sequence[str]) -> None:
+    """Put the lines into the order of the samples: shards end in any."""
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    order = {name: i for i, name in enumerate(names)}
+    # Those of other photos, labelled into the same folder before, stay in front.
+    wanted = sorted(rows, key=lambda row: order.get(row[0], -1))
+    if wanted != rows:
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([header, *wanted])
+        write_whole(path, text.getvalue())

@@ -1,0 +1,134 @@
+"""A real Dask scheduler with certificates of its own, and workers, started by a test."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tests.ssh_server import REPO
+
+TLS = "distributed.comm.tls"
+
+
+def certificates(folder: Path) -> dict[str, str]:
+    """Dask's settings for a CA of our own and one certificate of it that all use."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, n)]) for n in ("ca", "node")]
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, file in enumerate(("ca.pem", "node.pem")):
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(names[i])
+            .issuer_name(names[0])
+            .public_key(keys[i].public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=i == 0, path_length=None), critical=True)
+            .add_extension(
+                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+                critical=False,
+            )
+            .sign(keys[0], hashes.SHA256())
+        )
+        (folder / file).write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(
+        keys[1].private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    values = {f"{TLS}.ca-file": str(folder / "ca.pem")}
+    for role in ("scheduler", "worker", "client"):
+        values[f"{TLS}.{role}.cert"] = str(folder / "node.pem")
+        values[f"{TLS}.{role}.key"] = str(folder / "key.pem")
+    return values
+
+
+def environment(settings: dict[str, str]) -> dict[str, str]:
+    """The settings as variables for Dask's processes, and what these need of this checkout."""
+    named = {k.upper().replace("-", "_").replace(".", "__"): v for k, v in settings.items()}
+    return {
+        **os.environ,
+        **{f"DASK_{k}": v for k, v in named.items()},
+        "PYTHONPATH": str(REPO),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@dataclass
+class Cluster:
+    """A scheduler and its workers; their processes end with `stop`."""
+
+    folder: Path
+    settings: dict[str, str]
+    address: str = ""
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self, workers: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.address = self._run("scheduler", "--protocol", "tls", "--host", "127.0.0.1")
+        for _ in range(workers):
+            self.add_worker()
+
+    def add_worker(self) -> None:
+        self._run("worker", self.address, "--nthreads", "1", "--host", "127.0.0.1")
+
+    def _run(self, what: str, *words: str) -> str:
+        """Start it and wait for the address that it says."""
+        log = self.folder / f"{len(self.processes)}.log"
+        command = [sys.executable, "-m", "dask", what, *words, "--port", "0", "--no-dashboard"]
+        if what == "worker":
+            command[command.index("--port")] = "--worker-port"
+            command += ["--local-directory", str(self.folder)]
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                command,
+                stdout=stream,
+                stderr=stream,
+                env=environment(
+                    # One death is enough: edgehp itself tries a shard again.
+                    self.settings | {"distributed.scheduler.allowed-failures": "0"}
+                ),
+                start_new_session=True,
+            )
+        self.processes.append(process)
+        said = r"Scheduler at: +(tls://\S+)" if what == "scheduler" else r"Registered to: +(\S+)"
+        for _ in range(600):
+            if match := re.search(said, log.read_text()):
+                return match[1]
+            if process.poll() is not None:
+                break
+            time.sleep(0.05)
+        raise RuntimeError(f"dask {what} does not start: {log.read_text()[-2000:]}")
+
+    def stop(self) -> None:
+        for process in reversed(self.processes):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def children(pid: int) -> list[int]:
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    found = [int(p) for p in text.split()]
+    return found + [g for p in found for g in children(p)]

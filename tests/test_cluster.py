@@ -1,0 +1,274 @@
+"""Work in processes here and on a real Dask cluster with TLS: same results, deaths, refusals."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgehp.cluster import ShardsLostError, Workers, run_shards
+from edgehp.datasets.base import Dataset, Skips
+from edgehp.datasets.stores import FilePhoto
+from edgehp.errors import DataError, EnvironmentalError, UsageError
+from edgehp.training.labelling import label_samples
+from edgehp.training.teachers import load_teacher_spec
+from tests.dask_cluster import Cluster, certificates, children, environment
+from tests.faces import teacher_toml, write_faces
+
+dask = pytest.importorskip("dask", reason="clusters need the extra 'cluster'")
+pytest.importorskip("distributed", reason="clusters need the extra 'cluster'")
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    settings = certificates(tmp_path_factory.mktemp("tls"))
+    with dask.config.set(settings):
+        yield settings
+
+
+@pytest.fixture(scope="module")
+def cluster(tls: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    found = Cluster(tmp_path_factory.mktemp("dask"), tls)
+    try:
+        found.start(workers=2)
+        yield found
+    finally:
+        found.stop()
+
+
+@dataclass(frozen=True)
+class KillingPhoto(FilePhoto):
+    """A photo that kills whoever reads it."""
+
+    def read(self) -> bytes:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return b""
+
+
+@pytest.fixture(params=["processes", "cluster"])
+def workers(request: pytest.FixtureRequest) -> Workers:
+    if request.param == "processes":
+        return Workers(2)
+    return Workers(address=request.getfixturevalue("cluster").address)
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Dataset:
+    return write_faces(tmp_path / "faces", 40, np.random.default_rng(5))
+
+
+@dataclass(frozen=True)
+class Doubling:
+    """Doubles numbers; some items kill their worker, or are refused."""
+
+    folder: Path
+    kills: dict[int, int] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+
+    def open(self, folder: Path | None) -> Callable[[int], int]:
+        def double(item: int) -> int:
+            count = len(list(self.folder.glob(f"{item}-*")))
+            if count < self.kills.get(item, 0):
+                (self.folder / f"{item}-{count}").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if item == 13:
+                raise DataError("13 is refused")
+            return 2 * item + sum(
+                len((folder or Path()).joinpath(n).read_bytes()) for n in self.files
+            )
+
+        return double
+
+
+def test_a_death_costs_its_shard_once_more(workers: Workers, tmp_path: Path) -> None:
+    work = Doubling(tmp_path, kills={5: 1})
+    found = dict(pair for shard in run_shards(work, range(20), workers, size=2) for pair in shard)
+    assert isinstance(found.pop(13), DataError)
+    assert found == {i: 2 * i for i in range(20) if i != 13}
+    assert len(list(tmp_path.glob("5-*"))) == 1
+
+
+def test_what_always_kills_fails_alone_and_is_named(workers: Workers, tmp_path: Path) -> None:
+    found = {}
+    with pytest.raises(ShardsLostError) as lost:
+        for shard in run_shards(Doubling(tmp_path, {5: 99}), range(20), workers, size=2):
+            found.update(shard)
+    (shard,) = lost.value.shards
+    assert 5 in shard and len(shard) <= 2
+    assert found.keys() == set(range(20)) - set(shard)
+    # Twice, and never a third time.
+    assert len(list(tmp_path.glob("5-*"))) == 2
+
+
+def test_labels_do_not_depend_on_who_computes_them(
+    cluster: Cluster, tls: dict[str, str], tmp_path: Path, faces: Dataset
+) -> None:
+    toml = teacher_toml(tmp_path / "t", more="[grid]\nsize = 3\nstep = 0.1")
+    here, there = tmp_path / "faces", tmp_path / "there"
+    damaged = here / "00017.png"
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    # The workers have the photos elsewhere, or get them sent.
+    shutil.copytree(here, there)
+
+    def run(name: str, **where: Any) -> list[str]:
+        skips = Skips(True)
+        out = tmp_path / name
+        list(label_samples(faces.samples, [load_teacher_spec(toml)], out, skips=skips, **where))
+        return [s.name for s in skips.found]
+
+    skipped = run("one")
+    assert len(skipped) == 1
+    at = Workers(address=cluster.address)
+    assert run("there", workers=at, places=(here, there)) == skipped
+    for name, way in {"two": ["--workers", "2"], "sent": ["--cluster", at.address]}.items():
+        words = ["label", here, "--teacher", toml, "--out", tmp_path / name, "--skip-bad", *way]
+        done = subprocess.run(
+            [sys.executable, "-m", "edgehp", *words],
+            env=environment(tls),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "39 photos labelled" in done.stdout
+        assert done.stderr.count("00017.png") >= 1
+        assert "distributed" not in done.stderr
+    one, *others = (
+        (tmp_path / name / "labels.csv").read_bytes() for name in ("one", "there", "two", "sent")
+    )
+    assert len(one.splitlines()) == 40
+    assert others == [one] * 3
+    assert not list(cluster.folder.rglob("edgehp-*"))
+
+
+def test_a_photo_that_kills_is_named(tmp_path: Path, faces: Dataset) -> None:
+    spec = load_teacher_spec(teacher_toml(tmp_path / "t"))
+    samples = [
+        replace(s, source=KillingPhoto(s.source.path)) if s.name.endswith("00030.png") else s
+        for s in faces.samples
+    ]
+    out = tmp_path / "labels"
+    with pytest.raises(EnvironmentalError, match=r"00030\.png to .*00039\.png") as error:
+        list(label_samples(samples, [spec], out, workers=Workers(1)))
+    assert "\nhint: " in str(error.value)
+    done = len((out / "labels.csv").read_text().splitlines()) - 1
+    assert done == 30
+    # Once it kills no more, the file is as it had never been.
+    list(label_samples(faces.samples, [spec], out))
+    list(label_samples(faces.samples, [spec], tmp_path / "whole"))
+    assert (out / "labels.csv").read_bytes() == (tmp_path / "whole" / "labels.csv").read_bytes()
+
+
+# A cluster finishes the shards of a client that is killed: nobody can tell it not to.
+@pytest.mark.parametrize(
+    ("way", "number"),
+    [
+        ("processes", signal.SIGINT),
+        ("processes", signal.SIGKILL),
+        ("cluster", signal.SIGINT),
+    ],
+)
+def test_an_end_here_leaves_nothing_running(
+    way: str, number: signal.Signals, cluster: Cluster, tls: dict[str, str], tmp_path: Path
+) -> None:
+    script = f"""
+from pathlib import Path
+from edgehp.cluster import Workers, run_shards
+from tests.test_cluster import Sleeping
+if __name__ == "__main__":
+    workers = Workers(2) if {way!r} == "processes" else Workers(address={cluster.address!r})
+    list(run_shards(Sleeping(Path({str(tmp_path)!r})), range(100), workers, size=50))
+"""
+    (tmp_path / "run.py").write_text(script)
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "run.py"],
+        stderr=subprocess.PIPE,
+        env=environment(tls),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+    )
+    assert eventually(lambda: len(list(tmp_path.glob("pid-*"))) >= 2)
+    running = children(process.pid)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert eventually(lambda: not any(alive(pid) for pid in running))
+    time.sleep(0.3)
+    count = len(list(tmp_path.glob("pid-*")))
+    time.sleep(0.5)
+    assert len(list(tmp_path.glob("pid-*"))) == count
+    assert not list(cluster.folder.rglob("edgehp-*"))
+
+
+@dataclass(frozen=True)
+class Sleeping:
+    """Leaves a file for every item that it begins."""
+
+    folder: Path
+    files: dict[str, Path] = field(default_factory=dict)
+
+    def open(self, folder: Path | None) -> Callable[[int], None]:
+        def sleep(item: int) -> None:
+            (self.folder / f"pid-{item}").touch()
+            time.sleep(0.1)
+
+        return sleep
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 30) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_scheduler_that_goes_away(tls: dict[str, str], tmp_path: Path) -> None:
+    own = Cluster(tmp_path / "dask", tls)
+    try:
+        own.start(workers=1)
+        shards = run_shards(Sleeping(tmp_path), range(100), Workers(address=own.address), size=1)
+        next(shards)
+        own.processes[0].kill()
+        with pytest.raises(EnvironmentalError, match="went away\nhint: start it"):
+            list(shards)
+    finally:
+        own.stop()
+
+
+def test_clusters_that_cannot_be_used(
+    tls: dict[str, str], cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(address: str) -> str:
+        with pytest.raises((EnvironmentalError, UsageError)) as error:
+            list(run_shards(Sleeping(tmp_path), range(2), Workers(address=address), size=1))
+        return str(error.value)
+
+    assert "is not encrypted" in refused("tcp://10.0.0.1:8786")
+    assert "use tls://head.lab:8786" in refused("tcp://head.lab:8786")
+    for address in ("head:8786", "inproc://x", "tls://head", "tls://head:port"):
+        assert "expected tls://HOST:PORT" in refused(address)
+    monkeypatch.setattr("edgehp._dask._PATIENCE_S", 2)
+    assert "no Dask scheduler can be reached" in refused("tcp://127.0.0.1:1")
+    with dask.config.set({"distributed.comm.tls.ca-file": None}):
+        assert "no Dask scheduler can be reached" in refused(cluster.address)
+    monkeypatch.setattr("edgehp._dask.__version__", "0.0.7")
+    assert "this machine 0.0.7\nhint: install the same version" in refused(cluster.address)
+    with pytest.raises(UsageError, match="not both"):
+        Workers(2, cluster.address)
