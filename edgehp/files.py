@@ -34,6 +34,7 @@ else:
 
 __all__ = [
     "Record",
+    "finite",
     "json_digest",
     "output_to",
     "parse_json",
@@ -157,6 +158,15 @@ def _with_lists(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_with_lists(v) for v in value]
     return value
+
+
+def finite(value: Any) -> Any:
+    """The value with NaN and infinities, which JSON does not have, as null, and keys as text."""
+    if isinstance(value, dict):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def strict_json(data: bytes) -> Any:

@@ -18,8 +18,7 @@ import pytest
 
 from edgehp.benchmark import session
 from edgehp.benchmark.host import HostWatch
-from edgehp.benchmark.power import MeterInfo, Rail, Sample
-from edgehp.benchmark.power.base import POWER
+from edgehp.benchmark.power.base import POWER, MeterInfo, Rail, Sample
 from edgehp.benchmark.power.jetson import Ina3221Meter
 from edgehp.benchmark.roofline import (
     BOARDS,

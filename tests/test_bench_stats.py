@@ -32,11 +32,10 @@ def test_percentiles_are_nearest_ranks() -> None:
 def test_the_slowest_is_never_clipped() -> None:
     latency = summarize([0.005] * 9999 + [7.5])
     assert latency is not None
-    assert latency.maximum == 7.5
+    assert latency.max_ms == 7500
     assert sum(latency.histogram.counts.values()) == 10_000
     low, high = latency.histogram.edges(max(latency.histogram.counts))
     assert low <= 7.5 < high
-    assert latency.to_dict()["max_ms"] == 7500
 
 
 def test_a_sample_needs_a_size_for_a_percentile() -> None:
@@ -68,11 +67,9 @@ def test_the_bound_of_a_long_run_is_finite_and_quick() -> None:
     assert 0.999 < bound < 0.9992
 
 
-def test_a_histogram_keeps_shape_and_survives_json(rng: np.random.Generator) -> None:
+def test_a_histogram_keeps_the_shape(rng: np.random.Generator) -> None:
     seconds = rng.lognormal(math.log(0.006), 0.3, 5000)
     histogram = Histogram.of(seconds)
-    again = Histogram.from_dict(histogram.to_dict())
-    assert again == histogram
     for index in histogram.counts:
         low, high = histogram.edges(index)
         assert high / low < 1.011
@@ -85,4 +82,4 @@ def test_nothing_measured_is_nothing() -> None:
     assert summarize([]) is None
     latency = summarize([0.1])
     assert latency is not None
-    assert [q.bound for q in latency.percentiles] == [None] * len(PERCENTILES)
+    assert [q.bound_ms for q in latency.percentiles] == [None] * len(PERCENTILES)

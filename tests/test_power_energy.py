@@ -7,8 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from edgehp.benchmark.power import MeterInfo, PowerRecorder, Rail, Sample, energy_over
-from edgehp.benchmark.power.base import ENERGY, POWER
+from edgehp.benchmark.power.base import (
+    ENERGY,
+    POWER,
+    MeterInfo,
+    PowerRecorder,
+    Rail,
+    Sample,
+    energy_over,
+)
 from edgehp.benchmark.power.jetson import total_of
 from edgehp.benchmark.power.rapl import Unwrapper
 from edgehp.errors import MeasurementError

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgehp.benchmark.host import HostState
-from edgehp.benchmark.power import PowerRecorder, energy_over, open_meter
+from edgehp.benchmark.power.base import PowerRecorder, energy_over, open_meter
 from edgehp.benchmark.power.jetson import Ina3221Meter, JtopMeter
 from edgehp.benchmark.power.nvml import GpuState, NvmlMeter
 from edgehp.benchmark.power.rapl import RaplMeter

@@ -19,8 +19,8 @@ import pytest
 from edgehp.benchmark.host import HostState
 from edgehp.benchmark.lanes import Frame, Frames, Turn, WarmUp
 from edgehp.benchmark.plan import Plan
-from edgehp.benchmark.power import MeterInfo, PowerRecorder, Rail, Sample
-from edgehp.benchmark.report import Context, Machine, Power, Subject, assemble
+from edgehp.benchmark.power.base import MeterInfo, PowerRecorder, Rail, Sample
+from edgehp.benchmark.report import Context, Subject, assemble
 from edgehp.benchmark.roofline import GraphCost, roofline
 from edgehp.benchmark.run import Measured
 from edgehp.cli.main import main
@@ -106,10 +106,9 @@ def benchmark_report() -> dict[str, Any]:
         reference_reason=None,
         frames=frames,
         preprocessing=SPEC,
-        machine=Machine(
-            {"processor": "Test CPU", "power_mode": "15W", "governors": ["performance"]}, states
-        ),
-        power=Power(recorder),
+        host={"processor": "Test CPU", "power_mode": "15W", "governors": ["performance"]},
+        states=states,
+        recorder=recorder,
     )
     report = assemble(measured, context)
     roof = roofline(work, peaks, "int8", 160.0, 1)

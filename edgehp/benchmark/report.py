@@ -14,18 +14,17 @@ from edgehp import __version__
 from edgehp.benchmark.host import HostState, peak_memory_mib
 from edgehp.benchmark.lanes import ARTIFACT, REFERENCE, Frames, Turn
 from edgehp.benchmark.plan import Plan
-from edgehp.benchmark.power import Energy, PowerRecorder, energy_over
+from edgehp.benchmark.power.base import Energy, PowerRecorder, energy_over
 from edgehp.benchmark.run import END_TO_END, INFERENCE, Measured
 from edgehp.benchmark.stats import PERCENTILES, Latency, speedup, summarize
 from edgehp.benchmark.validity import Evidence, assess
 from edgehp.crop import Preprocessing
+from edgehp.files import finite
 
 __all__ = [
     "SCHEMA_VERSION",
     "STAGES",
     "Context",
-    "Machine",
-    "Power",
     "Subject",
     "Table",
     "assemble",
@@ -61,29 +60,6 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Where it was measured.
-
-    Attributes:
-        host: `edgehp.benchmark.host.describe_host` before the run.
-        states: of the machine during the run.
-        changes: settings that are others after the run than before it.
-    """
-
-    host: Mapping[str, Any]
-    states: Sequence[HostState] = ()
-    changes: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Power:
-    """The recorder of the meter, or None and the reason why there is none."""
-
-    recorder: PowerRecorder | None = None
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
 class Context:
     """What was measured and with what; everything that is not a figure.
 
@@ -93,8 +69,11 @@ class Context:
         reference_reason: why there is no reference, or None.
         frames: what was looked at.
         preprocessing: of the artifact.
-        machine: where.
-        power: of the meter.
+        host: `edgehp.benchmark.host.describe_host` before the run.
+        states: of the machine during the run.
+        changes: settings that are others after the run than before it.
+        recorder: of the meter, None without one.
+        power_reason: why there is none.
     """
 
     plan: Plan
@@ -102,8 +81,11 @@ class Context:
     reference_reason: str | None
     frames: Frames
     preprocessing: Preprocessing
-    machine: Machine
-    power: Power
+    host: Mapping[str, Any]
+    states: Sequence[HostState] = ()
+    changes: Sequence[str] = ()
+    recorder: PowerRecorder | None = None
+    power_reason: str | None = None
 
 
 def assemble(measured: Measured, context: Context) -> dict[str, Any]:
@@ -114,21 +96,21 @@ def assemble(measured: Measured, context: Context) -> dict[str, Any]:
     plan = context.plan
     roles = [r for r in (ARTIFACT, REFERENCE) if r in context.subjects]
     latencies = {role: {s: _latency(measured.of(role), s) for s in STAGES} for role in roles}
-    idle = _idle(measured, context.power.recorder)
+    idle = _idle(measured, context.recorder)
     results = {role: _result(role, measured, latencies[role], context, idle) for role in roles}
     headline = None
     if plan.headline is not None:
         headline = (plan.headline, {r: latencies[r]["end_to_end"] for r in roles})
     evidence = Evidence(
-        states=context.machine.states,
+        states=context.states,
         window=measured.window,
         processors=os.cpu_count() or 1,
         warm_ups=measured.warm_ups,
         headline=headline,
-        changes=context.machine.changes,
+        changes=context.changes,
         idle=measured.idle,
-        jetson=context.machine.host.get("jetson") is not None,
-        quota=context.machine.host.get("cpu_quota"),
+        jetson=context.host.get("jetson") is not None,
+        quota=context.host.get("cpu_quota"),
     )
     validity = assess(evidence)
     report = {
@@ -145,7 +127,7 @@ def assemble(measured: Measured, context: Context) -> dict[str, Any]:
             "spec": context.preprocessing.to_dict(),
             "digest": context.preprocessing.digest,
         },
-        "host": dict(context.machine.host),
+        "host": dict(context.host),
         "peak_memory_mib": peak_memory_mib(),
         "warm_up": [asdict(w) for w in measured.warm_ups],
         "results": results,
@@ -155,8 +137,8 @@ def assemble(measured: Measured, context: Context) -> dict[str, Any]:
         "roofline": {},
         "timeline": _timeline(measured, context),
     }
-    finite: dict[str, Any] = _finite(report)
-    return finite
+    found: dict[str, Any] = finite(report)
+    return found
 
 
 def _latency(turns: Sequence[Turn], stage: str) -> Latency | None:
@@ -191,7 +173,7 @@ def _result(
         "calls": sum(t.calls for t in turns),
         "images": images,
         "images_per_s": images / seconds if seconds > 0 else None,
-        "stages": {s: None if v is None else v.to_dict() for s, v in latencies.items()},
+        "stages": {s: None if v is None else asdict(v) for s, v in latencies.items()},
         "clocks": {s: c for s, c in clocks.items() if latencies[s] is not None},
         "absent": absent,
         "arrived": counts.get("arrived"),
@@ -260,7 +242,7 @@ def _energy(
     turns: Sequence[Turn], images: int, context: Context, idle: Energy | None
 ) -> dict[str, Any] | None:
     """Gross energy of the lane's turns, and net of what the idle machine takes."""
-    power = context.power.recorder
+    power = context.recorder
     if power is None or not turns:
         return None
     gross = energy_over(power.info, power.samples, [(t.start, t.end) for t in turns])
@@ -282,7 +264,7 @@ def _per(joules: float | None, images: int) -> float | None:
 
 
 def _power(context: Context, idle: Energy | None) -> dict[str, Any]:
-    power, reason = context.power.recorder, context.power.reason
+    power, reason = context.recorder, context.power_reason
     if power is not None and power.failure is not None:
         reason = power.failure
     return {
@@ -311,13 +293,13 @@ def _timeline(measured: Measured, context: Context) -> dict[str, Any]:
                 p50_ms=float(p50) * 1e3, p99_ms=float(p99) * 1e3, max_ms=float(values.max()) * 1e3
             )
         turns.append(row)
-    samples = [] if context.power.recorder is None else context.power.recorder.samples
+    samples = [] if context.recorder is None else context.recorder.samples
     return {
         "started": measured.wall + zero,
         "idle": None if measured.idle is None else [t - zero for t in measured.idle],
         "turns": turns,
         "power": [{"time": s.time - zero, "values": dict(s.values)} for s in _thin(samples)],
-        "host": [{**s.to_dict(), "time": s.time - zero} for s in _thin(context.machine.states)],
+        "host": [{**s.to_dict(), "time": s.time - zero} for s in _thin(context.states)],
     }
 
 
@@ -325,17 +307,6 @@ def _thin(items: Sequence[Any]) -> Sequence[Any]:
     if len(items) <= _MOST_POINTS:
         return items
     return [items[int(i)] for i in np.linspace(0, len(items) - 1, _MOST_POINTS)]
-
-
-def _finite(value: Any) -> Any:
-    """The value with NaN and infinities, which JSON does not have, as null."""
-    if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from edgehp.artifact import verify_golden
 from edgehp.benchmark.host import HostWatch, StateSource, changed_settings, describe_host
 from edgehp.benchmark.lanes import ARTIFACT, REFERENCE, Frames, Lane, camera_frames, photo_frames
 from edgehp.benchmark.plan import Plan, slice_seconds
-from edgehp.benchmark.power import PowerRecorder, open_meter
-from edgehp.benchmark.report import Context, Machine, Power, Subject, assemble
+from edgehp.benchmark.power.base import PowerRecorder, open_meter
+from edgehp.benchmark.report import Context, Subject, assemble
 from edgehp.benchmark.roofline import measure_peaks, roofline_of
 from edgehp.benchmark.run import Progress, Recorder, largest_useful_batch, measure
 from edgehp.engines import PROCESSOR_ENGINES
@@ -65,7 +65,8 @@ class _Opened:
         tried: role -> throughput by batch size, where it was looked for.
         frames: what they look at.
         reference_reason: why there is no reference, or None.
-        power: of the meter, if there is one.
+        recorder: of the meter, None without one.
+        power_reason: why there is none.
         watch: of the machine.
     """
 
@@ -75,7 +76,8 @@ class _Opened:
     tried: Mapping[str, Sequence[Mapping[str, float]]]
     frames: Frames
     reference_reason: str | None
-    power: Power
+    recorder: PowerRecorder | None
+    power_reason: str | None
     watch: HostWatch
 
 
@@ -99,7 +101,7 @@ def benchmark(
     """
     with ExitStack() as stack:
         it = _open(request, stack)
-        recorder, watch = it.power.recorder, it.watch
+        recorder, watch = it.recorder, it.watch
         recorders: list[Recorder] = [watch] if recorder is None else [watch, recorder]
         before = describe_host()
         measured = measure(
@@ -119,8 +121,11 @@ def benchmark(
             reference_reason=it.reference_reason,
             frames=it.frames,
             preprocessing=it.networks[ARTIFACT].preprocessing,
-            machine=Machine(before, watch.states, changes),
-            power=it.power,
+            host=before,
+            states=watch.states,
+            changes=changes,
+            recorder=recorder,
+            power_reason=it.power_reason,
         )
         report = assemble(measured, context)
         report["roofline"] = _rooflines(it, report, before["power_mode"], measured.interrupted)
@@ -160,7 +165,8 @@ def _open(request: Request, stack: ExitStack) -> _Opened:
         tried=tried,
         frames=frames,
         reference_reason=other_reason,
-        power=Power(recorder, reason),
+        recorder=recorder,
+        power_reason=reason,
         watch=HostWatch(_sources(found.engine.kind)),
     )
 

@@ -6,9 +6,8 @@ Nothing is ever clipped: the slowest inference is the one a review asks about.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,29 +47,31 @@ class Percentile:
 
     Attributes:
         p: 0..100.
-        seconds: nearest-rank value, one that was really measured.
-        bound: the percentile of the process is below this with confidence `CONFIDENCE`; None
+        ms: nearest-rank value, one that was really measured.
+        bound_ms: the percentile of the process is below this with confidence `CONFIDENCE`; None
             where the sample is too small to say.
         needed: how large a sample must be for a bound.
+        enough: whether it is.
     """
 
     p: float
-    seconds: float
-    bound: float | None
+    ms: float
+    bound_ms: float | None
     needed: int
+    enough: bool
 
 
 @dataclass(frozen=True)
 class Histogram:
     """Counts in buckets of a constant relative width, after HdrHistogram.
 
-    Bucket ``i`` holds values from ``unit * 2**(i / sub)`` up to, but not including, the lower end
-    of the next one; values below `unit` are in bucket 0.
+    Bucket ``i`` holds values from ``unit_s * 2**(i / buckets_per_octave)`` seconds up to, but not
+    including, the lower end of the next one; values below `unit_s` are in bucket 0.
     """
 
-    counts: Mapping[int, int]
-    unit: float = _UNIT_S
-    sub: int = SUB_BUCKETS
+    counts: dict[int, int]
+    unit_s: float = _UNIT_S
+    buckets_per_octave: int = SUB_BUCKETS
 
     @classmethod
     def of(cls, seconds: npt.ArrayLike) -> Histogram:
@@ -82,40 +83,27 @@ class Histogram:
 
     def edges(self, index: int) -> tuple[float, float]:
         """Lower and upper end of a bucket, seconds."""
-        return self.unit * 2 ** (index / self.sub), self.unit * 2 ** ((index + 1) / self.sub)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON: what `from_dict` reads."""
-        return {
-            "unit_s": self.unit,
-            "buckets_per_octave": self.sub,
-            "counts": {str(i): c for i, c in sorted(self.counts.items())},
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Histogram:
-        """The inverse of `to_dict`."""
-        counts = {int(i): int(c) for i, c in values["counts"].items()}
-        return cls(counts, float(values["unit_s"]), int(values["buckets_per_octave"]))
+        low, high = (2 ** (i / self.buckets_per_octave) for i in (index, index + 1))
+        return self.unit_s * low, self.unit_s * high
 
 
 @dataclass(frozen=True)
 class Latency:
-    """A sample of durations.
+    """A sample of durations, in milliseconds, the unit people compare in.
 
     Attributes:
         count: how many.
-        mean: seconds.
-        minimum: seconds.
-        maximum: seconds; the slowest of all, never clipped.
-        percentiles: see `PERCENTILES`.
+        mean_ms: their mean.
+        min_ms: the shortest.
+        max_ms: the slowest of all, never clipped.
+        percentiles: of `PERCENTILES`.
         histogram: of all of them.
     """
 
     count: int
-    mean: float
-    minimum: float
-    maximum: float
+    mean_ms: float
+    min_ms: float
+    max_ms: float
     percentiles: tuple[Percentile, ...]
     histogram: Histogram
 
@@ -125,26 +113,6 @@ class Latency:
             if found.p == p:
                 return found
         raise KeyError(p)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON, in milliseconds, the unit people compare in."""
-        return {
-            "count": self.count,
-            "mean_ms": self.mean * 1e3,
-            "min_ms": self.minimum * 1e3,
-            "max_ms": self.maximum * 1e3,
-            "percentiles": [
-                {
-                    "p": q.p,
-                    "ms": q.seconds * 1e3,
-                    "bound_ms": None if q.bound is None else q.bound * 1e3,
-                    "needed": q.needed,
-                    "enough": q.bound is not None,
-                }
-                for q in self.percentiles
-            ],
-            "histogram": self.histogram.to_dict(),
-        }
 
 
 def percentile(ordered: Array, p: float) -> float:
@@ -197,17 +165,14 @@ def summarize(seconds: npt.ArrayLike) -> Latency | None:
     ordered = np.sort(np.asarray(seconds, np.float64))
     if ordered.size == 0:
         return None
-    return Latency(
-        count=int(ordered.size),
-        mean=float(ordered.mean()),
-        minimum=float(ordered[0]),
-        maximum=float(ordered[-1]),
-        percentiles=tuple(
-            Percentile(p, percentile(ordered, p), upper_bound(ordered, p), needed_for(p))
-            for p in PERCENTILES
-        ),
-        histogram=Histogram.of(ordered),
-    )
+    percentiles = []
+    for p in PERCENTILES:
+        bound = upper_bound(ordered, p)
+        bound_ms = None if bound is None else bound * 1e3
+        at = percentile(ordered, p) * 1e3
+        percentiles.append(Percentile(p, at, bound_ms, needed_for(p), bound is not None))
+    mean, first, last = (float(v) * 1e3 for v in (ordered.mean(), ordered[0], ordered[-1]))
+    return Latency(int(ordered.size), mean, first, last, tuple(percentiles), Histogram.of(ordered))
 
 
 @dataclass(frozen=True)

@@ -90,14 +90,9 @@ class Validity:
         return {"valid": self.valid, **asdict(self)}
 
 
-def assess(evidence: Evidence, limits: Limits | None = None) -> Validity:
-    """Assess a run by what was seen during it.
-
-    Args:
-        evidence: what was seen.
-        limits: the default ones when omitted.
-    """
-    found = Validity(limits or Limits())
+def assess(evidence: Evidence) -> Validity:
+    """Assess a run by what was seen during it."""
+    found = Validity()
     found.reasons.extend(f"settings: {change} during the run" for change in evidence.changes)
     _samples(evidence, found)
     seen = _around(evidence.states, evidence.window)
@@ -126,7 +121,7 @@ def _samples(evidence: Evidence, found: Validity) -> None:
     p, latencies = evidence.headline
     for role, latency in latencies.items():
         at = None if latency is None else latency.at(p)
-        if at is None or at.bound is None:
+        if at is None or at.bound_ms is None:
             count = 0 if latency is None else latency.count
             found.reasons.append(
                 f"samples: {count} of {role} are too few for a bound on p{p:g}"

@@ -14,7 +14,7 @@ from edgehp.errors import EnvironmentalError, MeasurementError, UsageError
 
 if TYPE_CHECKING:
     from edgehp.benchmark.host import HostWatch
-    from edgehp.benchmark.power import PowerRecorder
+    from edgehp.benchmark.power.base import PowerRecorder
     from edgehp.benchmark.run import Progress
     from edgehp.cli._output import LiveLine
 

@@ -19,8 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.benchmark.host import read_host
-from edgehp.benchmark.power import METERS
-from edgehp.benchmark.power.base import ENERGY, Meter
+from edgehp.benchmark.power.base import ENERGY, METERS, Meter
 from edgehp.benchmark.power.nvml import open_gpu_state
 from edgehp.device import find_jetson
 from edgehp.doctor.report import FAILED, NOT_TESTED, OK

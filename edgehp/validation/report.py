@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from edgehp.files import finite
 from edgehp.validation.metrics import Accuracy
 from edgehp.validation.statistics import Interval
 
@@ -145,20 +145,8 @@ class ValidationReport:
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary of JSON values; an unbounded interval's ends become null."""
-        return {"kind": "validation", **_json(asdict(self))}
+        return {"kind": "validation", **finite(asdict(self))}
 
     def to_json(self) -> str:
         """Indented JSON with a newline at its end."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
-
-
-def _json(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return _json(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(k): _json(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
