@@ -15,7 +15,6 @@ import onnxruntime
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from edgehp.artifact.device import Gpu
 from edgehp.artifact.manifest import (
     BuildRecord,
     EngineRecord,
@@ -26,6 +25,7 @@ from edgehp.artifact.manifest import (
     TargetRecord,
 )
 from edgehp.artifact.write import ArtifactWriter
+from edgehp.driver import Gpu
 from edgehp.shipping import slots
 from edgehp.shipping.bundle import pack_front, verify_bundle
 from edgehp.shipping.keys import PublicKey, read_public_key

@@ -16,7 +16,6 @@ import pytest
 
 from edgehp.artifact import golden_crops, load_artifact, newest_artifact, verify_golden
 from edgehp.artifact.check import check_device
-from edgehp.artifact.device import Gpu
 from edgehp.artifact.manifest import (
     Accuracy,
     BuildRecord,
@@ -32,6 +31,7 @@ from edgehp.artifact.manifest import (
     parse_manifest,
 )
 from edgehp.artifact.write import ArtifactWriter
+from edgehp.driver import Gpu
 from edgehp.engines.audit import LayerPrecision
 from edgehp.engines.base import EngineInfo, Prediction
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError

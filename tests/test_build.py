@@ -16,9 +16,10 @@ import pytest
 from click.testing import CliRunner
 
 from edgehp.artifact import golden_crops, load_artifact, newest_artifact, verify_golden
-from edgehp.artifact.device import Gpu, HostProbe
 from edgehp.cli.build import command
 from edgehp.crop import Preprocessing
+from edgehp.device import HostProbe
+from edgehp.driver import Gpu
 from edgehp.engines import engine_available, open_engine
 from edgehp.errors import (
     AccuracyError,

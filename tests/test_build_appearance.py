@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from edgehp.artifact import load_artifact
+from edgehp.artifact.open import open_artifact, open_reference
 from edgehp.cli._calibrated import calibration_check
 from edgehp.cli.validate import command
 from edgehp.datasets.faces import read_faces
@@ -19,7 +20,6 @@ from edgehp.report.gather import gather
 from edgehp.report.page import breakdown_rows, html_page
 from edgehp.validation.report import ValidationReport
 from edgehp.validation.run import Pair, Settings, validate
-from edgehp.validation.subjects import open_artifact, open_reference
 from tests.mixed_parts import small_parts
 
 
@@ -121,7 +121,7 @@ def test_the_gate_is_broken_down(like: BuildResult) -> None:
 def validated(result: BuildResult, faces: Path) -> ValidationReport:
     with open_artifact(result.path, threads=1) as tested, open_reference(tested) as reference:
         return validate(
-            Pair(reference.contender(), tested.contender()),
+            Pair(reference, tested),
             read_faces(faces),
             tested.preprocessing,
             Settings(resamples=200),

@@ -7,9 +7,9 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from edgehp.artifact import golden_crops, load_artifact, verify_golden
+from edgehp.artifact.open import open_artifact, open_reference
 from edgehp.cli.build import command
 from edgehp.engines import open_engine
-from edgehp.validation.subjects import open_artifact, open_reference
 from tests import build_parts
 
 

@@ -28,6 +28,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace as struct_replace
 
+from edgehp.artifact.open import OpenedNetwork, open_network
 from edgehp.cli.main import main
 from edgehp.crop import Box
 from edgehp.engines.base import Prediction
@@ -47,7 +48,6 @@ from edgehp.runtime.records import STATES
 from edgehp.runtime.settings import CaptureSettings, Settings
 from edgehp.runtime.sources import Source, parse_source
 from edgehp.runtime.tracking import FaceTracker, FixedBox
-from edgehp.validation.subjects import OpenedNetwork, open_network
 from tests.pose_graphs import pose_graph
 
 SIZE = 96
@@ -746,6 +746,7 @@ def clip_module(repo: Path) -> ModuleType:
         sys.path.remove(str(repo / "tools"))
 
 
+@pytest.mark.slow
 def test_a_moving_head_in_a_1080p_video_is_followed(repo, tmp_path):
     from edgehp.cli.run import _tracker
     from edgehp.runtime.detection import find_weights

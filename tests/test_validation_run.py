@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from edgehp.artifact.manifest import EngineRecord, NetworkRecord, TargetRecord
+from edgehp.artifact.open import OpenedNetwork
 from edgehp.artifact.write import ArtifactWriter
 from edgehp.cli.main import main
 from edgehp.crop import Box
@@ -21,7 +22,7 @@ from edgehp.datasets.registry import open_dataset
 from edgehp.engines import open_engine
 from edgehp.errors import DataError, UsageError
 from edgehp.pose import matrix_from_euler
-from edgehp.validation.run import Contender, Detector, Pair, Settings, validate
+from edgehp.validation.run import Detector, Pair, Settings, validate
 from tests.dataset_trees import encoded, zip_of
 from tests.pose_graphs import SPEC, colour_photo, pose_graph
 from tests.test_artifact import a_manifest
@@ -53,8 +54,9 @@ def biwi(tmp_path_factory) -> Path:
     return biwi_tree(tmp_path_factory.mktemp("data") / "biwi")
 
 
-def contender(path: Path, name: str = "net", **graph) -> Contender:
-    return Contender(open_engine("onnxruntime", pose_graph(path, **graph), threads=1), name, "d1")
+def contender(path: Path, name: str = "net", **graph) -> OpenedNetwork:
+    engine = open_engine("onnxruntime", pose_graph(path, **graph), threads=1)
+    return OpenedNetwork(engine, name, "d1", SPEC.preprocessing)
 
 
 def run(
@@ -134,7 +136,7 @@ def test_both_engines_see_the_same_crops_batch_by_batch(biwi, tmp_path):
 
     engine = contender(tmp_path / "n.onnx").engine
     data = open_dataset("biwi", biwi)
-    a, b = (Contender(Watch(engine, n), n) for n in "ab")
+    a, b = (OpenedNetwork(Watch(engine, n), n, None, SPEC.preprocessing) for n in "ab")
     settings = Settings(batch=7, conditions=("dark",), resamples=200)
     validate(Pair(a, b), data, SPEC.preprocessing, settings)
     assert [len(c) for c in seen["a"]] == [7, 7, 7, 7, 7, 7, 3, 3]

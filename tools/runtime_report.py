@@ -37,6 +37,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 from runtime_clip import FPS, Camera, Clip, ClipFrame, packaged_head, rendered_heads  # noqa: E402
 
 from edgehp._memory import keep_little  # noqa: E402
+from edgehp.artifact.open import OpenedNetwork, open_artifact, open_network  # noqa: E402
 from edgehp.engines.base import Crops, Engine, EngineInfo, Prediction  # noqa: E402
 from edgehp.files import resource_dir  # noqa: E402
 from edgehp.pose import geodesic_degrees, matrix_from_euler  # noqa: E402
@@ -53,7 +54,6 @@ from edgehp.runtime.loop import Runtime, Summary  # noqa: E402
 from edgehp.runtime.settings import FilterSettings, Settings  # noqa: E402
 from edgehp.runtime.sources import Source, parse_source  # noqa: E402
 from edgehp.runtime.tracking import FaceTracker  # noqa: E402
-from edgehp.validation.subjects import OpenedNetwork, open_artifact, open_network  # noqa: E402
 
 Array = npt.NDArray[np.float64]
 Opener = Callable[[], OpenedNetwork]

@@ -17,7 +17,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from edgehp.artifact.device import DeviceProbe, HostProbe
 from edgehp.artifact.manifest import (
     LARGEST_MANIFEST,
     MANIFEST_NAME,
@@ -26,7 +25,7 @@ from edgehp.artifact.manifest import (
     TargetRecord,
     parse_manifest,
 )
-from edgehp.device import module_part
+from edgehp.device import DeviceProbe, HostProbe, module_part
 from edgehp.engines.base import Crops, Engine
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
 from edgehp.files import sha256_file

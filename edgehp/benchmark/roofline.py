@@ -28,7 +28,7 @@ from edgehp.errors import DataError, EnvironmentalError, UsageError
 from edgehp.targets import Peaks, Target, load_target
 
 if TYPE_CHECKING:
-    from edgehp.validation.subjects import OpenedNetwork
+    from edgehp.artifact.open import OpenedNetwork
 
 __all__ = [
     "BOARDS",

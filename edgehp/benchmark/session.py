@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgehp.artifact import verify_golden
+from edgehp.artifact.open import OpenedNetwork, open_artifact, open_reference
 from edgehp.benchmark.host import HostWatch, StateSource, changed_settings, describe_host
 from edgehp.benchmark.lanes import ARTIFACT, REFERENCE, Frames, Lane, camera_frames, photo_frames
 from edgehp.benchmark.plan import Plan, slice_seconds
@@ -21,7 +22,6 @@ from edgehp.benchmark.run import Progress, Recorder, largest_useful_batch, measu
 from edgehp.engines import PROCESSOR_ENGINES
 from edgehp.engines.base import TimedEngine
 from edgehp.errors import EdgehpError, MeasurementError, UsageError
-from edgehp.validation.subjects import OpenedNetwork, open_artifact, open_reference
 
 __all__ = ["AGAINST_FP32", "AGAINST_NONE", "Request", "benchmark"]
 

@@ -8,9 +8,9 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edgehp.artifact.open import OpenedNetwork
     from edgehp.engines.base import Crops
     from edgehp.validation.run import CalibrationCheck, Clipped
-    from edgehp.validation.subjects import OpenedNetwork
 
 __all__ = ["calibration_check"]
 

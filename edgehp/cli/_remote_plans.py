@@ -117,7 +117,7 @@ def _keep_artifact(found: Path, destination: Path) -> Path:
 
 def _needs_its_device(given: Mapping[str, Any]) -> bool:
     """Whether the engine is built on the target's own device, and that is not this one."""
-    from edgehp.artifact.device import HostProbe
+    from edgehp.device import HostProbe
     from edgehp.pipeline.plan import BuildRequest, find_place, make_plan
 
     plan = make_plan(BuildRequest.from_options(given, max_drop_typed=False))

@@ -78,11 +78,11 @@ def command(
     from collections import Counter
     from contextlib import ExitStack
 
+    from edgehp.artifact.open import open_artifact, open_network
     from edgehp.runtime.drawing import open_saver
     from edgehp.runtime.predict import predict
     from edgehp.runtime.records import DEFAULT_BINS, StateRules, json_line
     from edgehp.runtime.sources import parse_source
-    from edgehp.validation.subjects import open_artifact, open_network
 
     if artifact is not None and network is not None:
         raise UsageError("give an artifact or --network, not both")

@@ -16,13 +16,13 @@ from edgehp._memory import keep_little
 from edgehp.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgehp.artifact.open import OpenedNetwork
     from edgehp.crop import Box
     from edgehp.runtime.engine import EngineHost
     from edgehp.runtime.loop import Runtime
     from edgehp.runtime.output import Sink
     from edgehp.runtime.settings import Settings
     from edgehp.runtime.tracking import Tracker
-    from edgehp.validation.subjects import OpenedNetwork
 
 __all__ = ["command"]
 
@@ -150,8 +150,8 @@ def _engine(
     artifact: Path | None, slots: Path | None, network: str | None, threads: int | None
 ) -> tuple[EngineHost, Callable[[], None] | None]:
     """The engine, and what to call once it is seen to work."""
+    from edgehp.artifact.open import open_network
     from edgehp.runtime.engine import EngineHost
-    from edgehp.validation.subjects import open_network
 
     if network is not None:
         return EngineHost(lambda: open_network(network, threads=threads)), None
@@ -182,8 +182,8 @@ def _close(network: OpenedNetwork) -> None:
 def _tested(artifact: Path | None, threads: int | None) -> OpenedNetwork:
     """Open an artifact and run its golden vectors."""
     from edgehp.artifact import verify_golden
+    from edgehp.artifact.open import open_artifact
     from edgehp.errors import EdgehpError
-    from edgehp.validation.subjects import open_artifact
 
     opened = open_artifact(artifact, threads=threads)
     if opened.artifact is not None:

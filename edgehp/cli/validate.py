@@ -16,13 +16,13 @@ from edgehp.cli._remote_plans import plan_validate
 from edgehp.errors import AccuracyError, EnvironmentalError, UsageError
 
 if TYPE_CHECKING:
+    from edgehp.artifact.open import OpenedNetwork
     from edgehp.crop import Box
     from edgehp.datasets.base import Dataset, Sample
     from edgehp.validation.gate import GateResult
     from edgehp.validation.report import ValidationReport
     from edgehp.validation.run import BoxSource, Image
     from edgehp.validation.statistics import Interval
-    from edgehp.validation.subjects import OpenedNetwork
 
 __all__ = ["command"]
 
@@ -181,7 +181,7 @@ def _validated(asked: _Asked) -> ValidationReport:
             detector = Detector(_nearest_face(), "CenterFace, mapped to the network's boxes")
         with steps("validate", total=total) as step:
             return validate(
-                Pair(base.contender(), None if tested is None else tested.contender()),
+                Pair(base, tested),
                 data,
                 base.preprocessing,
                 settings,
@@ -193,7 +193,7 @@ def _validated(asked: _Asked) -> ValidationReport:
 
 def _open_networks(asked: _Asked, stack: ExitStack) -> tuple[OpenedNetwork, OpenedNetwork | None]:
     """The FP32 network and the artifact, which `stack` closes; None where it is measured alone."""
-    from edgehp.validation.subjects import (
+    from edgehp.artifact.open import (
         open_artifact,
         open_emulation,
         open_network,

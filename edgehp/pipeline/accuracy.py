@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from edgehp.artifact.device import DeviceProbe
 from edgehp.artifact.manifest import Accuracy, Golden, SubsetRecord
+from edgehp.device import DeviceProbe
 from edgehp.engines import PROCESSOR_ENGINES, open_engine, processor_engine
 from edgehp.engines.base import Engine, Prediction
 from edgehp.errors import AccuracyError, CompatibilityError, DataError, EnvironmentalError

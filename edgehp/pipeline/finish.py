@@ -11,9 +11,9 @@ import numpy as np
 
 import edgehp
 from edgehp.artifact.check import Artifact, golden_crops, load_artifact
-from edgehp.artifact.device import DeviceProbe, HostProbe
 from edgehp.artifact.manifest import Manifest, StepTime
 from edgehp.artifact.write import ArtifactWriter
+from edgehp.device import DeviceProbe, HostProbe
 from edgehp.engines import open_engine
 from edgehp.errors import CompatibilityError, UsageError
 from edgehp.pipeline.accuracy import load_reference, measure, predict, run_graph, tolerance

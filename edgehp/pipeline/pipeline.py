@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 import edgehp
-from edgehp.artifact.device import DeviceProbe, HostProbe
 from edgehp.artifact.manifest import (
     Accuracy,
     BuildRecord,
@@ -27,6 +26,7 @@ from edgehp.artifact.manifest import (
     TargetRecord,
 )
 from edgehp.artifact.write import ArtifactWriter
+from edgehp.device import DeviceProbe, HostProbe
 from edgehp.engines import PROCESSOR_ENGINES, processor_engine
 from edgehp.errors import EnvironmentalError, UsageError
 from edgehp.files import sha256_bytes, sha256_file

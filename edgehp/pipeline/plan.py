@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from edgehp.artifact.device import DeviceProbe
 from edgehp.artifact.write import ArtifactWriter
-from edgehp.device import module_part
+from edgehp.device import DeviceProbe, module_part
 from edgehp.driver import Gpu
 from edgehp.engines import engine_available
 from edgehp.engines.build import PRECISIONS, BuildOptions, check_batch

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from edgehp.artifact.open import OpenedNetwork
 from edgehp.engines.base import Crops, Prediction
 from edgehp.errors import EdgehpError, EnvironmentalError
-from edgehp.validation.subjects import OpenedNetwork
 
 __all__ = ["EngineFaultError", "EngineHost"]
 

@@ -26,8 +26,8 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from edgehp.artifact.check import check_fit
-from edgehp.artifact.device import DeviceProbe
 from edgehp.artifact.manifest import EngineRecord, Line, Sha256, TargetRecord
+from edgehp.device import DeviceProbe
 from edgehp.errors import (
     CompatibilityError,
     DataError,

@@ -19,8 +19,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from edgehp.artifact.device import DISTRIBUTIONS
 from edgehp.artifact.manifest import Accuracy, Manifest
+from edgehp.device import DISTRIBUTIONS
 from edgehp.files import strict_json
 from edgehp.shipping.keys import require
 

@@ -16,7 +16,7 @@ import msgspec
 import edgehp
 from edgehp import errors
 from edgehp.artifact import golden_crops, load_artifact, verify_golden
-from edgehp.artifact.device import DeviceProbe
+from edgehp.device import DeviceProbe
 from edgehp.engines import open_engine
 from edgehp.errors import CompatibilityError, EdgehpError, EnvironmentalError
 from edgehp.files import Record, strict_json

@@ -30,8 +30,8 @@ from msgspec.structs import replace
 
 from edgehp.artifact import load_artifact
 from edgehp.artifact.check import check_device, read_manifest
-from edgehp.artifact.device import DeviceProbe, HostProbe
 from edgehp.artifact.manifest import MANIFEST_NAME
+from edgehp.device import DeviceProbe, HostProbe
 from edgehp.errors import (
     AccuracyError,
     CompatibilityError,

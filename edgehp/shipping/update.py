@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from edgehp.artifact.device import DeviceProbe, HostProbe
+from edgehp.device import DeviceProbe, HostProbe
 from edgehp.errors import AccuracyError, CompatibilityError
 from edgehp.files import sha256_file
 from edgehp.shipping import disk, slots

@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from edgehp.artifact.open import OpenedNetwork
 from edgehp.crop import Box, Preprocessing, crop_face
 from edgehp.datasets.base import Dataset, Sample, Skips, build_dataset
 from edgehp.datasets.prefetch import prefetch
-from edgehp.engines.base import Crops, Engine, Prediction
+from edgehp.engines.base import Crops, Prediction
 from edgehp.errors import DataError, UsageError
 from edgehp.pose import angle_errors, geodesic_degrees, matrix_from_euler
 from edgehp.validation.appearance import ADVICE, Appearance, AppearanceCheck, measure_crops
@@ -27,7 +28,6 @@ __all__ = [
     "BoxSource",
     "CalibrationCheck",
     "Clipped",
-    "Contender",
     "Detector",
     "Pair",
     "Settings",
@@ -49,26 +49,13 @@ _CLIPPED = 32
 
 
 @dataclass(frozen=True)
-class Contender:
-    """An opened engine and what it is called in the report."""
-
-    engine: Engine
-    name: str
-    network_digest: str | None = None
-
-    def subject(self) -> Subject:
-        """What the report says about it."""
-        return Subject(self.name, self.network_digest, self.engine.info.to_dict())
-
-
-@dataclass(frozen=True)
 class Pair:
     """What is measured: the FP32 network, and the artifact compared with it or None."""
 
-    reference: Contender
-    artifact: Contender | None = None
+    reference: OpenedNetwork
+    artifact: OpenedNetwork | None = None
 
-    def roles(self) -> dict[str, Contender]:
+    def roles(self) -> dict[str, OpenedNetwork]:
         """By role: ``"reference"`` and, where there is one, ``"artifact"``."""
         found = {"reference": self.reference}
         return found if self.artifact is None else found | {"artifact": self.artifact}
@@ -371,7 +358,7 @@ def _figures(dataset: str, seen: _Seen, contenders: Pair, settings: Settings) ->
     figures: dict[str, Any] = {}
     for role, contender in contenders.roles().items():
         answer = answers[role, CLEAN]
-        figures[role] = contender.subject()
+        figures[role] = Subject(contender.name, contender.digest, contender.engine.info.to_dict())
         figures[f"{role}_accuracy"] = measure_accuracy(
             answer.angles, answer.spread, truth, matrices, names, settings.worst
         )

@@ -36,7 +36,7 @@ ROOMS = (
 
 @dataclass
 class Device:
-    """A device as `edgehp.artifact.device.DeviceProbe` sees one; the tests say what is there."""
+    """A device as `edgehp.device.DeviceProbe` sees one; the tests say what is there."""
 
     versions: dict[str, str] = field(default_factory=dict)
     found: tuple[Any, ...] = ()

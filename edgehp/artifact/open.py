@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from edgehp.artifact import Artifact, load_artifact, newest_artifact
+from edgehp.artifact.check import Artifact, load_artifact, newest_artifact
 from edgehp.crop import Preprocessing
 from edgehp.engines import PROCESSOR_ENGINES, Engine, open_engine, processor_engine
 from edgehp.errors import CompatibilityError, EdgehpError, EnvironmentalError, UsageError
 from edgehp.files import sha256_file
-from edgehp.validation.run import Contender
 
 __all__ = [
     "OpenedNetwork",
@@ -50,10 +49,6 @@ class OpenedNetwork:
     bins: tuple[float, float] | None = None
     artifact: Artifact | None = None
     _closing: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
-
-    def contender(self) -> Contender:
-        """As `edgehp.validation.run.validate` takes it."""
-        return Contender(self.engine, self.name, self.digest)
 
     def __enter__(self) -> OpenedNetwork:
         """The network itself."""
