@@ -27,7 +27,7 @@ PYTEST_ARGS ?=
 run: setup
 	$(VENV)/bin/edgehp build --network $(NETWORK) --target cpu --precision int8
 	$(VENV)/bin/edgehp validate $(ARTIFACT) --no-robustness \
-	    --report $(ARTIFACT)/reports/validation.json
+	    --output $(ARTIFACT)/reports/validation.json
 	$(VENV)/bin/edgehp bench $(ARTIFACT) --duration $(SECONDS_MEASURED) --warm-up 10 --idle 2 \
 	    --allow-invalid
 	$(VENV)/bin/edgehp report $(ARTIFACT)

@@ -1,6 +1,6 @@
 """An example on top of `edgehp run`: how long the driver looks away. Not a certified function.
 
-    edgehp run ARTIFACT --source camera:0 | python examples/distraction.py --speed 60
+    edgehp run camera:0 --artifact ARTIFACT | python examples/distraction.py --speed 60
 
 Reads the runtime's JSON lines from stdin, or from its socket (--socket PATH), and writes a line
 where a distraction begins or ends:

@@ -24,7 +24,7 @@ def main() -> int:
     if words == ["--version"]:
         print(f"edgehp, version {modes.get('version', __version__)}")
         return 0
-    print("edgehp: INFO: edgehp.pipeline.pipeline: quantize: 1.2 s", file=sys.stderr)
+    print("edgehp: quantize: 1.2 s", file=sys.stderr)
     output = _after(words, "--output")
     for _ in range(int(modes.get("lines", 0))):
         print("x" * 1000)

@@ -486,8 +486,8 @@ def test_the_command_line(cli: CliRunner, request_: BuildRequest, tmp_path: Path
     "arguments",
     [
         [],
-        ["--target", "cpu", "--batch", "1,2"],
-        ["--target", "cpu", "--batch", "x"],
+        ["--target", "cpu", "--batch-sizes", "1,2"],
+        ["--target", "cpu", "--batch-sizes", "x"],
         ["--finish", "a", "--target", "cpu"],
         ["a", "--finish", "a"],
     ],

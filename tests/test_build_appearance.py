@@ -149,7 +149,7 @@ def test_the_command_shows_all_of_it(unlike: BuildResult, caplog: pytest.LogCapt
     report.parent.mkdir()
     arguments = [str(unlike.path), "--limit", "24", "--threads", "1", "--max-drop", "90"]
     result = CliRunner().invoke(
-        command, [*arguments, "--report", str(report)], catch_exceptions=False
+        command, [*arguments, "--output", str(report)], catch_exceptions=False
     )
     assert result.exit_code == 0
     assert "of spread" in result.output

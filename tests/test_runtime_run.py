@@ -798,7 +798,7 @@ def test_the_command_runs_stops_on_a_signal_and_leaves_nothing(tmp_path, photos)
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         path = Path(folder) / "s"
         process = subprocess.Popen(
-            command("--network", network, "--source", photos, "--fps", 2, "--box", "8,8,88,88",
+            command("--network", network, photos, "--fps", 2, "--boxes", "8,8,88,88",
                     "--socket", path, "--threads", 1),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -832,7 +832,7 @@ def test_the_current_slot_runs_is_confirmed_and_gives_way_to_the_other_when_dama
 
     def pitch() -> tuple[float, str]:
         done = subprocess.run(
-            command("--slots", root, "--source", photos, "--box", "8,8,88,88", "--every-frame",
+            command("--root", root, photos, "--boxes", "8,8,88,88", "--every-frame",
                     "--limit", 2),
             capture_output=True, text=True, timeout=WAIT * 2,
         )  # fmt: skip
@@ -850,7 +850,7 @@ def test_the_current_slot_runs_is_confirmed_and_gives_way_to_the_other_when_dama
     # A socket that cannot be had is no fault of the network: such starts do not lead away from it.
     before = status(root)
     with pytest.raises(SystemExit) as caught:
-        main(["run", "--slots", str(root), "--source", str(photos), "--box", "8,8,88,88",
+        main(["run", "--root", str(root), str(photos), "--boxes", "8,8,88,88",
               "--socket", str(tmp_path / "none" / "pose.sock")])  # fmt: skip
     assert caught.value.code == 5 and status(root) == before
 
@@ -877,7 +877,7 @@ def test_a_broken_detector_is_not_charged_to_the_network(tmp_path, photos, monke
     monkeypatch.setattr(CenterFace, "detect", broken)
     for _ in range(MAX_FAILED_STARTS + 1):
         with pytest.raises(SystemExit) as caught:
-            main(["run", "--slots", str(root), "--source", str(photos)])
+            main(["run", "--root", str(root), str(photos)])
         assert caught.value.code == 5 and "face detector failed" in capfd.readouterr().err
     found = status(root)
     assert found.current.artifact_name == "second" and not found.failed
@@ -901,7 +901,7 @@ def test_a_start_from_slots_verifies_and_opens_once(tmp_path, photos, monkeypatc
     monkeypatch.setattr(check, "golden_crops", counted("golden", check.golden_crops))
     monkeypatch.setattr(selftest, "run_self_test", counted("process", selftest.run_self_test))
     with pytest.raises(SystemExit):
-        main(["run", "--slots", str(root), "--source", str(photos), "--box", "8,8,88,88",
+        main(["run", "--root", str(root), str(photos), "--boxes", "8,8,88,88",
               "--every-frame", "--limit", "1"])  # fmt: skip
     assert json.loads(capfd.readouterr().out.splitlines()[-1])["reason"] == "limit"
     assert count == {"hashed": 1, "golden": 1}
@@ -910,7 +910,7 @@ def test_a_start_from_slots_verifies_and_opens_once(tmp_path, photos, monkeypatc
 def test_a_reader_of_stdout_that_has_enough_ends_the_command(tmp_path, photos):
     network = pose_graph(tmp_path / "net.onnx")
     process = subprocess.Popen(
-        command("--network", network, "--source", photos, "--fps", 20, "--box", "8,8,88,88"),
+        command("--network", network, photos, "--fps", 20, "--boxes", "8,8,88,88"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert json.loads(process.stdout.readline())
@@ -923,15 +923,15 @@ def test_a_reader_of_stdout_that_has_enough_ends_the_command(tmp_path, photos):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--network", "x"], 2, "--source"),
-        (["a", "--network", "x", "--source", "camera:0"], 2, "one of them"),
-        (["--network", "NET", "--source", "PHOTOS", "--box", "1,2,3"], 2, "x_min,y_min"),
-        (["--network", "NET", "--source", "PHOTOS", "--box", "9,9,3,3"], 2, "x_min < x_max"),
-        (["--network", "NET", "--source", "PHOTOS", "--quiet", "--box", "1,2,3,4"], 2, "--socket"),
-        (["--network", "NET", "--source", "camera:0", "--every-frame"], 2, "for files"),
-        (["--network", "NET", "--source", "PHOTOS/000.png", "--box", "1,2,3,4"], 2, "predict"),
-        (["--network", "NET", "--source", "PHOTOS", "--config", "none.toml"], 1, "none.toml"),
-        (["nothing-there", "--source", "PHOTOS", "--box", "1,2,3,4"], 1, "nothing-there"),
+        (["--network", "x"], 2, "SOURCE is missing"),
+        (["--artifact", "a", "--network", "x", "camera:0"], 2, "one of them"),
+        (["--network", "NET", "PHOTOS", "--boxes", "1,2,3"], 2, "x_min,y_min"),
+        (["--network", "NET", "PHOTOS", "--boxes", "9,9,3,3"], 2, "x_min < x_max"),
+        (["--network", "NET", "PHOTOS", "--quiet", "--boxes", "1,2,3,4"], 2, "--socket"),
+        (["--network", "NET", "camera:0", "--every-frame"], 2, "for files"),
+        (["--network", "NET", "PHOTOS/000.png", "--boxes", "1,2,3,4"], 2, "predict"),
+        (["--network", "NET", "PHOTOS", "--config", "none.toml"], 1, "none.toml"),
+        (["--artifact", "nothing-there", "PHOTOS", "--boxes", "1,2,3,4"], 1, "nothing-there"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_one_sentence(tmp_path, photos, capfd, arguments, code, words):

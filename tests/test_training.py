@@ -25,8 +25,8 @@ from tests.faces import write_faces
 
 torch = pytest.importorskip("torch", reason="training needs torch")
 
-from edgehp.cli.distill import command as distill_command  # noqa: E402
-from edgehp.cli.train import command as train_command  # noqa: E402
+from edgehp.cli.training import distill as distill_command  # noqa: E402
+from edgehp.cli.training import train as train_command  # noqa: E402
 from edgehp.networks.checkpoint import load_module, load_weights, save_weights  # noqa: E402
 from edgehp.networks.kd_resnet import KDResNet, expectation  # noqa: E402
 from edgehp.training.augment import Augmentation, cut, draw, photometric  # noqa: E402
@@ -378,8 +378,8 @@ def test_the_split_depends_on_names_alone(faces: Dataset) -> None:
 
 def test_commands_train_distil_and_refuse(tmp_path: Path, faces: Dataset) -> None:
     folder = str(tmp_path / "faces")
-    small = ["--size", "32", "--epochs", "1", "--batch", "8", "--held-back", "0.15"]
-    run = ["--out", str(tmp_path / "run"), "--precision", "fp32", "--device", "cpu"]
+    small = ["--input-size", "32", "--epochs", "1", "--batch", "8", "--held-back", "0.15"]
+    run = ["--output", str(tmp_path / "run"), "--precision", "fp32", "--device", "cpu"]
     result = CliRunner().invoke(train_command, [folder, "--network", "kd-resnet18", *small, *run])
     assert result.exit_code == 0, result.output
     weights = tmp_path / "run" / "kd-resnet18-32.safetensors"
@@ -388,7 +388,7 @@ def test_commands_train_distil_and_refuse(tmp_path: Path, faces: Dataset) -> Non
     nothing = CliRunner().invoke(distill_command, [folder, *small, *run])
     assert isinstance(nothing.exception, UsageError)
     start = ["--teacher", str(weights), "--start", str(weights)]
-    out = ["--out", str(tmp_path / "student"), "--precision", "bf16", "--device", "cpu"]
+    out = ["--output", str(tmp_path / "student"), "--precision", "bf16", "--device", "cpu"]
     distilled = CliRunner().invoke(distill_command, [folder, *start, *small, *out])
     assert distilled.exit_code == 0, distilled.output
     assert (tmp_path / "student" / "kd-resnet18-32.safetensors").is_file()

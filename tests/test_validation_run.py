@@ -220,7 +220,7 @@ def test_a_float_network_on_biwi_by_the_command_line(biwi, tmp_path, capsys):
     report = tmp_path / "reports" / "report.json"  # made where it is missing
     code = cli(
         "--network", graph, "--dataset", "biwi", "--data-root", biwi, "--no-robustness",
-        "--threads", 1, "--report", report,
+        "--threads", 1, "--output", report,
     )  # fmt: skip
     out = capsys.readouterr()
     assert code == 0, out.err
@@ -304,7 +304,7 @@ def test_a_drop_over_the_gate_ends_with_exit_code_3_after_the_report(
     artifact_of(tmp_path / "dist" / "a", {"offset": (1.6, 1, 1)}, {"offset": (1,) * 3})
     monkeypatch.chdir(tmp_path)  # the newest under dist/
     common = ("--dataset", "biwi", "--data-root", biwi, "--no-robustness")
-    assert cli(*common, "--report", "r.json") == 3
+    assert cli(*common, "--output", "r.json") == 3
     out = capsys.readouterr()
     assert "FAIL" in out.out and "+0.2000" in out.err and "limit of 0.1" in out.err
     values = json.loads(Path("r.json").read_text())
@@ -318,9 +318,9 @@ def test_a_report_that_cannot_be_written_is_found_before_anything_is_opened(
     (tmp_path / "file").touch()
     common = ("--network", "nonsense", "--dataset", "biwi", "--data-root", biwi)
     for place in (tmp_path / "file" / "r.json", tmp_path):
-        assert cli(*common, "--report", place) == 5
+        assert cli(*common, "--output", place) == 5
         err = capsys.readouterr().err
-        assert "cannot be written" in err and "another --report" in err and "nonsense" not in err
+        assert "cannot be written" in err and "another --output" in err and "nonsense" not in err
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
@@ -333,10 +333,10 @@ def test_a_disk_that_fills_meanwhile_costs_the_report_but_not_the_figures(
     monkeypatch.setattr("edgehp.report.files.write_whole", full)
     folder = artifact_of(tmp_path / "a", {"offset": (1.05, 1, 1)}, {"offset": (1,) * 3})
     common = ("--dataset", "biwi", "--data-root", biwi, "--no-robustness")
-    assert cli(folder, *common, "--report", tmp_path / "r.json") == 5
+    assert cli(folder, *common, "--output", tmp_path / "r.json") == 5
     out = capsys.readouterr()
     assert "PASS" in out.out and "+0.0167" in out.out
-    assert "No space left" in out.err and "another --report" in out.err
+    assert "No space left" in out.err and "another --output" in out.err
 
 
 def test_a_reference_that_is_another_network_is_refused(biwi, tmp_path, capsys):

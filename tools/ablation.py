@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from edgehp import pose
-from edgehp.cli._training import student_spec
+from edgehp.cli.training import student_spec
 from edgehp.datasets import open_dataset
 from edgehp.datasets.base import join_datasets
 from edgehp.datasets.faces import read_faces

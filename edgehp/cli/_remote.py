@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgehp.cli.main import TYPED
+from edgehp.cli._command import TYPED, loudness
 from edgehp.errors import UsageError
 from edgehp.files import strict_json
 from edgehp.remote.boards import DEFAULT_COMMAND, Board, parse_board, read_boards
@@ -56,8 +55,6 @@ _OPTIONS = [
     ),
 ]
 _OWN = ("host", "hosts", "remote_command", "remote_timeout", "remote_data_root")
-# "edgehp: INFO: edgehp.pipeline.pipeline: quantize: 1.2 s", as the board's own -v writes it.
-_LOGGED = re.compile(r"edgehp: (INFO|DEBUG|WARNING): [\w.]+: (.*)")
 _ERROR = "edgehp: error: "
 
 
@@ -205,7 +202,7 @@ def _words(changes: Changes) -> tuple[Part, ...]:
             name = str(option.name)
             if not (equals or option.is_flag):
                 parts.append(next(typed))
-        if name not in changes and name not in _OWN:
+        if name not in changes and name not in _OWN and name not in ("verbose", "quiet"):
             kept += parts
     anew: list[Part] = []
     for name, replaced in changes.items():
@@ -213,8 +210,7 @@ def _words(changes: Changes) -> tuple[Part, ...]:
         flags = [max(parameter.opts, key=len)] if isinstance(parameter, click.Option) else []
         anew += [part for value in replaced for part in (*flags, value)]
     # Verbose once at least, or no progress would be heard of where there is no terminal.
-    verbose = int(context.find_root().params.get("verbose") or 0)
-    return ("-" + "v" * max(1, min(verbose, 2)), str(context.info_name), *anew, *kept)
+    return ("-" + "v" * max(1, min(loudness(), 2)), str(context.info_name), *anew, *kept)
 
 
 def _run(errands: Sequence[tuple[Board, Errand]], several: bool) -> None:
@@ -249,9 +245,7 @@ class _Show:
         def stderr(line: str) -> None:
             if line.startswith(_ERROR):
                 self.said.add(line.removeprefix(_ERROR))
-            logged = _LOGGED.fullmatch(line)
-            text = logged[2] if logged else line.removeprefix("edgehp: ")
-            self._line(f"{board.host}: {text}", err=True)
+            self._line(f"{board.host}: {line.removeprefix('edgehp: ')}", err=True)
 
         def stdout(line: str) -> None:
             if self._stdout:

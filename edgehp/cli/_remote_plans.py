@@ -59,9 +59,9 @@ def plan_validate(trip: Trip) -> Changes:
         changes["data_root"] = [Sent(root)]
     elif there is not None:
         changes["data_root"] = [there]
-    if (report := given["report"]) is not None:
+    if (report := given["output"]) is not None:
         name = f"{report.stem}-{trip.board.folder}{report.suffix}" if trip.several else report.name
-        changes["report"] = [Returned(report.with_name(name), folder=False)]
+        changes["output"] = [Returned(report.with_name(name), folder=False)]
     return changes
 
 

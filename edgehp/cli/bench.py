@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgehp.cli._command import Command, json_option, output_option, threads_option
 from edgehp.cli._remote import over_ssh
 from edgehp.cli._remote_plans import plan_bench
 from edgehp.errors import EnvironmentalError, MeasurementError, UsageError
@@ -24,7 +25,17 @@ SCENARIOS = ("single-stream", "offline", "multi-camera")
 INTERRUPTED = 130
 
 
-@click.command("bench", short_help="Measure latency, throughput and power on this device.")
+@click.command(
+    "bench",
+    cls=Command,
+    short_help="Measure latency, throughput and power on this device.",
+    renamed={"--workers": "--crop-threads"},
+    examples=(
+        "edgehp bench",
+        "edgehp bench dist/kd-resnet18-112-cpu-int8 --scenario all --duration 20",
+        "edgehp bench dist/kd-resnet18-112-orin-nano-8gb-int8 --host me@orin",
+    ),
+)
 @click.argument("artifact", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--scenario",
@@ -37,12 +48,24 @@ INTERRUPTED = 130
 )
 @click.option("--duration", type=float, help="Measured seconds of each network; 60 by default.")
 @click.option("--official", is_flag=True, help="The long run: 600 s of each network.")
-@click.option("--batch", type=click.IntRange(1), help="Crops a call; offline looks for the best.")
-@click.option("--threads", type=click.IntRange(1), help="Processor threads for inference.")
-@click.option("--cameras", type=click.IntRange(1), default=4, show_default=True)
+@click.option(
+    "--batch",
+    type=click.IntRange(1),
+    help="Crops that go through the network at once; offline looks for the best.",
+)
+@threads_option
+@click.option(
+    "--cameras", type=click.IntRange(1), default=4, show_default=True, help="Of multi-camera."
+)
 @click.option("--fps", type=float, default=30.0, show_default=True, help="Of each camera.")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True,
-              help="Threads that crop in offline.")  # fmt: skip
+@click.option(
+    "--crop-threads",
+    "workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Threads that crop faces in offline.",
+)
 @click.option(
     "--against",
     help="Take turns with another artifact, fp32 or none. By default fp32 where it can be had.",
@@ -65,9 +88,8 @@ INTERRUPTED = 130
 @click.option("--warm-up", "warm_up_s", type=float, default=30.0, show_default=True,
               help="Seconds a network may take to become stable.")  # fmt: skip
 @click.option("--allow-invalid", is_flag=True, help="Exit 0 although the run is invalid.")
-@click.option("--output", type=click.Path(path_type=Path),
-              help="Directory of the reports; by default reports/ in the artifact.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="The reports as JSON on stdout.")
+@output_option("Directory of the reports; by default reports/ in the artifact.")
+@json_option
 @over_ssh("frames", plan=plan_bench)
 def command(
     artifact: Path | None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgehp.cli._command import Command, Positional, json_option, output_option, threads_option
 from edgehp.cli._remote import over_ssh
 from edgehp.cli._remote_plans import plan_build
 
@@ -17,8 +18,18 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.command("build", short_help="Turn a checkpoint into a checked INT8 artifact for a target.")
-@click.argument("artifact", required=False, type=click.Path(path_type=Path))
+@click.command(
+    "build",
+    cls=Command,
+    short_help="Turn a checkpoint into a checked INT8 artifact for a target.",
+    renamed={"--batch": "--batch-sizes"},
+    examples=(
+        "edgehp build --target cpu",
+        "edgehp build --target orin --network net.safetensors --calibration faces/ --defer",
+        "edgehp build --finish dist/kd-resnet18-112-orin-nano-8gb-int8",
+    ),
+)
+@click.argument("artifact", cls=Positional, required=False, type=click.Path(path_type=Path))
 @click.option("--target", help="What to build for; 'edgehp targets' lists them.")
 @click.option(
     "--precision",
@@ -43,6 +54,7 @@ __all__ = ["command"]
     type=click.Choice(("auto", "minmax", "percentile", "entropy", "mse")),
     default="auto",
     show_default=True,
+    help="How activation ranges are chosen; auto tries them.",
 )
 @click.option(
     "--validate-on",
@@ -73,22 +85,17 @@ __all__ = ["command"]
     metavar="DIR",
     help="Build the engine of a deferred artifact on this device.",
 )
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("dist"),
-    show_default=True,
-    help="Directory that artifacts are made in.",
-)
+@output_option("Directory that artifacts are made in.", default=Path("dist"))
 @click.option("--input-size", type=click.IntRange(16, 1024), help="Other input side in pixels.")
 @click.option(
-    "--batch",
+    "--batch-sizes",
+    "batch",
     default="1,1,8",
     show_default=True,
     metavar="MIN,BEST,MAX",
     help="Batch sizes of the engine; one number means just that.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Processor threads.")
+@threads_option
 @click.option(
     "--dla", type=click.IntRange(0, 15), help="Jetson: run on this deep-learning accelerator core."
 )
@@ -103,10 +110,10 @@ __all__ = ["command"]
     type=click.IntRange(0, 5),
     help="TensorRT: 5 tries most and builds slowest. Default: TensorRT's own.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+@json_option
 @over_ssh("network", "calibration", "validate_on", plan=plan_build)
 def command(**given: Any) -> None:
-    """Build dist/NETWORK-TARGET-PRECISION, or finish the deferred ARTIFACT on its device.
+    """Build dist/NETWORK-TARGET-PRECISION, or --finish a deferred artifact on its device.
 
     Network, deployed graph, Q/DQ from calibration crops, lint, engine, precision audit, accuracy
     against FP32, artifact. Nothing is written unless every step succeeds.

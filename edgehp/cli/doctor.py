@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from edgehp.cli._command import Command, json_option
 from edgehp.cli._output import Steps, print_json, print_table, styled
 from edgehp.cli._remote import over_ssh
 from edgehp.doctor import FAILED, NOT_TESTED, OK, SCHEMA_VERSION, Diagnosis, diagnose
@@ -69,8 +70,16 @@ def _self_test(camera: str | None, as_json: bool) -> None:
         )
 
 
-@click.command("doctor")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@click.command(
+    "doctor",
+    cls=Command,
+    examples=(
+        "edgehp doctor",
+        "edgehp doctor --test --camera camera:0",
+        "edgehp doctor --host me@orin",
+    ),
+)
+@json_option
 @click.option(
     "--test", is_flag=True, help="Use every part of this machine once, for half a minute."
 )

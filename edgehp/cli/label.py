@@ -8,13 +8,23 @@ from typing import Any
 
 import click
 
+from edgehp.cli._command import Command, json_option, output_option
 from edgehp.cli._workers import worker_options, workers_of
 from edgehp.errors import UsageError
 
 __all__ = ["command"]
 
 
-@click.command("label", short_help="Label photos with an ensemble of teacher networks.")
+@click.command(
+    "label",
+    cls=Command,
+    short_help="Label photos with an ensemble of teacher networks.",
+    renamed={"--out": "--output", "--threads": "--photos-at-once"},
+    examples=(
+        "edgehp label faces.zip --teacher docs/teachers/fsanet.toml --output labels",
+        "edgehp label faces.zip --teacher base.toml --workers 4 --output labels",
+    ),
+)
 @click.argument("photos", nargs=-1, type=click.Path(exists=True, path_type=Path))
 @click.option("--dataset", help="A named data set (aflw2000, ...) in place of folders and zips.")
 @click.option(
@@ -33,7 +43,7 @@ __all__ = ["command"]
 @click.option("--grid", type=int, help="Box offsets per axis (odd); default: as described.")
 @click.option("--step", type=float, help="Distance of offsets, times the box side.")
 @click.option("--flip/--no-flip", default=None, help="Average with the mirrored photo too.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the labels.")
+@output_option("Folder of the labels.", required=True)
 @worker_options
 @click.option(
     "--remote-data-root",
@@ -42,9 +52,15 @@ __all__ = ["command"]
     help="With --cluster: where PHOTOS are on the workers. Default: they are sent.",
 )
 @click.option(
-    "--threads", default=2, show_default=True, help="Photos that a worker does at a time."
+    "--photos-at-once",
+    "threads",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Photos that a worker does at a time.",
 )
 @click.option("--skip-bad", is_flag=True, help="Leave damaged photos out, counted and listed.")
+@json_option
 def command(
     photos: tuple[Path, ...],
     dataset: str | None,
@@ -53,12 +69,13 @@ def command(
     grid: int | None,
     step: float | None,
     flip: bool | None,
-    out: Path,
+    output: Path,
     workers: int,
     cluster: str | None,
     remote_data_root: Path | None,
     threads: int,
     skip_bad: bool,
+    as_json: bool,
 ) -> None:
     """Label PHOTOS (folders or zips of faces) with the mean rotation and spread of the teachers.
 
@@ -67,15 +84,13 @@ def command(
     """
     from msgspec.structs import replace
 
-    from edgehp.cli._output import Steps
+    from edgehp.cli._output import Steps, print_json
     from edgehp.cli._photos import open_photos
     from edgehp.datasets.base import Skips
     from edgehp.training.labelling import label_samples
     from edgehp.training.teachers import load_teacher_spec
 
     place = workers_of(workers, cluster)
-    if threads < 1:
-        raise UsageError("--threads must be at least 1")
     specs = []
     for file in teacher_files:
         spec = load_teacher_spec(file, model_dir)
@@ -87,7 +102,7 @@ def command(
     labels = label_samples(
         data.samples,
         specs,
-        out,
+        output,
         threads=threads,
         skips=skips,
         workers=place,
@@ -99,11 +114,21 @@ def command(
         for last in labels:
             progress.advance(last - first - progress.done)
     rate = (last - first) / max(time.monotonic() - began, 1e-9)
-    click.echo(f"{last} photos labelled in {out} ({rate:.1f} images/s)")
-    for skip in (*data.skipped, *skips.found):
+    skipped = (*data.skipped, *skips.found)
+    if as_json:
+        print_json(
+            {
+                "labels": output,
+                "count": last,
+                "skipped": [{"name": s.name, "reason": s.reason} for s in skipped],
+            }
+        )
+    else:
+        click.echo(f"{last} photos labelled in {output} ({rate:.1f} images/s)")
+    for skip in skipped:
         click.echo(f"skipped {skip.name}: {skip.reason}", err=True)
-    if skipped := len(data.skipped) + len(skips.found):
-        click.echo(f"{skipped} photos skipped", err=True)
+    if skipped:
+        click.echo(f"{len(skipped)} photos skipped", err=True)
 
 
 def _places(

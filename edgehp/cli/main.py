@@ -16,13 +16,14 @@ from types import FrameType
 import click
 
 from edgehp import __version__
+from edgehp.cli._command import loudness_options, start_logging
 from edgehp.errors import EdgehpError, EnvironmentalError
 
-__all__ = ["COMMANDS", "TYPED", "cli", "main"]
+__all__ = ["COMMANDS", "cli", "main"]
 
 logger = logging.getLogger(__name__)
 
-# In the order of the help. The text stands here and not in the command's module, so that
+# In the order of the help. The texts stand here and not in the commands' modules, so that
 # `edgehp --help` imports none of them.
 COMMANDS = {
     "build": "Turn a checkpoint into a checked INT8 artifact for a target.",
@@ -46,29 +47,37 @@ COMMANDS = {
     "doctor": "Say what this machine can run and what to install for the rest.",
     "report": "Turn results into Markdown, HTML and plots.",
 }
+# Commands of one subject share a module; each other one is `command` in the module of its name.
+_SHARED = {
+    "training": ("train", "distill"),
+    "bundles": ("bundle", "verify"),
+    "slots": ("install", "update", "status", "confirm", "rollback"),
+}
+_PLACES = {name: (module, name) for module, names in _SHARED.items() for name in names}
 INTERRUPTED = 130
-# Where a context's `meta` holds the arguments of the command as they were typed.
-TYPED = "edgehp.cli.typed"
 
 
-def _module(name: str) -> str:
-    return f"edgehp.cli.{name}"
+def _place(name: str) -> tuple[str, str]:
+    """Module and attribute of a command."""
+    module, attribute = _PLACES.get(name, (name, "command"))
+    return f"edgehp.cli.{module}", attribute
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are modules ``edgehp.cli.<name>`` with an attribute ``command``."""
+    """A group whose commands are imported when they are called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands that exist, in the order of the help."""
-        return [name for name in COMMANDS if find_spec(_module(name))]
+        return [name for name in COMMANDS if find_spec(_place(name)[0])]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command called `cmd_name`; its module is imported now."""
         if cmd_name not in self.list_commands(ctx):
             return None
-        command = import_module(_module(cmd_name)).command
+        module, attribute = _place(cmd_name)
+        command = getattr(import_module(module), attribute)
         if not isinstance(command, click.Command):
-            raise TypeError(f"{_module(cmd_name)}.command is a {type(command).__name__}")
+            raise TypeError(f"{module}.{attribute} is a {type(command).__name__}")
         return command
 
     def resolve_command(
@@ -80,7 +89,6 @@ class LazyGroup(click.Group):
             near = difflib.get_close_matches(args[0], known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             raise click.UsageError(f"no command {args[0]!r}; {hint}", ctx)
-        ctx.meta[TYPED] = args[1:]
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -92,9 +100,8 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="edgehp")
-@click.option("-v", "--verbose", count=True, help="Log to stderr: -v what happens, -vv details.")
 @click.pass_context
-def cli(ctx: click.Context, verbose: int) -> None:
+def cli(ctx: click.Context) -> None:
     """Head-pose networks from checkpoint to a measured INT8 engine in the car.
 
     Exit codes: 0 ok, 1 error, 2 usage, 3 accuracy gate, 4 artifact and device do not match,
@@ -102,12 +109,9 @@ def cli(ctx: click.Context, verbose: int) -> None:
     """
     if os.environ.get("NO_COLOR"):
         ctx.color = False
-    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logging.basicConfig(
-        stream=sys.stderr, format="edgehp: %(levelname)s: %(name)s: %(message)s", force=True
-    )
-    # Only this package: at DEBUG the libraries underneath would drown it.
-    logging.getLogger("edgehp").setLevel(level)
+
+
+cli.params += loudness_options()
 
 
 def _fail(message: str, code: int) -> int:
@@ -156,6 +160,7 @@ def _termination_interrupts() -> Iterator[list[int]]:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
+    start_logging()
     with _termination_interrupts() as arrived:
         return _code(arguments, arrived)
 

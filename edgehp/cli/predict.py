@@ -1,40 +1,62 @@
-"""``edgehp predict``: head poses of photos, folders, videos and cameras as JSON lines."""
+"""``edgehp predict``: head poses of photos, folders, videos and cameras."""
 
 from __future__ import annotations
 
 import itertools
 import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgehp.cli._command import (
+    Command,
+    json_option,
+    note,
+    output_option,
+    threads_option,
+)
 from edgehp.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from collections import Counter
 
+    from edgehp.artifact.open import OpenedNetwork
     from edgehp.runtime.predict import FaceFinder
+    from edgehp.runtime.sources import Frame, Source
 
 __all__ = ["command"]
 
 logger = logging.getLogger(__name__)
 
 
-@click.command("predict", short_help="Head pose of the faces in a photo, folder, video or camera.")
-@click.argument("source")
-@click.argument("artifact", required=False, type=click.Path(path_type=Path))
+@click.command(
+    "predict",
+    cls=Command,
+    short_help="Head pose of the faces in photos, folders, videos or a camera.",
+    renamed={"--save": "--output"},
+    examples=(
+        "edgehp predict *.jpg",
+        "edgehp predict drive.mp4 --output drawn/ --json > poses.jsonl",
+        "edgehp predict camera:0 --artifact dist/kd-resnet18-112-cpu-int8",
+    ),
+)
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.option(
+    "--artifact",
+    type=click.Path(path_type=Path),
+    help="Default: the newest one in dist/, else the bundled network in floating point.",
+)
 @click.option("--network", help="A float network (bundled name or file) in place of an artifact.")
 @click.option(
     "--boxes",
-    type=click.Path(path_type=Path),
-    help='Face boxes {"file": [{"bbox": [x_min, y_min, x_max, y_max]}]}, used as they are.',
+    help='Face boxes: {"file": [{"bbox": [x_min, y_min, x_max, y_max]}]} in a file, used as they '
+    "are; or x_min,y_min,x_max,y_max for all.",
 )
-@click.option(
-    "--save",
-    type=click.Path(path_type=Path),
-    help="Draw the poses: a folder; or a photo for a photo, a video for a video or camera.",
-)
+@output_option("Draw the poses: a folder; or a photo for a photo, a video for a video or camera.")
 @click.option(
     "--min-face-score",
     type=click.FloatRange(0, 1),
@@ -49,67 +71,66 @@ logger = logging.getLogger(__name__)
     show_default=True,
     help="Less confidence than this is the state low_confidence.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Processor threads for inference.")
+@threads_option
 @click.option("--limit", type=click.IntRange(1), help="Stop after this many frames.")
+@json_option
 def command(
-    source: str,
+    sources: tuple[str, ...],
     artifact: Path | None,
     network: str | None,
-    boxes: Path | None,
-    save: Path | None,
+    boxes: str | None,
+    output: Path | None,
     min_face_score: float,
     min_confidence: float,
     threads: int | None,
     limit: int | None,
+    as_json: bool,
 ) -> None:
-    r"""Predict the head poses in SOURCE: a photo, a folder, a video file or camera:0.
+    """Predict the head poses in photos, folders, video files or a camera (camera:0).
 
-    With ARTIFACT, else the newest one under dist/. One JSON object a face goes to stdout, with its
-    box, angles (pitch, yaw, roll in degrees: +pitch nose up, +yaw nose to the image's left, +roll
-    clockwise), spread, confidence and state: ok, out_of_range, low_confidence. A frame without a
-    face gives one object with the state no_face, a photo that cannot be read one with the state
-    unreadable.
+    On a terminal a line a face, with pitch, yaw, roll in degrees (+pitch nose up, +yaw nose to the
+    image's left, +roll clockwise). Piped, or with --json, a JSON object a face and line, with its
+    box, angles, spread, confidence and state: ok, out_of_range, low_confidence; a frame without a
+    face has the state no_face, a photo that cannot be read the state unreadable.
 
-    \b
-    The drawn axes: red to the image's right for a frontal face, green down, blue where the nose
-    points. Box white: ok; orange: out of range; grey: low confidence.
+    In drawn pictures red points to the image's right for a frontal face, green down, blue where the
+    nose points. Box white: ok; orange: out of range; grey: low confidence.
     """
     # Imported here: `edgehp --help` must not pay for OpenCV.
     from collections import Counter
-    from contextlib import ExitStack
 
-    from edgehp.artifact.open import open_artifact, open_network
-    from edgehp.runtime.drawing import open_saver
     from edgehp.runtime.predict import predict
     from edgehp.runtime.records import DEFAULT_BINS, StateRules, json_line
     from edgehp.runtime.sources import parse_source
 
+    sources, artifact = _without_artifact(sources, artifact)
     if artifact is not None and network is not None:
-        raise UsageError("give an artifact or --network, not both")
+        raise UsageError("give --artifact or --network, not both")
     # Box lists refer to the pixels as they are stored.
-    frames_of = parse_source(source, upright=boxes is None)
-    if boxes is not None and frames_of.kind not in ("photo", "folder"):
-        raise UsageError("--boxes names photos; a video or camera needs the face detector")
+    found = [parse_source(source, upright=boxes is None) for source in sources]
+    plain = as_json or not sys.stdout.isatty()
+    counts: Counter[str] = Counter()
     with ExitStack() as stack:
-        saver = stack.enter_context(open_saver(save, frames_of)) if save is not None else None
-        faces = _faces(boxes, min_face_score)
-        opened = stack.enter_context(
-            open_artifact(artifact, threads=threads)
-            if network is None
-            else open_network(network, threads=threads)
-        )
+        savers = _savers(output, found, stack)
+        faces = _faces(boxes, found, min_face_score)
+        opened = stack.enter_context(_opened(artifact, network, threads))
         logger.info("predicting with %s", opened.name)
         rules = StateRules(opened.bins or DEFAULT_BINS, min_confidence)
-        frames = itertools.islice(frames_of.frames(), limit)
-        counts: Counter[str] = Counter()
-        for result in predict(frames, opened.engine, opened.preprocessing, faces, rules):
+        frames = itertools.chain.from_iterable(_frames(s, len(found) > 1) for s in found)
+        results = predict(
+            itertools.islice(frames, limit), opened.engine, opened.preprocessing, faces, rules
+        )
+        for result in results:
             for record in result.records():
                 # A line at a time, also into a pipe: a camera's reader waits for it.
-                click.echo(json_line(record), nl=False)
+                if plain:
+                    click.echo(json_line(record), nl=False)
+                else:
+                    click.echo(_line(record))
             counts.update(result.states)
-            if saver is not None:
+            if (saver := savers.get(result.frame.source)) is not None:
                 saver.add(result)
-    _summarise(counts)
+    _summarize(counts)
     if counts["unreadable"]:
         raise DataError(
             f"{counts['unreadable']} photo(s) could not be used; the lines with the state "
@@ -117,19 +138,97 @@ def command(
         )
 
 
-def _faces(boxes: Path | None, score: float) -> FaceFinder:
-    from edgehp.runtime.predict import DetectorFaces, ListedFaces
+def _frames(source: Source, several: bool) -> Iterator[Frame]:
+    """The frames of a source; one of several that cannot be read must not cost the others."""
+    from edgehp.runtime.sources import Frame
 
-    if boxes is not None:
-        from edgehp.datasets.boxes import load_boxes
+    try:
+        yield from source.frames()
+    except DataError as e:
+        if not several:
+            raise
+        yield Frame(source.name, Path(source.name).name, problem=str(e))
 
-        return ListedFaces(load_boxes(boxes))
-    from edgehp.runtime.detection import open_detector
 
-    return DetectorFaces(open_detector(score))
+def _without_artifact(
+    sources: tuple[str, ...], artifact: Path | None
+) -> tuple[tuple[str, ...], Path | None]:
+    """The sources, and the artifact where it is the second word, as in the last release."""
+    if len(sources) == 2 and artifact is None and (Path(sources[1]) / "manifest.json").is_file():
+        note("'predict SOURCE ARTIFACT' is 'predict SOURCE --artifact ARTIFACT' now")
+        return sources[:1], Path(sources[1])
+    return sources, artifact
 
 
-def _summarise(counts: Counter[str]) -> None:
+def _opened(artifact: Path | None, network: str | None, threads: int | None) -> OpenedNetwork:
+    from edgehp.artifact import newest_artifact
+    from edgehp.artifact.open import open_artifact, open_network
+    from edgehp.networks.bundled import DEFAULT_NETWORK
+
+    if network is not None:
+        return open_network(network, threads=threads)
+    if artifact is None:
+        try:
+            artifact = newest_artifact()
+        except DataError:
+            note(f"no artifact in dist/: predicting with {DEFAULT_NETWORK} in floating point")
+            return open_network(DEFAULT_NETWORK, threads=threads)
+    return open_artifact(artifact, threads=threads)
+
+
+def _savers(output: Path | None, sources: Sequence[Source], stack: ExitStack) -> dict[str, Any]:
+    """What draws the frames of each source."""
+    from edgehp.images import PHOTO_SUFFIXES
+    from edgehp.runtime.drawing import open_saver
+
+    if output is None:
+        return {}
+    if len(sources) > 1:
+        if output.suffix.lower() in PHOTO_SUFFIXES:
+            raise UsageError(f"--output {output}: several sources need a folder")
+        names = [Path(s.name).name for s in sources]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise UsageError(
+                f"--output {output}: several sources are called {twice[0]}\n"
+                "hint: give the folder that holds them, or predict them one by one"
+            )
+    return {s.name: stack.enter_context(open_saver(output, s)) for s in sources}
+
+
+def _faces(boxes: str | None, sources: Sequence[Source], score: float) -> FaceFinder:
+    from edgehp.datasets.boxes import load_boxes, parse_box
+    from edgehp.runtime.predict import DetectorFaces, FixedFaces, ListedFaces
+
+    if boxes is None:
+        from edgehp.runtime.detection import open_detector
+
+        return DetectorFaces(open_detector(score))
+    if "," in boxes and not Path(boxes).exists():
+        return FixedFaces(parse_box(boxes))
+    if any(s.kind not in ("photo", "folder") for s in sources):
+        raise UsageError(
+            "a list of --boxes names photos; a video or camera needs the face detector\n"
+            "hint: --boxes x_min,y_min,x_max,y_max takes one box for all frames"
+        )
+    return ListedFaces(load_boxes(Path(boxes)))
+
+
+def _line(record: dict[str, Any]) -> str:
+    """One face for people."""
+    from edgehp.cli._output import styled
+
+    where = record["file"] or record["source"]
+    if record["seconds"] is not None:
+        where += f" {record['seconds']:.2f} s"
+    state = styled(record["state"], "green" if record["state"] == "ok" else "yellow")
+    if record["angles"] is None:
+        problem = record["problem"]
+        return f"{where}  {state}" + ("" if problem is None else f": {problem}")
+    values = "  ".join(f"{n} {v:+6.1f}" for n, v in record["angles"].items() if v is not None)
+    return f"{where}  {values}  {state} {record['confidence']:.2f}"
+
+
+def _summarize(counts: Counter[str]) -> None:
     faces = sum(n for state, n in counts.items() if state not in ("no_face", "unreadable"))
     parts = ", ".join(f"{n} {state}" for state, n in sorted(counts.items())) or "no frames"
-    click.echo(f"edgehp: {faces} face{'' if faces == 1 else 's'} ({parts})", err=True)
+    note(f"{faces} face{'' if faces == 1 else 's'} ({parts})")

@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-from edgehp.cli._trust import read_keys, trust_option
+from edgehp.cli._command import Command, Group, json_option, read_keys, trust_option
+from edgehp.cli._output import print_json
+from edgehp.files import plain
 from edgehp.shipping.keys import PASSWORD_VARIABLE
 
 __all__ = ["command"]
@@ -30,11 +32,27 @@ _PUBLISH = click.option(
 )
 
 
+def _show(values: dict[str, Any], text: str, as_json: bool) -> None:
+    if as_json:
+        print_json(values)
+    else:
+        click.echo(text)
+
+
 def _password() -> str | None:
     return os.environ.get(PASSWORD_VARIABLE) or None
 
 
-@click.group("repo", short_help="Keep a repository of bundles for a fleet.")
+@click.group(
+    "repo",
+    cls=Group,
+    short_help="Keep a repository of bundles for a fleet.",
+    examples=(
+        "edgehp repo init repository --keys keys",
+        "edgehp repo add repository network.edgehp --public-key release.pub",
+        "edgehp repo publish repository --keys keys",
+    ),
+)
 def command() -> None:
     """Keep a repository of bundles that devices update themselves from (edgehp update).
 
@@ -43,10 +61,16 @@ def command() -> None:
     """
 
 
-@command.command("init", short_help="Make an empty repository and its keys.")
+@command.command(
+    "init",
+    cls=Command,
+    short_help="Make an empty repository and its keys.",
+    examples=("edgehp repo init repository --keys keys",),
+)
 @_FOLDER
 @_KEYS
-def init(repository: Path, keys: Path) -> None:
+@json_option
+def init(repository: Path, keys: Path, as_json: bool) -> None:
     """Make an empty REPOSITORY, and its keys where there are none.
 
     Move root.pem to a medium that stays offline: it is needed for rotate-key alone.
@@ -54,10 +78,15 @@ def init(repository: Path, keys: Path) -> None:
     from edgehp.shipping import repository as work
 
     root = work.init(repository, keys, password=_password())
-    click.echo(f"{root}  give it to every device, with its image")
+    _show({"root": root}, f"{root}  give it to every device, with its image", as_json)
 
 
-@command.command("add", short_help="Put a bundle into it, as its newest.")
+@command.command(
+    "add",
+    cls=Command,
+    short_help="Put a bundle into it, as its newest.",
+    examples=("edgehp repo add repository network.edgehp --public-key release.pub --share 10",),
+)
 @_FOLDER
 @click.argument("bundle", type=click.Path(path_type=Path))
 @trust_option
@@ -67,52 +96,77 @@ def init(repository: Path, keys: Path) -> None:
     default=100,
     help="Percent of the devices that it is offered to at first. Default: 100.",
 )
-def add(repository: Path, bundle: Path, public_keys: tuple[Path, ...], share: int) -> None:
+@json_option
+def add(
+    repository: Path, bundle: Path, public_keys: tuple[Path, ...], share: int, as_json: bool
+) -> None:
     """Put BUNDLE into REPOSITORY as its newest; devices see it after 'edgehp repo publish'."""
     from edgehp.shipping import repository as work
 
     offer = work.add(repository, bundle, read_keys(public_keys), share=share)
-    click.echo(
+    _show(
+        plain(offer),
         f"{offer.path}  serial {offer.serial}, for {offer.target.name}, {offer.precision}, "
-        f"content {offer.content[:16]}"
+        f"content {offer.content[:16]}",
+        as_json,
     )
 
 
-@command.command("share", short_help="Offer a bundle to so many percent of the devices.")
+@command.command(
+    "share",
+    cls=Command,
+    short_help="Offer a bundle to so many percent of the devices.",
+    examples=("edgehp repo share repository network.edgehp 50 --keys keys",),
+)
 @_FOLDER
 @_BUNDLE
 @click.argument("percent", type=click.IntRange(1, 100))
 @_PUBLISH
-def share(repository: Path, bundle: str, percent: int, keys: Path | None) -> None:
+@json_option
+def share(repository: Path, bundle: str, percent: int, keys: Path | None, as_json: bool) -> None:
     """Offer BUNDLE (its name or serial) to PERCENT of the devices, and go on if it was paused.
 
     A device decides by a hash of its id; those of a smaller share are among those of a larger.
     """
-    _rollout(repository, keys, bundle, share=percent)
+    _rollout(repository, keys, bundle, as_json, share=percent)
 
 
-@command.command("pause", short_help="Offer a bundle to no further device for now.")
+@command.command(
+    "pause",
+    cls=Command,
+    short_help="Offer a bundle to no further device for now.",
+    examples=("edgehp repo pause repository network.edgehp --keys keys",),
+)
 @_FOLDER
 @_BUNDLE
 @_PUBLISH
-def pause(repository: Path, bundle: str, keys: Path | None) -> None:
+@json_option
+def pause(repository: Path, bundle: str, keys: Path | None, as_json: bool) -> None:
     """Offer BUNDLE (its name or serial) to no further device; 'edgehp repo share' goes on."""
-    _rollout(repository, keys, bundle, state="paused")
+    _rollout(repository, keys, bundle, as_json, state="paused")
 
 
-@command.command("withdraw", short_help="Offer a bundle to no device any more.")
+@command.command(
+    "withdraw",
+    cls=Command,
+    short_help="Offer a bundle to no device any more.",
+    examples=("edgehp repo withdraw repository network.edgehp --keys keys",),
+)
 @_FOLDER
 @_BUNDLE
 @_PUBLISH
-def withdraw(repository: Path, bundle: str, keys: Path | None) -> None:
+@json_option
+def withdraw(repository: Path, bundle: str, keys: Path | None, as_json: bool) -> None:
     """Offer BUNDLE (its name or serial) to no device any more; those that have it keep it.
 
     To bring them back, add the bundle of before again: it becomes the newest.
     """
-    _rollout(repository, keys, bundle, state="withdrawn")
+    _rollout(repository, keys, bundle, as_json, state="withdrawn")
 
 
-def _rollout(repository: Path, keys: Path | None, bundle: str, **change: Any) -> None:
+def _rollout(
+    repository: Path, keys: Path | None, bundle: str, as_json: bool, **change: Any
+) -> None:
     from edgehp.shipping import repository as work
 
     offer = work.set_rollout(repository, bundle, **change)
@@ -120,10 +174,15 @@ def _rollout(repository: Path, keys: Path | None, bundle: str, **change: Any) ->
         work.publish(repository, keys, password=_password())
     seen = "" if keys is not None else "; devices see it after 'edgehp repo publish'"
     shown = f"{offer.share} % of the devices" if offer.state == "offered" else offer.state
-    click.echo(f"{offer.path}  serial {offer.serial}: {shown}{seen}")
+    _show(plain(offer), f"{offer.path}  serial {offer.serial}: {shown}{seen}", as_json)
 
 
-@command.command("publish", short_help="Sign what is new, or renew the timestamp.")
+@command.command(
+    "publish",
+    cls=Command,
+    short_help="Sign what is new, or renew the timestamp.",
+    examples=("edgehp repo publish repository --keys keys",),
+)
 @_FOLDER
 @_KEYS
 @click.option(
@@ -131,7 +190,8 @@ def _rollout(repository: Path, keys: Path | None, bundle: str, **change: Any) ->
     type=click.IntRange(1, 3650),
     help="How long devices believe that nothing newer exists. Default: 30.",
 )
-def publish(repository: Path, keys: Path, days: int | None) -> None:
+@json_option
+def publish(repository: Path, keys: Path, days: int | None, as_json: bool) -> None:
     """Sign what was added or rotated and make it public; without news, renew the timestamp.
 
     To renew, the timestamp's key alone is enough: do so before it expires, say every day.
@@ -139,19 +199,26 @@ def publish(repository: Path, keys: Path, days: int | None) -> None:
     from edgehp.shipping import repository as work
 
     made = work.publish(repository, keys, days=days, password=_password())
-    for role, version in made.versions.items():
-        click.echo(f"{role}  version {version}")
+    lines = (f"{role}  version {version}" for role, version in made.versions.items())
+    _show({"versions": dict(made.versions)}, "\n".join(lines), as_json)
 
 
-@command.command("rotate-key", short_help="Replace the key of a role by a new one.")
+@command.command(
+    "rotate-key",
+    cls=Command,
+    short_help="Replace the key of a role by a new one.",
+    examples=("edgehp repo rotate-key repository timestamp --keys keys",),
+)
 @_FOLDER
 @click.argument("role", type=click.Choice(("root", "targets", "snapshot", "timestamp")))
 @_KEYS
-def rotate_key(repository: Path, role: str, keys: Path) -> None:
+@json_option
+def rotate_key(repository: Path, role: str, keys: Path, as_json: bool) -> None:
     """Replace the key of ROLE by a new one; needs root.pem. Then run 'edgehp repo publish'.
 
     Devices refuse what the old key signs from the moment they see the new root.
     """
     from edgehp.shipping import repository as work
 
-    click.echo(f"{work.rotate_key(repository, role, keys, password=_password())}  is the new key")
+    key = work.rotate_key(repository, role, keys, password=_password())
+    _show({"key": key}, f"{key}  is the new key", as_json)

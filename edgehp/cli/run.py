@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -13,11 +14,11 @@ from typing import TYPE_CHECKING
 import click
 
 from edgehp._memory import keep_little
+from edgehp.cli._command import Command, note, threads_option
 from edgehp.errors import UsageError
 
 if TYPE_CHECKING:
     from edgehp.artifact.open import OpenedNetwork
-    from edgehp.crop import Box
     from edgehp.runtime.engine import EngineHost
     from edgehp.runtime.loop import Runtime
     from edgehp.runtime.output import Sink
@@ -32,33 +33,46 @@ _UNIT = "edgehp-run.service"
 _WHOLE, _REGION = 480, 160
 
 
-@click.command("run", short_help="Follow a driver's head: camera to JSON lines, without end.")
-@click.argument("artifact", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "--source",
-    help="camera:N, /dev/v4l/by-id/NAME, gstreamer:PIPELINE, a video or a folder of photos.",
+@click.command(
+    "run",
+    cls=Command,
+    short_help="Follow a driver's head: camera to JSON lines, without end.",
+    renamed={"--slots": "--root", "--box": "--boxes"},
+    examples=(
+        "edgehp run camera:0",
+        "edgehp run camera:0 --root /var/lib/edgehp --quiet --socket /run/edgehp/pose.sock",
+        "edgehp run drive.mp4 --every-frame --artifact dist/kd-resnet18-112-cpu-int8",
+    ),
 )
-@click.option("--slots", type=click.Path(path_type=Path), help="Run the current slot of this root.")
+@click.argument("source", required=False)
+@click.option("--source", "former_source", hidden=True)
+@click.option(
+    "--artifact",
+    type=click.Path(path_type=Path),
+    help="Default: the current slot of $EDGEHP_ROOT where that is set, else the newest in dist/.",
+)
+@click.option("--root", type=click.Path(path_type=Path), help="Run the current slot of this root.")
 @click.option("--network", help="A float network (bundled name or file) in place of an artifact.")
-@click.option("--box", help="The face: x_min,y_min,x_max,y_max in pixels; no detector then.")
+@click.option("--boxes", help="The face: x_min,y_min,x_max,y_max in pixels; no detector then.")
 @click.option(
     "--config", type=click.Path(path_type=Path), help="Settings in TOML; see docs/runtime.md."
 )
 @click.option("--socket", type=click.Path(path_type=Path), help="Lines to readers of this socket.")
-@click.option("--quiet", is_flag=True, help="No lines on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="No lines on stdout, no notes.")
 @click.option("--metrics", type=click.IntRange(0, 65535), help="Prometheus on 127.0.0.1:PORT.")
 @click.option("--fps", type=click.FloatRange(0.1, 1000), help="Play a file at this rate.")
 @click.option("--every-frame", is_flag=True, help="Of a file: process every frame, at any speed.")
 @click.option("--nir", is_flag=True, help="Near-infrared: take the frames as grey.")
-@click.option("--threads", type=click.IntRange(1), help="Processor threads for inference.")
+@threads_option
 @click.option("--limit", type=click.IntRange(1), help="Stop after this many frames.")
 @click.option("--print-unit", is_flag=True, help="Print a systemd unit and stop.")
 def command(
-    artifact: Path | None,
     source: str | None,
-    slots: Path | None,
+    former_source: str | None,
+    artifact: Path | None,
+    root: Path | None,
     network: str | None,
-    box: str | None,
+    boxes: str | None,
     config: Path | None,
     socket: Path | None,
     quiet: bool,
@@ -70,25 +84,31 @@ def command(
     limit: int | None,
     print_unit: bool,
 ) -> None:
-    r"""Follow a driver's head until SIGTERM or Ctrl-C: one JSON line a frame.
+    """Follow a driver's head until SIGTERM or Ctrl-C: one JSON line a frame.
 
-    With ARTIFACT, else the newest one under dist/, or the current slot with --slots. Always the
-    newest frame is taken; frames that come while one is in work are dropped and counted. Angles are
-    pitch, yaw, roll in degrees (+pitch nose up, +yaw nose to the image's left, +roll clockwise),
-    raw and filtered.
+    SOURCE is camera:N, /dev/v4l/by-id/NAME, gstreamer:PIPELINE, a video or a folder of photos.
+    Always the newest frame is taken; frames that come while one is in work are dropped and counted.
+    Angles are pitch, yaw, roll in degrees (+pitch nose up, +yaw nose to the image's left, +roll
+    clockwise), raw and filtered.
 
-    \b
-    States: ok, searching, no_face, low_confidence, out_of_range, stale_frame,
-    stuck_camera, camera_lost, detector_fault, engine_fault.
+    States: ok, searching, no_face, low_confidence, out_of_range, stale_frame, stuck_camera,
+    camera_lost, detector_fault, engine_fault.
     """
     if print_unit:
         unit = Path(__file__).parent.parent / "runtime" / _UNIT
         click.echo(unit.read_text(encoding="utf-8"), nl=False)
         return
+    if former_source is not None:
+        note("'run ARTIFACT --source SOURCE' is 'run SOURCE --artifact ARTIFACT' now")
+        source, artifact = former_source, Path(source) if source else artifact
     if source is None:
-        raise UsageError("--source is missing: camera:0, gstreamer:PIPELINE, a video or a folder")
-    if sum(given is not None for given in (artifact, slots, network)) > 1:
-        raise UsageError("give an artifact, --slots or --network, one of them")
+        raise UsageError(
+            "SOURCE is missing\nhint: edgehp run camera:0; or gstreamer:PIPELINE, a video, a folder"
+        )
+    if sum(given is not None for given in (artifact, root, network)) > 1:
+        raise UsageError("give --artifact, --root or --network, one of them")
+    if artifact is None and network is None and root is None and os.environ.get("EDGEHP_ROOT"):
+        root = Path(os.environ["EDGEHP_ROOT"])
     keep_little()  # before the runtimes that are imported below make their threads
     # Imported here: `edgehp --help` must not pay for OpenCV.
     from msgspec.structs import replace
@@ -110,9 +130,9 @@ def command(
     if every_frame and frames.live:
         raise UsageError("--every-frame is for files: a camera does not wait")
     with ExitStack() as stack:
-        # The engine last: with --slots a start is counted, and what is wrong with the other parts
+        # The engine last: with --root a start is counted, and what is wrong with the other parts
         # must not look like a network that fails.
-        tracker = _tracker(box, settings, every_frame)
+        tracker = _tracker(boxes, settings, every_frame)
         stack.callback(tracker.close)
         counters = None if metrics is None else Metrics(metrics)
         if counters is not None:
@@ -120,7 +140,7 @@ def command(
         sinks = _sinks(socket, quiet, every_frame)
         for sink in sinks:
             stack.callback(sink.close)
-        host, confirm = _engine(artifact, slots, network, threads)
+        host, confirm = _engine(artifact, root, network, threads)
         stack.callback(host.close)
         runtime = Runtime(
             frames,
@@ -138,16 +158,14 @@ def command(
         with _signals(runtime):
             summary = runtime.run()
     counts = ", ".join(f"{n} {state}" for state, n in sorted(summary.states.items()))
-    click.echo(
-        f"edgehp: {summary.reason}: {summary.totals['processed']} of "
-        f"{summary.totals['captured']} frames, {summary.totals['dropped']} dropped "
-        f"({counts or 'no records'})",
-        err=True,
+    note(
+        f"{summary.reason}: {summary.totals['processed']} of {summary.totals['captured']} frames, "
+        f"{summary.totals['dropped']} dropped ({counts or 'no records'})"
     )
 
 
 def _engine(
-    artifact: Path | None, slots: Path | None, network: str | None, threads: int | None
+    artifact: Path | None, root: Path | None, network: str | None, threads: int | None
 ) -> tuple[EngineHost, Callable[[], None] | None]:
     """The engine, and what to call once it is seen to work."""
     from edgehp.artifact.open import open_network
@@ -155,19 +173,19 @@ def _engine(
 
     if network is not None:
         return EngineHost(lambda: open_network(network, threads=threads)), None
-    if slots is None:
+    if root is None:
         return EngineHost(lambda: _tested(artifact, threads)), None
     from edgehp.errors import EdgehpError
     from edgehp.shipping import slots as device
 
     # It says itself where it falls back to the other slot. Tested here and not in a process of its
     # own: a crash ends a start that was counted, and what was opened and verified is run.
-    booted = device.boot(slots, lambda path: _tested(path, threads), discard=_close)
+    booted = device.boot(root, lambda path: _tested(path, threads), discard=_close)
     opened, path = [booted.tested], booted.slot.artifact
 
     def confirm() -> None:
         try:
-            device.confirm(slots, booted.slot)
+            device.confirm(root, booted.slot)
         except EdgehpError as e:
             # A full disk must not stop a network that works.
             logger.warning("%s", e)
@@ -196,8 +214,7 @@ def _tested(artifact: Path | None, threads: int | None) -> OpenedNetwork:
     return opened
 
 
-def _tracker(box: str | None, settings: Settings, inline: bool) -> Tracker:
-    from edgehp.errors import EnvironmentalError
+def _tracker(boxes: str | None, settings: Settings, inline: bool) -> Tracker:
     from edgehp.runtime.detection import (
         BackgroundDetection,
         CenterFace,
@@ -206,13 +223,11 @@ def _tracker(box: str | None, settings: Settings, inline: bool) -> Tracker:
     )
     from edgehp.runtime.tracking import FaceTracker, FixedBox
 
-    if box is not None:
-        return FixedBox(_box(box))
+    if boxes is not None:
+        from edgehp.datasets.boxes import parse_box
 
-    try:
-        weights = find_weights()
-    except EnvironmentalError as e:
-        raise EnvironmentalError(str(e).replace("--boxes", "--box")) from e
+        return FixedBox(parse_box(boxes))
+    weights = find_weights()
     score = settings.tracking.min_face_score
     detectors = InlineDetection(
         CenterFace(weights, threshold=score, side=_WHOLE),
@@ -223,19 +238,6 @@ def _tracker(box: str | None, settings: Settings, inline: bool) -> Tracker:
         settings.tracking.every,
         settings.tracking.patience,
     )
-
-
-def _box(text: str) -> Box:
-    from edgehp.crop import Box
-
-    try:
-        values = [float(part) for part in text.split(",")]
-        x0, y0, x1, y1 = values
-    except ValueError:
-        raise UsageError(f"--box {text!r}: expected x_min,y_min,x_max,y_max in pixels") from None
-    if not (all(abs(v) < 1e5 for v in values) and x0 < x1 and y0 < y1):
-        raise UsageError(f"--box {text!r}: expected x_min < x_max and y_min < y_max, in pixels")
-    return Box(x0, y0, x1, y1)
 
 
 def _sinks(socket: Path | None, quiet: bool, lossless: bool) -> list[Sink]:

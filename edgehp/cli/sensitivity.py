@@ -7,10 +7,17 @@ from typing import Any
 
 import click
 
+from edgehp.cli._command import Command, json_option, threads_option
+
 __all__ = ["command"]
 
 
-@click.command("sensitivity", short_help="Say what each layer's INT8 costs in degrees.")
+@click.command(
+    "sensitivity",
+    cls=Command,
+    short_help="Say what each layer's INT8 costs in degrees.",
+    examples=("edgehp sensitivity dist/kd-resnet18-112-cpu-int8 --plot layers.svg",),
+)
 @click.argument("artifact", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--crops",
@@ -19,9 +26,9 @@ __all__ = ["command"]
     show_default=True,
     help="Rendered heads to measure on.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Processor threads.")
+@threads_option
 @click.option("--plot", type=click.Path(path_type=Path), help="Write the plot here, as SVG.")
-@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+@json_option
 def command(
     artifact: Path | None,
     crops: int,

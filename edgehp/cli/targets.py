@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import click
 
+from edgehp.cli._command import Command, Group, json_option, note
 from edgehp.cli._output import print_json, print_table
 from edgehp.targets import (
     Target,
@@ -41,12 +42,17 @@ def _facts(target: Target) -> Iterator[tuple[str, str]]:
         yield "DLA cores", str(target.dla_cores)
         yield "DLA", f"{target.dla.supported}: {target.dla.reason}"
     yield "run for real", f"{target.verified}: {target.verified_note}"
-    for note in target.notes:
-        yield "note", note
+    for text in target.notes:
+        yield "note", text
 
 
-@click.group("targets", invoke_without_command=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@click.group(
+    "targets",
+    cls=Group,
+    invoke_without_command=True,
+    examples=("edgehp targets", "edgehp targets show orin-nano-8gb"),
+)
+@json_option
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:
     """List the targets an artifact can be built for, or explain one."""
@@ -74,16 +80,16 @@ def command(ctx: click.Context, as_json: bool) -> None:
     click.echo(f"\n(!) with a warning. {orin}. `edgehp targets show NAME` explains one.")
 
 
-@command.command("show")
+@command.command("show", cls=Command, examples=("edgehp targets show orin-nano-8gb",))
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@json_option
 @click.pass_context
 def show(ctx: click.Context, name: str, as_json: bool) -> None:
     """Explain the target NAME."""
     resolution = resolve_target(name)
     target = resolution.target
     if resolution.note:
-        click.echo(f"edgehp: {resolution.note}", err=True)
+        note(resolution.note)
     if as_json or (ctx.parent is not None and ctx.parent.params["as_json"]):
         print_json(target.to_dict())
         return

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgehp.cli._command import Command, json_option, note, output_option, threads_option
 from edgehp.cli._remote import over_ssh
 from edgehp.cli._remote_plans import plan_validate
 from edgehp.errors import AccuracyError, EnvironmentalError, UsageError
@@ -33,7 +34,17 @@ DETECT = "detect"
 SHIPPED = "rendered-validation.zip"
 
 
-@click.command("validate", short_help="Measure an artifact's accuracy against its FP32 reference.")
+@click.command(
+    "validate",
+    cls=Command,
+    short_help="Measure an artifact's accuracy against its FP32 reference.",
+    renamed={"--report": "--output"},
+    examples=(
+        "edgehp validate",
+        "edgehp validate dist/kd-resnet18-112-cpu-int8 --dataset aflw2000 --data-root AFLW2000",
+        "edgehp validate --network net.safetensors --dataset biwi --data-root BIWI",
+    ),
+)
 @click.argument("artifact", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--dataset",
@@ -57,8 +68,14 @@ SHIPPED = "rendered-validation.zip"
     show_default=True,
     help="Degrees that the upper end of the MAE drop's interval may reach; else exit code 3.",
 )
-@click.option("--batch", type=click.IntRange(1, 4096), default=32, show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="Processor threads for inference.")
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 4096),
+    default=32,
+    show_default=True,
+    help="Crops that go through the network at once.",
+)
+@threads_option
 @click.option("--limit", type=click.IntRange(1), help="Use this many frames, spread evenly.")
 @click.option("--skip-bad", is_flag=True, help="Count and list bad samples instead of stopping.")
 @click.option(
@@ -73,14 +90,14 @@ SHIPPED = "rendered-validation.zip"
     help="An artifact of another device: run the graph its engine is made from on this processor. "
     "The report says so.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@click.option("--report", type=click.Path(path_type=Path), help="Write the report as JSON here.")
+@json_option
+@output_option("Write the report as JSON here.")
 @over_ssh("network", "reference", "boxes", plan=plan_validate, data_root=True)
 def command(
     artifact: Path | None,
     max_drop: float,
     as_json: bool,
-    report: Path | None,
+    output: Path | None,
     **options: Any,
 ) -> None:
     """Measure ARTIFACT (default: the newest under dist/) and its FP32 reference on a data set.
@@ -94,18 +111,18 @@ def command(
     from edgehp.validation.gate import check_drop
 
     asked = _Asked(artifact, **options)
-    if report is not None:
-        require_writable(report, "--report")
+    if output is not None:
+        require_writable(output)
     result = _validated(asked)
     gate = None if result.drop is None else check_drop(result.drop.overall, max_drop)
     values = result.to_dict()
     if gate is not None:
         values["gate"] = asdict(gate)
     unwritten: EnvironmentalError | None = None
-    if report is not None:
+    if output is not None:
         text = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False)
         try:
-            write_text(report, text + "\n", "--report")
+            write_text(output, text + "\n")
         except EnvironmentalError as e:
             # The disk may have filled meanwhile: that costs the file, not the figures.
             unwritten = e
@@ -226,11 +243,9 @@ def _open_data(asked: _Asked) -> Dataset:
     from edgehp.files import resource_dir
 
     if asked.dataset is None:
-        click.echo(
-            "edgehp: no --dataset given: validating on the rendered heads that edgehp ships. "
-            "They show what the artifact loses against FP32; the MAE itself is of renderings, "
-            "not of people.",
-            err=True,
+        note(
+            "no --dataset given: validating on the rendered heads that edgehp ships. They show "
+            "what the artifact loses against FP32; the MAE itself is of renderings, not of people."
         )
     shipped = resource_dir("calibration") / SHIPPED
     if not shipped.is_file():

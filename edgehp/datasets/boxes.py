@@ -31,6 +31,7 @@ __all__ = [
     "box_from_landmarks",
     "find_boxes",
     "load_boxes",
+    "parse_box",
     "require_split",
 ]
 
@@ -38,6 +39,22 @@ SPLITS = ("train", "test")
 # Hopenet and 6DRepNet evaluate AFLW2000 with this margin.
 LANDMARK_MARGIN = 0.2
 LANDMARK_RULE = f"landmarks, Hopenet's rule with k = {LANDMARK_MARGIN}"
+
+
+def parse_box(text: str) -> Box:
+    """A box from ``"x_min,y_min,x_max,y_max"`` in pixels.
+
+    Raises:
+        UsageError: it is something else, or no box.
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+        x0, y0, x1, y1 = values
+    except ValueError:
+        raise UsageError(f"--boxes {text!r}: expected x_min,y_min,x_max,y_max in pixels") from None
+    if not (all(abs(v) < 1e5 for v in values) and x0 < x1 and y0 < y1):
+        raise UsageError(f"--boxes {text!r}: expected x_min < x_max and y_min < y_max, in pixels")
+    return Box(x0, y0, x1, y1)
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class BuildOptions:
         if self.dla is not None and low != high:
             raise UsageError(
                 f"batch sizes {low} to {high} for the DLA, which takes one: other sizes would move "
-                f"every layer to the GPU\nhint: --batch {best}"
+                f"every layer to the GPU\nhint: --batch-sizes {best}"
             )
         for capability in self.compute_capabilities:
             major, _, minor = capability.partition(".")

@@ -140,7 +140,8 @@ def parse_batch(text: str) -> tuple[int, int, int]:
     parts = text.split(",")
     if len(parts) not in (1, 3) or not all(p.strip().isdecimal() for p in parts):
         raise UsageError(
-            f"--batch is {text!r}, expected one number or MIN,BEST,MAX\nhint: --batch 1,1,8"
+            f"--batch-sizes is {text!r}, expected one number or MIN,BEST,MAX\n"
+            "hint: --batch-sizes 1,1,8"
         )
     numbers = [int(p) for p in parts] * (3 if len(parts) == 1 else 1)
     return numbers[0], numbers[1], numbers[2]
@@ -409,7 +410,7 @@ def _same_build(plan: Plan, request: BuildRequest) -> list[str]:
             words += [f"--{name.replace('_', '-')}", str(value)]
     if request.batch != usual.batch:
         sizes = request.batch if len(set(request.batch)) > 1 else request.batch[:1]
-        words += ["--batch", ",".join(map(str, sizes))]
+        words += ["--batch-sizes", ",".join(map(str, sizes))]
     if request.mixed:
         words.append("--mixed")
     elif request.precision == "int8" and request.max_drop != usual.max_drop:

@@ -111,7 +111,7 @@ def gather(sources: Sequence[Path]) -> Material:
     if not benchmarks and not validations and manifest is None:
         raise DataError(
             f"no report in {', '.join(map(str, sources))}; make some with 'edgehp bench' or "
-            "'edgehp validate --report FILE'"
+            "'edgehp validate --output FILE'"
         )
     return Material(benchmarks, validations, manifest, sensitivity)
 

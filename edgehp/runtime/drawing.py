@@ -151,18 +151,18 @@ def open_saver(target: Path, source: Source) -> Saver:
         source.kind == "photo"
         and (target / source.photos[0].name).resolve() == source.photos[0].resolve()
     ):
-        raise UsageError(f"--save {target} would overwrite the source; name another place")
+        raise UsageError(f"--output {target} would overwrite the source; name another place")
     if not moving:
         single = suffix in PHOTO_SUFFIXES
         if (single and source.kind != "photo") or suffix in _CODECS:
             raise UsageError(
-                f"--save {target}: a {source.kind} needs a folder"
+                f"--output {target}: a {source.kind} needs a folder"
                 + (", or a .jpg or .png file" if source.kind == "photo" else "")
             )
         return _PhotoSaver(target, single)
     if suffix not in _CODECS:
         if suffix and not target.is_dir():
-            raise UsageError(f"--save {target}: a video ends with {', '.join(_CODECS)}")
+            raise UsageError(f"--output {target}: a video ends with {', '.join(_CODECS)}")
         name = "camera" if source.live else Path(source.name).stem
         target = target / f"{name}-poses.mp4"
     require_utf8(target)
@@ -197,7 +197,7 @@ class _PhotoSaver:
         ok, data = cv2.imencode(path.suffix, picture)
         if not ok:
             raise DataError(f"{path}: OpenCV cannot encode this picture")
-        with output_to(path, "--save"):
+        with output_to(path, "--output"):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, data.tobytes())
 
@@ -215,7 +215,7 @@ class _VideoSaver:
         self._failed = False
 
     def __enter__(self) -> _VideoSaver:
-        with output_to(self._target, "--save"):
+        with output_to(self._target, "--output"):
             self._target.parent.mkdir(parents=True, exist_ok=True)
             # A folder of its own beside the target: FFmpeg chooses the container by the suffix.
             self._folder = tempfile.TemporaryDirectory(prefix=".edgehp-", dir=self._target.parent)
@@ -229,7 +229,7 @@ class _VideoSaver:
                 if self._writer is not None:
                     self._writer.release()
                     if not self._failed:
-                        with output_to(self._target, "--save"):
+                        with output_to(self._target, "--output"):
                             (Path(self._folder.name) / self._target.name).replace(self._target)
                         if kind is not None:
                             logger.warning(

@@ -16,7 +16,15 @@ from edgehp.runtime.detection import DetectedFace, FaceDetector, network_box
 from edgehp.runtime.records import PoseState, StateRules, classify_pose, corners, named_angles
 from edgehp.runtime.sources import Frame
 
-__all__ = ["DetectorFaces", "FaceFinder", "FacePose", "FrameResult", "ListedFaces", "predict"]
+__all__ = [
+    "DetectorFaces",
+    "FaceFinder",
+    "FacePose",
+    "FixedFaces",
+    "FrameResult",
+    "ListedFaces",
+    "predict",
+]
 
 Triple = tuple[float, float, float]
 
@@ -112,6 +120,17 @@ class DetectorFaces:
         if frame.photo is None:
             return []
         return [(network_box(f.box), f) for f in self.detector.detect(frame.photo)]
+
+
+@dataclass(frozen=True)
+class FixedFaces:
+    """One face at one place in every frame."""
+
+    box: Box
+
+    def find(self, frame: Frame) -> list[tuple[Box, DetectedFace | None]]:
+        """That face, wherever there is a picture."""
+        return [] if frame.photo is None else [(self.box, None)]
 
 
 @dataclass(frozen=True)

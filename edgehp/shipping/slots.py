@@ -360,9 +360,9 @@ def _spare(root: Path, state: State) -> Literal["a", "b"]:
     if other.sequence in state.confirmed and kept.sequence not in state.confirmed:
         raise EnvironmentalError(
             f"slot {kept.name} ({kept.artifact_name}) was not confirmed yet, and slot {other.name} "
-            f"({other.artifact_name}) is the last that was, so that neither can be overwritten; "
-            f"first start it ('edgehp run --slots {root}') or confirm it ('edgehp confirm'), or go "
-            "back ('edgehp rollback')"
+            f"({other.artifact_name}) is the last that was, so that neither can be overwritten\n"
+            f"hint: start it ('edgehp run SOURCE --root {root}') or confirm it ('edgehp confirm'), "
+            "or go back ('edgehp rollback')"
         )
     return _other_than(state.current)
 

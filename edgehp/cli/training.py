@@ -1,10 +1,11 @@
-"""Options and reporting that ``train`` and ``distill`` share."""
+"""``edgehp train`` and ``edgehp distill``: the base network, and the student."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +13,7 @@ import click
 import msgspec
 
 from edgehp._installed import install_extra
+from edgehp.cli._command import Command, json_option, output_option
 from edgehp.errors import EnvironmentalError, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +24,12 @@ if TYPE_CHECKING:
     from edgehp.training.loop import Progress
     from edgehp.training.runs import Run, RunResult
 
+__all__ = ["distill", "student_spec", "train"]
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+# Options of the last release.
+_RENAMED = {"--out": "--output", "--size": "--input-size", "--workers": "--crop-threads"}
 
 _OPTIONS = [
     click.option("--dataset", help="A named data set in place of folders and zips."),
@@ -44,17 +51,23 @@ _OPTIONS = [
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         help="Weights to begin with, of any input size; torchvision's ResNet gives the backbone.",
     ),
-    click.option("--out", required=True, type=click.Path(path_type=Path), help="The run folder."),
-    click.option("--size", default=112, show_default=True, help="Input size in pixels."),
+    output_option("The run folder.", required=True),
+    click.option("--input-size", default=112, show_default=True, help="Input side in pixels."),
     click.option("--start-size", default=0, help="Input size of the first epoch, growing."),
-    click.option("--epochs", default=10, show_default=True),
-    click.option("--batch", default=128, show_default=True, help="Crops a step, all processes."),
-    click.option("--learning-rate", default=2e-3, show_default=True),
+    click.option("--epochs", default=10, show_default=True, help="Times that each photo is seen."),
+    click.option(
+        "--batch",
+        default=128,
+        show_default=True,
+        help="Crops that go through the network at once, of all processes together.",
+    ),
+    click.option("--learning-rate", default=2e-3, show_default=True, help="At its highest."),
     click.option(
         "--precision",
         type=click.Choice(["bf16", "fp16", "fp32"]),
         default="bf16",
         show_default=True,
+        help="Of the training, not of the artifact.",
     ),
     click.option(
         "--augmentation",
@@ -67,23 +80,36 @@ _OPTIONS = [
     click.option(
         "--flatten", default=0.5, show_default=True, help="0: |yaw| as it comes; 1: uniform."
     ),
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto"),
-    click.option("--seed", default=0, show_default=True),
-    click.option("--workers", default=2, show_default=True, help="Threads that decode photos."),
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        show_default=True,
+        help="auto: a GPU where there is one.",
+    ),
+    click.option("--seed", default=0, show_default=True, help="Of everything random."),
+    click.option(
+        "--crop-threads",
+        type=click.IntRange(1),
+        default=2,
+        show_default=True,
+        help="Threads that read photos and crop faces.",
+    ),
     click.option("--held-back", default=0.04, show_default=True, help="Share for validation."),
     click.option("--skip-bad", is_flag=True, help="Leave damaged photos out, counted and listed."),
     click.option("--licence", default="", help="Of the weights: kept in the file, said by build."),
+    json_option,
 ]
 
 
-def training_options(function: F) -> F:
+def _training_options(function: F) -> F:
     """Add the shared options to a command."""
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
 
 
-def require_torch() -> None:
+def _require_torch() -> None:
     """Refuse with a remedy where torch is not installed.
 
     Raises:
@@ -109,26 +135,27 @@ def _device(name: str) -> str:
     return "cuda" if found and name != "cpu" else "cpu"
 
 
-def run_of(photos: tuple[Path, ...], network: str, out: Path, options: dict[str, Any]) -> Run:
+def _run_of(photos: tuple[Path, ...], network: str, output: Path, options: dict[str, Any]) -> Run:
     """The run that the shared options describe; skipped photos are listed on stderr."""
     from edgehp.training.augment import AUGMENTATIONS
     from edgehp.training.loop import TrainConfig
     from edgehp.training.runs import Run
 
-    if options["workers"] < 1 or not 0 < options["held_back"] < 0.5:
-        raise UsageError("--workers must be at least 1 and --held-back between 0 and 0.5")
-    names = ("epochs", "batch", "learning_rate", "precision", "seed", "workers", "start_size")
+    if not 0 < options["held_back"] < 0.5:
+        raise UsageError(f"--held-back is {options['held_back']}, expected 0 to 0.5")
+    names = ("epochs", "batch", "learning_rate", "precision", "seed", "start_size")
     settings = TrainConfig(
         **{n: options[n] for n in names},
+        workers=options["crop_threads"],
         flatten=options["flatten"],
         augmentation=AUGMENTATIONS[options["augmentation"]],
     )
     found, extra = _items(photos, options)
     return Run(
         found,
-        student_spec(network, options["size"], options["licence"]),
+        student_spec(network, options["input_size"], options["licence"]),
         settings,
-        out,
+        output,
         extra=extra,
         start=options["start"],
         device=_device(options["device"]),
@@ -163,8 +190,6 @@ def student_spec(network: str, size: int, licence: str = "") -> NetworkSpec:
     edgehp's own networks keep the face's aspect ratio (box rule ``square``), unlike the published
     KD-ResNet, which stretches the box.
     """
-    from dataclasses import replace
-
     from edgehp.networks.spec import EHPNET, KD_RESNET
 
     if network == "ehpnet":
@@ -186,7 +211,7 @@ def student_spec(network: str, size: int, licence: str = "") -> NetworkSpec:
 
 
 @contextmanager
-def progress_bar(epochs: int) -> Iterator[Callable[[Progress], None]]:
+def _progress_bar(epochs: int) -> Iterator[Callable[[Progress], None]]:
     """A progress bar on stderr that shows loss and speed; silent where stderr is no terminal."""
 
     def show(p: Progress | None) -> str:
@@ -207,8 +232,20 @@ def progress_bar(epochs: int) -> Iterator[Callable[[Progress], None]]:
         yield report
 
 
-def print_result(result: RunResult) -> None:
+def _print_result(result: RunResult, as_json: bool) -> None:
     """The figures of every epoch, and where the weights are."""
+    from edgehp.cli._output import print_json
+
+    if as_json:
+        print_json(
+            {
+                "weights": result.weights,
+                "trained": result.trained,
+                "held_back": result.held_back,
+                "epochs": list(result.history),
+            }
+        )
+        return
     for row in result.history:
         pitch, yaw, roll = row["mae"]
         click.echo(
@@ -217,3 +254,90 @@ def print_result(result: RunResult) -> None:
         )
     click.echo(f"{result.trained} photos trained on, {result.held_back} held back (figures above)")
     click.echo(f"weights: {result.weights}")
+
+
+@click.command(
+    "train",
+    cls=Command,
+    short_help="Train the base network (stage 1) or a network on labels.",
+    renamed=_RENAMED,
+    examples=("edgehp train faces.zip --labels labels --output runs/base",),
+)
+@click.argument("photos", nargs=-1, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--network",
+    default="base",
+    show_default=True,
+    help="base (one regression and four RvC heads), kd-resnet18 ... kd-resnet152, or ehpnet.",
+)
+@click.option("--depth", default=18, show_default=True, help="ResNet depth of the base network.")
+@_training_options
+def train(photos: tuple[Path, ...], network: str, depth: int, output: Path, **options: Any) -> None:
+    """Train on PHOTOS (folders or zips of faces) with labels; an interrupted run is resumed.
+
+    Start it with torchrun to use several GPUs or machines. The base network is the teacher of the
+    next stage: 'edgehp label --teacher RUN/base.toml --grid 5', then 'edgehp distill'.
+    """
+    _require_torch()
+    from edgehp.training.runs import train_base, train_final
+
+    base = network == "base"
+    run = _run_of(photos, f"kd-resnet{depth}" if base else network, output, options)
+    with _progress_bar(run.config.epochs) as report:
+        run = replace(run, report=report)
+        result = train_base(run) if base else train_final(run)
+    _print_result(result, options["as_json"])
+
+
+@click.command(
+    "distill",
+    cls=Command,
+    short_help="Distil teachers into the student network.",
+    renamed=_RENAMED,
+    examples=(
+        "edgehp distill faces.zip --labels labels-base --output runs/student",
+        "edgehp distill faces.zip --teacher a.safetensors --teacher b.safetensors --output runs/kd",
+    ),
+)
+@click.argument("photos", nargs=-1, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--network", default="kd-resnet18", show_default=True, help="kd-resnet18 ... 152, or ehpnet."
+)
+@click.option(
+    "--teacher",
+    "teachers",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A teacher checkpoint of the student's bins: learn the mean of the teachers' soft labels.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(0),
+    default=0,
+    help="Photos at most, evenly spread: for a short fine-tune. Default: all.",
+)
+@_training_options
+def distill(
+    photos: tuple[Path, ...],
+    network: str,
+    teachers: tuple[Path, ...],
+    output: Path,
+    **options: Any,
+) -> None:
+    """Distil on PHOTOS (folders or zips of faces); an interrupted run is resumed.
+
+    With --labels the student learns an ensemble of offsets ('edgehp label'); with --teacher, once
+    or more, it learns the mean of the teachers' soft labels on the same augmented crops.
+    """
+    _require_torch()
+    if not teachers and not options["labels"]:
+        raise UsageError("distil from what? Give --labels of 'edgehp label', or --teacher")
+    from edgehp.training.runs import train_final
+
+    run = _run_of(photos, network, output, options)
+    if 0 < options["limit"] < len(run.items):
+        count, n = options["limit"], len(run.items)
+        run = replace(run, items=[run.items[i * n // count] for i in range(count)])
+    with _progress_bar(run.config.epochs) as report:
+        result = train_final(replace(run, report=report), teachers)
+    _print_result(result, options["as_json"])

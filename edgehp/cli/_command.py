@@ -1,0 +1,241 @@
+"""What every command is made with: its class, and the options that several have."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from edgehp.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgehp.shipping.keys import PublicKey
+
+__all__ = [
+    "TYPED",
+    "Command",
+    "Group",
+    "Notes",
+    "Positional",
+    "json_option",
+    "loudness",
+    "loudness_options",
+    "note",
+    "output_option",
+    "read_keys",
+    "root_option",
+    "start_logging",
+    "threads_option",
+    "trust_option",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Where a context's `meta` holds the arguments of the command as they were typed, and how much
+# the user wants to hear: -1 with --quiet, 1 with -v, 2 with -vv.
+TYPED = "edgehp.cli.typed"
+_LOUDNESS = "edgehp.cli.loudness"
+
+
+class Notes(logging.Handler):
+    """Writes what is logged to stderr as a line for people: without module names.
+
+    Attributes:
+        say: called with every line in place of stderr, while a live display owns the terminal.
+    """
+
+    say: Callable[[str, int], None] | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line; one who stopped reading must not end a command."""
+        text = record.getMessage()
+        if record.levelno <= logging.DEBUG:
+            text = f"{record.name}: {text}"
+        if record.exc_info:
+            text += "\n" + (self.formatter or logging.Formatter()).formatException(record.exc_info)
+        try:
+            if self.say is not None:
+                self.say(text, record.levelno)
+            else:
+                mark = "warning: " if record.levelno >= logging.WARNING else ""
+                click.echo(f"edgehp: {mark}{text}", err=True)
+        except Exception:  # as every handler of logging does
+            self.handleError(record)
+
+
+def loudness() -> int:
+    """How much the user wants to hear: -1 quiet, 0 as usual, 1 and more with ``-v``."""
+    context = click.get_current_context(silent=True)
+    return 0 if context is None else int(context.meta.get(_LOUDNESS, 0))
+
+
+def note(text: str, *, always: bool = False) -> None:
+    """Say something beside the results on stderr; ``--quiet`` leaves it out unless `always`."""
+    if always or loudness() >= 0:
+        click.echo(f"edgehp: {text}", err=True)
+
+
+def _hear(context: click.Context, parameter: click.Parameter, value: int | bool) -> None:
+    """Take ``-v`` and ``--quiet`` into account, wherever on the line they are."""
+    change = int(value) if parameter.name == "verbose" else -int(value)
+    heard = context.meta[_LOUDNESS] = int(context.meta.get(_LOUDNESS, 0)) + change
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[max(0, min(heard, 2))]
+    # Only this package: at DEBUG the libraries underneath would drown it.
+    logging.getLogger("edgehp").setLevel(level)
+
+
+def loudness_options() -> tuple[click.Option, click.Option]:
+    """``-v`` and ``-q``: of the program and of each command, so that their place is free."""
+    verbose = click.Option(
+        ["-v", "--verbose"],
+        count=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_hear,
+        help="Say more on stderr; -vv: everything.",
+    )
+    quiet = click.Option(
+        ["-q", "--quiet"],
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_hear,
+        help="No progress and no notes: results, warnings and errors only.",
+    )
+    return verbose, quiet
+
+
+class _Common(click.Command):
+    """What commands and groups of commands share.
+
+    Attributes:
+        examples: command lines that work, shown by ``--help``.
+        renamed: options of the last release -> their names now. They work for one more release
+            and are not shown.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        examples: Sequence[str] = (),
+        renamed: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self.examples = tuple(examples)
+        self.renamed = dict(renamed or {})
+        taken = {name for p in self.params for name in p.opts}
+        self.params += [o for o in loudness_options() if not taken & set(o.opts)]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click, with the old names replaced by the new ones."""
+        typed = list(self._current(args))
+        ctx.meta[TYPED] = typed
+        return super().parse_args(ctx, list(typed))
+
+    def _current(self, args: Sequence[str]) -> Iterator[str]:
+        rest = iter(args)
+        for word in rest:
+            if word == "--":
+                yield word
+                break
+            flag, equals, value = word.partition("=")
+            if (name := self.renamed.get(flag)) is not None:
+                note(f"{flag} is called {name} now; the old name goes with the next release")
+            yield f"{name or flag}{equals}{value}"
+        yield from rest
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The examples, a line each."""
+        if self.examples:
+            with formatter.section("Examples"):
+                for line in self.examples:
+                    formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+        super().format_epilog(ctx, formatter)
+
+
+class Command(_Common):
+    """A command of edgehp: with examples in its help, and names that it had before."""
+
+
+class Group(_Common, click.Group):
+    """Commands under one name, such as ``edgehp repo``."""
+
+
+class Positional(click.Argument):
+    """An argument of the last release: still taken, not shown."""
+
+    def get_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """Nothing: the option that took its place is shown."""
+        return []
+
+
+def json_option(function: F) -> F:
+    """``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(
+        function
+    )
+
+
+def threads_option(function: F) -> F:
+    """``--threads``: of the processor, for the network."""
+    return click.option(
+        "--threads", type=click.IntRange(1), help="Processor threads for inference."
+    )(function)
+
+
+def output_option(
+    text: str, *, required: bool = False, default: Path | None = None
+) -> Callable[[F], F]:
+    """``-o, --output``: where a command writes, said by `text`."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path),
+        required=required,
+        default=default,
+        show_default=default is not None,
+        help=text,
+    )
+
+
+def trust_option(function: F) -> F:
+    """``--public-key``, again and again."""
+    return click.option(
+        "--public-key",
+        "public_keys",
+        type=click.Path(path_type=Path),
+        multiple=True,
+        help="A key that is trusted (PEM). Several may be given.",
+    )(function)
+
+
+def root_option(function: F) -> F:
+    """``--root``: where the slots are."""
+    return click.option(
+        "--root",
+        type=click.Path(path_type=Path),
+        help="Where the slots are. Default: $EDGEHP_ROOT, else /var/lib/edgehp.",
+    )(function)
+
+
+def read_keys(public_keys: Sequence[Path]) -> list[PublicKey]:
+    """The keys that were given.
+
+    Raises:
+        UsageError: none was given, or one cannot be read.
+    """
+    from edgehp.shipping.keys import read_public_key
+
+    if not public_keys:
+        raise UsageError("no trusted key was given\nhint: add --public-key FILE")
+    return [read_public_key(path) for path in public_keys]
+
+
+def start_logging() -> None:
+    """Send what the package logs to stderr."""
+    logging.basicConfig(handlers=[Notes()], force=True)
+    logging.getLogger("edgehp").setLevel(logging.WARNING)

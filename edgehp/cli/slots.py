@@ -1,0 +1,274 @@
+"""The slots of a device: what is installed, updated, confirmed and taken back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgehp.cli._command import (
+    Command,
+    json_option,
+    note,
+    read_keys,
+    root_option,
+    trust_option,
+)
+from edgehp.cli._remote import over_ssh
+
+if TYPE_CHECKING:
+    from edgehp.shipping.slots import Slot
+
+__all__ = ["confirm", "install", "rollback", "status", "update"]
+
+
+def _root(given: Path | None) -> Path:
+    from edgehp.shipping import slots
+
+    return slots.default_root() if given is None else given
+
+
+def _describe(slot: Slot, role: str) -> str:
+    """What a slot holds, in lines that fit a terminal."""
+    test = slot.selftest
+    limit = "" if test.max_latency_ms is None else f" of {test.max_latency_ms:g}"
+    return (
+        f"slot {slot.name} ({role}): {slot.artifact_name}"
+        + (", engine built here" if slot.built_here else "")
+        + f"\n  content {slot.digest[:16]}, signed by {slot.signer[:16]}\n"
+        f"  self-test {test.worst_degrees:.3f} of {test.tolerance_degrees:.3f} degrees, "
+        f"{test.latency_ms:.1f}{limit} ms"
+    )
+
+
+def _show(slot: Slot, role: str, as_json: bool) -> None:
+    from edgehp.cli._output import print_json
+
+    if as_json:
+        print_json(slot.to_dict())
+    else:
+        click.echo(_describe(slot, role))
+
+
+def _say(step: str) -> None:
+    note(f"{step} ...")
+
+
+@click.command(
+    "install",
+    cls=Command,
+    short_help="Install a bundle beside what runs, test it, switch to it.",
+    examples=(
+        "edgehp install network.edgehp --public-key release.pub",
+        "edgehp install network.edgehp --public-key release.pub --host me@orin",
+    ),
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@trust_option
+@root_option
+@click.option(
+    "--validate-on",
+    type=click.Path(path_type=Path),
+    help="For a deferred artifact that was validated on other faces than the shipped ones.",
+)
+@json_option
+@over_ssh("file", "public_keys", "validate_on")
+def install(
+    file: Path,
+    public_keys: tuple[Path, ...],
+    root: Path | None,
+    validate_on: Path | None,
+    as_json: bool,
+) -> None:
+    """Verify the bundle FILE, unpack it into the slot that is not in use, test it, switch to it.
+
+    The golden vectors run through the engine on this device before the switch. Whatever fails, and
+    whenever the power goes, the slot in use stays as it was. A deferred artifact's engine is built
+    here first.
+    """
+    from edgehp.shipping import slots
+    from edgehp.shipping.bundle import verify_bundle
+
+    def finisher(path: Path) -> None:
+        from edgehp.pipeline.finish import finish
+
+        finish(path, validate_on=validate_on)
+
+    _say("verify")
+    bundle = verify_bundle(file, read_keys(public_keys))
+    slot = slots.install(bundle, _root(root), finisher=finisher, progress=_say)
+    _show(slot, "current", as_json)
+
+
+@click.command(
+    "update",
+    cls=Command,
+    short_help="Install the newest bundle of a repository that fits here.",
+    examples=(
+        "edgehp update --repository https://updates.example.com/heads \\\n"
+        "      --root-metadata root.json --public-key release.pub",
+    ),
+)
+@click.option(
+    "--repository",
+    required=True,
+    metavar="URL|DIR",
+    help="Made by 'edgehp repo': http(s)://..., or a folder such as a USB stick.",
+)
+@click.option(
+    "--root-metadata",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The repository's 1.root.json, as it came with this device's image.",
+)
+@trust_option
+@root_option
+@click.option(
+    "--device-id",
+    help="Tells this device from the others in a staged rollout, and never leaves it. Default: "
+    "the system's machine-id.",
+)
+@json_option
+@over_ssh("repository", "root_metadata", "public_keys")
+def update(
+    repository: str,
+    root_metadata: Path,
+    public_keys: tuple[Path, ...],
+    root: Path | None,
+    device_id: str | None,
+    as_json: bool,
+) -> None:
+    """Install the newest bundle of a repository that fits this board, if it is newer than its own.
+
+    A download that was cut goes on where it ended. The bundle is then installed as by 'edgehp
+    install'. Without an update nothing happens, and the exit code is 0.
+    """
+    from edgehp.cli._output import print_json
+    from edgehp.shipping.fetch import open_source
+    from edgehp.shipping.update import update as update_slots
+
+    done = update_slots(
+        open_source(repository),
+        root_metadata,
+        read_keys(public_keys),
+        _root(root),
+        device_id=device_id,
+        progress=_say,
+    )
+    if as_json:
+        print_json(done.to_dict())
+        return
+    for one in done.passed_over:
+        note(f"{one.name} is not for this device: {one.reason}")
+    if done.slot is None:
+        click.echo(f"no update: nothing newer than serial {done.serial} fits this board")
+    else:
+        click.echo(f"{done.name}  serial {done.serial}")
+        click.echo(_describe(done.slot, "current"))
+
+
+def _values(slot: Slot | None) -> dict[str, Any] | None:
+    """A slot for programs, with what identifies its software; None where that is damaged."""
+    from edgehp.errors import EdgehpError
+    from edgehp.shipping import slots
+
+    if slot is None:
+        return None
+    try:
+        identity: dict[str, Any] | None = vars(slots.identity(slot))
+    except EdgehpError as e:
+        note(f"slot {slot.name}: {e}", always=True)
+        identity = None
+    return {**slot.to_dict(), "identity": identity}
+
+
+@click.command(
+    "status",
+    cls=Command,
+    short_help="Say what is installed on this device.",
+    examples=("edgehp status", "edgehp status --json --host me@orin"),
+)
+@root_option
+@json_option
+@over_ssh()
+def status(root: Path | None, as_json: bool) -> None:
+    """Say which slots are installed, which one is in use, and what failed. Nothing is run."""
+    from edgehp.cli._output import print_json
+    from edgehp.shipping import slots
+    from edgehp.shipping.offers import read_memory
+    from edgehp.shipping.update import FOLDER
+
+    found = slots.status(_root(root))
+    decisions = read_memory(found.root / FOLDER).decisions
+    if as_json:
+        print_json(
+            {
+                "root": found.root,
+                "current": _values(found.current),
+                "other": _values(found.other),
+                "unconfirmed_starts": found.unconfirmed_starts,
+                "confirmed": found.confirmed,
+                "failed": found.failed,
+                "offers": [
+                    {"name": one.name, "serial": one.serial, "reason": one.reason}
+                    for one in decisions
+                ],
+                "installing": found.installing,
+            }
+        )
+        return
+    if found.current is None:
+        click.echo(f"{found.root}: nothing is installed")
+    else:
+        click.echo(_describe(found.current, "current"))
+    if found.other is not None:
+        click.echo(_describe(found.other, "to return to"))
+    if found.unconfirmed_starts:
+        click.echo(f"{found.unconfirmed_starts} starts that were not confirmed to run well")
+    for digest, reason in found.failed.items():
+        click.echo(f"content {digest[:16]} was left: {reason}")
+    for one in decisions:
+        if one.reason is not None:
+            click.echo(f"{one.name} is not for this device: {one.reason}")
+    if found.installing:
+        click.echo("an installer is at work")
+
+
+@click.command(
+    "confirm",
+    cls=Command,
+    short_help="Say that the slot in use runs well.",
+    examples=("edgehp confirm",),
+)
+@root_option
+@json_option
+def confirm(root: Path | None, as_json: bool) -> None:
+    """Say that the slot in use runs well: its starts are no longer counted against it.
+
+    'edgehp run --root' does so by itself. It is for programs of your own, and for the updater of
+    the car: until then, the slot that was confirmed before is not overwritten.
+    """
+    from edgehp.shipping import slots
+
+    slots.confirm(_root(root))
+    _show(slots.current(_root(root)), "current, confirmed", as_json)
+
+
+@click.command(
+    "rollback",
+    cls=Command,
+    short_help="Test the other slot and switch to it.",
+    examples=("edgehp rollback", "edgehp rollback --host me@orin"),
+)
+@root_option
+@json_option
+@over_ssh()
+def rollback(root: Path | None, as_json: bool) -> None:
+    """Run the golden vectors through the other slot and switch to it; if it fails, nothing changes.
+
+    Called twice, it leads back.
+    """
+    from edgehp.shipping import slots
+
+    _show(slots.rollback(_root(root)), "current", as_json)
