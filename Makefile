@@ -21,7 +21,7 @@ TEST_JOBS ?= 2
 TEST_MARKS ?= not slow
 PYTEST_ARGS ?=
 
-.PHONY: run test lint setup setup-test clean
+.PHONY: run test lint docs setup setup-test clean
 
 # An invalid measurement (a busy machine) is called so in the report, and is no reason to stop here.
 run: setup
@@ -39,6 +39,11 @@ lint: setup-test
 	$(VENV_TEST)/bin/ruff check .
 	$(VENV_TEST)/bin/ruff format --check .
 	$(VENV_TEST)/bin/mypy
+
+# The documentation site, in build/site. A broken link or anchor is an error.
+docs: setup-test
+	$(VENV_TEST)/bin/python tools/docs_reference.py docs/reference
+	$(VENV_TEST)/bin/zensical build --strict --clean
 
 setup: $(VENV)/.done
 setup-test: $(VENV_TEST)/.done

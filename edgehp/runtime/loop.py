@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -383,7 +383,7 @@ class Runtime:
             logger.warning("the thread that serves the counters has ended: --metrics is silent")
             self.metrics = None
 
-    def _write(self, values: dict[str, Any]) -> None:
+    def _write(self, values: Mapping[str, Any]) -> None:
         text = json_line(values)
         for sink in self.sinks:
             sink.write(text)

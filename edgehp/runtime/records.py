@@ -18,8 +18,9 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -29,9 +30,12 @@ from edgehp.runtime.capture import CapturedFrame
 __all__ = [
     "DEFAULT_BINS",
     "STATES",
+    "EndRecord",
+    "FrameRecord",
     "Pose",
     "PoseState",
     "StateRules",
+    "StatusRecord",
     "classify_pose",
     "corners",
     "end_record",
@@ -134,6 +138,84 @@ class Pose:
     confidence: float | None = None
 
 
+_State = Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(STATES)})]
+_Angles = dict[str, float | None]
+
+
+class FrameRecord(TypedDict):
+    """What was seen in one frame.
+
+    Attributes:
+        type: of the line.
+        frame: number of the frame that was read, from 1; those dropped leave gaps.
+        captured: when it was captured, UTC.
+        captured_ns: the same on the monotonic clock, nanoseconds.
+        seconds: the time that filter and timers go by; of a video, that in the film.
+        result_ns: when the line was made, monotonic clock, nanoseconds.
+        latency_ms: from capture to the line.
+        dropped: frames dropped since the start.
+        state: whether there is a pose to use, or why not.
+        reason: the same for people; null where the state is ok.
+        box: x_min, y_min, x_max, y_max of what the network saw, pixels of the frame.
+        detected: the box comes from a detection in this frame, else it was tracked or given.
+        raw: pitch, yaw, roll of the network, degrees.
+        filtered: the same after the filter; null where the network was not sure.
+        spread: standard deviations of the three, degrees.
+        confidence: 0 to 1.
+    """
+
+    type: Literal["frame"]
+    frame: int
+    captured: str
+    captured_ns: int
+    seconds: float
+    result_ns: int
+    latency_ms: float
+    dropped: int
+    state: _State
+    reason: str | None
+    box: list[float] | None
+    detected: bool
+    raw: _Angles | None
+    filtered: _Angles | None
+    spread: _Angles | None
+    confidence: float | None
+
+
+class StatusRecord(TypedDict):
+    """A moment without a frame: a state that began, or still lasts.
+
+    Attributes:
+        type: of the line.
+        time: UTC.
+        result_ns: when the line was made, monotonic clock, nanoseconds.
+        state: of the camera or the engine.
+        reason: the same for people.
+        seconds: how long it has lasted.
+    """
+
+    type: Literal["status"]
+    time: str
+    result_ns: int
+    state: _State
+    reason: str
+    seconds: float
+
+
+class EndRecord(TypedDict):
+    """The last line; totals of the run (frames, drops, faults) follow as further integers.
+
+    Attributes:
+        type: of the line.
+        time: UTC.
+        reason: why the run ended.
+    """
+
+    type: Literal["end"]
+    time: str
+    reason: str
+
+
 def json_line(values: Mapping[str, Any]) -> bytes:
     """One record as a JSON line with its newline."""
     return json.dumps(values, allow_nan=False, separators=(",", ":")).encode() + b"\n"
@@ -169,7 +251,7 @@ def frame_record(
     reason: str | None,
     pose: Pose,
     dropped: int,
-) -> dict[str, Any]:
+) -> FrameRecord:
     """The record of one frame of `edgehp run`.
 
     Args:
@@ -200,9 +282,7 @@ def frame_record(
     }
 
 
-def status_record(
-    state: str, reason: str, since_ns: int, now_ns: int, utc_ns: int
-) -> dict[str, Any]:
+def status_record(state: str, reason: str, since_ns: int, now_ns: int, utc_ns: int) -> StatusRecord:
     """The record of a moment without a frame: a state that began, or still lasts."""
     return {
         "type": "status",
