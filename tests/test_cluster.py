@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgehp.cli.main import main
 from edgehp.cluster import ShardsLostError, Workers, run_shards
 from edgehp.datasets.base import Dataset, Skips
 from edgehp.datasets.stores import FilePhoto
@@ -24,6 +26,7 @@ from edgehp.training.labelling import label_samples
 from edgehp.training.teachers import load_teacher_spec
 from tests.dask_cluster import Cluster, certificates, children, environment
 from tests.faces import teacher_toml, write_faces
+from tests.test_validation_run import artifact_of, biwi_tree
 
 dask = pytest.importorskip("dask", reason="clusters need the extra 'cluster'")
 pytest.importorskip("distributed", reason="clusters need the extra 'cluster'")
@@ -167,6 +170,48 @@ def test_a_photo_that_kills_is_named(tmp_path: Path, faces: Dataset) -> None:
     list(label_samples(faces.samples, [spec], out))
     list(label_samples(faces.samples, [spec], tmp_path / "whole"))
     assert (out / "labels.csv").read_bytes() == (tmp_path / "whole" / "labels.csv").read_bytes()
+
+
+def test_many_validations_are_one_table(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifacts = [
+        artifact_of(tmp_path / "dist" / name, {"offset": (off, 1, 1)}, {"offset": (1, 1, 1)})
+        for name, off in (("near", 1.05), ("far", 1.6), ("altered", 1.05))
+    ]
+    (artifacts[2] / "engine.onnx").write_bytes(b"altered")
+    biwi_tree(tmp_path / "data" / "biwi", frames=2)
+    heads = tmp_path / "data" / "rendered"
+    write_faces(heads / "rendered", 6, np.random.default_rng(1))
+    (heads / "rendered" / "boxes.csv").rename(heads / "labels.csv")
+    at = ["--data-root", tmp_path / "data"]
+    there = ["--cluster", cluster.address, "--remote-data-root", tmp_path / "data"]
+
+    def run(*words: object) -> tuple[int, str, str]:
+        sets = ["--dataset", "biwi", "--dataset", "rendered", "--no-robustness", "--threads", 1]
+        with pytest.raises(SystemExit) as caught:
+            main(["validate", *map(str, [*words, *sets])])
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    code, table, err = run(*artifacts, *at, "--output", tmp_path / "reports")
+    assert code == 4
+    rows = [line.split() for line in table.splitlines()[2:]]
+    assert [r[:2] for r in rows] == [
+        [name, data] for name in ("near", "far", "altered") for data in ("biwi", "rendered")
+    ]
+    assert [r[-1] for r in rows[:3]] == ["PASS", "PASS", "FAIL"]
+    assert [r[-1] for r in rows[-2:]] == ["ERROR", "ERROR"]
+    assert err.count("altered on ") == err.count("found 7 bytes") == 2
+    reports = sorted(p.name for p in (tmp_path / "reports").iterdir())
+    assert reports == [f"{a}-{d}.json" for a in ("far", "near") for d in ("biwi", "rendered")]
+    one = run(*artifacts, *at, "--json")
+    assert run(*artifacts, *at, "--json", "--workers", 2)[:2] == one[:2]
+    # The artifacts travel: there is nothing of them at the workers.
+    sent = run(*artifacts, *there, "--json")
+    assert [r["report"] for r in json.loads(sent[1])] == [r["report"] for r in json.loads(one[1])]
+    assert run(*artifacts[:2], *at)[0] == 3
+    assert run(artifacts[0], *there[:2])[0] == 2
 
 
 # A cluster finishes the shards of a client that is killed: nobody can tell it not to.

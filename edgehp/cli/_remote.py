@@ -103,6 +103,8 @@ def over_ssh(
             own = {name: parameters.pop(name, None) for name in _OWN}
             boards = _boards(own)
             if not boards:
+                if parameters.get("cluster") is not None:
+                    parameters["remote_data_root"] = own["remote_data_root"]
                 function(**parameters)
                 return
             given = parameters | {"remote_data_root": own["remote_data_root"]}
@@ -137,7 +139,8 @@ def _boards(own: Mapping[str, Any]) -> tuple[Board, ...]:
         return read_boards(own["hosts"], own["remote_command"])
     if own["host"] is not None:
         return (parse_board(own["host"], own["remote_command"]),)
-    for name in _OWN[2:]:
+    # On a cluster too, photos may be where the work is.
+    for name in _OWN[2:-1] if context.params.get("cluster") else _OWN[2:]:
         source = context.get_parameter_source(name)
         if source not in (None, click.core.ParameterSource.DEFAULT):
             raise UsageError(f"--{name.replace('_', '-')} belongs to --host or --hosts")

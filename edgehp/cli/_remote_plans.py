@@ -46,13 +46,16 @@ def plan_validate(trip: Trip) -> Changes:
     given = trip.given
     changes: dict[str, list[str | Sent | Returned]] = {}
     if given["network"] is None:
-        changes["artifact"] = [sent_artifact(given["artifact"], allow_deferred=given["emulate"])]
+        changes["artifacts"] = [
+            sent_artifact(path, allow_deferred=given["emulate"])
+            for path in given["artifacts"] or (None,)
+        ]
     root, there = given["data_root"], given["remote_data_root"]
     if root is not None and there is not None:
         raise UsageError("give --data-root (sent) or --remote-data-root (on the board), not both")
-    if root is None and there is None and given["dataset"] not in (None, "rendered"):
+    if root is None and there is None and set(given["datasets"]) - {"rendered"}:
         raise UsageError(
-            f"--dataset {given['dataset']} on a board: give --data-root to send the photos, or "
+            f"--dataset {given['datasets'][0]} on a board: give --data-root to send the photos, or "
             "--remote-data-root where they are there already"
         )
     if root is not None:
@@ -61,7 +64,8 @@ def plan_validate(trip: Trip) -> Changes:
         changes["data_root"] = [there]
     if (report := given["output"]) is not None:
         name = f"{report.stem}-{trip.board.folder}{report.suffix}" if trip.several else report.name
-        changes["output"] = [Returned(report.with_name(name), folder=False)]
+        many = len(given["artifacts"]) > 1 or len(given["datasets"]) > 1 or given["workers"]
+        changes["output"] = [Returned(report.with_name(name), folder=bool(many))]
     return changes
 
 

@@ -14,10 +14,12 @@ import click
 from edgehp.cli._command import Command, json_option, note, output_option, threads_option
 from edgehp.cli._remote import over_ssh
 from edgehp.cli._remote_plans import plan_validate
+from edgehp.cli._workers import worker_options, workers_of
 from edgehp.errors import AccuracyError, EnvironmentalError, UsageError
 
 if TYPE_CHECKING:
     from edgehp.artifact.open import OpenedNetwork
+    from edgehp.cli._output import Steps
     from edgehp.crop import Box
     from edgehp.datasets.base import Dataset, Sample
     from edgehp.validation.gate import GateResult
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from edgehp.validation.run import BoxSource, Image
     from edgehp.validation.statistics import Interval
 
-__all__ = ["command"]
+__all__ = ["Asked", "command", "validated"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,16 +44,24 @@ SHIPPED = "rendered-validation.zip"
     examples=(
         "edgehp validate",
         "edgehp validate dist/kd-resnet18-112-cpu-int8 --dataset aflw2000 --data-root AFLW2000",
+        "edgehp validate dist/* --dataset aflw2000 --dataset biwi --data-root data --workers 4",
         "edgehp validate --network net.safetensors --dataset biwi --data-root BIWI",
     ),
 )
-@click.argument("artifact", required=False, type=click.Path(path_type=Path))
+@click.argument("artifacts", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--dataset",
+    "datasets",
+    multiple=True,
     type=click.Choice(DATASETS),
-    help="Default: the rendered heads that edgehp ships, as 'rendered' without --data-root.",
+    help="May be given several times. Default: the rendered heads that edgehp ships, as 'rendered' "
+    "without --data-root.",
 )
-@click.option("--data-root", type=click.Path(path_type=Path), help="Where the data set is.")
+@click.option(
+    "--data-root",
+    type=click.Path(path_type=Path),
+    help="Where the data set is; of several, the folder that has each under its name.",
+)
 @click.option(
     "--boxes",
     help="A box list (JSON), 'landmarks', or 'detect' for the face detector's, with its misses "
@@ -91,29 +101,50 @@ SHIPPED = "rendered-validation.zip"
     "The report says so.",
 )
 @json_option
-@output_option("Write the report as JSON here.")
+@output_option("Write the report as JSON here; of several, a file each into this folder.")
+@worker_options
 @over_ssh("network", "reference", "boxes", plan=plan_validate, data_root=True)
 def command(
-    artifact: Path | None,
+    artifacts: tuple[Path, ...],
+    datasets: tuple[str, ...],
+    data_root: Path | None,
     max_drop: float,
     as_json: bool,
     output: Path | None,
+    workers: int,
+    cluster: str | None,
+    remote_data_root: str | None = None,
     **options: Any,
 ) -> None:
-    """Measure ARTIFACT (default: the newest under dist/) and its FP32 reference on a data set.
+    """Measure ARTIFACTS (default: the newest under dist/) and their FP32 references on data sets.
 
     Both see the same crops. The drop is the MAE of the artifact minus that of the reference, with
-    a paired interval of 95 %; where its upper end is over --max-drop the exit code is 3.
+    a paired interval of 95 %; where its upper end is over --max-drop the exit code is 3. Several
+    artifacts or data sets give one table.
     """
     # Imported here: `edgehp --help` must not pay for OpenCV and the engines.
-    from edgehp.cli._output import print_json
+    from edgehp.cli._output import Steps, print_json
     from edgehp.report.files import require_writable, write_text
     from edgehp.validation.gate import check_drop
 
-    asked = _Asked(artifact, **options)
+    where = workers_of(workers, cluster)
+    asked = Asked(
+        artifacts[0] if artifacts else None,
+        datasets[0] if datasets else None,
+        data_root,
+        **options,
+    )
+    if len(artifacts) > 1 or len(datasets) > 1 or where.elsewhere:
+        from edgehp.cli._validate_many import Place, validate_many
+
+        there = None if remote_data_root is None else Path(remote_data_root)
+        root = data_root if cluster is None else there
+        place = Place(where, root, output, as_json, max_drop)
+        validate_many(artifacts, datasets, asked, place)
+        return
     if output is not None:
         require_writable(output)
-    result = _validated(asked)
+    result = validated(asked, Steps())
     gate = None if result.drop is None else check_drop(result.drop.overall, max_drop)
     values = result.to_dict()
     if gate is not None:
@@ -139,7 +170,7 @@ def command(
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """What the command line asks to be measured, checked for options that exclude each other."""
 
     artifact: Path | None
@@ -174,9 +205,13 @@ class _Asked:
         return self.dataset in (None, "rendered") and self.data_root is None
 
 
-def _validated(asked: _Asked) -> ValidationReport:
+def validated(asked: Asked, steps: Steps) -> ValidationReport:
+    """Do what was asked for, its steps shown by `steps`.
+
+    Raises:
+        EdgehpError: as of the parts.
+    """
     from edgehp.cli._calibrated import calibration_check
-    from edgehp.cli._output import Steps
     from edgehp.validation.robustness import CONDITIONS
     from edgehp.validation.run import Detector, Pair, Settings, validate
 
@@ -188,7 +223,6 @@ def _validated(asked: _Asked) -> ValidationReport:
         worst=asked.worst,
     )
     data = _open_data(asked)
-    steps = Steps()
     with ExitStack() as stack:
         with steps("open"):
             base, tested = _open_networks(asked, stack)
@@ -208,7 +242,7 @@ def _validated(asked: _Asked) -> ValidationReport:
             )
 
 
-def _open_networks(asked: _Asked, stack: ExitStack) -> tuple[OpenedNetwork, OpenedNetwork | None]:
+def _open_networks(asked: Asked, stack: ExitStack) -> tuple[OpenedNetwork, OpenedNetwork | None]:
     """The FP32 network and the artifact, which `stack` closes; None where it is measured alone."""
     from edgehp.artifact.open import (
         open_artifact,
@@ -226,7 +260,7 @@ def _open_networks(asked: _Asked, stack: ExitStack) -> tuple[OpenedNetwork, Open
     return stack.enter_context(reference), tested
 
 
-def _open_data(asked: _Asked) -> Dataset:
+def _open_data(asked: Asked) -> Dataset:
     from edgehp.datasets.registry import open_dataset
 
     if asked.dataset is None and asked.data_root is not None:
