@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from edgehp.benchmark.run import (
     single_stream,
 )
 from edgehp.benchmark.stats import speedup
-from edgehp.crop import Preprocessing
-from edgehp.engines.base import EngineInfo, Prediction, StageTimes
+from edgehp.crop import Preprocessing, crop_face
+from edgehp.engines.base import EngineInfo, Face, Prediction, StageTimes
 from edgehp.errors import UsageError
 
 SPEC = Preprocessing(16)
@@ -115,6 +116,46 @@ def test_the_parts_of_a_call_are_what_the_engine_says(scenario: str) -> None:
     )
 
 
+class FrameTestEngine(TimedTestEngine):
+    """Cuts faces out of frames itself: a tenth of the call's time."""
+
+    crops_frames = True
+
+    def infer_frames(self, faces: Sequence[Face], spec: Preprocessing) -> Prediction:
+        return self.infer(self.crop_frames(faces, spec))
+
+    def infer_frames_timed(
+        self, faces: Sequence[Face], spec: Preprocessing
+    ) -> tuple[Prediction, StageTimes]:
+        prediction, times = self.infer_timed(self.crop_frames(faces, spec))
+        return prediction, replace(times, cropping=0.1 * self.first)
+
+    def stream_frames(
+        self, groups: Iterable[Sequence[Face]], spec: Preprocessing
+    ) -> Iterator[Prediction]:
+        return (self.infer_frames(group, spec) for group in groups)
+
+    def crop_frames(self, faces: Sequence[Face], spec: Preprocessing) -> np.ndarray:
+        return np.stack([crop_face(p.pixels, box, spec) for p, box in faces])
+
+
+@pytest.mark.parametrize("scenario", ["single-stream", "multi-camera", "offline"])
+def test_an_engine_that_crops_tells_what_that_took(scenario: str) -> None:
+    time = Time()
+    it = lane(FrameTestEngine(time, 0.01), batch=2)
+    if scenario == "offline":
+        turn = offline(it, "end-to-end", 1.0, clock=time)
+        assert turn.images == 2 * turn.calls == sum(it.engine.batches)
+        return
+    if scenario == "single-stream":
+        turn = single_stream(it, 1.0, time)
+    else:
+        turn = multi_camera(it, 1.0, 2, 30, time, time.sleep)
+    means = {k: v.mean() for k, v in turn.stages.items() if k != "end_to_end"}
+    parts = {"preprocessing": 0.001, "upload": 0.002, "inference": 0.006, "download": 0.001}
+    assert means == pytest.approx({**parts, "call": 0.01})
+
+
 def test_single_stream_with_a_batch() -> None:
     time = Time()
     turn = single_stream(lane(TestedEngine(time, 0.01), batch=4), 0.5, time)
@@ -199,7 +240,8 @@ def test_warm_up_ends_when_it_is_stable_or_says_that_it_is_not() -> None:
 def test_warm_up_meets_every_batch_that_cameras_may_fill() -> None:
     engine = TestedEngine(Time(), 0.01)
     warm_up(lane(engine, batch=4), 0, engine.time, smaller=True)
-    assert engine.batches == [1, 2, 3, 4]
+    # As the scenario will call it, and then until it is stable.
+    assert engine.batches == [1, 2, 3, 4, 4]
 
 
 def test_networks_take_turns_in_the_order_abba() -> None:

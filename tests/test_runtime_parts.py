@@ -136,6 +136,24 @@ def test_frames_are_turned_clockwise_and_their_depth_must_be_known():
         as_rgb(bgr[..., 0].astype(np.uint16) << 2)
 
 
+def test_nv12_of_a_pipeline_is_taken_as_what_it_is(monkeypatch):
+    monkeypatch.setattr(cv2, "getBuildInformation", lambda: "    GStreamer:  YES (1.20)")
+    caps = "video/x-raw(memory:NVMM),format=NV12 ! nvvidconv ! video/x-raw, format=(string){} !"
+    for form, nv12 in (("NV12", True), ("BGRx", False)):
+        source = parse_source(f"gstreamer:nvarguscamerasrc ! {caps.format(form)} appsink")
+        assert source.nv12 is nv12
+    bgr = picture()
+    height, width = bgr.shape[:2]
+    planes = cv2.cvtColor(bgr, cv2.COLOR_BGR2YUV_I420)
+    chroma = planes[height:].reshape(2, -1).T.reshape(height // 2, width)
+    frame = np.vstack([planes[:height], chroma])
+    rgb = as_rgb(frame[..., None], nv12=True)
+    assert rgb.shape == bgr.shape and np.abs(rgb.astype(int) - bgr[..., ::-1]).mean() < 12
+    assert np.ptp(as_rgb(frame, nv12=True, grey=True), axis=2).max() == 0
+    with pytest.raises(DataError, match="a NV12 picture cannot be"):
+        as_rgb(bgr, nv12=True)
+
+
 @pytest.mark.parametrize(
     "pixels",
     [

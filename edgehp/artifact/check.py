@@ -25,8 +25,9 @@ from edgehp.artifact.manifest import (
     TargetRecord,
     parse_manifest,
 )
+from edgehp.crop import Box, Picture, crop_face
 from edgehp.device import DeviceProbe, HostProbe, module_part
-from edgehp.engines.base import Crops, Engine
+from edgehp.engines.base import Crops, Engine, FrameEngine, crops_frames
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
 from edgehp.files import sha256_file
 from edgehp.pose import angle_errors
@@ -333,8 +334,35 @@ def verify_golden(artifact: Artifact, engine: Engine) -> float:
             f"at most {golden.tolerance_degrees:.2f} allowed: this device "
             "does not compute what was validated; build the artifact here again"
         )
+    if (able := crops_frames(engine)) is not None:
+        _verify_cropping(artifact, able, crops)
     logger.debug("%s: golden vectors within %.3f degrees", artifact.path, worst)
     return worst
+
+
+def _verify_cropping(artifact: Artifact, engine: FrameEngine, crops: Crops) -> None:
+    """Compare the engine's own crops with those of `edgehp.crop`, of frames made of golden crops.
+
+    Raises:
+        CompatibilityError: they differ by more than one level.
+    """
+    spec = artifact.manifest.preprocessing
+    frames = np.concatenate(crops)
+    # Larger and smaller than the network's input, inside and across the border.
+    for factor in (1.7, 0.6):
+        picture = Picture(
+            np.asarray(cv2.resize(frames, None, fx=factor, fy=factor), np.uint8), form="RGB"
+        )
+        side = picture.width
+        boxes = [Box(0, i * side, side, (i + 1) * side).moved(0.1, 0) for i in range(len(crops))]
+        found = engine.crop_frames([(picture, box) for box in boxes], spec)
+        expected = np.stack([crop_face(picture.pixels, box, spec) for box in boxes])
+        worst = int(np.abs(found.astype(int) - expected).max())
+        if worst > 1:
+            raise CompatibilityError(
+                f"{artifact.path}: the GPU cuts crops that differ by {worst} of 255 levels from "
+                "those that were validated, at most 1 allowed; update the NVIDIA driver and NVRTC"
+            )
 
 
 def newest_artifact(dist: Path | str = "dist") -> Path:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from edgehp.artifact import Artifact, golden_crops
-from edgehp.crop import Box, Preprocessing, crop_face
-from edgehp.engines.base import Engine, Prediction, StreamingEngine
+from edgehp.crop import Box, Picture, Preprocessing, crop_face
+from edgehp.engines.base import (
+    Engine,
+    Face,
+    FrameEngine,
+    Prediction,
+    StageTimes,
+    StreamingEngine,
+    TimedEngine,
+    crops_frames,
+)
 from edgehp.errors import DataError
 
 __all__ = [
@@ -43,6 +53,11 @@ class Frame:
 
     photo: Image
     box: Box | None
+
+    @property
+    def face(self) -> Face:
+        """For an engine that takes frames."""
+        return Picture(self.photo), self.box
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +121,24 @@ _BLOCK_S, _BLOCK_CALLS = 0.3, 10
 Array = npt.NDArray[np.float64]
 
 
+class Answer(NamedTuple):
+    """How a group of frames was answered, by the benchmark's clock in seconds.
+
+    Attributes:
+        began: when.
+        called: when the engine's call began.
+        end: when it ended.
+        cropping: seconds; a part of the call where the engine crops.
+        times: parts of the call.
+    """
+
+    began: float
+    called: float
+    end: float
+    cropping: float
+    times: StageTimes
+
+
 @dataclass(frozen=True, eq=False)
 class Lane:
     """One network of a benchmark.
@@ -117,6 +150,8 @@ class Lane:
         frames: what it looks at.
         crops: the frames cropped, uint8 [N, S, S, 3].
         batch: crops a call.
+        crops_on_engine: the engine, if it cuts faces out of frames by itself.
+        timed: the engine, if it times the parts of a call.
     """
 
     role: str
@@ -125,15 +160,38 @@ class Lane:
     frames: Frames
     crops: npt.NDArray[np.uint8]
     batch: int
+    crops_on_engine: FrameEngine | None = None
+    timed: TimedEngine | None = None
 
     @classmethod
     def of(cls, role: str, engine: Engine, spec: Preprocessing, frames: Frames, batch: int) -> Lane:
         """A lane with its crops cut."""
-        return cls(role, engine, spec, frames, frames.crops(spec), batch)
+        timed = engine if isinstance(engine, TimedEngine) else None
+        return cls(
+            role, engine, spec, frames, frames.crops(spec), batch, crops_frames(engine), timed
+        )
 
     def crop(self, frames: Iterable[Frame]) -> npt.NDArray[np.uint8]:
         """The crops of `frames`, uint8 [N, S, S, 3]."""
         return np.stack([crop_face(f.photo, f.box, self.spec) for f in frames])
+
+    def answer(self, group: Sequence[Frame], clock: Callable[[], float] = perf_counter) -> Answer:
+        """Crop and infer a group of frames, where the engine can in one call."""
+        began = clock()
+        if (engine := self.crops_on_engine) is not None:
+            times = engine.infer_frames_timed([f.face for f in group], self.spec)[1]
+            return Answer(began, began, clock(), times.cropping or 0.0, times)
+        if len(group) == 1:
+            crops = crop_face(group[0].photo, group[0].box, self.spec)[None]
+        else:
+            crops = self.crop(group)
+        ready = clock()
+        if self.timed is not None:
+            times = self.timed.infer_timed(crops)[1]
+            return Answer(began, ready, clock(), ready - began, times)
+        self.engine.infer(crops)
+        end = clock()
+        return Answer(began, ready, end, ready - began, StageTimes(end - ready))
 
     def groups(self, batch: int) -> Iterator[tuple[Frame, ...]]:
         """Groups of `batch` frames, round and round without end."""
@@ -159,6 +217,12 @@ class Lane:
             return
         for crops in batches:
             yield self.engine.infer(crops)
+
+    def stream_frames(self, groups: Iterable[Sequence[Frame]]) -> Iterator[Prediction]:
+        """As `stream`, of frames for an engine that cuts the faces out."""
+        if self.crops_on_engine is not None:
+            faces = ([f.face for f in group] for group in groups)
+            yield from self.crops_on_engine.stream_frames(faces, self.spec)
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,9 +283,9 @@ def warm_up(
     """
     batches = lane.batches(lane.batch)
     start = clock()
-    if smaller:
-        for size in range(1, lane.batch):
-            lane.engine.infer(next(lane.batches(size)))
+    # Each size and way of calling that the scenario uses: engines prepare at the first call.
+    for size in range(1 if smaller else lane.batch, lane.batch + 1):
+        lane.answer(next(lane.groups(size)), clock)
     medians: list[float] = []
     calls = 0
     spread: float | None = None

@@ -51,11 +51,13 @@ class Subject:
     Attributes:
         described: what is running, for JSON.
         clock: what the engine times the parts of a call with.
+        cropping_clock: what cropping was timed with: the engine's clock where it does it.
         tried: throughput by batch size, where the best one was looked for.
     """
 
     described: Mapping[str, Any]
     clock: str = "host"
+    cropping_clock: str = "host"
     tried: Sequence[Mapping[str, float]] = ()
 
 
@@ -163,6 +165,7 @@ def _result(
     }
     clocks = dict.fromkeys(_HOST_STAGES, "host")
     clocks |= dict.fromkeys(_ENGINE_STAGES, context.subjects[role].clock)
+    clocks["preprocessing"] = context.subjects[role].cropping_clock
     counts: dict[str, int] = {}
     for turn in turns:
         for name, count in turn.counts.items():

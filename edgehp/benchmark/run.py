@@ -14,18 +14,16 @@ import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from edgehp.benchmark.lanes import Lane, Turn, WarmUp, warm_up
+from edgehp.benchmark.lanes import Answer, Lane, Turn, WarmUp, warm_up
 from edgehp.benchmark.plan import Plan
-from edgehp.crop import crop_face
 from edgehp.datasets.prefetch import prefetch
-from edgehp.engines.base import Crops, StageTimes, TimedEngine
 
 __all__ = [
     "END_TO_END",
@@ -62,23 +60,16 @@ def single_stream(lane: Lane, seconds: float, clock: Clock = perf_counter) -> Tu
     The loop does nothing else but take the time: it must not be seen in the result.
     """
     log = _StageLog()
-    infer, spec, batch = _timed(lane, clock), lane.spec, lane.batch
-    groups = lane.groups(batch)
+    groups, batch = lane.groups(lane.batch), lane.batch
     start = clock()
     deadline = start + seconds
     end = start
     while end < deadline:
         group = next(groups)
-        began = clock()
-        if batch == 1:
-            crops = crop_face(group[0].photo, group[0].box, spec)[None]
-        else:
-            crops = lane.crop(group)
-        ready = clock()
-        times = infer(crops)
-        end = clock()
-        log.add(ready - began, times, end - ready)
-        log.end_to_end.append(end - began)
+        answer = lane.answer(group, clock)
+        end = answer.end
+        log.add(answer)
+        log.end_to_end.append(end - answer.began)
     calls = len(log.call)
     return Turn(lane.role, END_TO_END, start, end, calls * batch, calls, log.stages(), {})
 
@@ -103,13 +94,16 @@ def offline(
         ready = lane.batches(lane.batch)
         start = clock()
         deadline = start + seconds
-        batches = until_deadline(ready)
+        answers = lane.stream(until_deadline(ready))
     else:
-        batches = prefetch(
-            until_deadline(lane.groups(lane.batch)), lane.crop, workers=workers, ahead=workers + 1
-        )
+        groups = until_deadline(lane.groups(lane.batch))
+        if lane.crops_on_engine is not None:
+            answers = lane.stream_frames(groups)
+        else:
+            crops = prefetch(groups, lane.crop, workers=workers, ahead=workers + 1)
+            answers = lane.stream(crops)
     images = calls = 0
-    for prediction in lane.stream(batches):
+    for prediction in answers:
         images += len(prediction.angles)
         calls += 1
     return Turn(lane.role, mode, start, clock(), images, calls, {}, {})
@@ -134,7 +128,7 @@ def multi_camera(
     """
     items = lane.frames.items
     period = 1 / fps
-    log, infer = _StageLog(), _timed(lane, clock)
+    log = _StageLog()
     # The next frame of each camera that has not been taken or dropped, and how many arrive.
     taken = [0] * cameras
     start = clock()
@@ -163,12 +157,9 @@ def multi_camera(
         group = [items[(taken[c] * cameras + c) % len(items)] for _, c in chosen]
         for _, camera in chosen:
             taken[camera] += 1
-        began = clock()
-        crops = lane.crop(group)
-        ready = clock()
-        times = infer(crops)
-        end = clock()
-        log.add(ready - began, times, end - ready)
+        answer = lane.answer(group, clock)
+        end = answer.end
+        log.add(answer)
         for arrival, _ in chosen:
             log.end_to_end.append(end - arrival)
             late += end - arrival > period
@@ -189,7 +180,7 @@ def largest_useful_batch(
     best, best_rate, worse = 1, 0.0, 0
     batch = 1
     while batch <= largest and worse < 2:
-        candidate = Lane(lane.role, lane.engine, lane.spec, lane.frames, lane.crops, batch)
+        candidate = replace(lane, batch=batch)
         # The first run compiles and touches memory; the second counts.
         offline(candidate, INFERENCE, 0.0, clock=clock)
         turn = offline(candidate, INFERENCE, seconds, clock=clock)
@@ -214,12 +205,12 @@ class _StageLog:
         self.call = array("d")
         self._parts = {name: array("d") for name in ("upload", "inference", "download")}
 
-    def add(self, preprocessing: float, times: StageTimes, call: float) -> None:
-        """One call: crops made, the parts of the call, the call as a whole."""
-        self.preprocessing.append(preprocessing)
-        self.call.append(call)
+    def add(self, answer: Answer) -> None:
+        """One call."""
+        self.preprocessing.append(answer.cropping)
+        self.call.append(answer.end - answer.called)
         for name, values in self._parts.items():
-            if (seconds := getattr(times, name)) is not None:
+            if (seconds := getattr(answer.times, name)) is not None:
                 values.append(seconds)
 
     def stages(self) -> dict[str, npt.NDArray[np.float64]]:
@@ -227,21 +218,6 @@ class _StageLog:
         found = {k: _of(v) for k, v in self._parts.items() if len(v)}
         whole = {n: _of(getattr(self, n)) for n in ("preprocessing", "call", "end_to_end")}
         return {**whole, **found}
-
-
-def _timed(lane: Lane, clock: Clock) -> Callable[[Crops], StageTimes]:
-    """One call of the lane's engine, giving what its parts took."""
-    engine = lane.engine
-    if isinstance(engine, TimedEngine):
-        inner = engine.infer_timed
-        return lambda crops: inner(crops)[1]
-
-    def untimed(crops: Crops) -> StageTimes:
-        began = clock()
-        engine.infer(crops)
-        return StageTimes(clock() - began)
-
-    return untimed
 
 
 def _of(values: array[float]) -> npt.NDArray[np.float64]:

@@ -272,7 +272,7 @@ def _subject(network: OpenedNetwork, lane: Lane, tried: Sequence[Mapping[str, fl
         "manifest_digest": manifest.to_dict()["digest"] if manifest else None,
     }
     clock = engine.stage_clock if isinstance(engine, TimedEngine) else "host"
-    return Subject(described, clock, tried)
+    return Subject(described, clock, clock if lane.crops_on_engine else "host", tried)
 
 
 def _sources(kind: str) -> tuple[StateSource, ...]:

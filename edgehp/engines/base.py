@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -197,13 +197,19 @@ class FrameEngine(TimedEngine, Protocol):
     ) -> tuple[Prediction, StageTimes]:
         """As `infer_frames`, with what its parts took."""
 
+    def stream_frames(
+        self, groups: Iterable[Sequence[Face]], spec: Preprocessing
+    ) -> Iterator[Prediction]:
+        """As `StreamingEngine.stream`, of groups of faces in frames."""
+
     def crop_frames(self, faces: Sequence[Face], spec: Preprocessing) -> Crops:
         """The crops that `infer_frames` makes, uint8 [N, S, S, 3]."""
 
 
 def crops_frames(engine: Engine) -> FrameEngine | None:
     """The engine as one that cuts faces out of frames by itself, or None if it cannot."""
-    return engine if isinstance(engine, FrameEngine) and engine.crops_frames else None
+    # Not by isinstance, which looks at every property: this is asked for each frame.
+    return cast(FrameEngine, engine) if getattr(engine, "crops_frames", False) else None
 
 
 def infer_frames(engine: Engine, faces: Sequence[Face], spec: Preprocessing) -> Prediction:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["TensorRtEngine", "check_available", "import_tensorrt"]
 
 _log = logging.getLogger(__name__)
+_Batch = TypeVar("_Batch", bound=Sized)
 # Of `stream`: one uploads while the other infers.
 _STREAMS = 2
 
@@ -321,6 +322,32 @@ class TensorRtEngine(EngineBase):
             DataError: crops of another type, shape or size, or more than the largest batch.
             EnvironmentalError: the engine is closed, or the GPU failed.
         """
+
+        def put(stream: GpuStream, batch: Crops) -> None:
+            stream.put(check_crops(batch, self._size))
+
+        return self._in_turns(batches, put)
+
+    def stream_frames(
+        self, groups: Iterable[Sequence[Face]], spec: Preprocessing
+    ) -> Iterator[Prediction]:
+        """As `stream`, of groups of faces that the GPU cuts out of their frames.
+
+        Raises:
+            DataError, EnvironmentalError: as of `infer_frames`.
+        """
+        kernel = self._need_kernel()
+
+        def put(stream: GpuStream, faces: Sequence[Face]) -> None:
+            load = Load(faces, spec, stream.rows(len(faces)))
+            stream.put_faces(load, len(faces), kernel)
+
+        return self._in_turns(groups, put)
+
+    def _in_turns(
+        self, batches: Iterable[_Batch], put: Callable[[GpuStream, _Batch], None]
+    ) -> Iterator[Prediction]:
+        """What `put` puts into two streams in turn, answered in order."""
         if self._closed:
             raise self._closed_error()
         with self._cuda.current():
@@ -329,17 +356,14 @@ class TensorRtEngine(EngineBase):
         waiting: deque[tuple[GpuStream, int]] = deque()
         turns = cycle(self._streams)
         for batch in batches:
-            crops = check_crops(batch, self._size)
-            if len(crops) > self._shapes.largest:
-                raise DataError(
-                    f"a batch of {len(crops)} crops, expected at most {self._shapes.largest}"
-                )
+            if len(batch) > self._shapes.largest:
+                raise DataError(f"a batch of {len(batch)}, expected at most {self._shapes.largest}")
             if len(waiting) == _STREAMS:
                 yield self._taken(*waiting.popleft())
             stream = next(turns)
             with self._cuda.current():
-                stream.put(crops)
-            waiting.append((stream, len(crops)))
+                put(stream, batch)
+            waiting.append((stream, len(batch)))
         while waiting:
             yield self._taken(*waiting.popleft())
 

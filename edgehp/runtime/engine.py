@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from edgehp.artifact.open import OpenedNetwork
-from edgehp.engines.base import Crops, Prediction
+from edgehp.engines.base import Face, Prediction, crops_frames, infer_frames
 from edgehp.errors import EdgehpError, EnvironmentalError
 
 __all__ = ["EngineFaultError", "EngineHost"]
@@ -138,23 +138,25 @@ class EngineHost:
         """Whether it was its environment (a driver, a device) that kept it from opening last."""
         return self._gone_since is not None
 
-    def infer(self, crops: Crops) -> Prediction:
+    @property
+    def crops_frames(self) -> bool:
+        """Whether the engine that is open takes frames as their source gives them."""
+        return self._opened is not None and crops_frames(self._opened.engine) is not None
+
+    def infer(self, faces: Sequence[Face]) -> Prediction:
         """The engine's answer; returns at once while an engine that failed is opened again.
 
         Args:
-            crops: uint8 [N, S, S, 3], RGB.
+            faces: frames with boxes that have an area inside them; cut out as the network that is
+                open now wants it.
 
         Raises:
             EngineFaultError: it failed, gave no numbers, or is not open again yet.
             EnvironmentalError: it could not be opened again for good, or its driver hangs.
         """
-        opened, taken = self._opened, self.network.preprocessing
-        if opened is None:
-            opened = self._reopened()
-            if opened.preprocessing != taken:
-                raise EngineFaultError("the engine that is open now takes other crops than this")
+        opened = self._opened or self._reopened()
         try:
-            answer = opened.engine.infer(crops)
+            answer = infer_frames(opened.engine, faces, opened.preprocessing)
         # RuntimeError and OSError: what native runtimes raise past their wrappers.
         except (EdgehpError, RuntimeError, OSError) as e:
             raise self._failed(f"the engine failed: {e}") from e

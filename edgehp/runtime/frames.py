@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from edgehp.crop import Picture
 from edgehp.errors import DataError
 from edgehp.images import to_8_bits
 
@@ -42,7 +43,12 @@ ROTATIONS = {
 
 
 def as_rgb(
-    pixels: object, *, grey: bool = False, bit_depth: int | None = None, rotate: int = 0
+    pixels: object,
+    *,
+    grey: bool = False,
+    bit_depth: int | None = None,
+    rotate: int = 0,
+    nv12: bool = False,
 ) -> Image:
     """A captured frame as uint8 RGB [H, W, 3]; a grey one gets three equal channels.
 
@@ -56,6 +62,7 @@ def as_rgb(
         bit_depth: significant bits of uint16 frames; None: 16 where a pixel uses the highest bit,
             else it must be told.
         rotate: degrees clockwise by which to turn the frame, one of `ROTATIONS`.
+        nv12: the frame is uint8 [H * 3 / 2, W] with NV12's planes, see `edgehp.crop.Picture`.
 
     Raises:
         DataError: it is no frame.
@@ -77,13 +84,23 @@ def as_rgb(
         raise DataError(
             f"the camera gave {found}, expected sides of {_SMALLEST} to {_LARGEST} pixels"
         )
-    rgb = to_rgb(pixels, grey=grey, bit_depth=bit_depth)
+    rgb = to_rgb(pixels, grey=grey, bit_depth=bit_depth, nv12=nv12)
     turn = ROTATIONS[rotate]
     return rgb if turn is None else np.asarray(cv2.rotate(rgb, turn), np.uint8)
 
 
-def to_rgb(pixels: npt.NDArray[Any], *, grey: bool = False, bit_depth: int | None = None) -> Image:
+def to_rgb(
+    pixels: npt.NDArray[Any],
+    *,
+    grey: bool = False,
+    bit_depth: int | None = None,
+    nv12: bool = False,
+) -> Image:
     """Pixels of the forms that `as_rgb` takes, of any size, as uint8 RGB [H, W, 3]."""
+    if nv12:
+        planes = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
+        rgb = Picture(planes, "NV12").rgb()
+        return to_rgb(rgb[..., ::-1], grey=True) if grey else rgb
     frame = to_8_bits(pixels, "the frame", bit_depth)
     channels = 1 if frame.ndim == 2 else frame.shape[2]
     if channels == 1:

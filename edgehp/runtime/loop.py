@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgehp.crop import crop_face
+from edgehp.crop import Picture, cut_of
 from edgehp.errors import DataError, EdgehpError, EnvironmentalError
 from edgehp.pose import euler_from_matrix, matrix_from_euler
 from edgehp.runtime.capture import CapturedFrame, CaptureStatus, CaptureThread
@@ -210,13 +210,14 @@ class Runtime:
 
     def _look(self, frame: CapturedFrame, capture: CaptureThread) -> tuple[str, str | None, Pose]:
         """State, reason and pose of a frame."""
-        capture_settings = self.settings.capture
+        as_sent, nv12 = self.settings.capture, self.source.nv12
         try:
             photo = as_rgb(
                 frame.pixels,
-                grey=capture_settings.grey,
-                bit_depth=capture_settings.bit_depth,
-                rotate=capture_settings.rotate,
+                grey=as_sent.grey,
+                bit_depth=as_sent.bit_depth,
+                rotate=as_sent.rotate,
+                nv12=nv12,
             )
         except DataError as e:
             return self._stuck(frame, capture, "garbage", str(e))
@@ -240,13 +241,17 @@ class Runtime:
             if not self.tracker.looked:
                 return "searching", "the face detector has not answered yet", Pose()
             return "no_face", None, Pose()
+        height, width = photo.shape[:2]
         try:
-            crop = crop_face(photo, face.box, self.engine.network.preprocessing)
+            cut_of(width, height, face.box, self.engine.network.preprocessing)
         except DataError as e:
             self.tracker.lose()
             return "no_face", str(e), Pose()
+        picture = Picture(photo)
+        if nv12 and self.engine.crops_frames and not (as_sent.grey or as_sent.rotate):
+            picture = Picture(np.asarray(frame.pixels), "NV12")
         try:
-            answer = self.engine.infer(crop[None])
+            answer = self.engine.infer([(picture, face.box)])
         except EngineFaultError as e:
             return "engine_fault", str(e), Pose(face.box, face.detected)
         except EnvironmentalError:

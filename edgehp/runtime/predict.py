@@ -6,11 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
-from edgehp.crop import Box, Preprocessing, crop_face
+from edgehp.crop import Box, Picture, Preprocessing, cut_of
 from edgehp.datasets.boxes import BoxList
-from edgehp.engines.base import Engine
+from edgehp.engines.base import Engine, Prediction, infer_frames
 from edgehp.errors import DataError
 from edgehp.runtime.detection import DetectedFace, FaceDetector, network_box
 from edgehp.runtime.records import PoseState, StateRules, classify_pose, corners, named_angles
@@ -178,22 +176,23 @@ def predict(
             continue
         try:
             found = faces.find(frame)
-            crops = [crop_face(frame.photo, box, preprocessing) for box, _ in found]
+            height, width = frame.photo.shape[:2]
+            for box, _ in found:
+                cut_of(width, height, box, preprocessing)
         except DataError as e:
             yield FrameResult(frame, problem=str(e))
             continue
-        yield FrameResult(frame, tuple(_poses(found, crops, engine, rules)))
+        poses: tuple[FacePose, ...] = ()
+        if found:
+            picture = Picture(frame.photo)
+            answer = infer_frames(engine, [(picture, box) for box, _ in found], preprocessing)
+            poses = tuple(_poses(found, answer, rules))
+        yield FrameResult(frame, poses)
 
 
 def _poses(
-    found: Sequence[tuple[Box, DetectedFace | None]],
-    crops: Sequence[Any],
-    engine: Engine,
-    rules: StateRules,
+    found: Sequence[tuple[Box, DetectedFace | None]], prediction: Prediction, rules: StateRules
 ) -> Iterator[FacePose]:
-    if not found:
-        return
-    prediction = engine.infer(np.stack(crops))
     for (box, detected), angles, spread in zip(
         found, prediction.angles, prediction.spread, strict=True
     ):

@@ -53,6 +53,8 @@ _GSTREAMER = "gstreamer:"
 _CAMERA_LINKS = (Path("/dev/v4l/by-id"), Path("/dev/v4l/by-path"))
 _STREAM = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _DEFAULT_RATE = 30.0
+# In the caps of a GStreamer pipeline.
+_FORMAT = re.compile(r"\bformat\s*=\s*(?:\(string\)\s*)?\"?(\w+)")
 
 
 class Capture(Protocol):
@@ -112,6 +114,7 @@ class Source:
         fps: nominal frames per second of a file; None for a device, which has its own.
         kind: ``"photo"``, ``"folder"``, ``"video"``, ``"camera"`` or ``"gstreamer"``.
         photos: files of a photo or folder, sorted.
+        nv12: its frames are NV12, uint8 [H * 3 / 2, W]: see `edgehp.crop.Picture`.
     """
 
     name: str
@@ -120,6 +123,7 @@ class Source:
     fps: float | None = None
     kind: str = "camera"
     photos: tuple[Path, ...] = ()
+    nv12: bool = False
 
     def named(self, reason: str) -> str:
         """A fault of the source, with its name once and no password."""
@@ -156,7 +160,7 @@ class Source:
             if self.kind == "photo":
                 raise pixels
             return Frame(self.name, getattr(capture, "name", ""), problem=str(pixels))
-        photo = to_rgb(np.asarray(pixels))
+        photo = to_rgb(np.asarray(pixels), nv12=self.nv12)
         if self.kind in ("photo", "folder"):
             return Frame(self.name, getattr(capture, "name", ""), photo=photo)
         seconds = getattr(capture, "seconds", None) if self.kind == "video" else None
@@ -379,6 +383,8 @@ def _pipeline(pipeline: str, name: str) -> Source:
         True,
         lambda: _opened(cv2.VideoCapture(pipeline, cv2.CAP_GSTREAMER), name),
         kind="gstreamer",
+        # What reaches the appsink; OpenCV hands these planes over as they are.
+        nv12=_FORMAT.findall(pipeline)[-1:] == ["NV12"],
     )
 
 

@@ -101,6 +101,10 @@ def check_frames(trt: TensorRtDouble, cuda: Cuda) -> dict[str, float]:
             times[f"crop {count}"] = stages.cropping * 1e3
         with pytest.raises(DataError, match="expected at least one and 16 pixels"):
             engine.infer_frames(faces, Preprocessing(32))
+        groups = [faces[:2], faces[:1], faces]
+        for group, answer in zip(groups, engine.stream_frames(groups, spec), strict=True):
+            wanted = expected(engine.crop_frames(group, spec), len(group))
+            np.testing.assert_allclose(answer.spread, wanted[1], rtol=1e-5)
         assert engine.info.details["cropping"] == "on the GPU"
     assert trt.violations == [], trt.violations
     return times
@@ -118,7 +122,7 @@ def check_stream(trt: TensorRtDouble, cuda: Cuda) -> None:
             np.testing.assert_allclose(answer.spread, spread, rtol=1e-5)
         angles = engine.infer(batches[0]).angles
         np.testing.assert_allclose(angles, expected(batches[0], 0)[0], rtol=1e-5)
-        with pytest.raises(DataError, match="a batch of 9 crops, expected at most 8"):
+        with pytest.raises(DataError, match="a batch of 9, expected at most 8"):
             list(engine.stream([crops_of(9)]))
     assert trt.violations == [], trt.violations
 
