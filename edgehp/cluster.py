@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from edgehp.datasets.prefetch import prefetch
+from edgehp.datasets.base import prefetch
 from edgehp.errors import EdgehpError, EnvironmentalError, UsageError
 
 __all__ = ["Lost", "Pool", "ShardsLostError", "Work", "Workers", "do_shard", "run_shards"]

@@ -34,17 +34,20 @@ else:
 
 __all__ = [
     "Record",
+    "decode_text",
     "finite",
     "json_digest",
     "output_to",
     "parse_json",
     "plain",
+    "read_bytes",
     "read_json",
     "read_toml",
     "replacing",
     "resource_dir",
     "sha256_bytes",
     "sha256_file",
+    "stand_in",
     "strict_json",
     "to_record",
     "write_whole",
@@ -57,6 +60,7 @@ _CHUNK = 2**20
 # Every TOML file edgehp reads is written by hand; a larger one is a mistaken path.
 _LARGEST_TOML = 1 << 20
 _LARGEST_JSON = 1 << 26
+_LARGEST_FILE = 1 << 28
 # No document of this package nests deeper than ten; the limit keeps every later walk over the
 # value far from the interpreter's own.
 _DEEPEST = 64
@@ -90,7 +94,8 @@ def read_toml(
         EdgehpError: of class `error`: the file cannot be read, is no TOML, or does not fit `kind`.
     """
     path = Path(path)
-    text = _text(_bytes(path, limit or _LARGEST_TOML, error), str(path), error)
+    data = read_bytes(path, "a TOML file", limit=limit or _LARGEST_TOML, error=error, empty=True)
+    text = decode_text(data, str(path), error)
     try:
         values = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as e:
@@ -103,7 +108,7 @@ def read_json(
 ) -> T:
     """Read a JSON file; as `read_toml`, where a `limit` of 0 means 64 MiB."""
     path = Path(path)
-    data = _bytes(path, limit or _LARGEST_JSON, error)
+    data = read_bytes(path, "a JSON file", limit=limit or _LARGEST_JSON, error=error)
     return parse_json(data, kind, str(path), error)
 
 
@@ -119,9 +124,9 @@ def parse_json(data: bytes, kind: type[T], where: str, error: type[EdgehpError] 
     Raises:
         EdgehpError: of class `error`: it is no JSON or does not fit `kind`.
     """
-    _text(data, where, error)
+    text = decode_text(data, where, error)
     try:
-        values = strict_json(data)
+        values = strict_json(text.encode())
     except ValueError as e:
         raise error(f"{where}: not valid JSON: {e}\nhint: correct or replace the file") from e
     return to_record(values, kind, where, error)
@@ -194,28 +199,78 @@ def strict_json(data: bytes) -> Any:
     raise ValueError("it is nested too deeply")
 
 
-def _bytes(path: Path, limit: int, error: type[EdgehpError]) -> bytes:
+def stand_in(head: bytes) -> str | None:
+    """What a file is that only stands where another should be, by its first bytes; None if not.
+
+    Args:
+        head: at least the first 64 bytes.
+
+    Returns:
+        A description with a hint, to follow "FILE is ".
+    """
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the data\nhint: run 'git lfs pull'"
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip()[:32].lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<head")):
+        return (
+            "a web page, not the data: the link led to a login, preview or error page\n"
+            "hint: download it with the site's own button or tool"
+        )
+    if head.startswith((b"\0\5\x16\7", b"\0\5\x16\0")):
+        return "macOS's AppleDouble data, not the file itself\nhint: use the file without '._'"
+    return None
+
+
+def read_bytes(
+    path: Path,
+    what: str,
+    *,
+    limit: int = _LARGEST_FILE,
+    error: type[EdgehpError] = DataError,
+    empty: bool = False,
+) -> bytes:
+    """The whole file at `path`, which should be `what`.
+
+    Args:
+        path: of the file.
+        what: in words, with its article, for messages.
+        limit: largest size in bytes.
+        error: the class of error to raise.
+        empty: whether it may be empty.
+
+    Raises:
+        EdgehpError: of class `error`: missing, unreadable, empty, too large, a pointer or a page.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except OSError as e:
-        raise error(f"{path}: cannot be read ({e.strerror or e})") from e
+        where = "a link to nowhere" if path.is_symlink() and not path.exists() else ""
+        reason = where or e.strerror or e
+        raise error(f"{path} cannot be read ({reason}); expected {what}") from e
+    if not data and not empty:
+        raise error(f"{path}: an empty file, expected {what}")
     if len(data) > limit:
-        raise error(f"{path}: larger than {limit} bytes\nhint: is it the right file?")
+        raise error(
+            f"{path}: larger than {limit} bytes, expected {what}\nhint: is it the right file?"
+        )
+    if (other := stand_in(data[:512])) is not None:
+        raise error(f"{path} is {other}")
     return data
 
 
-def _text(data: bytes, where: str, error: type[EdgehpError]) -> str:
-    """`data` as text; another encoding than UTF-8 is named."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:4]:
+def decode_text(data: bytes, where: str, error: type[EdgehpError] = DataError) -> str:
+    """`data` as text, without the byte order mark that Windows' editors put before UTF-8.
+
+    Raises:
+        EdgehpError: of class `error`: another encoding than UTF-8, which is named.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or data[:2].count(0) == 1:
         raise error(f"{where}: found UTF-16 text, expected UTF-8\nhint: save the file as UTF-8")
-    if data.startswith(codecs.BOM_UTF8):
-        raise error(
-            f"{where}: begins with a byte order mark, expected plain UTF-8\n"
-            "hint: save the file as UTF-8 without a byte order mark (BOM)"
-        )
+    if b"\0" in data:
+        raise error(f"{where}: found zero bytes, expected text in UTF-8")
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         line = data.count(b"\n", 0, e.start) + 1
         raise error(

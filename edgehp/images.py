@@ -13,8 +13,9 @@ import os
 import struct
 import zlib
 from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import cv2
@@ -22,17 +23,18 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.errors import DataError
+from edgehp.files import stand_in
 
 __all__ = [
-    "BITS_VARIABLE",
+    "LIST_SUFFIXES",
     "PHOTO_SUFFIXES",
     "decode_photo",
+    "files_below",
     "find_photos",
     "is_apple_double",
-    "read_bytes",
+    "kinds_of",
     "report_left_out",
     "require_utf8",
-    "stand_in",
     "to_8_bits",
 ]
 
@@ -40,11 +42,8 @@ Image = npt.NDArray[np.uint8]
 logger = logging.getLogger(__name__)
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
-# Tells how many bits the samples of 16-bit photos have, where no option does.
-BITS_VARIABLE = "EDGEHP_PHOTO_BITS"
 # A face photo is smaller; a larger one is a mistake or an attack on memory.
 _LARGEST_PIXELS = 100_000_000
-_LARGEST_FILE = 256 * 2**20
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Start-of-frame markers: C0..CF without DHT (C4), JPG (C8) and DAC (CC).
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -53,8 +52,9 @@ _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _BARE = frozenset({0x01, *range(0xD0, 0xD9)})
 _TIFF = (b"II*\0", b"MM\0*")
 _ORIENTATION = 0x0112
-# What lies beside photos and is no photo: labels, lists and notes.
-_BESIDE = (".mat", ".csv", ".json", ".txt", ".md", ".sqlite", ".zip")
+LIST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".xml")
+# Of files that are for people.
+_NOTES = (".txt", ".md")
 
 
 @dataclass(frozen=True)
@@ -80,61 +80,25 @@ class _Header:
     unfinished: bool = False
 
 
-def stand_in(head: bytes) -> str | None:
-    """What a file is that only stands where another should be, by its first bytes; None if not.
-
-    Args:
-        head: at least the first 64 bytes.
-
-    Returns:
-        A description with a hint, to follow "FILE is ".
-    """
-    if head.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the data\nhint: run 'git lfs pull'"
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:32].lower()
-    if start.startswith((b"<!doctype html", b"<html", b"<head")):
-        return (
-            "a web page, not the data: the link led to a login, preview or error page\n"
-            "hint: download it with the site's own button or tool"
-        )
-    if head.startswith((b"\0\5\x16\7", b"\0\5\x16\0")):
-        return "macOS's AppleDouble data, not the file itself\nhint: use the file without '._'"
-    return None
-
-
 def require_utf8(path: Path | str) -> None:
     """Refuse a path that is not UTF-8: OpenCV, JSON and zips cannot hold it.
 
     Raises:
         DataError: it is not.
     """
-    try:
-        os.fspath(path).encode()
-    except UnicodeEncodeError:
+    if not _is_utf8(os.fspath(path)):
         raise DataError(
             f"{os.fspath(path)!a}: the file name is not UTF-8\n"
             "hint: rename it, e.g. with 'convmv -f latin1 -t utf8 --notest FILE'"
-        ) from None
+        )
 
 
-def read_bytes(path: Path, what: str) -> bytes:
-    """The whole file at `path`, which should be `what`.
-
-    Raises:
-        DataError: missing, unreadable, empty, larger than 256 MiB, or a pointer or web page.
-    """
+def _is_utf8(path: str) -> bool:
     try:
-        with path.open("rb") as file:
-            data = file.read(_LARGEST_FILE + 1)
-    except OSError as e:
-        raise DataError(f"{path}: expected {what}, cannot read it: {e.strerror or e}") from e
-    if not data:
-        raise DataError(f"{path}: expected {what}, found an empty file")
-    if len(data) > _LARGEST_FILE:
-        raise DataError(f"{path}: expected {what}, found more than {_LARGEST_FILE} bytes")
-    if (other := stand_in(data[:512])) is not None:
-        raise DataError(f"{path} is {other}")
-    return data
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_apple_double(name: str) -> bool:
@@ -142,38 +106,95 @@ def is_apple_double(name: str) -> bool:
     return name.rpartition("/")[2].startswith("._") or "__MACOSX" in name.split("/")
 
 
+def files_below(root: Path) -> tuple[tuple[str, ...], Counter[str]]:
+    """The files in a folder and its subfolders, and what was left out.
+
+    Links to folders are followed; no folder is entered twice.
+
+    Args:
+        root: the folder.
+
+    Returns:
+        Names relative to `root`, with ``/``, sorted; and how many files cannot be used, by kind
+        (`report_left_out`): macOS's ``._`` files, links to nowhere, sockets and the like.
+
+    Raises:
+        DataError: a folder cannot be read, or the name of a photo or list is not UTF-8.
+    """
+    names: list[str] = []
+    left_out = Counter[str]()
+    entered: set[tuple[int, int]] = set()
+    for folder, inner, files in os.walk(root, onerror=_refuse_folder, followlinks=True):
+        place = Path(folder)
+        status = place.stat()
+        if (status.st_dev, status.st_ino) in entered:
+            inner.clear()
+            left_out["in folders that are linked twice"] += len(files)
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        # A folder goes by its own name rather than by that of a link to it.
+        links = {name for name in inner if (place / name).is_symlink()}
+        inner[:] = [*sorted(set(inner) - links), *sorted(links)]
+        for file in files:
+            path = place / file
+            name = path.relative_to(root).as_posix()
+            suffix = path.suffix.lower()
+            if is_apple_double(name):
+                left_out["of macOS ('._', __MACOSX)"] += 1
+            elif not path.is_file():
+                kind = "that are links to nowhere" if path.is_symlink() else "of no usual kind"
+                left_out[kind] += 1
+            elif _is_utf8(name):
+                names.append(name)
+            elif suffix in PHOTO_SUFFIXES or suffix in LIST_SUFFIXES:
+                require_utf8(path)
+            else:
+                left_out["whose names are not UTF-8"] += 1
+    return tuple(sorted(names)), left_out
+
+
+def _refuse_folder(error: OSError) -> None:
+    name = os.fspath(error.filename)
+    raise DataError(f"{name!a}: the folder cannot be read: {error.strerror}") from error
+
+
 def find_photos(root: Path) -> tuple[Path, ...]:
     """The photos below a folder, sorted; what is left out is counted in one warning.
 
     Raises:
-        DataError: no photos, or the name of one is not UTF-8.
+        DataError: no photos, or as of `files_below`.
     """
-    photos, left_out = [], Counter[str]()
-    for path in sorted(root.rglob("*")):
-        name = path.relative_to(root).as_posix()
-        suffix = path.suffix.lower()
-        if path.is_dir() or suffix in _BESIDE:
-            continue
-        if is_apple_double(name):
-            left_out["of macOS ('._')"] += 1
-        elif suffix not in PHOTO_SUFFIXES:
-            left_out[f"called {suffix}" if suffix else "without a suffix"] += 1
-        elif not path.is_file():
-            left_out["that are links to nowhere" if path.is_symlink() else "of no usual kind"] += 1
-        else:
-            require_utf8(path)
-            photos.append(path)
-    report_left_out(str(root), left_out)
+    names, left_out = files_below(root)
+    photos = tuple(root / n for n in names if PurePosixPath(n).suffix.lower() in PHOTO_SUFFIXES)
+    report_left_out(str(root), left_out + kinds_of(names, (".mat",)))
     if not photos:
         raise DataError(f"{root}: no photos ({', '.join(PHOTO_SUFFIXES)}) in this folder")
-    return tuple(photos)
+    return photos
+
+
+def kinds_of(names: Iterable[str], but: Collection[str] = ()) -> Counter[str]:
+    """How many of `names` are neither photos nor notes, by kind.
+
+    Args:
+        names: of files, with ``/``.
+        but: further suffixes not to count.
+    """
+    quiet = (*PHOTO_SUFFIXES, *_NOTES, *but)
+    kinds = Counter[str]()
+    for name in names:
+        path = PurePosixPath(name)
+        suffix = path.suffix.lower()
+        if suffix not in quiet and path.stem.upper() not in ("LICENSE", "LICENCE", "README"):
+            kinds[f"called {suffix}" if suffix else "without a suffix"] += 1
+    return kinds
 
 
 def report_left_out(where: str, left_out: Counter[str]) -> None:
-    """Say in one line how many files of a folder or zip are no photos, by kind."""
-    if left_out:
+    """Say in one line how many files of a folder or zip are not used, by kind."""
+    if left_out := +left_out:
         kinds = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common(6))
-        logger.warning("%s: files left out: %s", where, kinds)
+        more = "" if len(left_out) <= 6 else ", and others"
+        logger.warning("%s: files left out: %s%s", where, kinds, more)
 
 
 def decode_photo(
@@ -229,8 +250,7 @@ def to_8_bits(pixels: npt.NDArray[Any], where: str, bits: int | None = None) -> 
     Args:
         pixels: uint8 or uint16, any shape.
         where: the photo's place, for messages.
-        bits: significant bits, 8 to 16; None takes ``$EDGEHP_PHOTO_BITS`` and, without it, 16 where
-            a sample uses the highest bit.
+        bits: significant bits, 8 to 16; None takes 16 where a sample uses the highest bit.
 
     Raises:
         DataError: nobody says how many bits are used, or a sample has more.
@@ -238,28 +258,21 @@ def to_8_bits(pixels: npt.NDArray[Any], where: str, bits: int | None = None) -> 
     if pixels.dtype == np.uint8:
         return np.asarray(pixels, np.uint8)
     largest = int(pixels.max(initial=0))
-    bits = bits or _told_bits()
     if bits is None and largest >= 1 << 15:
         bits = 16
     if bits is None:
         least = max(8, largest.bit_length())
         raise DataError(
             f"{where}: 16 bits a sample, of which {least} are used (largest value {largest}): "
-            "does the camera have 10, 12 or 16 bits?\n"
-            f"hint: say so, e.g. {BITS_VARIABLE}={next(b for b in (10, 12, 14, 16) if b >= least)}"
+            "does the camera have 10, 12 or 16 bits?\nhint: say so, e.g. with --photo-depth "
+            f"{next(b for b in (10, 12, 14, 16) if b >= least)}"
         )
     if largest >= 1 << bits:
-        raise DataError(f"{where}: a sample of {largest}, expected {bits} bits at most")
+        raise DataError(
+            f"{where}: a sample of {largest}, expected {bits} bits at most\n"
+            f"hint: give the camera's depth with --photo-depth, {largest.bit_length()} at least"
+        )
     return np.asarray(pixels >> (bits - 8), np.uint8)
-
-
-def _told_bits() -> int | None:
-    text = os.environ.get(BITS_VARIABLE)
-    if not text:
-        return None
-    if text not in {str(b) for b in range(8, 17)}:
-        raise DataError(f"{BITS_VARIABLE} is {text!r}; expected 8 to 16")
-    return int(text)
 
 
 def _decode(data: bytes, where: str) -> npt.NDArray[Any] | None:

@@ -11,7 +11,7 @@ import pytest
 
 from edgehp.crop import Box
 from edgehp.datasets.biwi import read_biwi, read_rgb_cal
-from edgehp.datasets.boxes import load_boxes
+from edgehp.datasets.lists import load_boxes
 from edgehp.errors import DataError, UsageError
 from edgehp.pose import geodesic_degrees, matrix_from_euler
 from tests.dataset_trees import write
@@ -134,7 +134,7 @@ def test_no_boxes(tmp_path: Path) -> None:
         (rows(np.eye(3) * 1.1) + "\n1 2 3\n", "not a rotation"),
         (rows(np.diag([1.0, 1, -1])) + "\n1 2 3\n", "reflection"),
         (rows(np.eye(3) * np.nan) + "\n1 2 3\n", "finite"),
-        ("\0" * 200, "something else"),
+        ("\0" * 200, "zero bytes"),
     ],
 )
 def test_broken_pose_file(tmp_path: Path, content: str, message: str) -> None:
@@ -163,19 +163,22 @@ def test_no_sequences(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "found no files"),
+        ("[]", "expected object"),
         ("{}", "found no files"),
-        ("{", "expected a JSON list"),
-        ("[" * 100000, "expected a JSON list"),
+        ("{", "not valid JSON"),
+        ("[" * 100000, "nested too deeply"),
         ('{"a": []}', "a: expected a list of faces"),
-        ('{"a": [7]}', "a: expected bbox"),
-        ('{"a": [{"bbox": [1, 2, 3]}]}', "a: expected bbox"),
-        ('{"a": [{"bbox": [1, 2, 3, "4"]}]}', "a: expected bbox"),
-        ('{"a": [{"bbox": [1, 2, 3, NaN]}]}', "a: expected bbox"),
-        ('{"a": [{"bbox": [3, 2, 1, 4]}]}', "a: expected bbox"),
-        ('{"a": [{"bbox": [1, 2, 3, true]}]}', "a: expected bbox"),
-        ('{"a": [{"bbox": [1, 2, 3, 4], "type": "dev"}]}', "type train or test"),
-        ('{"a": [{"bbox": [1, 2, 3, 4], "faceid": "7"}]}', "whole number as faceid"),
+        ('{"a": [7]}', r"'a\[0\]' is 7; expected object"),
+        ('{"a": [{"bbox": [1, 2, 3]}]}', r"bbox.*expected array of length 4"),
+        ('{"a": [{"bbox": [1, 2, 3, "4"]}]}', r"bbox\[3\]' is '4'; expected float"),
+        ('{"a": [{"bbox": [1, 2, 3, NaN]}]}', "NaN is no JSON number"),
+        ('{"a": [{"bbox": [3, 2, 1, 4]}]}', "a: the box 3, 2, 1, 4 is empty"),
+        ('{"a": [{"bbox": [1, 2, 3, true]}]}', r"bbox\[3\]' is true; expected float"),
+        (
+            '{"a": [{"bbox": [1, 2, 3, 4], "type": "dev"}]}',
+            "'dev'; expected one of 'test', 'train'",
+        ),
+        ('{"a": [{"bbox": [1, 2, 3, 4], "faceid": "7"}]}', "faceid' is '7'; expected int"),
     ],
 )
 def test_broken_box_list(tmp_path: Path, content: str, message: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from edgehp.crop import Box
 from edgehp.datasets import Dataset, read_faces
-from edgehp.datasets.table import parse_table
+from edgehp.datasets.lists import parse_table
 from edgehp.errors import DataError
 from edgehp.pose import geodesic_degrees, matrix_from_euler
 from tests.dataset_trees import encoded, photo, write, zip_of

@@ -285,7 +285,9 @@ def test_timings_are_kept_by_gpu_version_and_options(
 
 
 def test_dla_takes_one_batch_size() -> None:
-    with pytest.raises(UsageError, match=r"batch sizes 1 to 8 for the DLA(.|\n)*hint: --batch-sizes 4"):
+    with pytest.raises(
+        UsageError, match=r"batch sizes 1 to 8 for the DLA(.|\n)*hint: --batch-sizes 4"
+    ):
         BuildOptions(dla=0, dla_cores=2, batch=(1, 4, 8))
 
 

@@ -127,7 +127,6 @@ def test_toml_is_read_as_strictly(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (codecs.BOM_UTF8 + b"{}", "byte order mark"),
         ("{}".encode("utf-16"), "UTF-16"),
         ("{}".encode("utf-16-le"), "UTF-16"),
         ('{\n"ü": 1}'.encode("latin-1"), "line 2 is not UTF-8 text .*Latin-1"),
@@ -140,6 +139,15 @@ def test_text_that_is_not_plain_utf8_is_named(tmp_path: Path, data: bytes, messa
     for read in (read_json, read_toml):
         with pytest.raises(DataError, match=message):
             read(path, Document, limit=1000)
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    """Windows' editors put one before UTF-8."""
+    path = tmp_path / "x"
+    path.write_bytes(codecs.BOM_UTF8 + b"[ranges.a]\r\ncount = 1\r\n")
+    assert read_toml(path, Document).ranges["a"].count == 1
+    path.write_bytes(codecs.BOM_UTF8 + b'{"ranges": {"a": {"count": 1}}}')
+    assert read_json(path, Document).ranges["a"].count == 1
 
 
 def test_records_that_are_equal_have_equal_digests() -> None:

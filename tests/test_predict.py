@@ -14,7 +14,7 @@ import pytest
 
 from edgehp.cli.main import main
 from edgehp.crop import Box
-from edgehp.datasets.aflw2000 import read_aflw2000
+from edgehp.datasets.pose_mat import read_aflw2000
 from edgehp.engines import open_engine
 from edgehp.errors import DataError, EnvironmentalError, UsageError
 from edgehp.runtime.detection import (

@@ -77,10 +77,10 @@ def test_a_list_of_boards(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (b"", "found 0 hosts"),
+        (b"", "an empty file"),
         (b"# none\n", "found 0 hosts"),
         (b"orin\nxavier\norin\n", "line 3: orin is in the list twice"),
-        (b"\xff\xfe", "text file"),
+        (b"\xff\xfe", "UTF-16"),
         ("".join(f"b{i}\n" for i in range(300)).encode(), "found 300 hosts"),
     ],
 )

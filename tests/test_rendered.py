@@ -10,9 +10,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from edgehp.datasets.aflw2000 import read_aflw2000
 from edgehp.datasets.biwi import read_biwi
 from edgehp.datasets.faces import read_origins, read_rendered
+from edgehp.datasets.pose_mat import read_aflw2000
 from edgehp.errors import DataError
 from edgehp.pose import geodesic_degrees, matrix_from_euler, require_rotation
 from tests.dataset_trees import encoded, photo, write, zip_of

@@ -280,8 +280,9 @@ def test_the_page_in_a_real_browser(sources: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "not JSON"),
-        ("[]", "the kind None"),
+        ("{", "not valid JSON"),
+        ("[]", "expected object"),
+        ("{}", "the kind None"),
         ('{"kind": "benchmark", "schema": 99}', "reads up to 3"),
         (None, "cannot be read"),
     ],

@@ -229,7 +229,7 @@ def test_a_photo_that_cannot_be_read_is_a_state_and_not_the_end(opener, tmp_path
         cv2.imwrite(str(tmp_path / f"{i}.png"), good(i))
     (tmp_path / "1.png").write_bytes(b"no photo")
     records, _ = run(parse_source(str(tmp_path), 10.0), opener, every_frame=True)
-    assert states(records) == ["ok", "stuck_camera", "ok"] and "1.png" in records[1]["reason"]
+    assert states(records) == ["ok", "unreadable", "ok"] and "1.png" in records[1]["reason"]
 
 
 # --- faults ---------------------------------------------------------------------------------------

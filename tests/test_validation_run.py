@@ -17,7 +17,7 @@ from edgehp.artifact.open import OpenedNetwork
 from edgehp.artifact.write import ArtifactWriter
 from edgehp.cli.main import main
 from edgehp.crop import Box
-from edgehp.datasets.aflw2000 import read_aflw2000
+from edgehp.datasets.pose_mat import read_aflw2000
 from edgehp.datasets.registry import open_dataset
 from edgehp.engines import open_engine
 from edgehp.errors import DataError, UsageError

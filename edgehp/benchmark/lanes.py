@@ -97,7 +97,7 @@ def camera_frames(artifact: Artifact) -> Frames:
     return Frames(f"{len(frames)} golden crops in {WIDTH}x{HEIGHT} frames", tuple(frames))
 
 
-def photo_frames(path: Path) -> Frames:
+def photo_frames(path: Path, depth: int | None = None) -> Frames:
     """Photos of a folder or zip with their face boxes (`edgehp.datasets.faces`), the first 64.
 
     Raises:
@@ -105,7 +105,7 @@ def photo_frames(path: Path) -> Frames:
     """
     from edgehp.datasets.faces import read_faces
 
-    data = read_faces(path)
+    data = read_faces(path).with_depth(depth)
     samples = data.samples[:MOST_PHOTOS]
     if not samples:
         raise DataError(f"{path}: no photos to measure with")

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from edgehp.benchmark.lanes import Answer, Lane, Turn, WarmUp, warm_up
 from edgehp.benchmark.plan import Plan
-from edgehp.datasets.prefetch import prefetch
+from edgehp.datasets.base import prefetch
 
 __all__ = [
     "END_TO_END",

@@ -44,6 +44,7 @@ class Request:
         frames: folder or zip of faces, None for frames around the artifact's golden crops.
         meter: ``"auto"``, ``"none"``, a meter's name, ``"csv:FILE"`` or ``"command:COMMAND"``.
         require_power: fail where no energy can be stated.
+        photo_depth: significant bits of `frames` with 16 bits a sample.
     """
 
     plan: Plan
@@ -52,6 +53,7 @@ class Request:
     frames: Path | None = None
     meter: str = "auto"
     require_power: bool = False
+    photo_depth: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +139,7 @@ def benchmark(
 def _open(request: Request, stack: ExitStack) -> _Opened:
     plan = request.plan
     # First, since it costs little and a mistyped folder should not cost the opening of networks.
-    photos = photo_frames(request.frames) if request.frames else None
+    photos = photo_frames(request.frames, request.photo_depth) if request.frames else None
     batch = plan.batch or 1
     opened = stack.enter_context(open_artifact(request.artifact, threads=plan.threads, batch=batch))
     found = opened.artifact

@@ -1,4 +1,4 @@
-"""Photos for labelling and training, as the command line names them."""
+"""Photos as the command line names them, and their depth."""
 
 from __future__ import annotations
 
@@ -6,15 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from edgehp.errors import UsageError
 
 if TYPE_CHECKING:
     from edgehp.datasets.base import Dataset
 
-__all__ = ["open_photos"]
+__all__ = ["open_photos", "photo_depth"]
+
+# Of every command that reads photos. Nothing is guessed: 10 bits in 16 look like a dark photo.
+photo_depth = click.option(
+    "--photo-depth",
+    type=click.IntRange(8, 16),
+    metavar="BITS",
+    envvar="EDGEHP_PHOTO_BITS",
+    help="Of photos with 16 bits a sample: the camera's bits, 10, 12, 14 or 16.",
+)
 
 
-def open_photos(sources: Sequence[Path], dataset: str | None, skip_bad: bool) -> Dataset:
+def open_photos(
+    sources: Sequence[Path], dataset: str | None, skip_bad: bool, depth: int | None = None
+) -> Dataset:
     """Folders and zips of faces as one data set, or a named data set at one root.
 
     Raises:
@@ -28,8 +41,10 @@ def open_photos(sources: Sequence[Path], dataset: str | None, skip_bad: bool) ->
     if dataset is not None:
         if len(sources) > 1:
             raise UsageError(f"--dataset {dataset} takes one root, found {len(sources)}")
-        return open_dataset(dataset, sources[0] if sources else None, skip_bad=skip_bad)
+        root = sources[0] if sources else None
+        return open_dataset(dataset, root, skip_bad=skip_bad).with_depth(depth)
     if not sources:
         raise UsageError("name at least one folder or zip of faces, or a --dataset")
     parts = [read_faces(source, skip_bad=skip_bad) for source in sources]
-    return parts[0] if len(parts) == 1 else join_datasets("faces", parts)
+    found = parts[0] if len(parts) == 1 else join_datasets("faces", parts)
+    return found.with_depth(depth)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgehp.cli._command import Command, json_option, output_option, threads_option
+from edgehp.cli._photos import photo_depth
 from edgehp.cli._remote import over_ssh
 from edgehp.cli._remote_plans import plan_bench
 from edgehp.errors import EnvironmentalError, MeasurementError, UsageError
@@ -75,6 +76,7 @@ INTERRUPTED = 130
     type=click.Path(path_type=Path),
     help="Folder or zip of faces; by default 1920x1080 frames around the golden crops.",
 )
+@photo_depth
 @click.option(
     "--power",
     "meter",
@@ -100,6 +102,7 @@ def command(
     require_power: bool,
     against: str | None,
     frames: Path | None,
+    photo_depth: int | None,
     allow_invalid: bool,
     output: Path | None,
     as_json: bool,
@@ -137,7 +140,7 @@ def command(
     invalid: list[str] = []
     interrupted = False
     for plan in plans:
-        request = Request(plan, artifact, against, frames, meter, require_power)
+        request = Request(plan, artifact, against, frames, meter, require_power, photo_depth)
         report = benchmark(
             request,
             partial(_show, live, plan.scenario),

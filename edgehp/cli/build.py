@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgehp.cli._command import Command, Positional, json_option, output_option, threads_option
+from edgehp.cli._photos import photo_depth
 from edgehp.cli._remote import over_ssh
 from edgehp.cli._remote_plans import plan_build
 
@@ -61,6 +62,7 @@ __all__ = ["command"]
     type=click.Path(path_type=Path),
     help="Folder or zip of held-out faces for the accuracy gate. Default: the shipped ones.",
 )
+@photo_depth
 @click.option(
     "--max-drop",
     type=click.FloatRange(0),
@@ -131,7 +133,13 @@ def command(**given: Any) -> None:
     unfinished = unfinished_artifact(given["artifact"], given["finish"], given["target"])
     steps = Steps()
     if unfinished is not None:
-        result = finish_artifact(unfinished, steps, validate_on=validate_on, threads=threads)
+        result = finish_artifact(
+            unfinished,
+            steps,
+            validate_on=validate_on,
+            photo_depth=given["photo_depth"],
+            threads=threads,
+        )
     else:
         source = click.get_current_context().get_parameter_source("max_drop")
         typed = source is click.core.ParameterSource.COMMANDLINE

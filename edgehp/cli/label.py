@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from edgehp.cli._command import Command, json_option, output_option
+from edgehp.cli._photos import photo_depth
 from edgehp.cli._workers import worker_options, workers_of
 from edgehp.errors import UsageError
 
@@ -59,6 +60,7 @@ __all__ = ["command"]
     show_default=True,
     help="Photos that a worker does at a time.",
 )
+@photo_depth
 @click.option("--skip-bad", is_flag=True, help="Leave damaged photos out, counted and listed.")
 @json_option
 def command(
@@ -74,6 +76,7 @@ def command(
     cluster: str | None,
     remote_data_root: Path | None,
     threads: int,
+    photo_depth: int | None,
     skip_bad: bool,
     as_json: bool,
 ) -> None:
@@ -97,7 +100,7 @@ def command(
         given = {"size": grid, "step": step, "flip": flip}
         changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
         specs.append(spec.with_grid(replace(spec.grid, **changes)))
-    data = open_photos(photos, dataset, skip_bad)
+    data = open_photos(photos, dataset, skip_bad, photo_depth)
     skips = Skips(skip_bad)
     labels = label_samples(
         data.samples,

@@ -19,6 +19,7 @@ from edgehp.cli._command import (
     output_option,
     threads_option,
 )
+from edgehp.cli._photos import photo_depth
 from edgehp.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ logger = logging.getLogger(__name__)
     help="Less confidence than this is the state low_confidence.",
 )
 @threads_option
+@photo_depth
 @click.option("--limit", type=click.IntRange(1), help="Stop after this many frames.")
 @json_option
 def command(
@@ -82,6 +84,7 @@ def command(
     output: Path | None,
     min_face_score: float,
     min_confidence: float,
+    photo_depth: int | None,
     threads: int | None,
     limit: int | None,
     as_json: bool,
@@ -107,7 +110,7 @@ def command(
     if artifact is not None and network is not None:
         raise UsageError("give --artifact or --network, not both")
     # Box lists refer to the pixels as they are stored.
-    found = [parse_source(source, upright=boxes is None) for source in sources]
+    found = [parse_source(source, upright=boxes is None, bits=photo_depth) for source in sources]
     plain = as_json or not sys.stdout.isatty()
     counts: Counter[str] = Counter()
     with ExitStack() as stack:
@@ -196,7 +199,7 @@ def _savers(output: Path | None, sources: Sequence[Source], stack: ExitStack) ->
 
 
 def _faces(boxes: str | None, sources: Sequence[Source], score: float) -> FaceFinder:
-    from edgehp.datasets.boxes import load_boxes, parse_box
+    from edgehp.datasets.lists import load_boxes, parse_box
     from edgehp.runtime.predict import DetectorFaces, FixedFaces, ListedFaces
 
     if boxes is None:

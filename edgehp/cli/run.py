@@ -15,7 +15,8 @@ import click
 
 from edgehp._memory import keep_little
 from edgehp.cli._command import Command, note, threads_option
-from edgehp.errors import UsageError
+from edgehp.cli._photos import photo_depth
+from edgehp.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from edgehp.artifact.open import OpenedNetwork
@@ -64,6 +65,7 @@ _WHOLE, _REGION = 480, 160
 @click.option("--every-frame", is_flag=True, help="Of a file: process every frame, at any speed.")
 @click.option("--nir", is_flag=True, help="Near-infrared: take the frames as grey.")
 @threads_option
+@photo_depth
 @click.option("--limit", type=click.IntRange(1), help="Stop after this many frames.")
 @click.option("--print-unit", is_flag=True, help="Print a systemd unit and stop.")
 def command(
@@ -80,6 +82,7 @@ def command(
     fps: float | None,
     every_frame: bool,
     nir: bool,
+    photo_depth: int | None,
     threads: int | None,
     limit: int | None,
     print_unit: bool,
@@ -92,7 +95,7 @@ def command(
     clockwise), raw and filtered.
 
     States: ok, searching, no_face, low_confidence, out_of_range, stale_frame, stuck_camera,
-    camera_lost, detector_fault, engine_fault.
+    unreadable (a photo), camera_lost, detector_fault, engine_fault.
     """
     if print_unit:
         unit = Path(__file__).parent.parent / "runtime" / _UNIT
@@ -121,6 +124,8 @@ def command(
     settings = Settings() if config is None else load_settings(config)
     if nir:
         settings = replace(settings, capture=replace(settings.capture, grey=True))
+    if photo_depth is not None:
+        settings = replace(settings, capture=replace(settings.capture, bit_depth=photo_depth))
     frames = parse_source(source, fps, bits=settings.capture.bit_depth)
     if frames.kind == "photo":
         raise UsageError(
@@ -162,6 +167,10 @@ def command(
         f"{summary.reason}: {summary.totals['processed']} of {summary.totals['captured']} frames, "
         f"{summary.totals['dropped']} dropped ({counts or 'no records'})"
     )
+    if unreadable := summary.states.get("unreadable", 0):
+        raise DataError(
+            f"{unreadable} photo(s) could not be used; the lines with the state unreadable say why"
+        )
 
 
 def _engine(
@@ -224,7 +233,7 @@ def _tracker(boxes: str | None, settings: Settings, inline: bool) -> Tracker:
     from edgehp.runtime.tracking import FaceTracker, FixedBox
 
     if boxes is not None:
-        from edgehp.datasets.boxes import parse_box
+        from edgehp.datasets.lists import parse_box
 
         return FixedBox(parse_box(boxes))
     weights = find_weights()

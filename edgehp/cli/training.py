@@ -14,6 +14,7 @@ import msgspec
 
 from edgehp._installed import install_extra
 from edgehp.cli._command import Command, json_option, output_option
+from edgehp.cli._photos import open_photos, photo_depth
 from edgehp.errors import EnvironmentalError, UsageError
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ _OPTIONS = [
         help="Threads that read photos and crop faces.",
     ),
     click.option("--held-back", default=0.04, show_default=True, help="Share for validation."),
+    photo_depth,
     click.option("--skip-bad", is_flag=True, help="Leave damaged photos out, counted and listed."),
     click.option("--licence", default="", help="Of the weights: kept in the file, said by build."),
     json_option,
@@ -167,20 +169,23 @@ def _items(
     photos: tuple[Path, ...], options: dict[str, Any]
 ) -> tuple[list[TrainingItem], list[TrainingItem]]:
     """(items with labels, extra items) of the command line; skips are listed on stderr."""
-    from edgehp.cli._photos import open_photos
     from edgehp.training.data import with_labels
     from edgehp.training.labelling import read_labels
 
-    data = open_photos(photos, options["dataset"], options["skip_bad"])
+    data = open_photos(photos, options["dataset"], options["skip_bad"], options["photo_depth"])
     for skip in data.skipped:
         click.echo(f"skipped {skip.name}: {skip.reason}", err=True)
     labels = read_labels(options["labels"]) if options["labels"] else None
     found = with_labels(data.samples, labels)
     if left := len(data.samples) - len(found):
         click.echo(f"{left} photos have no label or one beyond 99 degrees: left out", err=True)
+    if labels and (unknown := len(labels.keys() - {s.name for s in data.samples})):
+        click.echo(f"{unknown} labels are of photos that are not here", err=True)
     extra: list[TrainingItem] = []
     if options["extra"]:
-        extra = with_labels(open_photos(options["extra"], None, options["skip_bad"]).samples)
+        extra = with_labels(
+            open_photos(options["extra"], None, options["skip_bad"], options["photo_depth"]).samples
+        )
     return found, extra
 
 

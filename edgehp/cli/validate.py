@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgehp.cli._command import Command, json_option, note, output_option, threads_option
+from edgehp.cli._photos import photo_depth
 from edgehp.cli._remote import over_ssh
 from edgehp.cli._remote_plans import plan_validate
 from edgehp.cli._workers import worker_options, workers_of
@@ -87,6 +88,7 @@ SHIPPED = "rendered-validation.zip"
 )
 @threads_option
 @click.option("--limit", type=click.IntRange(1), help="Use this many frames, spread evenly.")
+@photo_depth
 @click.option("--skip-bad", is_flag=True, help="Count and list bad samples instead of stopping.")
 @click.option(
     "--robustness/--no-robustness",
@@ -184,6 +186,7 @@ class Asked:
     batch: int
     threads: int | None
     limit: int | None
+    photo_depth: int | None
     skip_bad: bool
     robustness: bool
     worst: int
@@ -222,7 +225,7 @@ def validated(asked: Asked, steps: Steps) -> ValidationReport:
         conditions=tuple(CONDITIONS) if asked.robustness else (),
         worst=asked.worst,
     )
-    data = _open_data(asked)
+    data = _open_data(asked).with_depth(asked.photo_depth)
     with ExitStack() as stack:
         with steps("open"):
             base, tested = _open_networks(asked, stack)

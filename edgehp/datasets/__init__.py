@@ -6,9 +6,8 @@ asked for, what was skipped, and the protocol by which the samples were chosen.
 
 from __future__ import annotations
 
-from edgehp.datasets.base import Dataset, Sample, Skip, Skips
+from edgehp.datasets.base import Dataset, Sample, Skip, Skips, prefetch
 from edgehp.datasets.faces import read_faces
-from edgehp.datasets.prefetch import prefetch
 from edgehp.datasets.registry import DATASETS, open_dataset
 
 __all__ = [

@@ -18,7 +18,7 @@ from edgehp.datasets.base import (
     labels_from_angles,
     within,
 )
-from edgehp.datasets.boxes import BoxEntry, BoxList, find_boxes, require_split
+from edgehp.datasets.lists import BoxEntry, BoxList, find_boxes, require_split
 from edgehp.datasets.stores import FilePhoto
 from edgehp.errors import DataError
 from edgehp.pose import to_aflw2000

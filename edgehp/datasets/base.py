@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from edgehp.crop import Box
 from edgehp.datasets.stores import PhotoSource
-from edgehp.errors import DataError
+from edgehp.errors import DataError, UsageError
 from edgehp.images import Image, decode_photo
 from edgehp.pose import matrix_from_euler
 
@@ -27,10 +29,13 @@ __all__ = [
     "build_dataset",
     "join_datasets",
     "labels_from_angles",
+    "prefetch",
     "within",
 ]
 
 Array = npt.NDArray[np.float64]
+S = TypeVar("S")
+R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
 # Sheka & Samun (arXiv 2108.09183) and Hopenet leave out a photo with any |angle| above 99 degrees.
@@ -53,6 +58,7 @@ class Sample:
             not; `load` checks it.
         upright: turn the photo as its EXIF orientation says: only where nothing refers to the
             pixels as stored.
+        bits: significant bits of 16-bit samples; None: see `edgehp.images.to_8_bits`.
     """
 
     name: str
@@ -62,6 +68,7 @@ class Sample:
     angles: Array | None = None
     size: tuple[int, int] | None = None
     upright: bool = False
+    bits: int | None = None
 
     def load(self) -> Image:
         """Read and decode the photo.
@@ -72,7 +79,8 @@ class Sample:
         Raises:
             DataError: missing, truncated, damaged, or not of the size the list says.
         """
-        photo = decode_photo(self.source.read(), self.source.where, upright=self.upright)
+        data, where = self.source.read(), self.source.where
+        photo = decode_photo(data, where, upright=self.upright, bits=self.bits)
         found = photo.shape[1], photo.shape[0]
         if self.size is not None and self.size != found:
             raise DataError(
@@ -145,6 +153,17 @@ class Dataset:
     def labelled(self) -> bool:
         """Whether every sample has a label."""
         return all(s.matrix is not None for s in self.samples)
+
+    def with_depth(self, bits: int | None) -> Dataset:
+        """The same data set with what the user says of the depth of its 16-bit photos.
+
+        Args:
+            bits: significant bits, 8 to 16; None changes nothing.
+        """
+        if bits is None:
+            return self
+        samples = tuple(replace(s, bits=bits) for s in self.samples)
+        return replace(self, samples=samples, protocol={**self.protocol, "photo_depth": bits})
 
 
 def build_dataset(
@@ -256,3 +275,68 @@ def _digest(samples: Iterable[Sample]) -> str:
 def _fixed(numbers: Iterable[float]) -> str:
     # Adding 0.0 turns -0.0, which would print its sign, into 0.0.
     return ",".join(f"{round(v, 4) + 0.0:.4f}" for v in numbers)
+
+
+def prefetch(
+    samples: Iterable[S],
+    work: Callable[[S], R],
+    *,
+    workers: int = 2,
+    ahead: int | None = None,
+    on_bad: Callable[[S, DataError], None] | None = None,
+) -> Iterator[R]:
+    """Yield ``work(sample)`` for every sample, in order, computed ahead in threads.
+
+    Threads are enough: OpenCV's decoding and resizing release the interpreter lock. Abandoning the
+    iterator (``break``, ``close``) stops the threads after the items they are working on.
+
+    Args:
+        samples: what to work on; taken one at a time, it may be endless.
+        work: called in a worker thread, e.g. loads a `Sample` and crops its face.
+        workers: number of threads.
+        ahead: how many results may wait or be in work, a bound on memory; 4 a worker when None.
+        on_bad: called, in order, in the consumer's thread, with a sample whose work raised a
+            `DataError`; the sample is then left out. Without it the error is raised. To count and
+            list them: ``on_bad=lambda sample, error: skips.add(sample.name, error)``.
+
+    Yields:
+        The results, in the order of the samples.
+
+    Raises:
+        UsageError: `workers` or `ahead` is less than 1.
+        Exception: what `work` raised, when the consumer reaches that item and not before.
+    """
+    if workers < 1 or (ahead is not None and ahead < 1):
+        raise UsageError(f"prefetch needs at least 1 worker and 1 item, got {workers} and {ahead}")
+    return _run(samples, work, workers, 4 * workers if ahead is None else ahead, on_bad)
+
+
+def _run(
+    samples: Iterable[S],
+    work: Callable[[S], R],
+    workers: int,
+    ahead: int,
+    on_bad: Callable[[S, DataError], None] | None,
+) -> Iterator[R]:
+    waiting: deque[tuple[S, Future[R]]] = deque()
+
+    def results(sample: S, future: Future[R]) -> Iterator[R]:
+        try:
+            result = future.result()
+        except DataError as e:
+            if on_bad is None:
+                raise
+            on_bad(sample, e)
+            return
+        yield result
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="edgehp-prefetch")
+    try:
+        for sample in samples:
+            waiting.append((sample, pool.submit(work, sample)))
+            if len(waiting) >= ahead:
+                yield from results(*waiting.popleft())
+        while waiting:
+            yield from results(*waiting.popleft())
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -9,15 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.datasets.base import DEFAULT_MAX_ANGLE, Dataset, Sample, Skips, build_dataset, within
-from edgehp.datasets.boxes import find_boxes, require_split
+from edgehp.datasets.lists import find_boxes, require_split
 from edgehp.datasets.stores import FilePhoto
 from edgehp.errors import DataError
-from edgehp.images import read_bytes
+from edgehp.files import decode_text, read_bytes
 from edgehp.pose import euler_from_matrix, project_to_rotation, require_rotation
 
 __all__ = ["LAYOUT", "read_biwi", "read_biwi_pose", "read_rgb_cal"]
 
 Array = npt.NDArray[np.float64]
+logger = logging.getLogger(__name__)
 
 LAYOUT = "01/frame_00003_rgb.png and 01/frame_00003_pose.txt ... 24/..."
 LIST = "BIWI.json"
@@ -68,6 +70,11 @@ def read_biwi(
     on_disk = {
         f"{s}/{p.name}" for s in sequences for p in (folder / s).glob("frame_[0-9]*_rgb.png")
     }
+    if absent:
+        logger.warning(
+            "biwi: sequences %s of the box list are not in the folder: figures are of a part",
+            ", ".join(sorted(absent)),
+        )
     calibrations: dict[str, Array] = {}
     for name in sorted(listed.files(split)):
         sequence = name.split("/")[0]
@@ -144,7 +151,7 @@ def read_rgb_cal(path: Path) -> Array:
 
 def _numbers(path: Path, what: str) -> list[float]:
     try:
-        return [float(word) for word in read_bytes(path, what).decode("ascii").split()]
+        return [float(word) for word in decode_text(read_bytes(path, what), str(path)).split()]
     except ValueError as e:
         raise DataError(f"{path}: expected {what}, found something else: {e}") from e
 

@@ -1,6 +1,6 @@
 """Folders and zips of face photos, with or without boxes and labels.
 
-``NAME/NNNNN.jpg`` with ``NAME/boxes.csv`` (see `edgehp.datasets.table` for the columns); a plain
+``NAME/NNNNN.jpg`` with ``NAME/boxes.csv`` (see `edgehp.datasets.lists` for the columns); a plain
 folder of photos without a list, where the whole photo is the box; a folder of such zips. Zips are
 read in place: nothing is extracted.
 
@@ -11,18 +11,22 @@ picture).
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edgehp.datasets.base import Dataset, Sample, Skips, build_dataset, join_datasets
-from edgehp.datasets.stores import PhotoSource, Store, inside, open_store
-from edgehp.datasets.table import ANGLES, BOX, MATRIX, Row, parse_table
+from edgehp.datasets.lists import ANGLES, BOX, MATRIX, Row, parse_table, read_table
+from edgehp.datasets.stores import NameIndex, PhotoSource, Store, inside, open_store
 from edgehp.errors import DataError
-from edgehp.images import PHOTO_SUFFIXES, read_bytes
+from edgehp.files import read_bytes
+from edgehp.images import (
+    LIST_SUFFIXES,
+    PHOTO_SUFFIXES,
+    kinds_of,
+    report_left_out,
+)
 
 __all__ = ["Origin", "read_faces", "read_origins", "read_rendered"]
 
@@ -43,6 +47,8 @@ def read_faces(
 ) -> Dataset:
     """Read a folder or zip of face photos.
 
+    Files that are not used, such as lists of another name, are said in a warning.
+
     Args:
         path: a zip, a folder of photos, or a folder of zips (taken in the order of their names).
         skip_bad: list a missing photo under ``skipped`` instead of raising. Photos are decoded
@@ -56,49 +62,51 @@ def read_faces(
     """
     root = Path(path)
     if not root.exists():
-        raise DataError(f"{root}: no such file or folder; expected photos or a zip of photos")
-    if root.is_dir():
-        zips = sorted(p for p in root.iterdir() if p.suffix.lower() == ".zip")
-        if not zips:
-            return _read(open_store(root), skip_bad, labels, name)
-        if labels is not None:
-            raise DataError(f"{root}: {len(zips)} zips in a folder; give one with a labels file")
-        loose = [p.name for p in root.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES]
-        if loose:
-            raise DataError(f"{root}: both zips and photos ({loose[0]}, ...): which are meant?")
-        return join_datasets(name, [_read(open_store(z), skip_bad, None, z.stem) for z in zips])
-    return _read(open_store(root), skip_bad, labels, name)
+        what = "a link to nowhere" if root.is_symlink() else "no such file or folder"
+        raise DataError(f"{root}: {what}; expected photos or a zip of photos")
+    store = open_store(root)
+    zips = [n for n in store.names if "/" not in n and n.lower().endswith(".zip")]
+    if not root.is_dir() or not zips:
+        return _read(store, skip_bad, labels, name)
+    if labels is not None:
+        raise DataError(f"{root}: {len(zips)} zips in a folder; give one with a labels file")
+    if loose := [n for n in store.names if PurePosixPath(n).suffix.lower() in PHOTO_SUFFIXES]:
+        raise DataError(f"{root}: both zips and photos ({loose[0]}, ...): which are meant?")
+    _report(store, zips)
+    parts = [_read(open_store(root / z), skip_bad, None, Path(z).stem) for z in zips]
+    return join_datasets(name, parts)
 
 
 def _read(store: Store, skip_bad: bool, labels: Path | str | None, name: str) -> Dataset:
-    members = store.names()
-    photos = sorted(m for m in members if PurePosixPath(m).suffix.lower() in PHOTO_SUFFIXES)
+    photos = [m for m in store.names if PurePosixPath(m).suffix.lower() in PHOTO_SUFFIXES]
+    photos.sort()
+    lists = sorted(m for m in store.names if PurePosixPath(m).name.lower() in _LISTS)
+    _report(store, lists)
     if not photos:
         raise DataError(
             f"{store.where}: no photos; expected NAME/NNNNN.jpg with NAME/{_LIST}, or a folder of "
             f"{', '.join(PHOTO_SUFFIXES)} files"
         )
+    index = NameIndex(photos)
     skips = Skips(skip_bad)
     rows: dict[str, Row] = {}
-    for member in sorted(m for m in members if PurePosixPath(m).name.lower() in _LISTS):
+    for member in lists:
         where = f"{store.where}/{member}"
         folder = str(PurePosixPath(member).parent)
-        _collect(parse_table(store.read(member), where), photos, folder, where, rows, skips)
+        _collect(parse_table(store.read(member), where), index, folder, where, rows, skips)
     listed = bool(rows) or bool(skips.found)
-    unused = [m for m in members if _is_unused_list(m)]
-    if unused:
-        logger.warning(
-            "%s: %d lists are not used (%s): a list of boxes or labels is called %s",
-            store.where,
-            len(unused),
-            ", ".join(unused[:3]),
-            " or ".join(_LISTS),
-        )
     chosen: Mapping[str, Row] = rows
     if labels is not None:
-        chosen = _labelled(Path(labels), photos, rows, skips)
+        chosen = _labelled(Path(labels), index, rows, skips)
     elif not listed:
         chosen = {p: Row(0, p) for p in photos}
+    if not_listed := len(photos) - len(chosen):
+        logger.warning(
+            "%s: %d of %d photos are not in its list and are left out",
+            store.where,
+            not_listed,
+            len(photos),
+        )
     samples = [
         # Boxes and labels refer to the pixels as stored; without them, up is up.
         Sample(p, store.photo(p), r.box, r.matrix, r.angles, r.size, upright=r.line == 0)
@@ -112,47 +120,58 @@ def _read(store: Store, skip_bad: bool, labels: Path | str | None, name: str) ->
         skips,
         boxes=source if boxed in (0, len(samples)) else f"{source}, whole photo where none",
         convention="aflw2000" if any(s.matrix is not None for s in samples) else None,
-        photos_not_listed=len(set(photos) - set(chosen)),
+        photos_not_listed=not_listed,
     )
 
 
-def _is_unused_list(member: str) -> bool:
-    path = PurePosixPath(member)
-    return path.suffix.lower() in (".csv", ".tsv") and path.name.lower() not in _LISTS
+def _report(store: Store, used: Sequence[str]) -> None:
+    """Say what of a folder or zip is not used."""
+    rest = [n for n in store.names if n not in set(used)]
+    lists = [n for n in rest if PurePosixPath(n).suffix.lower() in LIST_SUFFIXES]
+    report_left_out(store.where, store.left_out + kinds_of(rest, LIST_SUFFIXES))
+    if lists:
+        logger.warning(
+            "%s: %d lists are not used (%s): a list of boxes or labels is called %s",
+            store.where,
+            len(lists),
+            ", ".join(lists[:3]),
+            " or ".join(_LISTS),
+        )
 
 
 def _collect(
     table: Sequence[Row],
-    photos: Sequence[str],
+    photos: NameIndex,
     folder: str,
     where: str,
     into: dict[str, Row],
     skips: Skips,
 ) -> None:
     """Add the rows of one list under the names of their photos."""
-    known = set(photos)
     for row in table:
         with skips.guard(row.image):
-            photo = _resolve(row.image, folder, known, f"{where}: line {row.line}")
+            photo = _resolve(row.image, folder, photos, f"{where}: line {row.line}")
             if photo in into:
                 raise DataError(f"{where}: line {row.line}: {row.image} is listed twice")
             into[photo] = row
 
 
-def _resolve(image: str, folder: str, known: set[str], at: str) -> str:
+def _resolve(image: str, folder: str, photos: NameIndex, at: str) -> str:
     """The photo an image column means: relative to the root, to the list, or to its parent."""
     path = inside(image, at)
     candidates = [path, PurePosixPath(folder) / path]
     if len(path.parts) > 1:  # the list lies in NAME/ and says NAME/NNNNN.jpg
         candidates.append(PurePosixPath(folder, *path.parts[1:]))
     for candidate in map(str, candidates):
-        if candidate in known:
-            return candidate
-    raise DataError(f"{at}: the photo {image} is not there; expected {candidates[-1]}")
+        if (found := photos.find(candidate)) is not None:
+            return found
+    raise DataError(
+        f"{at}: the photo {image} is not there; expected {candidates[-1]}{photos.hint(image)}"
+    )
 
 
 def _labelled(
-    path: Path, photos: Sequence[str], boxes: Mapping[str, Row], skips: Skips
+    path: Path, photos: NameIndex, boxes: Mapping[str, Row], skips: Skips
 ) -> dict[str, Row]:
     """Rows of a labels file, with the folder's boxes where it has none of its own."""
     rows: dict[str, Row] = {}
@@ -211,13 +230,12 @@ def read_origins(path: Path | str) -> dict[str, Origin]:
         DataError: the list is missing or lacks one of them, or one is not a whole number.
     """
     heads = _Rendered(Path(path))
-    text = heads.table().decode("utf-8-sig", errors="replace")
     try:
         return {
             row["image"]: Origin(bool(int(row["nir"])), int(row["seed"]))
-            for row in csv.DictReader(io.StringIO(text, newline=""))
+            for _, row in read_table(heads.table(), heads.where).rows
         }
-    except (KeyError, TypeError, ValueError, csv.Error) as e:
+    except (KeyError, ValueError) as e:
         raise DataError(
             f"{heads.where}: expected whole numbers in the columns image,nir,seed: {e}"
         ) from e
@@ -230,8 +248,8 @@ class _Rendered:
         if not path.exists():
             raise DataError(f"{path}: no such file or folder; expected heads with {_LABELS}")
         self._store = open_store(path)
-        self._names = frozenset(self._store.names())
-        lists = sorted(n for n in self._names if PurePosixPath(n).name == _LABELS)
+        self._photos = NameIndex(self._store.names)
+        lists = sorted(n for n in self._store.names if PurePosixPath(n).name == _LABELS)
         if len(lists) != 1:
             found = f"two lists: {', '.join(lists[:3])}" if lists else f"no {_LABELS}"
             raise DataError(f"{path}: {found}; expected NNNNN.jpg files and one {_LABELS}")
@@ -245,7 +263,7 @@ class _Rendered:
     def photo(self, image: str, line: int) -> PhotoSource:
         """The photo that a row names, relative to the list."""
         at = f"{self.where}: line {line}"
-        name = str(PurePosixPath(self._list).parent / inside(image, at))
-        if name not in self._names:
-            raise DataError(f"{at}: the photo {image} is not there")
+        name = self._photos.find(str(PurePosixPath(self._list).parent / inside(image, at)))
+        if name is None:
+            raise DataError(f"{at}: the photo {image} is not there{self._photos.hint(image)}")
         return self._store.photo(name)

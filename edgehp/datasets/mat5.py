@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.errors import DataError
-from edgehp.images import read_bytes
+from edgehp.files import read_bytes
 
 __all__ = ["read_mat"]
 

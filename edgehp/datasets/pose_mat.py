@@ -1,7 +1,9 @@
-"""Photo and `.mat` pairs, the layout of AFLW2000-3D and 300W-LP."""
+"""AFLW2000-3D and 300W-LP: photos, and beside each a `.mat` file with its pose and landmarks."""
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +12,223 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.crop import Box
-from edgehp.datasets.base import Sample, Skips, labels_from_angles, within
-from edgehp.datasets.boxes import BoxList, box_from_landmarks
+from edgehp.datasets.base import (
+    DEFAULT_MAX_ANGLE,
+    Dataset,
+    Sample,
+    Skips,
+    build_dataset,
+    labels_from_angles,
+    within,
+)
+from edgehp.datasets.lists import BoxList, find_boxes
 from edgehp.datasets.mat5 import read_mat
 from edgehp.datasets.stores import FilePhoto
 from edgehp.errors import DataError
-from edgehp.images import require_utf8
+from edgehp.images import LIST_SUFFIXES, is_apple_double, kinds_of, report_left_out, require_utf8
 from edgehp.pose import to_aflw2000
 
-__all__ = ["PoseMat", "paired_samples", "read_pose_mat"]
+__all__ = [
+    "AFLW2000_LAYOUT",
+    "W300LP_LAYOUT",
+    "PoseMat",
+    "box_from_landmarks",
+    "read_300w_lp",
+    "read_aflw2000",
+    "read_pose_mat",
+]
 
 Array = npt.NDArray[np.float64]
+logger = logging.getLogger(__name__)
 
+AFLW2000_LAYOUT = "imageNNNNN.jpg and imageNNNNN.mat"
+W300LP_LAYOUT = "folders AFW, AFW_Flip, HELEN, ... with NAME.jpg and NAME.mat"
+_FOLDERS = tuple(f"{n}{flip}" for n in ("AFW", "HELEN", "IBUG", "LFPW") for flip in ("", "_Flip"))
+# Hopenet and 6DRepNet evaluate AFLW2000 with this margin.
+LANDMARK_MARGIN = 0.2
+LANDMARK_RULE = f"landmarks, Hopenet's rule with k = {LANDMARK_MARGIN}"
 # Half a turn: the median of labels in radians cannot be beyond it, that of labels in degrees is.
 _MOST_IN_RADIANS_DEGREES = 180.0
+
+
+def read_aflw2000(
+    root: Path | str,
+    *,
+    boxes: Path | str | None = None,
+    skip_bad: bool = False,
+    max_angle: float | None = DEFAULT_MAX_ANGLE,
+) -> Dataset:
+    """Read AFLW2000-3D, whole or a part of it: what is in the folder is the data set.
+
+    Args:
+        root: the folder.
+        boxes: a published box list; ``"landmarks"`` takes the boxes from the landmarks; None looks
+            for a list (see `edgehp.datasets.lists.find_boxes`), then takes landmarks.
+        skip_bad: list missing and damaged files under ``skipped`` instead of raising.
+        max_angle: leave out photos with an |angle| above it, degrees; None keeps all.
+
+    Raises:
+        DataError: no photos, or one is without its pair or its box.
+    """
+    folder = Path(root)
+    photos = _pairs(folder, "image", report=str(folder))
+    if not photos:
+        raise DataError(f"{folder}: no AFLW2000-3D photos; expected {AFLW2000_LAYOUT}")
+    listed = None if boxes == "landmarks" else find_boxes(folder, "AFLW2000.json", boxes)
+    skips = Skips(skip_bad)
+    samples, filtered = _samples(folder, photos, listed, max_angle, skips)
+    absent = [] if listed is None else sorted(set(listed.faces) - {p.name for p in photos})
+    if absent:
+        logger.warning(
+            "aflw2000: %d photos of the box list are not in the folder: figures are of a part",
+            len(absent),
+        )
+    return build_dataset(
+        "aflw2000",
+        samples,
+        skips,
+        boxes=LANDMARK_RULE if listed is None else listed.source,
+        angle_filter=None if max_angle is None else f"all |angles| <= {max_angle:g} degrees",
+        convention="aflw2000",
+        filtered=filtered,
+        listed_without_photo=len(absent),
+    )
+
+
+def read_300w_lp(
+    root: Path | str,
+    *,
+    boxes: Path | str | None = None,
+    skip_bad: bool = False,
+    max_angle: float | None = DEFAULT_MAX_ANGLE,
+    flipped: bool = True,
+) -> Dataset:
+    """Read 300W-LP: folders AFW, HELEN, IBUG, LFPW and their mirror images.
+
+    Args:
+        root: the folder that holds AFW, HELEN, ..., or the folder ``300W_LP`` around it.
+        boxes: a box list (keys ``AFW/NAME.jpg``); ``"landmarks"`` or, without a list, None takes
+            the boxes from the landmarks. Hopenet draws the margin at random while training; here
+            it is fixed, since augmentation is the training's business.
+        skip_bad: list missing and damaged files under ``skipped`` instead of raising.
+        max_angle: leave out photos with an |angle| above it, degrees; None keeps all.
+        flipped: whether to read the ``*_Flip`` folders too.
+
+    Raises:
+        DataError: no photos, or one is without its pair or its box.
+    """
+    folder = Path(root)
+    if (folder / "300W_LP").is_dir():
+        folder = folder / "300W_LP"
+    wanted = [f for f in _FOLDERS if flipped or not f.endswith("_Flip")]
+    present = [f for f in wanted if (folder / f).is_dir()]
+    photos = [p for name in present for p in _pairs(folder / name, report=str(folder / name))]
+    if not photos:
+        raise DataError(f"{folder}: no 300W-LP photos; expected {W300LP_LAYOUT}")
+    listed = None if boxes == "landmarks" else find_boxes(folder, "300W_LP.json", boxes)
+    skips = Skips(skip_bad)
+    samples, filtered = _samples(folder, photos, listed, max_angle, skips)
+    return build_dataset(
+        "300w-lp",
+        samples,
+        skips,
+        boxes=LANDMARK_RULE if listed is None else listed.source,
+        angle_filter=None if max_angle is None else f"all |angles| <= {max_angle:g} degrees",
+        convention="300w-lp",
+        filtered=filtered,
+        folders=present,
+    )
+
+
+def _pairs(folder: Path, start: str = "", *, report: str) -> list[Path]:
+    """The photos of a folder, there or not, by the names of their halves that are there.
+
+    Args:
+        folder: with photos and `.mat` files; its subfolders are none of the data set.
+        start: of the names.
+        report: what to call the folder where files are left out.
+    """
+    stems: set[str] = set()
+    left_out = Counter[str]()
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    for path in folder.iterdir():
+        if is_apple_double(path.name):
+            left_out["of macOS ('._')"] += 1
+        elif path.suffix in (".jpg", ".mat") and path.name.startswith(start):
+            stems.add(path.stem)
+        elif path.suffix in (".jpg", ".mat"):
+            left_out[f"whose names do not begin with {start!r}"] += 1
+        elif path.suffix.lower() in (".jpg", ".jpeg", ".png", ".mat"):
+            left_out[f"called {path.suffix}, expected .jpg and .mat"] += 1
+        elif not path.is_dir():
+            left_out += kinds_of((path.name,), LIST_SUFFIXES)
+    report_left_out(report, left_out)
+    return [folder / f"{stem}.jpg" for stem in sorted(stems)]
+
+
+def _samples(
+    root: Path,
+    photos: Iterable[Path],
+    boxes: BoxList | None,
+    max_angle: float | None,
+    skips: Skips,
+) -> tuple[list[Sample], list[str]]:
+    """Samples of photos with a `.mat` file beside each.
+
+    Args:
+        root: the data set's folder; names are relative to it.
+        photos: paths of the photos, there or not.
+        boxes: the list to take the boxes from; landmarks where None.
+        max_angle: leave out samples with an |angle| above it, degrees; None keeps all.
+        skips: takes the bad ones.
+
+    Returns:
+        The samples, and the names of those left out by their angles.
+
+    Raises:
+        DataError: a bad photo, unless `skips` takes it; or labels that cannot be radians.
+    """
+    samples: list[Sample] = []
+    filtered: list[str] = []
+    largest: list[float] = []
+    for photo in photos:
+        require_utf8(photo)
+        name = photo.relative_to(root).as_posix()
+        with skips.guard(name):
+            if not photo.is_file():
+                what = "leads nowhere" if photo.is_symlink() else "is missing"
+                raise DataError(f"{photo}: the photo {what}, its .mat file is there")
+            truth = read_pose_mat(photo.with_suffix(".mat"))
+            matrix, angles = labels_from_angles(truth.angles, str(photo))
+            largest.append(float(np.abs(angles).max()))
+            if within(angles, max_angle):
+                box = _box(name, photo, boxes, truth)
+                samples.append(Sample(name, FilePhoto(photo), box, matrix, angles))
+            else:
+                filtered.append(name)
+    _refuse_degrees(largest, len(filtered), root)
+    return samples, filtered
+
+
+def _refuse_degrees(largest: Sequence[float], filtered: int, root: Path) -> None:
+    """Refuse labels of which half cannot be angles of a head in radians.
+
+    Not any one: a few files of AFLW2000-3D itself are beyond two turns. Half, and not all: small
+    angles in degrees would pass for radians and the filter, and be validated on.
+
+    Args:
+        largest: the largest |angle| of each photo, degrees as converted.
+        filtered: how many photos the angle filter left out.
+        root: the data set's folder.
+    """
+    if not largest or (median := float(np.median(largest))) <= _MOST_IN_RADIANS_DEGREES:
+        return
+    raise DataError(
+        f"{root}: half of the {len(largest)} .mat files hold an angle beyond {median:.0f} degrees "
+        f"({filtered} are left out by the angle filter): Pose_Para must be pitch, yaw, roll in "
+        f"radians, and {np.radians(median):.3g} looks like degrees; multiply them by pi/180"
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,72 +264,9 @@ def read_pose_mat(path: Path) -> PoseMat:
     return PoseMat(to_aflw2000(pose[0, :3], "300w-lp"), points)
 
 
-def paired_samples(
-    root: Path,
-    photos: Iterable[Path],
-    boxes: BoxList | None,
-    max_angle: float | None,
-    skips: Skips,
-) -> tuple[list[Sample], list[str]]:
-    """Samples of photos with a `.mat` file beside each.
-
-    Args:
-        root: the data set's folder; names are relative to it.
-        photos: paths of the photos, there or not.
-        boxes: the list to take the boxes from; landmarks where None.
-        max_angle: leave out samples with an |angle| above it, degrees; None keeps all.
-        skips: takes the bad ones.
-
-    Returns:
-        The samples, and the names of those left out by their angles.
-
-    Raises:
-        DataError: a bad photo, unless `skips` takes it; or labels that cannot be radians.
-    """
-    samples: list[Sample] = []
-    filtered: list[str] = []
-    largest: list[float] = []
-    for photo in photos:
-        require_utf8(photo)
-        name = photo.relative_to(root).as_posix()
-        with skips.guard(name):
-            if not photo.is_file():
-                raise DataError(f"{photo}: the photo is missing, its .mat file is there")
-            truth = read_pose_mat(photo.with_suffix(".mat"))
-            matrix, angles = labels_from_angles(truth.angles, str(photo))
-            largest.append(float(np.abs(angles).max()))
-            if within(angles, max_angle):
-                box = _box(name, photo, boxes, truth)
-                samples.append(Sample(name, FilePhoto(photo), box, matrix, angles))
-            else:
-                filtered.append(name)
-    _refuse_degrees(largest, len(filtered), root)
-    return samples, filtered
-
-
-def _refuse_degrees(largest: Sequence[float], filtered: int, root: Path) -> None:
-    """Refuse labels of which half cannot be angles of a head in radians.
-
-    Not any one: a few files of AFLW2000-3D itself are beyond two turns. Half, and not all: small
-    angles in degrees would pass for radians and the filter, and be validated on.
-
-    Args:
-        largest: the largest |angle| of each photo, degrees as converted.
-        filtered: how many photos the angle filter left out.
-        root: the data set's folder.
-    """
-    if not largest or (median := float(np.median(largest))) <= _MOST_IN_RADIANS_DEGREES:
-        return
-    raise DataError(
-        f"{root}: half of the {len(largest)} .mat files hold an angle beyond {median:.0f} degrees "
-        f"({filtered} are left out by the angle filter): Pose_Para must be pitch, yaw, roll in "
-        f"radians, and {np.radians(median):.3g} looks like degrees; multiply them by pi/180"
-    )
-
-
 def _box(name: str, photo: Path, boxes: BoxList | None, truth: PoseMat) -> Box:
     if boxes is not None:
-        faces = boxes.chosen(name, None)
+        faces = boxes.of(name)
         if len(faces) != 1:
             raise DataError(f"{photo}: expected one face in {boxes.source}, found {len(faces)}")
         return faces[0].box
@@ -134,3 +276,30 @@ def _box(name: str, photo: Path, boxes: BoxList | None, truth: PoseMat) -> Box:
         return box_from_landmarks(truth.landmarks)
     except DataError as e:
         raise DataError(f"{photo}: {e}") from e
+
+
+def box_from_landmarks(points: npt.ArrayLike, margin: float = LANDMARK_MARGIN) -> Box:
+    """The face box around landmarks, by Hopenet's rule.
+
+    With `margin` k: 2k to the left and on top, then k to the right and 0.6k below, the last two
+    of the sides already widened by the first two (read in Hopenet's published loader).
+
+    Args:
+        points: [2, n], x and y in pixels.
+        margin: k.
+
+    Raises:
+        DataError: fewer than 2 points, not finite, or all in one place.
+    """
+    p = np.asarray(points, np.float64)
+    if p.ndim != 2 or p.shape[0] != 2 or p.shape[1] < 2 or not np.all(np.isfinite(p)):
+        raise DataError(f"expected at least 2 finite landmarks [2, n], found {list(p.shape)}")
+    x_min, y_min = map(float, p.min(axis=1))
+    x_max, y_max = map(float, p.max(axis=1))
+    if x_min == x_max or y_min == y_max:
+        raise DataError("all landmarks lie on one line: no box can be made of them")
+    x_min -= 2 * margin * (x_max - x_min)
+    y_min -= 2 * margin * (y_max - y_min)
+    x_max += margin * (x_max - x_min)
+    y_max += 0.6 * margin * (y_max - y_min)
+    return Box(x_min, y_min, x_max, y_max)

@@ -10,10 +10,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from edgehp.datasets import aflw, aflw2000, biwi, w300lp
+from edgehp.datasets import aflw, biwi, pose_mat
 from edgehp.datasets.base import Dataset
 from edgehp.datasets.faces import read_faces, read_rendered
 from edgehp.errors import DataError, UsageError
+from edgehp.images import require_utf8
 
 __all__ = ["DATASETS", "Entry", "dataset_entry", "find_root", "open_dataset"]
 
@@ -43,9 +44,9 @@ DATASETS: Mapping[str, Entry] = MappingProxyType(
         for e in (
             Entry(
                 "aflw2000",
-                aflw2000.LAYOUT,
+                pose_mat.AFLW2000_LAYOUT,
                 frozenset({"boxes", "max_angle"}),
-                aflw2000.read_aflw2000,
+                pose_mat.read_aflw2000,
             ),
             Entry(
                 "biwi",
@@ -56,9 +57,9 @@ DATASETS: Mapping[str, Entry] = MappingProxyType(
             Entry("aflw", aflw.LAYOUT, frozenset({"boxes", "split", "max_angle"}), aflw.read_aflw),
             Entry(
                 "300w-lp",
-                w300lp.LAYOUT,
+                pose_mat.W300LP_LAYOUT,
                 frozenset({"boxes", "max_angle", "flipped"}),
-                w300lp.read_300w_lp,
+                pose_mat.read_300w_lp,
             ),
             Entry("rendered", _FACES_LAYOUT, frozenset(), read_rendered),
             Entry("faces", _FACES_LAYOUT, frozenset({"labels"}), read_faces),
@@ -90,7 +91,7 @@ def find_root(name: str, root: Path | str | None = None) -> Path:
 
     Raises:
         UsageError: no such data set.
-        DataError: nothing there; the message says what was tried and what was expected.
+        DataError: nothing there, or its name is not UTF-8; the message says what was tried.
     """
     entry = dataset_entry(name)
     if root is not None:
@@ -101,6 +102,7 @@ def find_root(name: str, root: Path | str | None = None) -> Path:
     else:
         place = Path("data") / name
         tried = f"{place} (--data-root and $EDGEHP_DATA are not set)"
+    require_utf8(place)
     if place.exists():
         return place
     near = []
@@ -123,7 +125,7 @@ def open_dataset(
         name: a key of `DATASETS`.
         root: where it is; see `find_root` for None.
         skip_bad: count and list missing or damaged files instead of raising. Photos are decoded
-            later: give `edgehp.datasets.prefetch.prefetch` an ``on_bad`` for those.
+            later: give `edgehp.datasets.prefetch` an ``on_bad`` for those.
         options: ``boxes`` (path of a box list), ``split`` (``"train"`` or ``"test"``),
             ``max_angle`` (degrees or None), ``rgb_cal`` (bool), ``flipped`` (bool), ``labels``
             (path of a CSV file); None means not given, but for ``max_angle``, where it means no

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
+import unicodedata
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from edgehp.errors import DataError
-from edgehp.images import is_apple_double, read_bytes, report_left_out, require_utf8, stand_in
+from edgehp.files import read_bytes, stand_in
+from edgehp.images import files_below, is_apple_double, require_utf8
 
 __all__ = [
     "Archive",
     "FilePhoto",
     "Folder",
+    "NameIndex",
     "PhotoSource",
     "SentPhoto",
     "Store",
@@ -26,6 +31,7 @@ __all__ = [
     "inside",
     "open_store",
     "photo_for",
+    "plain_name",
 ]
 
 _LARGEST_MEMBER = 256 * 2**20
@@ -87,6 +93,32 @@ class ZipPhoto:
         return self.archive.read(self.member)
 
 
+class Store(Protocol):
+    """A folder or a zip: names with ``/``, relative to it.
+
+    Attributes:
+        names: of every file in it that can be used.
+        left_out: how many were left out, by kind (`edgehp.images.report_left_out`).
+    """
+
+    names: tuple[str, ...]
+    left_out: Counter[str]
+
+    @property
+    def where(self) -> str:
+        """Its path, for messages."""
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a list.
+
+        Raises:
+            DataError: missing, unreadable, damaged or too large.
+        """
+
+    def photo(self, name: str) -> PhotoSource:
+        """A photo, not yet read."""
+
+
 class Archive:
     """A zip file read member by member, never extracted.
 
@@ -103,30 +135,29 @@ class Archive:
         self.path = path
         self._reset()
         self._members: dict[str, str] = {}
-        left_out = Counter[str]()
+        self.left_out = Counter[str]()
         for info in self._open().infolist():
             # PowerShell 5 writes names with backslashes.
             name = info.filename.replace("\\", "/")
             if info.is_dir() or name.endswith("/"):
                 continue
             if is_apple_double(name):
-                left_out["of macOS ('._', __MACOSX)"] += 1
+                self.left_out["of macOS ('._', __MACOSX)"] += 1
+                continue
+            if stat.S_ISLNK(info.external_attr >> 16):
+                self.left_out["that are links"] += 1
                 continue
             if name in self._members:
                 raise DataError(f"{path}: member {name!r} occurs twice, expected once")
             if info.flag_bits & 1:
                 raise DataError(f"{path}: member {name!r} is encrypted; decrypt the zip")
             self._members[name] = info.filename
-        report_left_out(str(path), left_out)
+        self.names = tuple(self._members)
 
     @property
     def where(self) -> str:
         """The zip's path."""
         return str(self.path)
-
-    def names(self) -> list[str]:
-        """Every file in it, with ``/``."""
-        return list(self._members)
 
     def photo(self, name: str) -> ZipPhoto:
         """A photo, not yet read."""
@@ -156,19 +187,19 @@ class Archive:
             self._process = os.getpid()
         return self._zip
 
-    def read(self, member: str) -> bytes:
+    def read(self, name: str) -> bytes:
         """The bytes of one member, its checksum verified.
 
         Raises:
             DataError: no such member, or it is damaged or too large.
         """
-        where = f"{self.path}:{member}"
+        where = f"{self.path}:{name}"
         if self._process != os.getpid():
             self._reset()  # after a fork another thread's lock may be locked for ever
         with self._lock:
             archive = self._open()
             try:
-                info = archive.getinfo(self._members[member])
+                info = archive.getinfo(self._members[name])
                 if info.file_size > _LARGEST_MEMBER:
                     raise DataError(
                         f"{where}: {info.file_size} bytes, expected <= {_LARGEST_MEMBER}"
@@ -237,67 +268,30 @@ def photo_for(source: PhotoSource, here: Path | None, there: Path | None) -> Pho
     )
 
 
-class Store(Protocol):
-    """A folder or a zip: names with ``/``, relative to it."""
-
-    @property
-    def where(self) -> str:
-        """Its path, for messages."""
-
-    def names(self) -> list[str]:
-        """Every file in it."""
-
-    def read(self, name: str) -> bytes:
-        """The bytes of a CSV list.
-
-        Raises:
-            DataError: missing, unreadable, damaged or too large.
-        """
-
-    def photo(self, name: str) -> PhotoSource:
-        """A photo, not yet read."""
-
-
 class Folder:
     """A folder with its subfolders."""
 
     def __init__(self, path: Path) -> None:
-        """Nothing is read yet."""
+        """Look at the names; nothing is read yet.
+
+        Raises:
+            DataError: as of `edgehp.images.files_below`.
+        """
         self.path = path
+        self.names, self.left_out = files_below(path)
 
     @property
     def where(self) -> str:
         """Its path."""
         return str(self.path)
 
-    def names(self) -> list[str]:
-        """Every file in it; macOS's ``._`` files and links to nowhere are counted in a warning.
-
-        Raises:
-            DataError: a name is not UTF-8.
-        """
-        names, left_out = [], Counter[str]()
-        for path in self.path.rglob("*"):
-            name = path.relative_to(self.path).as_posix()
-            if path.is_dir():
-                continue
-            if is_apple_double(name):
-                left_out["of macOS ('._')"] += 1
-            elif not path.is_file():
-                left_out["that are links to nowhere or no files"] += 1
-            else:
-                require_utf8(path)
-                names.append(name)
-        report_left_out(self.where, left_out)
-        return names
-
     def read(self, name: str) -> bytes:
-        """The bytes of a CSV list.
+        """The bytes of a list.
 
         Raises:
             DataError: missing, unreadable or too large.
         """
-        return read_bytes(self.path / name, "a CSV list")
+        return read_bytes(self.path / name, "a list")
 
     def photo(self, name: str) -> FilePhoto:
         """A photo, not yet read."""
@@ -308,22 +302,56 @@ def open_store(path: Path) -> Store:
     """The folder or zip at `path`, which exists.
 
     Raises:
-        DataError: a file that is not a complete zip.
+        DataError: a file that is not a complete zip, or a name that is not UTF-8.
     """
+    require_utf8(path)
     return Folder(path) if path.is_dir() else Archive(path)
 
 
+def plain_name(name: str) -> str:
+    """A file's name in the one spelling that lists are compared by.
+
+    With ``/`` where Windows writes a backslash, without ``./``, and with accents as Linux and
+    Windows write them (Unicode's composed form), which macOS takes apart.
+    """
+    return unicodedata.normalize("NFC", str(PurePosixPath(name.replace("\\", "/"))))
+
+
+class NameIndex:
+    """Names of files, found by any spelling that `plain_name` makes the same."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        """Index `names`."""
+        self._names = {plain_name(name): name for name in names}
+        self._by_stem: dict[str, str] | None = None
+
+    def find(self, name: str) -> str | None:
+        """The indexed name that `name` means, None if there is none."""
+        return self._names.get(plain_name(name))
+
+    def hint(self, name: str) -> str:
+        """A line that suggests a near name, such as one in other case; empty if there is none."""
+        if self._by_stem is None:
+            self._by_stem = {_stem(known): known for known in self._names.values()}
+        near = self._by_stem.get(_stem(name))
+        return "" if near is None else f"\nhint: did you mean {near}?"
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(plain_name(name)).stem.casefold()
+
+
 def inside(image: str, at: str) -> PurePosixPath:
-    """The path that a list names, which must not leave the data set.
+    r"""The path that a list names, which must not leave the data set.
 
     Args:
-        image: as the list has it, with ``/``.
+        image: as the list has it, with ``/`` or ``\``.
         at: the place in the list, for the message.
 
     Raises:
-        DataError: absolute, with ``..``, or with a backslash.
+        DataError: absolute, or with ``..``.
     """
-    path = PurePosixPath(image)
-    if path.is_absolute() or ".." in path.parts or "\\" in image:
+    path = PurePosixPath(plain_name(image))
+    if path.is_absolute() or ".." in path.parts or (path.parts[:1] and ":" in path.parts[0]):
         raise DataError(f"{at}: {image!r} leaves the data set; expected a path inside it")
     return path

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgehp.errors import CheckpointError, DataError, EnvironmentalError
-from edgehp.files import write_whole
-from edgehp.images import stand_in
+from edgehp.files import stand_in, write_whole
 from edgehp.networks.graph import (
     DIGEST_KEY,
     INPUT,

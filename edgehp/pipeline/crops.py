@@ -96,17 +96,20 @@ def require_photos(path: Path | None, option: str) -> None:
         )
 
 
-def load_calibration(path: Path | None, preprocessing: Preprocessing) -> CropSet:
+def load_calibration(
+    path: Path | None, preprocessing: Preprocessing, depth: int | None = None
+) -> CropSet:
     """Calibration crops: the shipped rendered heads, or the user's folder or zip.
 
     Args:
         path: folder or zip of faces (`edgehp.datasets.faces`), None for the shipped ones.
         preprocessing: of the network.
+        depth: significant bits of photos with 16 bits a sample.
 
     Raises:
         DataError: unreadable, or fewer than 64 different crops.
     """
-    found = _load(path, SHIPPED_CALIBRATION, preprocessing, MOST_CALIBRATION)
+    found = _load(path, SHIPPED_CALIBRATION, preprocessing, MOST_CALIBRATION, depth)
     if len(found) < FEWEST_CALIBRATION:
         doubled = f" ({found.duplicates} duplicates not counted)" if found.duplicates else ""
         raise DataError(
@@ -117,13 +120,15 @@ def load_calibration(path: Path | None, preprocessing: Preprocessing) -> CropSet
     return found
 
 
-def held_out_crops(path: Path | None, preprocessing: Preprocessing) -> CropSet:
-    """Crops for the accuracy gate: the shipped rendered heads, or the user's folder or zip.
+def held_out_crops(
+    path: Path | None, preprocessing: Preprocessing, depth: int | None = None
+) -> CropSet:
+    """Crops for the accuracy gate; arguments as of `load_calibration`.
 
     Raises:
         DataError: unreadable, or fewer than 64 different crops.
     """
-    found = _load(path, SHIPPED_VALIDATION, preprocessing, MOST_HELD_OUT)
+    found = _load(path, SHIPPED_VALIDATION, preprocessing, MOST_HELD_OUT, depth)
     if len(found) < FEWEST_CALIBRATION:
         raise DataError(
             f"{path or found.source}: {len(found)} different crops to validate on, at least "
@@ -197,10 +202,12 @@ def _spaced(count: int, most: int) -> npt.NDArray[np.intp]:
     return np.linspace(0, count - 1, min(count, most)).astype(np.intp)
 
 
-def _load(path: Path | None, shipped: str, preprocessing: Preprocessing, most: int) -> CropSet:
+def _load(
+    path: Path | None, shipped: str, preprocessing: Preprocessing, most: int, depth: int | None
+) -> CropSet:
     file = path if path is not None else resource_dir("calibration") / shipped
     # The shipped and the user's crops alike take the name they have, not where they lie.
-    data = read_faces(file, name=file.resolve().stem)
+    data = read_faces(file, name=file.resolve().stem).with_depth(None if path is None else depth)
     samples, left_out = _spread(data, most)
     size = preprocessing.size
     crops = np.empty((len(samples), size, size, 3), np.uint8)

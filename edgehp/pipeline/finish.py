@@ -36,6 +36,7 @@ def finish(
     device: DeviceProbe | None = None,
     *,
     validate_on: Path | None = None,
+    photo_depth: int | None = None,
     threads: int | None = None,
 ) -> BuildResult:
     """Build the engine of a deferred artifact here and complete the artifact in place.
@@ -46,6 +47,7 @@ def finish(
         device: facts about this machine; probed when omitted.
         validate_on: the held-out faces the artifact was made with, where those were not the
             shipped ones.
+        photo_depth: significant bits of their 16-bit photos; None: as the artifact was made.
         threads: processor threads.
 
     Raises:
@@ -60,7 +62,7 @@ def finish(
         manifest = artifact.manifest
         if manifest.state != "deferred":
             raise UsageError(f"{path} is complete already; nothing is left to do")
-        request = _request(manifest, path, validate_on, threads)
+        request = _request(manifest, path, validate_on, photo_depth, threads)
         require_photos(validate_on, "--validate-on")
         plan = make_plan(request)
         place = find_place(plan, device)
@@ -77,7 +79,9 @@ def finish(
             built = build_here(plan, place, graph, writer.path, mixed=mixed)
             roles |= dict.fromkeys(built.engine.files, "engine")
         with steps("accuracy"):
-            held_out = held_out_crops(request.validate_on, manifest.preprocessing)
+            held_out = held_out_crops(
+                request.validate_on, manifest.preprocessing, request.photo_depth
+            )
             completed, found = _measured(artifact, built, held_out, request.max_drop, plan, place)
         # Those of the building machine are of its emulation, and of another engine.
         warnings = (*plan.warnings, *built.warnings, *found)
@@ -95,14 +99,19 @@ def finish(
 
 
 def _request(
-    manifest: Manifest, path: Path, validate_on: Path | None, threads: int | None
+    manifest: Manifest,
+    path: Path,
+    validate_on: Path | None,
+    photo_depth: int | None,
+    threads: int | None,
 ) -> BuildRequest:
     recipe = manifest.build.recipe
-    here = {"validate_on": validate_on, "threads": threads, "output": path.parent}
+    depth = photo_depth or recipe.get("photo_depth")
+    here = {"validate_on": validate_on, "photo_depth": depth, "threads": threads}
     try:
         named = recipe["validate_on"]
         kept = {name: recipe[name] for name in _KEPT}
-        request = msgspec.convert({**kept, **here}, BuildRequest)
+        request = msgspec.convert({**kept, **here, "output": path.parent}, BuildRequest)
     except (KeyError, ValueError) as e:
         raise CompatibilityError(f"{path}: its recipe cannot be read ({e}); build it again") from e
     if named is not None and validate_on is None:

@@ -323,10 +323,10 @@ class _Build:
             model = self._network.graph()
             reference = _write_graph(model, context.writer.scratch / REFERENCE_GRAPH)
         with self._steps("crops"):
-            held_out = held_out_crops(request.validate_on, preprocessing)
+            held_out = held_out_crops(request.validate_on, preprocessing, request.photo_depth)
             if self._plan.precision != "int8":
                 return _Inputs(model, reference, held_out, None)
-            crops = load_calibration(request.calibration, preprocessing)
+            crops = load_calibration(request.calibration, preprocessing, request.photo_depth)
             require_disjoint(crops, held_out)
             if crops.left_out:
                 total = len(crops) + crops.left_out + crops.duplicates
@@ -574,7 +574,8 @@ def _resized(
 ) -> str:
     """What another input size than the one trained for costs in FP32, as a warning."""
     sizes = own.spec.preprocessing.size, network.spec.preprocessing.size
-    crops = held_out_crops(context.request.validate_on, own.spec.preprocessing)
+    request = context.request
+    crops = held_out_crops(request.validate_on, own.spec.preprocessing, request.photo_depth)
     graph = _write_graph(own.graph(), context.writer.scratch / "own-size.onnx")
     kind = processor_engine()
     answers = run_graph(kind, graph, crops, threads=context.request.threads).answers.clean

@@ -52,6 +52,7 @@ class BuildRequest:
         calibration: folder or zip of faces, None for the shipped crops.
         calibration_method: how activation ranges are chosen: ``"auto"`` or one of `METHODS`.
         validate_on: folder or zip of held-out faces, None for the shipped ones.
+        photo_depth: significant bits of photos with 16 bits a sample; None where none are.
         max_drop: largest accuracy drop in degrees that makes an artifact.
         mixed: where INT8 throughout drops more, keep layers in floating point until it does not.
         defer: make an artifact without engine where the engine cannot be built here.
@@ -70,6 +71,7 @@ class BuildRequest:
     calibration: Path | None = None
     calibration_method: str = "auto"
     validate_on: Path | None = None
+    photo_depth: int | None = None
     max_drop: float = 0.1
     defer: bool = False
     output: Path = Path("dist")

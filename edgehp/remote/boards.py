@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgehp.errors import DataError, UsageError
+from edgehp.files import decode_text, read_bytes
 
 __all__ = ["DEFAULT_COMMAND", "Board", "parse_board", "read_boards"]
 
@@ -19,6 +20,7 @@ _NAME = re.compile(
     re.ASCII,
 )
 _MOST_BOARDS = 256
+_LARGEST = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,8 @@ def read_boards(path: Path, command: str = DEFAULT_COMMAND) -> tuple[Board, ...]
         DataError: the file cannot be read, is empty or names a board twice.
         UsageError: a line that names no board.
     """
-    try:
-        text = path.read_text("utf-8")
-    except OSError as e:
-        raise DataError(f"{path}: the list of hosts cannot be read: {e.strerror or e}") from e
-    except UnicodeDecodeError as e:
-        raise DataError(f"{path}: expected a text file with a host a line") from e
+    data = read_bytes(path, "a text file with a host a line", limit=_LARGEST)
+    text = decode_text(data, str(path))
     boards: dict[str, Board] = {}
     for number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].split(None, 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgehp.errors import DataError, EnvironmentalError
-from edgehp.files import output_to, write_whole
+from edgehp.files import output_to, read_json, write_whole
 
 __all__ = ["KINDS", "read_report", "require_writable", "write_report", "write_text"]
 
@@ -82,15 +82,8 @@ def read_report(path: Path) -> dict[str, Any]:
         DataError: it is missing, no JSON, no report, or of a newer schema.
     """
     expected = "expected a report of 'edgehp bench' or 'edgehp validate'"
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise DataError(f"{path} has {path.stat().st_size} bytes; {expected}")
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise DataError(f"{path} cannot be read ({e.strerror or e}); {expected}") from e
-    except (ValueError, RecursionError) as e:
-        raise DataError(f"{path} is not JSON ({e}); {expected}") from e
-    kind = values.get("kind") if isinstance(values, dict) else None
+    values = read_json(path, dict, limit=_LARGEST)
+    kind = values.get("kind")
     if kind not in KINDS:
         raise DataError(f"{path} holds the kind {kind!r}; {expected}")
     schema = values.get("schema")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from edgehp.crop import Image, Preprocessing, crop_face
 from edgehp.datasets.base import Sample
 from edgehp.datasets.faces import read_faces, read_rendered
 from edgehp.errors import CompatibilityError, DataError
-from edgehp.files import resource_dir
+from edgehp.files import read_json, resource_dir
 from edgehp.report.files import KINDS, read_report
 
 __all__ = ["Layer", "Material", "Photo", "gather", "worst_photos"]
@@ -152,9 +151,9 @@ def worst_photos(validation: Mapping[str, Any], faces: Path | None) -> list[Phot
 
 
 def _samples(validation: Mapping[str, Any], faces: Path | None) -> Sequence[Sample]:
-    if faces is not None:
-        return read_faces(faces).samples
     protocol = validation.get("protocol") or {}
+    if faces is not None:
+        return read_faces(faces).with_depth(protocol.get("photo_depth")).samples
     shipped = resource_dir("calibration") / "rendered-validation.zip"
     if protocol.get("dataset") != "rendered" or not shipped.is_file():
         return ()
@@ -173,17 +172,18 @@ def _data_url(crop: Image) -> str:
 
 def _kind(path: Path) -> str | None:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        values = read_json(path, dict)
+    except DataError as e:
+        logger.warning("passed over: %s", e)
         return None
-    kind = values.get("kind") if isinstance(values, dict) else None
+    kind = values.get("kind")
     return kind if isinstance(kind, str) else None
 
 
 def _sensitivity(path: Path) -> tuple[Layer, ...]:
     """Layers of ``{"kind": "sensitivity", "layers": [{"name", "degrees"}]}``."""
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["layers"]
+        rows = read_json(path, dict)["layers"]
         found = tuple(
             Layer(
                 str(r["name"]),

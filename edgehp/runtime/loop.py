@@ -220,6 +220,8 @@ class Runtime:
                 nv12=nv12,
             )
         except DataError as e:
+            if e is frame.pixels:  # a photo of a folder, in whose place its reader says this
+                return "unreadable", str(e), Pose()
             return self._stuck(frame, capture, "garbage", str(e))
         if (fault := self._health.check(photo, frame.seconds)) is not None:
             return self._stuck(frame, capture, fault.kind, fault.text)

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 from edgehp._installed import install_extra
 from edgehp.errors import EnvironmentalError
+from edgehp.runtime.records import json_line
 
 __all__ = ["Metrics", "PipeSink", "Sink", "SocketSink", "Watchdog"]
 
@@ -149,7 +150,7 @@ class _Reader:
 
     def offer(self, line: bytes) -> int:
         """Queue the line, or count it as missed; how many were missed by this call."""
-        note = b'{"type":"missed","lines":%d}\n' % self.missed if self.missed else b""
+        note = json_line({"type": "missed", "lines": self.missed}) if self.missed else b""
         if len(self.waiting) + len(note) + len(line) > _BYTES:
             self.missed += 1
             return 1
@@ -173,7 +174,7 @@ class SocketSink:
 
     Nothing here waits: connections and sends are non-blocking and happen in the caller's thread. A
     reader that is too slow loses whole lines, never halves, and is told how many by a line
-    ``{"type":"missed","lines":N}``.
+    ``{"type": "missed", "lines": N}``.
     """
 
     def __init__(self, path: Path, mode: int = 0o600) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from edgehp.crop import Box, Picture, Preprocessing, cut_of
-from edgehp.datasets.boxes import BoxList
+from edgehp.datasets.lists import BoxList
 from edgehp.engines.base import Engine, Prediction, infer_frames
 from edgehp.errors import DataError
 from edgehp.runtime.detection import DetectedFace, FaceDetector, network_box
@@ -143,9 +143,7 @@ class ListedFaces:
         Raises:
             DataError: the list does not name the photo.
         """
-        if frame.name not in self.boxes.faces:
-            raise DataError(f"{frame.name}: not in the box list {self.boxes.source}")
-        return [(e.box, None) for e in self.boxes.faces[frame.name]]
+        return [(e.box, None) for e in self.boxes.of(frame.name)]
 
 
 def predict(

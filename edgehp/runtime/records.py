@@ -55,6 +55,7 @@ STATES = (
     "out_of_range",
     "stale_frame",
     "stuck_camera",
+    "unreadable",
     "camera_lost",
     "detector_fault",
     "engine_fault",
@@ -218,7 +219,7 @@ class EndRecord(TypedDict):
 
 def json_line(values: Mapping[str, Any]) -> bytes:
     """One record as a JSON line with its newline."""
-    return json.dumps(values, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    return json.dumps(values, allow_nan=False).encode() + b"\n"
 
 
 def utc(nanoseconds: int) -> str:

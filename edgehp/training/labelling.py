@@ -25,7 +25,7 @@ from edgehp.cluster import ShardsLostError, Workers, run_shards
 from edgehp.datasets.base import Sample, Skips
 from edgehp.datasets.stores import photo_for
 from edgehp.errors import DataError, EdgehpError, EnvironmentalError, UsageError
-from edgehp.files import plain, sha256_file, write_whole
+from edgehp.files import decode_text, plain, read_bytes, sha256_file, write_whole
 from edgehp.training.teachers import Teacher, TeacherSpec
 
 __all__ = ["Ensemble", "Label", "ensemble_label", "label_samples", "read_labels"]
@@ -37,6 +37,8 @@ _COMMON = ["image", "pitch", "yaw", "roll", *_MATRIX, "spread"]
 _PER_TEACHER = ("pitch", "yaw", "roll", "spread")
 # Photos a shard: what a killed run or worker loses at most.
 _SHARD = 64
+# A line has some 300 bytes: millions of photos.
+_LARGEST = 1 << 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,17 +206,23 @@ def read_labels(folders: Iterable[Path]) -> dict[str, Label]:
         path = folder / LABELS
         if not path.is_file():
             raise DataError(f"{folder}: no {LABELS}; expected a folder written by 'edgehp label'")
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.reader(file)
-            header = next(reader, [])
-            if header[: len(_COMMON)] != _COMMON:
-                raise DataError(f"{path}: unknown columns {header[:5]}; not a label file")
-            for number, row in enumerate(reader, 2):
-                label = _parse(row, len(header))
-                if label is None:
-                    raise DataError(f"{path}: line {number} is damaged; run 'edgehp label' again")
-                labels[label.name] = label
+        header, *rows = _rows(read_bytes(path, "labels", limit=_LARGEST), path) or [[]]
+        if header[: len(_COMMON)] != _COMMON:
+            raise DataError(f"{path}: unknown columns {header[:5]}; not a label file")
+        for number, row in enumerate(rows, 2):
+            label = _parse(row, len(header))
+            if label is None:
+                raise DataError(f"{path}: line {number} is damaged; run 'edgehp label' again")
+            labels[label.name] = label
     return labels
+
+
+def _rows(data: bytes, path: Path) -> list[list[str]]:
+    """The cells of a label file, its header first."""
+    try:
+        return list(csv.reader(io.StringIO(decode_text(data, str(path)), newline="")))
+    except csv.Error as e:
+        raise DataError(f"{path}: not valid CSV: {e}; run 'edgehp label' again") from e
 
 
 def _header(names: Sequence[str]) -> list[str]:
@@ -247,9 +255,9 @@ def _resume(path: Path, names: Sequence[str]) -> set[str]:
             csv.writer(file).writerow(header)
             _flush(file)
         return set()
-    data = path.read_bytes()
+    data = read_bytes(path, "labels", limit=_LARGEST)
     whole = data[: data.rfind(b"\n") + 1]
-    rows = list(csv.reader(io.StringIO(whole.decode("utf-8"), newline="")))
+    rows = _rows(whole, path)
     if not rows or rows[0] != header:
         raise DataError(f"{path}: other columns than this ensemble writes; use a new folder")
     for number, row in enumerate(rows[1:], 2):
@@ -280,7 +288,7 @@ def _describe(teachers: Sequence[TeacherSpec]) -> list[dict[str, Any]]:
 def _claim(path: Path, ensemble: list[dict[str, Any]]) -> None:
     text = json.dumps(ensemble, indent=1, sort_keys=True)
     if path.is_file():
-        if path.read_text(encoding="utf-8") != text:
+        if read_bytes(path, "a description of the ensemble") != text.encode():
             raise DataError(
                 f"{path.parent} holds labels of another ensemble (see {path.name}); use a new "
                 "folder, or remove this one"

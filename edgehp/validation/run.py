@@ -13,8 +13,7 @@ import numpy.typing as npt
 
 from edgehp.artifact.open import OpenedNetwork
 from edgehp.crop import Box, Preprocessing, crop_face
-from edgehp.datasets.base import Dataset, Sample, Skips, build_dataset
-from edgehp.datasets.prefetch import prefetch
+from edgehp.datasets.base import Dataset, Sample, Skips, build_dataset, prefetch
 from edgehp.engines.base import Crops, Prediction
 from edgehp.errors import DataError, UsageError
 from edgehp.pose import angle_errors, geodesic_degrees, matrix_from_euler

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from edgehp.crop import Preprocessing, crop_face
-from edgehp.datasets.aflw2000 import read_aflw2000
 from edgehp.datasets.base import Dataset, Sample
 from edgehp.datasets.faces import read_faces
+from edgehp.datasets.pose_mat import read_aflw2000
 from edgehp.errors import UsageError
 from edgehp.files import resource_dir, write_whole
 from edgehp.networks.bundled import Network
