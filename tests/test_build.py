@@ -7,9 +7,9 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -32,6 +32,7 @@ from edgehp.files import sha256_bytes, sha256_file
 from edgehp.pipeline.crops import load_calibration, require_disjoint
 from edgehp.pipeline.pipeline import BuildResult, artifact_name, build
 from edgehp.pipeline.plan import BuildRequest, find_place, make_plan
+from edgehp.progress import listening
 from tests import board_tensorrt, build_parts
 
 # An untrained network makes no accuracy; what is tested is that it is measured and recorded.
@@ -244,17 +245,12 @@ def test_photos_that_cannot_do_are_refused_before_any_work(
     request = replace(
         request_, target="nonsense", network="nonsense", output=tmp_path / "d", **{option: path}
     )
-    steps: list[str] = []
-
-    @contextmanager
-    def watcher(name: str) -> Iterator[None]:
-        steps.append(name)
-        yield
-
+    listener = Mock()
     words = {"two photos": "2 photos, at least 64"}.get(kind, str(path))
-    with pytest.raises(DataError, match=f"--{option.replace('_', '-')} .*{re.escape(words)}"):
-        build(request, watcher)
-    assert steps == []
+    match = f"--{option.replace('_', '-')} .*{re.escape(words)}"
+    with pytest.raises(DataError, match=match), listening(listener):
+        build(request)
+    assert not listener.begin.called
     assert not (tmp_path / "d").exists()
 
 

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from edgehp import __version__, errors
 from edgehp.cli import main as root
-from edgehp.cli._output import Steps, format_table, print_json
+from edgehp.cli._command import Command, note, start_logging
+from edgehp.cli._display import Display
+from edgehp.cli._output import format_table, print_json
+from edgehp.progress import Step, listening, step, track
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -228,23 +235,115 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_steps_draw_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def work(stream: io.StringIO) -> None:
+    with Display(stream), step("build"):
+        with step("crops"):
+            for _ in track(range(3), "photos"):
+                pass
+        logging.getLogger("edgehp.test").warning("something to know")
+        with step("quantize"), step("ranges", 2, "crops") as going:
+            going.advance(2)
+
+
+@pytest.fixture
+def notes() -> Iterator[None]:
+    before = logging.getLogger().handlers[:]
+    start_logging()
+    yield
+    logging.getLogger().handlers[:] = before
+
+
+@pytest.mark.usefixtures("notes")
+def test_a_terminal_gets_a_live_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("rich")
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
-    terminal, pipe = Terminal(), io.StringIO()
-    for stream in (terminal, pipe):
-        steps = Steps(stream)
-        with steps("calibrate", total=2) as step:
-            step.advance(2)
-        assert list(steps.seconds) == ["calibrate"]
-    assert "+ calibrate" in terminal.getvalue()
-    assert "\x1b[3" not in terminal.getvalue()  # no colour
+    terminal = Terminal()
+    work(terminal)
+    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    last = [line.strip() for line in drawn.splitlines()[-3:]]
+    assert re.fullmatch(r".crops +\d+\.\d s", last[0].replace(" ", "", 1))
+    assert last[1].split()[1] == "quantize"
+    assert last[2] == "! something to know"  # below what is done, without a module's name
+    assert "\x1b[3" not in terminal.getvalue()  # no color
+
+
+@pytest.mark.usefixtures("notes")
+def test_elsewhere_progress_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = io.StringIO()
+    work(pipe)
+    lines = [re.sub(r"\d+\.\d", "N", line) for line in pipe.getvalue().splitlines()]
+    assert lines == ["edgehp: crops: N s", "edgehp: quantize: N s"]
+    assert capsys.readouterr().err == "edgehp: warning: something to know\n"
+
+
+def test_without_rich_a_terminal_gets_the_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgehp.cli._display.find_spec", lambda _: None)
+    terminal = Terminal()
+    work(terminal)
+    assert terminal.getvalue().startswith("edgehp: crops: ")
+
+
+def test_a_long_step_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgehp.cli._display._PLAIN_SECONDS", 0.0)
+    pipe = io.StringIO()
+    with Display(pipe), step("label", 4, "photos") as going:
+        going.advance()
+    assert pipe.getvalue().startswith("edgehp: label: 1/4 photos")
+
+
+def test_a_step_that_fails_says_where_it_stopped() -> None:
+    pipe = io.StringIO()
+    with pytest.raises(errors.DataError), Display(pipe), step("build"), step("read"):
+        raise errors.DataError("no")
+    assert "read: stopped after" in pipe.getvalue()
+
+
+def test_quiet_shows_no_progress_and_no_notes() -> None:
+    @click.command("doctor", cls=Command)
+    def command() -> None:
+        work(pipe)
+        note("nothing that matters")
+
+    pipe = io.StringIO()
+    for place in (["doctor", "--quiet"], ["-q", "doctor"]):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(root.LazyGroup, "get_command", lambda *_: command)
+            done = CliRunner().invoke(root.cli, place)
+        assert done.exit_code == 0 and done.output == "edgehp: warning: something to know\n"
     assert pipe.getvalue() == ""
 
 
-def test_failed_step_says_where_it_stopped() -> None:
-    terminal = Terminal()
-    steps = Steps(terminal)
-    with pytest.raises(errors.DataError), steps("read"):
-        raise errors.DataError("no")
-    assert "read stopped after" in terminal.getvalue()
-    assert steps.seconds == {}
+def test_loops_are_counted_and_left_early_without_harm() -> None:
+    seen: list[Step] = []
+
+    class Listener:
+        def begin(self, step: Step) -> Callable[[], None]:
+            seen.append(step)
+            return lambda: None
+
+        def end(self, step: Step, completed: bool) -> None:
+            assert completed
+
+    with listening(Listener()):
+        for i in track(iter(range(10)), "crops", total=10):
+            if i == 4:
+                break
+    assert (seen[0].done, seen[0].total, seen[0].unit) == (4, 10, "crops")
+    assert list(track([1, 2], "crops")) == [1, 2]  # without a listener: the loop alone
+
+
+def test_usage_errors_are_a_sentence_and_a_hint() -> None:
+    done = run("bench", "--nonsense")
+    assert done.returncode == 2
+    first, last = done.stderr.strip().splitlines()
+    assert first.startswith("edgehp: error: No such option") and last == "hint: edgehp bench --help"
+
+
+def test_tables_fit_the_terminal() -> None:
+    long = click.style(" ".join(["word"] * 40), fg="red")
+    text = format_table(["name", "what", "n"], [("a", long, 1.5), ("b", "x", 2)], (2,), width=60)
+    lines = text.splitlines()
+    assert max(len(click.unstyle(line)) for line in lines) <= 60
+    assert click.unstyle(text).split().count("word") == 40
+    assert all(line.count("\x1b[31m") == line.count("\x1b[0m") for line in lines)

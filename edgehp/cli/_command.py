@@ -74,7 +74,12 @@ def loudness() -> int:
 
 def note(text: str, *, always: bool = False) -> None:
     """Say something beside the results on stderr; ``--quiet`` leaves it out unless `always`."""
-    if always or loudness() >= 0:
+    if not always and loudness() < 0:
+        return
+    say = next((h.say for h in logging.getLogger().handlers if isinstance(h, Notes)), None)
+    if say is not None:
+        say(text, logging.INFO)
+    else:
         click.echo(f"edgehp: {text}", err=True)
 
 
@@ -159,6 +164,13 @@ class _Common(click.Command):
 
 class Command(_Common):
     """A command of edgehp: with examples in its help, and names that it had before."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click, with what goes on shown on stderr."""
+        from edgehp.cli._display import Display
+
+        with Display():
+            return super().invoke(ctx)
 
 
 class Group(_Common, click.Group):

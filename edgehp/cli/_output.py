@@ -1,26 +1,24 @@
-"""How commands speak: tables and JSON on stdout, steps with their times on stderr."""
+"""How commands answer: tables that fit the terminal, and JSON."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
+import re
+import shutil
 import sys
-import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
+import textwrap
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import click
 
-__all__ = ["Step", "Steps", "format_table", "print_json", "print_table", "styled", "use_colour"]
+__all__ = ["format_table", "print_json", "print_table", "styled", "use_colour", "wrapped"]
 
-logger = logging.getLogger(__name__)
-
-# A terminal line rewritten more often than this only flickers.
-REDRAW_SECONDS = 0.1
+_STYLED = re.compile(r"((?:\x1b\[[0-9;]*m)+)(.*?)(\x1b\[0m)", re.DOTALL)
+# A column is not made narrower than this, or its words would be cut.
+_NARROWEST = 12
 
 
 def use_colour(stream: TextIO) -> bool:
@@ -28,9 +26,29 @@ def use_colour(stream: TextIO) -> bool:
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and stream.isatty()
 
 
-def styled(text: str, colour: str) -> str:
-    """`text` in one of click's colours where stdout can show it, else as it is."""
-    return click.style(text, fg=colour) if use_colour(sys.stdout) else text
+def styled(text: str, colour: str, stream: TextIO | None = None, **how: Any) -> str:
+    """`text` in one of click's colours where `stream` (stdout) can show it, else as it is."""
+    return click.style(text, fg=colour, **how) if use_colour(stream or sys.stdout) else text
+
+
+def wrapped(text: str, indent: str = "") -> str:
+    """`text` in lines that fit the terminal, those after the first indented."""
+    width = max(40, _columns())
+    lines = text.splitlines() or [""]
+    return "\n".join(
+        textwrap.fill(
+            line,
+            width,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line in lines
+    )
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size((80, 24)).columns
 
 
 def _cell(value: object) -> str:
@@ -43,16 +61,48 @@ def _cell(value: object) -> str:
     return str(value)
 
 
+def _wrap(cell: str, width: int) -> list[str]:
+    """The lines of a cell; each keeps its colour."""
+    found = _STYLED.fullmatch(cell)
+    text = found[2] if found else cell
+    lines = [
+        piece
+        for line in text.splitlines() or [""]
+        for piece in textwrap.wrap(line, width, break_on_hyphens=False) or [""]
+    ]
+    return [f"{found[1]}{line}{found[3]}" for line in lines] if found else lines
+
+
+def _fit(widths: list[int], right: Collection[int], width: int) -> list[int]:
+    """Narrower columns where all together are wider than `width`: the widest of text first."""
+    widths = list(widths)
+    room = width - 2 * (len(widths) - 1)
+    while sum(widths) > room:
+        able = [i for i, w in enumerate(widths) if i not in right and w > _NARROWEST]
+        if not able:
+            break
+        widest = max(able, key=lambda i: widths[i])
+        rest = sorted((widths[i] for i in able if i != widest), reverse=True)
+        floor = max([_NARROWEST, *rest[:1]])
+        over = sum(widths) - room
+        widths[widest] = max(floor - (floor == widths[widest]), widths[widest] - over)
+    return widths
+
+
 def format_table(
-    headers: Sequence[str], rows: Sequence[Sequence[object]], right: Collection[int] = ()
+    headers: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    right: Collection[int] = (),
+    width: int | None = None,
 ) -> str:
-    """Rows as aligned text columns under their headers.
+    """Rows as aligned text columns under their headers, wrapped to fit the terminal.
 
     Args:
         headers: one title a column.
         rows: cells; None is shown as ``-``, a bool as yes or no, a float with four significant
             digits (pass a string for anything else).
-        right: indices of the columns to align right (numbers).
+        right: indices of the columns to align right (numbers); they are never wrapped.
+        width: columns to fit in; the terminal's when omitted, 80 where there is none.
 
     Returns:
         The lines joined by newlines, without trailing blanks.
@@ -65,15 +115,24 @@ def format_table(
         if len(row) != len(headers):
             raise ValueError(f"row {row} has {len(row)} cells; expected {len(headers)}")
     # Styled cells carry invisible characters: count what is seen.
-    widths = [max(len(click.unstyle(row[i])) for row in cells) for i in range(len(headers))]
+    natural = [
+        max(len(line) for row in cells for line in click.unstyle(row[i]).splitlines() or [""])
+        for i in range(len(headers))
+    ]
+    widths = _fit(natural, right, _columns() if width is None else width)
     cells.insert(1, ["-" * width for width in widths])
+    if not any(headers):
+        del cells[:2]
     lines = []
     for row in cells:
-        parts = []
-        for i, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            blanks = " " * (width - len(click.unstyle(cell)))
-            parts.append(blanks + cell if i in right else cell + blanks)
-        lines.append("  ".join(parts).rstrip())
+        parts = [_wrap(cell, width) for cell, width in zip(row, widths, strict=True)]
+        for n in range(max(map(len, parts))):
+            line = []
+            for i, (part, width) in enumerate(zip(parts, widths, strict=True)):
+                cell = part[n] if n < len(part) else ""
+                blanks = " " * (width - len(click.unstyle(cell)))
+                line.append(blanks + cell if i in right else cell + blanks)
+            lines.append("  ".join(line).rstrip())
     return "\n".join(lines)
 
 
@@ -108,98 +167,3 @@ def print_json(value: object) -> None:
         TypeError: a value has no JSON form.
     """
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain))
-
-
-class LiveLine:
-    """One line on a terminal that is drawn over and over; nothing where there is no terminal.
-
-    Attributes:
-        on: whether there is a terminal.
-    """
-
-    def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
-        self._stream = sys.stderr if stream is None else stream
-        self.on = not quiet and self._stream.isatty()
-
-    def draw(self, text: str) -> None:
-        """Replace the line by `text`, which may be empty."""
-        if self.on:
-            self._stream.write(f"\r\x1b[K{text}")
-            self._stream.flush()
-
-
-class Step:
-    """One running step of `Steps`: tell it how far it is."""
-
-    def __init__(self, owner: Steps, name: str, total: int | None) -> None:
-        self.name = name
-        self.total = total
-        self.done = 0
-        self._owner = owner
-        self._began = self._drawn = time.monotonic()
-
-    def advance(self, count: int = 1) -> None:
-        """Count `count` more items as done and redraw the line, at most ten times a second.
-
-        Where the total is known, the line says how many are done a second and the time left.
-        """
-        self.done += count
-        now = time.monotonic()
-        if now - self._drawn >= REDRAW_SECONDS:
-            self._drawn = now
-            text = f"{self.name} ... {self.done}"
-            if self.total:
-                rate = self.done / (now - self._began)
-                left = timedelta(seconds=round((self.total - self.done) / rate))
-                text += f"/{self.total}  {rate:.3g}/s, {left} left"
-            self._owner.draw(text)
-
-
-class Steps:
-    """The steps of a long command and their times, drawn on stderr when it is a terminal.
-
-    Use::
-
-        steps = Steps()
-        with steps("calibrate", total=len(crops)) as step:
-            for crop in crops:
-                observe(crop)
-                step.advance()
-
-    On anything but a terminal nothing is drawn; each step is logged at level INFO.
-
-    Attributes:
-        seconds: wall-clock seconds of each finished step, in order.
-    """
-
-    def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
-        stream = sys.stderr if stream is None else stream
-        self._line = LiveLine(stream, quiet)
-        self._colour = use_colour(stream)
-        self.seconds: dict[str, float] = {}
-
-    def draw(self, text: str) -> None:
-        """Replace the current terminal line by `text`."""
-        self._line.draw(text)
-
-    def _end(self, mark: str, colour: str, text: str) -> None:
-        if self._line.on:
-            self.draw((click.style(mark, fg=colour) if self._colour else mark) + f" {text}\n")
-
-    @contextmanager
-    def __call__(self, name: str, total: int | None = None) -> Iterator[Step]:
-        """Run the body as the step called `name`, of `total` items if that is known."""
-        started = time.monotonic()
-        self.draw(f"{name} ...")
-        try:
-            yield Step(self, name, total)
-        except BaseException:
-            # Interruptions too: the line must say where the command stopped.
-            seconds = time.monotonic() - started
-            self._end("x", "red", f"{name} stopped after {seconds:.1f} s")
-            logger.info("%s stopped after %.1f s", name, seconds)
-            raise
-        seconds = time.monotonic() - started
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-        self._end("+", "green", f"{name}  {seconds:.1f} s")
-        logger.info("%s: %.1f s", name, seconds)

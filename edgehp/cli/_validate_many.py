@@ -14,10 +14,11 @@ import click
 from edgehp.artifact import newest_artifact
 from edgehp.artifact.check import read_manifest
 from edgehp.artifact.manifest import MANIFEST_NAME
-from edgehp.cli._output import Steps, print_json, print_table, styled
+from edgehp.cli._output import print_json, print_table, styled
 from edgehp.cli.validate import Asked, validated
 from edgehp.cluster import ShardsLostError, Workers, run_shards
 from edgehp.errors import AccuracyError, EdgehpError, EnvironmentalError, UsageError
+from edgehp.progress import step
 from edgehp.report.files import require_writable, write_text
 from edgehp.validation.gate import GateResult, check_drop
 from edgehp.validation.report import ValidationReport
@@ -82,8 +83,7 @@ class _Validations:
                     network=given(self.asked.network),
                     reference=given(self.asked.reference),
                     boxes=given(self.asked.boxes),
-                ),
-                Steps(quiet=True),
+                )
             )
 
         return validate
@@ -124,12 +124,12 @@ def validate_many(
         asked = replace(asked, threads=max(1, (os.cpu_count() or 1) // place.workers.processes))
     work = _Validations(asked, place.data_root, several, _files(found, asked))
     results: dict[int, ValidationReport | EdgehpError] = {}
-    with Steps()("validate", total=len(pairs)) as step:
+    with step("validate", len(pairs), "validations") as going:
         try:
             for shard in run_shards(work, pairs, place.workers, size=1):
                 for i, result in shard:
                     results[i] = result
-                    step.advance()
+                    going.advance()
                     if place.output is not None and isinstance(result, ValidationReport):
                         write_text(
                             place.output / f"{names[i]}.json",

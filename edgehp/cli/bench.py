@@ -13,12 +13,12 @@ from edgehp.cli._photos import photo_depth
 from edgehp.cli._remote import over_ssh
 from edgehp.cli._remote_plans import plan_bench
 from edgehp.errors import EnvironmentalError, MeasurementError, UsageError
+from edgehp.progress import Step, step
 
 if TYPE_CHECKING:
     from edgehp.benchmark.host import HostWatch
     from edgehp.benchmark.power.base import PowerRecorder
     from edgehp.benchmark.run import Progress
-    from edgehp.cli._output import LiveLine
 
 __all__ = ["command"]
 
@@ -119,7 +119,7 @@ def command(
     from edgehp.benchmark.plan import DEFAULT_DURATION_S, OFFICIAL_DURATION_S, Plan
     from edgehp.benchmark.report import summary_rows
     from edgehp.benchmark.session import Request, benchmark
-    from edgehp.cli._output import LiveLine, format_table, print_json
+    from edgehp.cli._output import print_json, print_table
     from edgehp.report.files import require_writable, write_report
 
     if duration is None:
@@ -134,18 +134,14 @@ def command(
         # Before minutes of measuring, not after; an artifact that is not there is said below.
         for plan in plans:
             require_writable(place / f"bench-{plan.scenario}.json")
-    live = LiveLine()
     reports = []
     unwritten: EnvironmentalError | None = None
     invalid: list[str] = []
     interrupted = False
     for plan in plans:
         request = Request(plan, artifact, against, frames, meter, require_power, photo_depth)
-        report = benchmark(
-            request,
-            partial(_show, live, plan.scenario),
-        )
-        live.draw("")
+        with step(plan.scenario, plan.duration_s, "s") as going:
+            report = benchmark(request, partial(_show, going))
         path = None
         try:
             path = write_report(report, place, f"bench-{plan.scenario}")
@@ -156,7 +152,7 @@ def command(
         if not as_json:
             table = summary_rows(report)
             click.echo(f"{plan.scenario}: {table.title}")
-            click.echo(format_table(table.headers, table.rows, right=range(1, len(table.headers))))
+            print_table(table.headers, table.rows, right=range(1, len(table.headers)))
             for line in table.notes:
                 click.echo(line)
             click.echo(f"report: {path or 'not written'}\n")
@@ -178,13 +174,10 @@ def command(
         )
 
 
-def _show(
-    live: LiveLine, scenario: str, p: Progress, power: PowerRecorder | None, watch: HostWatch
-) -> None:
-    """Draw the current figures in one line."""
-    parts = [f"{scenario}: {p.phase}", p.role]
+def _show(going: Step, p: Progress, power: PowerRecorder | None, watch: HostWatch) -> None:
+    """Show the current figures."""
+    parts = [p.phase, p.role]
     if p.phase == "measure":
-        parts.append(f"{p.fraction:4.0%}")
         if p.p50 is not None and p.p99 is not None:
             parts.append(f"p50 {p.p50 * 1e3:.2f} ms  p99 {p.p99 * 1e3:.2f} ms")
         if p.images_per_s is not None:
@@ -193,4 +186,4 @@ def _show(
         parts.append(f"{watts:.1f} W")
     if watch.states and watch.states[-1].temperatures:
         parts.append(f"{max(watch.states[-1].temperatures.values()):.0f} °C")
-    live.draw("  ".join(part for part in parts if part))
+    going.update(p.fraction * (going.total or 0), text="  ".join(part for part in parts if part))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from edgehp.cli._command import Command, Positional, json_option, output_option,
 from edgehp.cli._photos import photo_depth
 from edgehp.cli._remote import over_ssh
 from edgehp.cli._remote_plans import plan_build
+from edgehp.progress import step
 
 if TYPE_CHECKING:
     from edgehp.artifact.manifest import Manifest, MixedRecord
@@ -124,26 +126,27 @@ def command(**given: Any) -> None:
     predicted milliseconds as the search finds, named in the output and in the manifest.
     """
     # Imported here: `edgehp --help` must not pay for numpy and onnx.
-    from edgehp.cli._output import Steps, print_json
+    from edgehp.cli._output import print_json
     from edgehp.pipeline.finish import finish as finish_artifact
     from edgehp.pipeline.pipeline import build
     from edgehp.pipeline.plan import BuildRequest, unfinished_artifact
 
     threads, validate_on = given["threads"], given["validate_on"]
     unfinished = unfinished_artifact(given["artifact"], given["finish"], given["target"])
-    steps = Steps()
     if unfinished is not None:
-        result = finish_artifact(
-            unfinished,
-            steps,
-            validate_on=validate_on,
-            photo_depth=given["photo_depth"],
-            threads=threads,
-        )
+        with step("finish"):
+            result = finish_artifact(
+                unfinished,
+                validate_on=validate_on,
+                photo_depth=given["photo_depth"],
+                threads=threads,
+            )
     else:
         source = click.get_current_context().get_parameter_source("max_drop")
         typed = source is click.core.ParameterSource.COMMANDLINE
-        result = build(BuildRequest.from_options(given, max_drop_typed=typed), steps)
+        request = BuildRequest.from_options(given, max_drop_typed=typed)
+        with step("build"):
+            result = build(request)
     if given["as_json"]:
         print_json({"path": str(result.path), "manifest": result.manifest.to_dict()})
     else:
@@ -178,7 +181,6 @@ def _mixed_rows(mixed: MixedRecord) -> list[tuple[str, object]]:
 
 def _print(result: BuildResult, validate_on: Path | None, threads: int | None) -> None:
     from edgehp.cli._output import print_table
-    from edgehp.pipeline.plan import finish_command
 
     manifest = result.manifest
     precision, engine, accuracy = manifest.precision, manifest.engine, manifest.accuracy
@@ -203,18 +205,13 @@ def _print(result: BuildResult, validate_on: Path | None, threads: int | None) -
             )
         )
     if accuracy is not None:
-        low, high = accuracy.interval
         if accuracy.reference is not None and accuracy.artifact is not None:
             rows.append(("MAE, degrees", f"{accuracy.reference:.3f} FP32, {accuracy.artifact:.3f}"))
-        drop = f"{accuracy.drop:+.4f} [{low:+.4f}, {high:+.4f}], {accuracy.max_drop:g} allowed"
-        rows.append(("drop, degrees", drop))
         if accuracy.difference is not None and accuracy.spread_difference is not None:
             apart = f"{accuracy.difference:.4f} angles, {accuracy.spread_difference:.4f} spread"
             rows.append(("|difference|, degrees", apart))
         rows.append(("measured on", f"{accuracy.count} crops of {accuracy.dataset}"))
         rows.append(("measured with", accuracy.measured_with))
-    rows.append(("seconds", f"{sum(s.seconds for s in manifest.build.steps):.1f}"))
-    rows.append(("artifact", result.path))
     print_table(("what", "result"), rows)
     if accuracy is not None and accuracy.subsets:
         click.echo("")
@@ -233,6 +230,30 @@ def _print(result: BuildResult, validate_on: Path | None, threads: int | None) -
             ],
             range(1, 6),
         )
-    if manifest.state == "deferred":
-        finish = finish_command(result.path.name, validate_on, threads)
-        click.echo(f"\nDeferred. Finish on the device with: {finish}")
+    _verdict(result, validate_on, threads)
+
+
+def _verdict(result: BuildResult, validate_on: Path | None, threads: int | None) -> None:
+    """The last lines: what was made, what it loses, where it is, what comes next."""
+    from edgehp.cli._output import styled
+    from edgehp.pipeline.plan import finish_command
+
+    manifest = result.manifest
+    size = sum(f.size for f in manifest.files) / 1e6
+    seconds = sum(s.seconds for s in manifest.build.steps)
+    click.echo("")
+    if (accuracy := manifest.accuracy) is not None:
+        low, high = accuracy.interval
+        click.echo(
+            f"{styled('PASS', 'green', bold=True)}  drop {accuracy.drop:+.4f} degrees (95 %: "
+            f"{low:+.4f} to {high:+.4f}), {accuracy.max_drop:g} allowed"
+        )
+    deferred = manifest.state == "deferred"
+    what = (
+        styled("deferred", "yellow", bold=True) if deferred else styled("built", "green", bold=True)
+    )
+    click.echo(f"{what} {result.path}  {size:.1f} MB in {seconds:.0f} s")
+    if deferred:
+        click.echo(f"next, on the device: {finish_command(str(result.path), validate_on, threads)}")
+    else:
+        click.echo(f"next: {shlex.join(['edgehp', 'validate', str(result.path)])}")

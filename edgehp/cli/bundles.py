@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from edgehp.cli._command import Command, json_option, output_option, read_keys, trust_option
+from edgehp.progress import step
 from edgehp.shipping.keys import PASSWORD_VARIABLE
 
 __all__ = ["bundle", "verify"]
@@ -58,10 +59,10 @@ def bundle(
     Signed with OpenSSF Model Signing. The examples begin with making a key pair.
     """
     # Imported here: `edgehp --help` must not pay for OpenCV.
-    from edgehp.cli._output import Steps, print_json
+    from edgehp.cli._output import print_json
     from edgehp.shipping.bundle import make_bundle
 
-    with Steps()("sign"):
+    with step("sign"):
         made = make_bundle(
             artifact,
             output,

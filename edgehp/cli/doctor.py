@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 
 from edgehp.cli._command import Command, json_option
-from edgehp.cli._output import Steps, print_json, print_table, styled
+from edgehp.cli._output import print_json, print_table, styled
 from edgehp.cli._remote import over_ssh
 from edgehp.doctor import FAILED, NOT_TESTED, OK, SCHEMA_VERSION, Diagnosis, diagnose
 from edgehp.errors import EnvironmentalError, UsageError
+from edgehp.progress import step
 
 
 def _machine(found: Diagnosis) -> list[tuple[str, str]]:
@@ -94,7 +95,7 @@ def command(as_json: bool, test: bool, camera: str | None) -> None:
     if test:
         _self_test(camera, as_json)
         return
-    with Steps()("look at this machine"):
+    with step("look at this machine"):
         found = diagnose()
     if as_json:
         print_json(found.to_dict())

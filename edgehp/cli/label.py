@@ -12,6 +12,7 @@ from edgehp.cli._command import Command, json_option, output_option
 from edgehp.cli._photos import photo_depth
 from edgehp.cli._workers import worker_options, workers_of
 from edgehp.errors import UsageError
+from edgehp.progress import step as begin
 
 __all__ = ["command"]
 
@@ -87,7 +88,7 @@ def command(
     """
     from msgspec.structs import replace
 
-    from edgehp.cli._output import Steps, print_json
+    from edgehp.cli._output import print_json
     from edgehp.cli._photos import open_photos
     from edgehp.datasets.base import Skips
     from edgehp.training.labelling import label_samples
@@ -113,7 +114,7 @@ def command(
     )
     began, first = time.monotonic(), next(labels)
     last = first
-    with Steps()("label", total=len(data.samples) - first) as progress:
+    with begin("label", len(data.samples) - first, "photos") as progress:
         for last in labels:
             progress.advance(last - first - progress.done)
     rate = (last - first) / max(time.monotonic() - began, 1e-9)

@@ -87,8 +87,8 @@ class LazyGroup(click.Group):
         known = self.list_commands(ctx)
         if args and args[0] not in known and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise click.UsageError(f"no command {args[0]!r}; {hint}", ctx)
+            hint = f"did you mean {near[0]!r}?" if near else "edgehp --help lists all"
+            raise click.UsageError(f"no command {args[0]!r}\nhint: {hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -115,7 +115,18 @@ cli.params += loudness_options()
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"edgehp: error: {message}", err=True)
+    """Say what is wrong, its hints on lines of their own, and give the exit code."""
+    from edgehp.cli._output import styled, wrapped
+
+    sentence, _, hints = message.partition("\nhint: ")
+    lines = [f"edgehp: {styled('error', 'red', sys.stderr, bold=True)}: {sentence}"]
+    if hints:
+        lines += [
+            line.replace("hint:", styled("hint:", "cyan", sys.stderr), 1)
+            for line in f"hint: {hints}".splitlines()
+        ]
+    text = "\n".join(lines)
+    click.echo(wrapped(text) if sys.stderr.isatty() else text, err=True)
     return code
 
 
@@ -175,9 +186,12 @@ def _code(arguments: Sequence[str] | None, arrived: Sequence[int]) -> int:
         sys.stdout.flush()
     except click.exceptions.Exit as e:
         return e.exit_code
+    except click.UsageError as e:
+        command = "edgehp" if e.ctx is None else e.ctx.command_path
+        words, _, hint = e.format_message().partition("\nhint: ")
+        return _fail(f"{words}\nhint: {hint or f'{command} --help'}", e.exit_code)
     except click.ClickException as e:
-        e.show()
-        return e.exit_code
+        return _fail(e.format_message(), e.exit_code)
     except (click.Abort, KeyboardInterrupt):
         words = "ended by SIGTERM; what was unfinished is removed" if arrived else "interrupted"
         return _fail(words, INTERRUPTED)
@@ -191,7 +205,7 @@ def _code(arguments: Sequence[str] | None, arrived: Sequence[int]) -> int:
 
         logger.debug("where the error came from", exc_info=True)
         return _fail(
-            f"the Python package {e.name!r} is missing; {how_to_install(e.name or '')}",
+            f"the Python package {e.name!r} is missing\nhint: {how_to_install(e.name or '')}",
             EnvironmentalError.exit_code,
         )
     except BrokenPipeError:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from edgehp.cli._command import Command, json_option, threads_option
+from edgehp.progress import step
 
 __all__ = ["command"]
 
@@ -45,7 +46,7 @@ def command(
     # Imported here: `edgehp --help` must not pay for numpy and onnx.
     from edgehp.artifact import load_artifact, newest_artifact
     from edgehp.artifact.check import REPORTS
-    from edgehp.cli._output import Steps, print_json
+    from edgehp.cli._output import print_json
     from edgehp.pipeline.crops import held_out_crops
     from edgehp.pipeline.sensitivity import (
         artifact_graphs,
@@ -56,16 +57,15 @@ def command(
     from edgehp.report.files import write_report, write_text
     from edgehp.targets import load_target
 
-    steps = Steps()
     path = artifact or newest_artifact()
-    with steps("open"):
+    with step("open"):
         opened = load_artifact(path, bytes_only=True)
         manifest = opened.manifest
         model, source = artifact_graphs(opened)
         faces = held_out_crops(None, manifest.preprocessing)
     batch = manifest.build.recipe.get("batch", [1, 1, 1])[1]
     latency = predict_latency(model, source, load_target(manifest.target.name), batch)
-    with steps("sensitivity"):
+    with step("sensitivity"):
         found = measure_sensitivity(model, source, faces.crops, count=crops, threads=threads)
     values = sensitivity_values(found, source, latency)
     values["artifact"] = opened.manifest.name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +15,7 @@ from edgehp._installed import install_extra
 from edgehp.cli._command import Command, json_option, output_option
 from edgehp.cli._photos import open_photos, photo_depth
 from edgehp.errors import EnvironmentalError, UsageError
+from edgehp.progress import step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -217,22 +217,12 @@ def student_spec(network: str, size: int, licence: str = "") -> NetworkSpec:
 
 @contextmanager
 def _progress_bar(epochs: int) -> Iterator[Callable[[Progress], None]]:
-    """A progress bar on stderr that shows loss and speed; silent where stderr is no terminal."""
-
-    def show(p: Progress | None) -> str:
-        if p is None:
-            return ""
-        return f"epoch {p.epoch + 1}/{epochs} loss {p.loss:.3f} {p.images_per_second:.0f} images/s"
-
-    bar: Any
-    with click.progressbar(length=1, label="training", file=sys.stderr, item_show_func=show) as bar:
-        last = 0
+    """Show step, loss and speed of a training."""
+    with step("train", unit="steps") as going:
 
         def report(p: Progress) -> None:
-            nonlocal last
-            bar.length = p.steps
-            bar.update(p.step - last, p)
-            last = p.step
+            text = f"epoch {p.epoch + 1}/{epochs}  loss {p.loss:.3f}"
+            going.update(p.step, p.steps, f"{text}  {p.images_per_second:.0f} images/s")
 
         yield report
 

@@ -17,10 +17,10 @@ from edgehp.cli._remote import over_ssh
 from edgehp.cli._remote_plans import plan_validate
 from edgehp.cli._workers import worker_options, workers_of
 from edgehp.errors import AccuracyError, EnvironmentalError, UsageError
+from edgehp.progress import step
 
 if TYPE_CHECKING:
     from edgehp.artifact.open import OpenedNetwork
-    from edgehp.cli._output import Steps
     from edgehp.crop import Box
     from edgehp.datasets.base import Dataset, Sample
     from edgehp.validation.gate import GateResult
@@ -125,7 +125,7 @@ def command(
     artifacts or data sets give one table.
     """
     # Imported here: `edgehp --help` must not pay for OpenCV and the engines.
-    from edgehp.cli._output import Steps, print_json
+    from edgehp.cli._output import print_json
     from edgehp.report.files import require_writable, write_text
     from edgehp.validation.gate import check_drop
 
@@ -146,7 +146,7 @@ def command(
         return
     if output is not None:
         require_writable(output)
-    result = validated(asked, Steps())
+    result = validated(asked)
     gate = None if result.drop is None else check_drop(result.drop.overall, max_drop)
     values = result.to_dict()
     if gate is not None:
@@ -208,8 +208,8 @@ class Asked:
         return self.dataset in (None, "rendered") and self.data_root is None
 
 
-def validated(asked: Asked, steps: Steps) -> ValidationReport:
-    """Do what was asked for, its steps shown by `steps`.
+def validated(asked: Asked) -> ValidationReport:
+    """Do what was asked for.
 
     Raises:
         EdgehpError: as of the parts.
@@ -225,24 +225,22 @@ def validated(asked: Asked, steps: Steps) -> ValidationReport:
         conditions=tuple(CONDITIONS) if asked.robustness else (),
         worst=asked.worst,
     )
-    data = _open_data(asked).with_depth(asked.photo_depth)
-    with ExitStack() as stack:
-        with steps("open"):
+    name = asked.network or ("newest" if asked.artifact is None else asked.artifact.name)
+    with step(f"{name}, {asked.dataset or 'shipped heads'}"), ExitStack() as stack:
+        with step("open"):
+            data = _open_data(asked).with_depth(asked.photo_depth)
             base, tested = _open_networks(asked, stack)
-        total = len(data) if asked.limit is None else min(asked.limit, len(data))
         detector = None
         if asked.boxes == DETECT:
             detector = Detector(_nearest_face(), "CenterFace, mapped to the network's boxes")
-        with steps("validate", total=total) as step:
-            return validate(
-                Pair(base, tested),
-                data,
-                base.preprocessing,
-                settings,
-                detector=detector,
-                calibration=calibration_check(tested, asked.threads, asked.shipped_heads),
-                progress=lambda done, _: step.advance(done - step.done),
-            )
+        return validate(
+            Pair(base, tested),
+            data,
+            base.preprocessing,
+            settings,
+            detector=detector,
+            calibration=calibration_check(tested, asked.threads, asked.shipped_heads),
+        )
 
 
 def _open_networks(asked: Asked, stack: ExitStack) -> tuple[OpenedNetwork, OpenedNetwork | None]:
@@ -356,7 +354,7 @@ def _print(result: ValidationReport, gate: GateResult | None) -> None:
 def _accuracy_table(
     result: ValidationReport,
 ) -> tuple[list[str], list[list[object]], range]:
-    headers = ["", "frames", "pitch", "yaw", "roll", "MAE", "95 %", "geodesic", "MAEV", "p90"]
+    headers = ["", "frames", "pitch", "yaw", "roll", "MAE", "95 %", "geodesic", "MAEV"]
     rows: list[list[object]] = []
     for subject, accuracy, mae in (
         (result.reference, result.reference_accuracy, result.reference_mae),

@@ -20,6 +20,7 @@ from edgehp.errors import AccuracyError, CompatibilityError, DataError, Environm
 from edgehp.pipeline.crops import CropSet
 from edgehp.pipeline.plan import Plan
 from edgehp.pose import angle_errors
+from edgehp.progress import step
 from edgehp.validation.gate import require_drop
 from edgehp.validation.metrics import frame_errors, yaw_bands
 from edgehp.validation.robustness import CONDITIONS
@@ -61,7 +62,11 @@ def predict(engine: Engine, crops: npt.NDArray[np.uint8], batch: int) -> Predict
     Raises:
         DataError: the engine gives numbers that are not finite.
     """
-    parts = [engine.infer(crops[i : i + batch]) for i in range(0, len(crops), batch)]
+    parts = []
+    with step("", len(crops), "crops") as going:
+        for i in range(0, len(crops), batch):
+            parts.append(engine.infer(crops[i : i + batch]))
+            going.advance(len(parts[-1].angles))
     angles = np.concatenate([p.angles for p in parts])
     spread = np.concatenate([p.spread for p in parts])
     if not (np.isfinite(angles).all() and np.isfinite(spread).all()):

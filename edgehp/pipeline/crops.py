@@ -16,6 +16,7 @@ from edgehp.datasets.base import Dataset, Sample
 from edgehp.datasets.faces import read_faces
 from edgehp.errors import DataError, UsageError
 from edgehp.files import resource_dir, sha256_bytes
+from edgehp.progress import track
 from edgehp.validation.appearance import ADVICE, Appearance, AppearanceCheck, measure_crops
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def _load(
     crops = np.empty((len(samples), size, size, 3), np.uint8)
     seen: dict[str, int] = {}
     kept: list[Sample] = []
-    for sample in samples:
+    for sample in track(samples, "photos"):
         crop = crop_face(sample.load(), sample.box, preprocessing)
         digest = sha256_bytes(crop.tobytes())
         if digest not in seen:

@@ -19,7 +19,7 @@ from edgehp.errors import CompatibilityError, UsageError
 from edgehp.pipeline.accuracy import load_reference, measure, predict, run_graph, tolerance
 from edgehp.pipeline.crops import CropSet, held_out_crops, require_photos
 from edgehp.pipeline.engine import BuiltEngine, build_here
-from edgehp.pipeline.pipeline import REFERENCE_ANGLES, BuildResult, StepClock, Watcher, now
+from edgehp.pipeline.pipeline import REFERENCE_ANGLES, BuildResult, StepClock, now
 from edgehp.pipeline.plan import BuildRequest, Place, Plan, find_place, make_plan
 
 __all__ = ["finish"]
@@ -32,7 +32,6 @@ _KEPT = ("target", "precision", "max_drop", "batch", "dla", "workspace", "optimi
 
 def finish(
     path: Path,
-    watcher: Watcher | None = None,
     device: DeviceProbe | None = None,
     *,
     validate_on: Path | None = None,
@@ -43,7 +42,6 @@ def finish(
 
     Args:
         path: the deferred artifact.
-        watcher: told about every step.
         device: facts about this machine; probed when omitted.
         validate_on: the held-out faces the artifact was made with, where those were not the
             shipped ones.
@@ -56,7 +54,7 @@ def finish(
         AccuracyError: the engine drops more than the gate allows; the artifact stays deferred.
         EnvironmentalError: TensorRT or the driver is missing.
     """
-    steps, device = StepClock(watcher), device or HostProbe()
+    steps, device = StepClock(), device or HostProbe()
     with steps("check"):
         artifact = load_artifact(path, allow_deferred=True, device=device)
         manifest = artifact.manifest

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -64,6 +64,7 @@ from edgehp.pipeline.plan import (
     make_plan,
 )
 from edgehp.pipeline.sensitivity import REFERENCE_GRAPH
+from edgehp.progress import step
 from edgehp.quantization.compare import split_crops
 from edgehp.quantization.half import to_half_body
 from edgehp.quantization.quantize import AUTO, QuantizationConfig, QuantizedModel, quantize
@@ -77,7 +78,6 @@ __all__ = [
     "BuildResult",
     "OpenedNetwork",
     "StepClock",
-    "Watcher",
     "artifact_name",
     "build",
     "now",
@@ -93,9 +93,6 @@ CALIBRATION_LIST = "calibration.csv"
 CALIBRATION_TABLE = "calibration-table.json"
 # Beside the engine, not under reports/: it is part of the build, and later ones do not replace it.
 SENSITIVITY = "sensitivity.json"
-
-# Called with a step's name; its context lasts as long as the step.
-Watcher = Callable[[str], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -113,9 +110,7 @@ class StepClock:
         times: of the steps that are done, in order.
     """
 
-    def __init__(self, watcher: Watcher | None = None) -> None:
-        """Time steps and tell `watcher` about them."""
-        self._watcher = watcher
+    def __init__(self) -> None:
         self._times: list[StepTime] = []
 
     @property
@@ -127,11 +122,8 @@ class StepClock:
     def __call__(self, name: str) -> Iterator[None]:
         """Run the body as the step called `name`."""
         started = time.monotonic()
-        if self._watcher is None:
+        with step(name):
             yield
-        else:
-            with self._watcher(name):
-                yield
         self._times.append(StepTime(name, round(time.monotonic() - started, 3)))
 
 
@@ -185,14 +177,11 @@ def open_network(text: str, input_size: int | None) -> OpenedNetwork:
     return OpenedNetwork(resized, False, network)
 
 
-def build(
-    request: BuildRequest, watcher: Watcher | None = None, device: DeviceProbe | None = None
-) -> BuildResult:
+def build(request: BuildRequest, device: DeviceProbe | None = None) -> BuildResult:
     """Build an artifact.
 
     Args:
         request: what the user asks for.
-        watcher: told about every step.
         device: facts about this machine; probed when omitted.
 
     Raises:
@@ -202,7 +191,7 @@ def build(
         CompatibilityError: less precision was reached than asked for.
         EnvironmentalError: a package or the device is missing.
     """
-    steps, device = StepClock(watcher), device or HostProbe()
+    steps, device = StepClock(), device or HostProbe()
     require_photos(request.calibration, "--calibration")
     require_photos(request.validate_on, "--validate-on")
     with steps("target"):

@@ -20,6 +20,7 @@ from edgehp.artifact.check import Artifact
 from edgehp.errors import CompatibilityError, DataError, UsageError
 from edgehp.files import sha256_file
 from edgehp.networks.bundled import resolve_network
+from edgehp.progress import track
 from edgehp.quantization.compare import Comparison, Difference
 from edgehp.quantization.qdq import quantized_layers, remove_qdq
 from edgehp.targets import Peaks, Target
@@ -126,7 +127,7 @@ def measure_sensitivity(
     compare = Comparison(source, crops[chosen], threads=threads)
     full = compare(model)
     rows = []
-    for i, layer in enumerate(layers, 1):
+    for i, layer in enumerate(track(layers, "layers"), 1):
         left_out = compare(remove_qdq(model, (layer,), source))
         alone = compare(remove_qdq(model, set(layers) - {layer}, source))
         rows.append(LayerSensitivity(layer, alone, left_out, full.angles - left_out.angles))

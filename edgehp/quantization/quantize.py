@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from edgehp._memory import keep_little
 from edgehp.errors import DataError, UsageError
+from edgehp.progress import step
 from edgehp.quantization.compare import Comparison, Difference, Subset, split_crops
 from edgehp.quantization.lint import lint
 from edgehp.quantization.qdq import Emitter
@@ -128,7 +129,8 @@ def quantize(
     chosen, held = split_crops(crops)
     own = Subset(crops, chosen)
     methods = tuple(METHODS) if config.method == AUTO else (config.method,)
-    table = calibrate(model, own, methods=methods, threads=config.threads)
+    with step("ranges"):
+        table = calibrate(model, own, methods=methods, threads=config.threads)
     comparison = Comparison(model, Subset(crops, held), threads=config.threads)
 
     def tried(graph: onnx.ModelProto, method: str, rounding: str) -> Candidate:
@@ -140,7 +142,8 @@ def quantize(
             "float_layers": config.float_layers,
         }
         recipe = msgspec.convert(choices, Recipe)
-        difference = comparison(graph)
+        with step(str(recipe)):
+            difference = comparison(graph)
         _log.info("%s: mean |angle difference| to FP32 %.4f degrees", recipe, difference.angles)
         return Candidate(recipe, difference)
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp._memory import give_back
+from edgehp.progress import track
 from edgehp.quantization.graph import GraphView, with_outputs
 from edgehp.quantization.qdq import Emitter, RoundedLayer
 from edgehp.quantization.runner import Runner, input_of
@@ -237,7 +238,7 @@ def round_layers(
     give_back()
     done: dict[str, RoundedLayer] = {}
     rng = np.random.default_rng(_SEED)
-    for name in layers:
+    for name in track(layers, "layers", "rounding"):
         weight, window = emitter.weight(name), _window(source, name)
         moments = Moments(weight[0].size)
         for part in seen[inputs[name].tensor]:

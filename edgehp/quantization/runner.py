@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from edgehp._memory import give_back
 from edgehp.errors import DataError, EnvironmentalError
+from edgehp.progress import track
 
 if TYPE_CHECKING:
     import onnx
@@ -117,7 +118,7 @@ class Runner:
     def stream(self, crops: Iterable[Crop]) -> Iterator[tuple[npt.NDArray[np.float32], ...]]:
         """Outputs batch by batch, in the order of `outputs`."""
         expected = (self.height, self.width, 3)
-        for batch in batches(crops, self._batch):
+        for batch in batches(track(crops, "crops"), self._batch):
             if batch.shape[1:] != expected:
                 raise DataError(
                     f"the crops are {list(batch.shape[1:])}, the network takes {list(expected)}\n"

@@ -17,6 +17,7 @@ from edgehp.datasets.base import Dataset, Sample, Skips, build_dataset, prefetch
 from edgehp.engines.base import Crops, Prediction
 from edgehp.errors import DataError, UsageError
 from edgehp.pose import angle_errors, geodesic_degrees, matrix_from_euler
+from edgehp.progress import step
 from edgehp.validation.appearance import ADVICE, Appearance, AppearanceCheck, measure_crops
 from edgehp.validation.metrics import frame_errors, measure_accuracy, yaw_bands
 from edgehp.validation.report import BandDrop, Condition, Drop, Subject, ValidationReport
@@ -204,7 +205,6 @@ def validate(
     *,
     detector: Detector | None = None,
     calibration: CalibrationCheck | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> ValidationReport:
     """Measure a network, or an artifact against its reference.
 
@@ -219,7 +219,6 @@ def validate(
         detector: finds the boxes in place of the data set's; misses are counted and listed, and
             the figures are of the other frames.
         calibration: what the frames are held against.
-        progress: called with (frames done, frames in all) after every batch.
 
     Raises:
         DataError: a photo cannot be used, no frame is left, or the data set has no labels.
@@ -253,13 +252,12 @@ def validate(
         ahead=max(2 * settings.batch, 8),
         on_bad=(lambda s, error: skips.add(s.name, error)) if settings.skip_bad else None,
     )
-    seen, done = _Seen(), 0
+    seen = _Seen()
     every = max(1, len(chosen) // _CLIPPED)
-    for group in _batches(crops, settings.batch):
-        _infer(group, contenders, settings.conditions, seen, every if calibration else None)
-        done += len(group)
-        if progress is not None:
-            progress(done, len(chosen))
+    with step("frames", len(chosen), "frames") as going:
+        for group in _batches(crops, settings.batch):
+            _infer(group, contenders, settings.conditions, seen, every if calibration else None)
+            going.advance(len(group))
     if not seen.used:
         raise DataError(
             f"{dataset.name}: none of {len(chosen)} frames could be used ({len(seen.missed)} "
@@ -278,7 +276,8 @@ def validate(
         protocol["boxes"] = detector.words
     check = None
     if calibration is not None:
-        check = calibration.of(np.concatenate(seen.looks), seen.some).to_dict()
+        with step("calibration"):
+            check = calibration.of(np.concatenate(seen.looks), seen.some).to_dict()
     return ValidationReport(
         protocol=protocol,
         preprocessing=preprocessing.to_dict(),
