@@ -1,4 +1,4 @@
-"""Every command line that the README, the documents and the help show is one that edgehp takes."""
+"""Command lines outside the fenced examples of the documents, and what every command has."""
 
 from __future__ import annotations
 
@@ -11,27 +11,20 @@ import click
 import pytest
 
 from edgehp.cli.main import cli
+from tests.test_docs import PAGES, REPO, parse
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PAGES += sorted((ROOT / "edgehp").rglob("*.md"))
-OTHERS = [ROOT / "Makefile", ROOT / "edgehp/runtime/edgehp-run.service", ROOT / "examples"]
+OTHERS = ("Makefile", "edgehp/runtime/edgehp-run.service", "examples/**/*")
 
 
-def blocks(page: Path) -> str:
-    """The code of a page: what stands between fences, and in backticks."""
-    text = page.read_text(encoding="utf-8")
-    fenced = re.findall(r"^ *```[^\n]*\n(.*?)^ *```", text, re.M | re.S)
-    inline = re.findall(r"`(edgehp [^`\n]*)`", re.sub(r"```.*?```", "", text, flags=re.S))
-    return "\n".join([*fenced, *inline])
+@pytest.fixture(autouse=True)
+def _files_need_not_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(click.Path, "convert", lambda self, value, *_: Path(value))
 
 
 def lines_of(text: str) -> Iterator[list[str]]:
     """The words after ``edgehp`` of each command line in `text`, up to a pipe or redirection."""
     for line in re.sub(r"\\\n\s*", " ", text).splitlines():
-        found = re.match(
-            r"(?:[\s$]*|.*(?:[/=] ?|-m |&& |\| ))\bedgehp ((?:-v+ )?[a-z][a-z-]* .*)", line
-        )
+        found = re.match(r"(?:[\s$]*|.*(?:[/=] ?|-m |&& |\| ))\bedgehp ([a-z][a-z-]* .*)", line)
         if found is None or line.startswith("#"):
             continue
         words = shlex.split(found[1], comments=True)
@@ -39,38 +32,22 @@ def lines_of(text: str) -> Iterator[list[str]]:
         yield words[:end]
 
 
-def check(words: list[str]) -> None:
-    """Parse as click would, except that the files need not be there."""
-    command: click.Command = cli
-    context = click.Context(cli, info_name="edgehp")
-    if words and re.fullmatch("-v+", words[0]):
-        words = words[1:]
-    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
-        found = command.get_command(context, words[0])
-        if found is None:
-            raise click.UsageError(f"no such command: {words[0]}")
-        context = click.Context(found, context, words[0])
-        command, words = found, words[1:]
+def wrong(words: list[str], *, mention: bool = False) -> str | None:
+    """What is wrong with a command line; of a mention in a sentence its options alone are read."""
     try:
-        given, _, _ = command.make_parser(context).parse_args(list(words))
-    except click.BadOptionUsage as e:
-        if "requires an argument" in e.format_message():
-            return  # a mention, such as `edgehp build --finish`
-        raise
-    for parameter in command.params:
-        value = given.get(str(parameter.name))
-        # A placeholder such as N or MIN,MAX has no value of the right type.
-        placeholder = isinstance(value, str) and value.isupper()
-        if not isinstance(parameter, click.Option) or not isinstance(value, str) or placeholder:
-            continue
-        if not isinstance(parameter.type, click.Path):
-            parameter.type.convert(value, parameter, context)
+        parse(cli, words, click.Context(cli, info_name="edgehp"))
+    except click.exceptions.Exit:
+        return None
+    except click.UsageError as e:
+        if mention and not isinstance(e, click.NoSuchOption):
+            return None
+        return f"edgehp {shlex.join(words)}: {e.format_message()}"
+    return None
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
-    context = click.Context(cli)
-    for name in cli.list_commands(context):
-        command = cli.get_command(context, name)
+    for name in cli.list_commands(click.Context(cli)):
+        command = cli.get_command(click.Context(cli), name)
         assert command is not None
         yield name, command
         if isinstance(command, click.Group):
@@ -78,54 +55,43 @@ def commands() -> Iterator[tuple[str, click.Command]]:
                 yield f"{name} {part.name}", part
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_commands_of_a_page(page: Path) -> None:
-    for words in lines_of(blocks(page)):
-        try:
-            check(words)
-        except click.ClickException as e:
-            pytest.fail(f"edgehp {shlex.join(words)}: {e.format_message()}")
+def test_commands_that_sentences_mention() -> None:
+    found = []
+    for page in PAGES:
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+        for line in re.findall(r"`edgehp ([a-z][^`\n]*)`", text):
+            if (fault := wrong(shlex.split(line), mention=True)) is not None:
+                found.append(f"{page.relative_to(REPO)}: {fault}")
+    assert not found, "\n".join(found)
 
 
 def test_commands_of_makefile_unit_and_examples() -> None:
-    files = [f for o in OTHERS for f in ([o] if o.is_file() else sorted(o.rglob("*")))]
-    seen = 0
-    for file in files:
-        if not file.is_file():
-            continue
-        for words in lines_of(file.read_text(encoding="utf-8")):
-            seen += 1
-            try:
-                check(words)
-            except click.ClickException as e:
-                pytest.fail(f"{file.name}: edgehp {shlex.join(words)}: {e.format_message()}")
-    assert seen >= 5
+    files = [f for o in OTHERS for f in sorted(REPO.glob(o)) if f.is_file()]
+    texts = [re.sub(r"\$\(\w+\)", "1", f.read_text(encoding="utf-8")) for f in files]
+    lines = [words for text in texts for words in lines_of(text)]
+    assert len(lines) >= 5
+    assert [fault for words in lines if (fault := wrong(words)) is not None] == []
 
 
-def test_the_check_finds_what_is_wrong() -> None:
-    for line in (
-        "edgehp build --targe-t cpu",
-        "edgehp bench --fps fast",
-        "edgehp repo bury x",
-        "edgehp validate --dataset nonesuch",
-    ):
-        with pytest.raises(click.ClickException):
-            for words in lines_of(line):
-                check(words)
-
-
-def test_every_help_has_examples_that_work_and_no_control_characters() -> None:
+def test_every_help_has_examples_that_work_and_explains_every_option() -> None:
     for name, command in commands():
         examples = getattr(command, "examples", ())
         assert examples, f"edgehp {name} --help shows no example"
         for words in lines_of("\n".join(examples)):
-            check(words)
-        help_ = command.get_help(click.Context(command, info_name=f"edgehp {name}"))
-        assert "\\b" not in help_ and "\b" not in help_, name
-        assert "Examples:" in help_
+            assert wrong(words) is None, wrong(words)
+        text = command.get_help(click.Context(command, info_name=f"edgehp {name}"))
+        assert "Examples:" in text and "\\b" not in text and "\b" not in text, name
         for option in command.params:
             if isinstance(option, click.Option) and not option.hidden:
                 assert option.help, f"edgehp {name} {option.opts[0]} has no help"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["build --targe-t cpu", "bench --fps fast", "repo bury x", "validate --dataset nonesuch"],
+)
+def test_a_wrong_command_line_is_found(line: str) -> None:
+    assert wrong(line.split()) is not None
 
 
 def test_old_names_still_work_and_say_the_new_ones(capsys: pytest.CaptureFixture[str]) -> None:
