@@ -43,6 +43,8 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 # A larger box is a mistake, and filling its border would take memory without bound.
 _LARGEST_BOX = 8
+# Pixels. A smaller one shows no head: it is in another unit, or of another photo.
+_SMALLEST_BOX = 6.0
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,11 @@ class Preprocessing(Record, frozen=True):
             raise UsageError(f"{self.colour} needs {channels} values of mean and std")
         if any(s <= 0 for s in self.std):
             raise UsageError("every std must be positive")
+        if all(s < 1 for s in self.std):
+            raise UsageError(
+                f"std is {self.std}, which looks like fractions; expected units of 0..255\n"
+                "hint: multiply mean and std by 255"
+            )
         if self.resize not in ("area", "linear"):
             raise UsageError(f"resize {self.resize!r} is neither 'area' nor 'linear'")
         if self.box_rule not in BOX_RULES:
@@ -263,11 +270,16 @@ def cut_of(width: int, height: int, box: Box | None, spec: Preprocessing) -> Cut
     """What `crop_face` cuts out of a photo of `width` x `height` pixels, and how it resizes it.
 
     Raises:
-        DataError: the box has no area inside the photo, or is beyond any photo.
+        DataError: the box has no area inside the photo, is of a few pixels, or beyond any photo.
     """
     if box is None:
         box = Box(0, 0, width, height)
     x0, y0, x1, y1 = _corners(box, spec)
+    if min(box.width, box.height) < _SMALLEST_BOX:
+        raise DataError(
+            f"the face box {_text(box)} is {box.width:.3g} x {box.height:.3g} pixels, expected "
+            f"{_SMALLEST_BOX:g} at least\nhint: are its corners in pixels of this photo?"
+        )
     if max(x1 - x0, y1 - y0) > _LARGEST_BOX * max(width, height):
         raise DataError(
             f"the face box {_text(box)} is more than {_LARGEST_BOX} times the photo of "

@@ -44,14 +44,30 @@ logger = logging.getLogger(__name__)
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
 # A face photo is smaller; a larger one is a mistake or an attack on memory.
 _LARGEST_PIXELS = 100_000_000
+_MOST_PAGES = 64
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Start-of-frame markers: C0..CF without DHT (C4), JPG (C8) and DAC (CC).
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Of them, what libjpeg decodes: baseline, extended, progressive; Huffman or arithmetic.
+_DECODED = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 # Markers without a length: TEM, RST0 to RST7 and a repeated SOI.
 _BARE = frozenset({0x01, *range(0xD0, 0xD9)})
 _TIFF = (b"II*\0", b"MM\0*")
 _ORIENTATION = 0x0112
+# What else photos come as: name, place and first bytes there.
+_OTHERS = (
+    ("GIF", 0, b"GIF8"),
+    ("BMP", 0, b"BM"),
+    ("HEIC or AVIF", 4, b"ftyp"),
+    ("JPEG XL", 0, b"\xff\x0a"),
+    ("JPEG 2000", 4, b"jP  "),
+    ("PGM or PPM", 0, b"P5"),
+    ("PGM or PPM", 0, b"P6"),
+    ("BigTIFF", 0, b"II+\0"),
+    ("PDF", 0, b"%PDF"),
+    ("a zip", 0, b"PK\x03\x04"),
+)
 LIST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".xml")
 # Of files that are for people.
 _NOTES = (".txt", ".md")
@@ -332,8 +348,10 @@ def _header(data: bytes, where: str) -> _Header:
         raise _truncated(data, kind, where) from e
     if (other := stand_in(data[:512])) is not None:
         raise DataError(f"{where} is {other}")
+    found = next((n for n, at, start in _OTHERS if data[at:].startswith(start)), "")
     raise DataError(
-        f"{where}: expected a JPEG, PNG, TIFF or WebP photo, found bytes {data[:8].hex(' ')!r}"
+        f"{where}: expected a JPEG, PNG, TIFF or WebP photo, found "
+        + (f"{found}\nhint: convert it to PNG" if found else f"bytes {data[:8].hex(' ')!r}")
     )
 
 
@@ -359,6 +377,12 @@ def _jpeg(data: bytes, where: str) -> _Header:
         if marker in _SOF:
             if at + 9 > len(data):
                 raise _truncated(data, "JPEG", where)
+            if marker not in _DECODED or data[at + 4] != 8:
+                kind = "" if marker in _DECODED else "lossless "
+                raise DataError(
+                    f"{where}: a {kind}JPEG of {data[at + 4]} bits a sample, expected an ordinary "
+                    "one of 8\nhint: save the photo as PNG, of 16 bits where it has more than 8"
+                )
             height, width = struct.unpack_from(">HH", data, at + 5)
             size, progressive = (width, height), marker in _PROGRESSIVE
         if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
@@ -395,6 +419,8 @@ def _png(data: bytes, where: str) -> _Header:
         # sBIT counts the upper bits of samples that were scaled up to 16, so all 16 are used.
         if kind == b"sBIT" and bits == 16:
             significant = 16
+        if kind == b"acTL":
+            raise DataError(f"{where}: an animated PNG, expected one picture")
         if kind == b"eXIf":
             orientation = _exif(data[at + 8 : end])
         if kind == b"IEND":
@@ -407,7 +433,14 @@ def _png(data: bytes, where: str) -> _Header:
 
 def _tiff(data: bytes, where: str) -> _Header:
     """Of a classic TIFF's first picture (TIFF 6.0); OpenCV's decoder turns it by itself."""
-    tags = _tiff_tags(data)
+    tags, following = _tiff_tags(data)
+    # Further pictures may be reductions of the first one (bit 0 of NewSubfileType).
+    for _ in range(_MOST_PAGES):
+        if not following:
+            break
+        more, following = _tiff_tags(data, following)
+        if not more.get(254, 0) & 1:
+            raise DataError(f"{where}: a TIFF of several pictures, expected one")
     bits = tags.get(258, 1)
     if bits not in (8, 16) or tags.get(339, 1) != 1:
         raise DataError(
@@ -445,7 +478,7 @@ def _webp(data: bytes, where: str) -> _Header:
 def _exif(tiff: bytes) -> int:
     """The orientation in EXIF data; 1 where there is none, or none that makes sense."""
     try:
-        return _valid(_tiff_tags(tiff).get(_ORIENTATION, 1))
+        return _valid(_tiff_tags(tiff)[0].get(_ORIENTATION, 1))
     except (struct.error, IndexError):
         return 1
 
@@ -454,14 +487,23 @@ def _valid(orientation: int) -> int:
     return orientation if 1 <= orientation <= 8 else 1
 
 
-def _tiff_tags(data: bytes) -> dict[int, int]:
-    """The first value of every tag of the first directory that holds whole numbers."""
+def _tiff_tags(data: bytes, directory: int = 0) -> tuple[dict[int, int], int]:
+    """The first value of every tag of a directory that holds whole numbers, and the next one.
+
+    Args:
+        data: the TIFF.
+        directory: where it begins; 0 means the first one.
+
+    Returns:
+        The values by tag, and where the next directory begins, 0 if there is none.
+    """
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4], "")
     if not order:
-        return {}
-    directory = struct.unpack_from(order + "I", data, 4)[0]
+        return {}, 0
+    directory = directory or struct.unpack_from(order + "I", data, 4)[0]
     tags = {}
-    for i in range(struct.unpack_from(order + "H", data, directory)[0]):
+    entries = struct.unpack_from(order + "H", data, directory)[0]
+    for i in range(entries):
         at = directory + 2 + 12 * i
         tag, kind, count = struct.unpack_from(order + "HHI", data, at)
         if kind not in (3, 4) or count == 0:
@@ -469,4 +511,5 @@ def _tiff_tags(data: bytes) -> dict[int, int]:
         code, width = ("H", 2) if kind == 3 else ("I", 4)
         place = at + 8 if count * width <= 4 else struct.unpack_from(order + "I", data, at + 8)[0]
         tags[tag] = struct.unpack_from(order + code, data, place)[0]
-    return tags
+    end = directory + 2 + 12 * entries
+    return tags, struct.unpack_from(order + "I", data.ljust(end + 4, b"\0"), end)[0]

@@ -86,6 +86,7 @@ def test_the_pixels_are_those_of_opencv(size: int, kernel: int, rng: np.random.G
     [
         (Box(200, 200, 250, 250), "no area inside the photo of 100x80"),
         (Box(50, 50, 50, 60), "empty"),
+        (Box(0.2, 0.3, 0.6, 0.9), "0.4 x 0.6 pixels, expected 6 at least"),
         (Box(float("nan"), 0, 10, 10), "not finite"),
         (Box(-4000, -4000, 4000, 4000), "more than 8 times"),
         (Box(0, 0, 1e9, 1e9), "beyond any photo"),
@@ -126,6 +127,7 @@ def test_every_field_changes_the_digest() -> None:
         ({"colour": "HSV"}, "HSV"),
         ({"mean": (1.0,)}, "3 values"),
         ({"std": (0.0, 1.0, 1.0)}, "positive"),
+        ({"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}, "multiply .* by 255"),
         ({"resize": "lanczos"}, "lanczos"),
         ({"box_rule": "tight"}, "tight"),
         ({"box_scale": 0.0}, "0.1"),

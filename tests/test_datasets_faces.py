@@ -260,3 +260,29 @@ def test_a_list_of_another_name_is_not_passed_over(
     write(tmp_path / "a" / "faces.csv", b"image,x,y,w,h\n0.jpg,10,10,20,20\n")
     assert read_faces(tmp_path / "a").samples[0].box == Box(10, 10, 30, 30)
     assert "1 lists are not used (faces.csv)" in caplog.text
+
+
+def test_names_are_compared_in_one_spelling_and_a_near_one_is_suggested(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """macOS takes accents apart, Windows writes backslashes and a byte order mark."""
+    write(tmp_path / "x" / "Bj\N{LATIN SMALL LETTER O WITH DIAERESIS}rn.jpg", encoded())
+    write(tmp_path / "x" / "b.jpg", encoded())
+    table = "\ufeffImage,X,Y,W,H\r\nx\\Bjo\N{COMBINING DIAERESIS}rn.jpg,10,10,20,20\r\n"
+    write(tmp_path / "boxes.csv", table)
+    (sample,) = read_faces(tmp_path).samples
+    assert sample.box == Box(10, 10, 30, 30) and sample.load().shape == (48, 64, 3)
+    assert "1 of 2 photos are not in its list" in caplog.text
+    write(tmp_path / "boxes.csv", "image,x,y,w,h\nx/B.JPG,10,10,20,20\n")
+    with pytest.raises(DataError, match=r"B\.JPG is not there.*\nhint: did you mean x/b\.jpg\?"):
+        read_faces(tmp_path)
+
+
+def test_tables_of_other_forms_say_what_is_wrong() -> None:
+    for data, words in (
+        (b"image;x;y;w;h\na.jpg;1;2;3;4\n", "separated by ';', expected commas"),
+        ("image,x".encode("utf-16"), "UTF-16"),
+        (b"image,x,y,w,h\nb\xe9.jpg,1,2,30,40\n", "line 2 is not UTF-8 text"),
+    ):
+        with pytest.raises(DataError, match=words):
+            parse_table(data, "here")

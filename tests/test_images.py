@@ -122,6 +122,25 @@ def test_odd_jpegs_of_cameras_are_read_as_libjpeg_reads_them() -> None:
         assert np.array_equal(decode_photo(odd, "here"), decode_photo(plain, "here"))
 
 
+def test_photos_of_other_kinds_are_named() -> None:
+    whole = encoded()
+    frame = whole.index(b"\xff\xc0")
+    deep = whole[: frame + 4] + b"\x0c" + whole[frame + 5 :]
+    pages = bytearray(cv2.imencode(".tiff", photo())[1].tobytes())
+    start = struct.unpack_from("<I", pages, 4)[0]
+    end = start + 2 + 12 * struct.unpack_from("<H", pages, start)[0]
+    pages[end : end + 4] = struct.pack("<I", start)
+    for data, named in (
+        (deep, "JPEG of 12 bits a sample"),
+        (whole[:frame] + b"\xff\xc3" + whole[frame + 2 :], "lossless JPEG"),
+        (bytes(pages), "TIFF of several pictures"),
+        (b"GIF89a" + bytes(50), "found GIF\nhint: convert it to PNG"),
+        (bytes(4) + b"ftypheic" + bytes(50), "found HEIC"),
+    ):
+        with pytest.raises(DataError, match=named):
+            decode_photo(data, "here")
+
+
 def test_what_stands_in_for_a_file_is_named(tmp_path: Path) -> None:
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     page = b"\n<!DOCTYPE html><html><title>Virus scan warning</title></html>"
@@ -143,6 +162,13 @@ def test_a_folder_says_what_it_leaves_out(tmp_path: Path, caplog: pytest.LogCapt
     assert find_photos(tmp_path) == (kept,)
     for part in ("1 of macOS", "1 called .heic", "1 that are links to nowhere"):
         assert part in caplog.text
+    # A folder that is linked is read, once; a second link and one to itself are left out.
+    linked = tmp_path / "linked"
+    write(tmp_path.with_name(f"{tmp_path.name}-beside") / "d.jpg", encoded())
+    linked.symlink_to(tmp_path.with_name(f"{tmp_path.name}-beside"))
+    (tmp_path / "again").symlink_to(tmp_path)
+    assert find_photos(tmp_path) == (kept, linked / "d.jpg")
+    assert "in folders that are linked twice" in caplog.text
     (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(encoded())
     with pytest.raises(DataError, match="not UTF-8"):
         find_photos(tmp_path)

@@ -241,6 +241,7 @@ def test_what_is_no_source_is_refused(text, error, words):
     ("text", "shown"),
     [
         ("rtsp://driver:secret@10.0.0.5:554/s", "rtsp://driver:***@10.0.0.5:554/s"),
+        ("http://driver:secret@10.0.0.5/v.mjpg", "http://driver:***@10.0.0.5/v.mjpg"),
         ("rtsp://driver:se@cret@10.0.0.5/s", "rtsp://driver:***@10.0.0.5/s"),
         ("rtspsrc user-id=a user-pw=secret ! appsink", "rtspsrc user-id=a user-pw=*** ! appsink"),
         ('rtspsrc user-pw="se cret" ! appsink', "rtspsrc user-pw=*** ! appsink"),
@@ -523,6 +524,8 @@ def test_the_settings_shown_in_the_documentation_are_the_defaults(repo, tmp_path
         ("[filter]\nbeta = -1", "beta"),
         ("[capture]\ngrey = 1", "bool"),
         ("[capture]\nrotate = 45", "rotate"),
+        ("[capture]\nstale = 900", "stale.*900"),
+        ("[capture]\nstale = 5", "stale is 5 s; expected at most lost"),
         ("[tracking]\nevery = 2.5", "int"),
         ("capture = 3", "capture"),
         ("[distraction]\nback = 1", "distraction"),

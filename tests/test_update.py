@@ -87,6 +87,18 @@ def test_over_http_and_from_a_file_url(fleet: Fleet, root: Path, tmp_path: Path)
     assert fleet.update(tmp_path / "other", f"file://{fleet.public}").serial == 2
 
 
+def test_a_web_page_in_place_of_a_list_is_named(fleet: Fleet, root: Path) -> None:
+    with served(fleet.public) as (url, wire):
+        wire.page, wire.login = b"<!doctype html><html>Please log in</html>", True
+        with pytest.raises(
+            EnvironmentalError, match=r"timestamp\.json is a web page.*\nhint"
+        ):
+            fleet.update(root, url)
+        # A server that answers a file that it lacks with a page has no newer root.
+        wire.login = False
+        assert fleet.update(root, url).serial == 2
+
+
 # --- what fits ------------------------------------------------------------------------------------
 
 

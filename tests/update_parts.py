@@ -124,6 +124,8 @@ class Wire:
         drip: seconds between bytes, by part of the path.
         status: HTTP status to answer with, by part of the path.
         length: what is said instead of a file's length.
+        page: a web page to answer missing files with, or, where it is a log-in page, everything.
+        login: whether it is.
         asked: (path, Range) of every request.
         sent: bytes of files that never end.
     """
@@ -134,6 +136,8 @@ class Wire:
     drip: dict[str, float] = field(default_factory=dict)
     status: dict[str, int] = field(default_factory=dict)
     length: str | None = None
+    page: bytes | None = None
+    login: bool = False
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     sent: int = 0
 
@@ -154,6 +158,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wire.asked.append((self.path, wanted))
         path = self.folder / self.path.lstrip("/")
         status = self._of(self.wire.status)
+        if self.wire.page is not None and (self.wire.login or not path.is_file()):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(self.wire.page)))
+            self.end_headers()
+            self.wfile.write(self.wire.page)
+            return
         if status is not None or not path.is_file():
             self.send_error(status or 404)
             return

@@ -12,6 +12,8 @@ from edgehp.files import Record, read_toml
 __all__ = ["CaptureSettings", "FilterSettings", "Settings", "TrackingSettings", "load_settings"]
 
 Positive = Annotated[float, Meta(gt=0)]
+# Seconds. More is a time in milliseconds: a camera would never be called late or lost.
+Seconds = Annotated[float, Meta(gt=0, le=600)]
 NotNegative = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=1)]
@@ -36,17 +38,26 @@ class CaptureSettings(Record, frozen=True):
         rotate: degrees clockwise by which frames are turned, for a camera that is mounted so.
     """
 
-    stale: Positive = 0.3
-    lost: Positive = 0.8
-    hang: Positive = 15.0
-    frozen: Positive = 0.4
-    reopen: Positive = 5.0
-    retry_first: Positive = 0.2
-    retry_longest: Positive = 5.0
-    heartbeat: Positive = 1.0
+    stale: Seconds = 0.3
+    lost: Seconds = 0.8
+    hang: Seconds = 15.0
+    frozen: Seconds = 0.4
+    reopen: Seconds = 5.0
+    retry_first: Seconds = 0.2
+    retry_longest: Seconds = 5.0
+    heartbeat: Seconds = 1.0
     bit_depth: Annotated[int, Meta(ge=8, le=16)] | None = None
     grey: bool = False
     rotate: Literal[0, 90, 180, 270] = 0
+
+    def __post_init__(self) -> None:
+        """Refuse times that contradict each other."""
+        for first, second in (("stale", "lost"), ("retry_first", "retry_longest")):
+            if getattr(self, first) > getattr(self, second):
+                raise ValueError(
+                    f"{first} is {getattr(self, first):g} s; expected at most {second}, which is "
+                    f"{getattr(self, second):g} s"
+                )
 
 
 class TrackingSettings(Record, frozen=True):
@@ -71,7 +82,7 @@ class FilterSettings(Record, frozen=True):
     min_cutoff: Positive = 1.0
     beta: NotNegative = 0.1
     speed_cutoff: Positive = 1.0
-    reset_after: Positive = 0.5
+    reset_after: Seconds = 0.5
 
 
 class Settings(Record, frozen=True):

@@ -46,6 +46,13 @@ _COUNTING = (".avi", ".m4v", ".mov", ".mp4")
 _GSTREAMER = "gstreamer:"
 _CAMERA_LINKS = (Path("/dev/v4l/by-id"), Path("/dev/v4l/by-path"))
 _STREAM = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+# The element that reads a stream, by its scheme.
+_ELEMENTS = {
+    "rtsp": "rtspsrc location=... latency=0",
+    "http": "souphttpsrc location=...",
+    "https": "souphttpsrc location=...",
+    "udp": "udpsrc port=...",
+}
 _DEFAULT_RATE = 30.0
 # In the caps of a GStreamer pipeline.
 _FORMAT = re.compile(r"\bformat\s*=\s*(?:\(string\)\s*)?\"?(\w+)")
@@ -314,10 +321,11 @@ def parse_source(
     if text.startswith(_GSTREAMER):
         return _pipeline(text.removeprefix(_GSTREAMER).strip(), name)
     if _STREAM.match(text):
+        scheme = text.partition("://")[0].lower()
         raise UsageError(
             f"{name}: a network stream is read through GStreamer\n"
-            "hint: give 'gstreamer:rtspsrc location=... latency=0 ! decodebin ! videoconvert ! "
-            "video/x-raw,format=BGR ! appsink drop=1 max-buffers=1'"
+            f"hint: give 'gstreamer:{_ELEMENTS.get(scheme, _ELEMENTS['rtsp'])} ! decodebin ! "
+            "videoconvert ! video/x-raw,format=BGR ! appsink drop=1 max-buffers=1'"
         )
     return _file(text, fps, PhotoReading(upright, bits, fps or _DEFAULT_RATE))
 

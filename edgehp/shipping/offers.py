@@ -35,7 +35,7 @@ from edgehp.errors import (
     EnvironmentalError,
     UsageError,
 )
-from edgehp.files import Record
+from edgehp.files import Record, stand_in
 from edgehp.shipping import disk
 from edgehp.shipping.bundle import MAX_BUNDLE_SIZE, SUFFIX, VerifiedBundle
 from edgehp.shipping.fetch import MissingError, Source, read_bounded
@@ -375,10 +375,23 @@ def _fetcher(source: Source, asked: list[str]) -> FetcherInterface:
             # another list, and is told as that.
             exact = url.endswith((".snapshot.json", ".targets.json"))
             try:
-                return read_bounded(source, url, max_length + (_ANOTHER_LIST if exact else 0))
+                data = read_bounded(source, url, max_length + (_ANOTHER_LIST if exact else 0))
             except MissingError as e:
                 # How it notices that there is no newer root.
                 raise DownloadHTTPError(str(e), 404) from e
+            if (other := stand_in(data[:512])) is None:
+                return data
+            what = other.partition("\n")[0].partition(",")[0]
+            if url.endswith(".root.json"):
+                # Many servers answer a file that they lack with a page; the newest root is always
+                # followed by one. Behind a log-in page the next list is a page too.
+                logger.info("%s: %s is %s: taken as missing", source.name, url, what)
+                raise DownloadHTTPError(f"{url} is {what}", 404)
+            raise EnvironmentalError(
+                f"{source.name}: {url} is {what}, expected a list of the repository: a log-in page "
+                "of the network, or a server that answers a missing file with a page\n"
+                "hint: open the address in a browser; log in, or publish the repository again"
+            )
 
     return Fetcher()
 
