@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+
+from edgehp.datasets.base import Sample
 
 Image = npt.NDArray[np.uint8]
 
@@ -44,3 +49,43 @@ def zip_of(path: Path, members: dict[str, bytes | str]) -> Path:
         for name, data in members.items():
             archive.writestr(name, data)
     return path
+
+
+def biwi_tree(root: Path, samples: Sequence[Sample]) -> Path:
+    """Labelled samples as BIWI publishes its own: a rotation matrix beside each frame."""
+    boxes = {}
+    for i, sample in enumerate(samples):
+        name = f"01/frame_{i + 3:05d}"
+        write(root / f"{name}_rgb.png", encoded(sample.load(), ".png"))
+        rows = "".join(" ".join(f"{v:.9f}" for v in row) + " \n" for row in _known(sample.matrix))
+        write(root / f"{name}_pose.txt", f"{rows}\n1 2 900 \n")
+        boxes[f"{name}_rgb.png"] = [{"bbox": _corners(sample), "type": "train"}]
+    write(root / "BIWI.json", json.dumps(boxes))
+    return root
+
+
+def aflw2000_tree(root: Path, samples: Sequence[Sample]) -> Path:
+    """Labelled samples as AFLW2000-3D publishes its own: radians in a .mat file."""
+    from scipy.io import savemat
+
+    boxes = {}
+    for i, sample in enumerate(samples):
+        name = f"image{i + 2:05d}"
+        write(root / f"{name}.jpg", encoded(sample.load()))
+        pose = np.zeros((1, 7), np.float32)
+        pose[0, :3] = np.radians(_known(sample.angles))
+        savemat(root / f"{name}.mat", {"Pose_Para": pose, "pt3d_68": np.zeros((3, 68))})
+        boxes[f"{name}.jpg"] = [{"bbox": _corners(sample)}]
+    write(root / "AFLW2000.json", json.dumps(boxes))
+    return root
+
+
+def _corners(sample: Sample) -> list[float]:
+    box = _known(sample.box)
+    return [box.x_min, box.y_min, box.x_max, box.y_max]
+
+
+def _known(value: Any) -> Any:
+    """What every labelled sample has."""
+    assert value is not None
+    return value

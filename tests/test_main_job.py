@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,7 +11,9 @@ from click.testing import CliRunner
 
 from edgehp.cli.build import command as build_command
 from edgehp.cli.validate import command as validate_command
+from edgehp.datasets.faces import read_rendered
 from edgehp.networks.bundled import resolve_network
+from tests.dataset_trees import aflw2000_tree, biwi_tree
 
 torch = pytest.importorskip("torch", reason="a published checkpoint is a torch file")
 
@@ -38,16 +37,6 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert {k.split(".")[0] for k in state} == {"encoder_net", "head_net"}
     torch.save({"state_dict": state}, path)
     return path
-
-
-@pytest.fixture(scope="module")
-def layouts(repo: Path) -> ModuleType:
-    folder = str(repo / "tools")
-    sys.path.insert(0, folder)
-    try:
-        return importlib.import_module("rendering.layouts")
-    finally:
-        sys.path.remove(folder)
 
 
 def test_a_published_checkpoint_goes_through_build_and_validate(
@@ -82,12 +71,11 @@ def test_the_bundled_network_keeps_its_accuracy_on_photos(shared_data: Path) -> 
     assert _mae(report) < EXPECTED_MAE
 
 
-def test_biwi_layout_gives_the_error_known_from_the_same_heads(
-    tmp_path: Path, repo: Path, layouts: ModuleType
-) -> None:
-    source = repo / "calibration" / "rendered-validation.zip"
-    layouts.write_layout("biwi", source, tmp_path / "hpdb", 48)
-    layouts.write_layout("aflw2000", source, tmp_path / "aflw", 48)
+def test_biwi_layout_gives_the_error_known_from_the_same_heads(tmp_path: Path, repo: Path) -> None:
+    pytest.importorskip("scipy", reason="scipy writes the .mat files")
+    heads = read_rendered(repo / "calibration" / "rendered-validation.zip").samples[:48]
+    biwi_tree(tmp_path / "hpdb", heads)
+    aflw2000_tree(tmp_path / "aflw", heads)
     biwi = invoke(
         validate_command,
         *("--network", NETWORK, "--dataset", "biwi", "--data-root", tmp_path / "hpdb"),

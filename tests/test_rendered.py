@@ -1,4 +1,4 @@
-"""Rendered heads: the shipped lists, the layouts written from them, and the renderer itself."""
+"""Rendered heads: the shipped lists, and the renderer itself."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from edgehp.datasets.biwi import read_biwi
 from edgehp.datasets.faces import read_origins, read_rendered
-from edgehp.datasets.pose_mat import read_aflw2000
 from edgehp.errors import DataError
 from edgehp.pose import geodesic_degrees, matrix_from_euler, require_rotation
 from tests.dataset_trees import encoded, photo, write, zip_of
@@ -89,39 +87,6 @@ def test_skin_is_redder_than_blue():
             face = s.load()[int(y - r) : int(y + r), int(x - r) : int(x + r)].astype(float)
             warm.append(face[..., 0].mean() - face[..., 2].mean())
     assert np.mean(np.array(warm) > 0) > 0.9
-
-
-def test_biwi_layout_round_trip(tmp_path):
-    layouts = _tool("layouts")
-    source = read_rendered(VALIDATION).samples[:12]
-    layouts.write_biwi(source, tmp_path)
-    data = read_biwi(tmp_path)
-    assert len(data) == len(source)
-    by_name = {s.name: s for s in data.samples}
-    for i, s in enumerate(source):
-        back = by_name[f"{layouts.BIWI_SEQUENCES[i % 4]}/frame_{3 + i // 4:05d}_rgb.png"]
-        assert geodesic_degrees(back.matrix, s.matrix) < 1e-3
-        assert back.load().shape == (480, 640, 3)
-        assert np.isclose(back.box.width, s.box.width)
-    turned = read_biwi(tmp_path, rgb_cal=True)
-    moved = geodesic_degrees([s.matrix for s in turned.samples], [s.matrix for s in data.samples])
-    assert np.all((moved > 0.5) & (moved < 2.0))
-
-
-def test_aflw2000_layout_round_trip(tmp_path):
-    pytest.importorskip("scipy", reason="scipy writes the .mat files")
-    source = read_rendered(VALIDATION).samples[:6]
-    _tool("layouts").write_aflw2000(source, tmp_path)
-    data = read_aflw2000(tmp_path)
-    assert len(data) == len(source)
-    for back, s in zip(data.samples, source, strict=True):
-        assert np.allclose(back.angles, s.angles, atol=1e-3)
-        shown, original = back.load(), s.load()
-        assert shown.shape == (450, 450, 3)
-        dx, dy = back.box.x_min - s.box.x_min, back.box.y_min - s.box.y_min
-        inner = shown[round(dy) :, round(dx) :][: original.shape[0], : original.shape[1]]
-        # JPEG once more, at another place of its 8x8 grid.
-        assert np.abs(inner.astype(float) - original).mean() < 6
 
 
 def test_a_list_without_its_photo_is_refused(tmp_path):

@@ -5,8 +5,6 @@ with a time limit. A quantiser that is not installed or fails is listed with its
 
     python tools/compare_quantizers.py --calibration faces/aflw-a.zip --photos-from AFLW2000 \
         --boxes boxes/AFLW2000.json --modelopt-python modelopt-venv/bin/python --work runs/compare
-
-With --work what was finished is kept and not repeated: the table can be made row by row.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ import json
 import os
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parent
@@ -22,12 +21,10 @@ sys.path[:0] = [str(TOOLS), str(TOOLS.parent)]
 
 import click  # noqa: E402
 import numpy as np  # noqa: E402
-from quantizers.figures import Figures, figures  # noqa: E402
-from quantizers.job import Job  # noqa: E402
-from quantizers.parent import Outcome, measure_latency, run_row  # noqa: E402
 from quantizers.prepare import Crops, prepare  # noqa: E402
-from quantizers.rows import FP32, ROWS  # noqa: E402
-from quantizers.table import markdown  # noqa: E402
+from quantizers.rows import FP32, ROWS, Job  # noqa: E402
+from quantizers.run import Outcome, measure_latency, run_row  # noqa: E402
+from quantizers.table import Figures, figures, markdown  # noqa: E402
 
 from edgehp.errors import EdgehpError  # noqa: E402
 from edgehp.files import write_whole  # noqa: E402
@@ -60,7 +57,7 @@ from edgehp.networks.bundled import resolve_network  # noqa: E402
 @click.option("--latency/--no-latency", default=True, help="Only a quiet machine gives figures.")
 @click.option("--rounds", default=30, show_default=True, help="Turns of the latency measurement.")
 @click.option("--limit", default=3600.0, show_default=True, help="Seconds a step of a row.")
-@click.option("--work", type=click.Path(path_type=Path), help="Keep files; resume from them.")
+@click.option("--work", type=click.Path(path_type=Path), help="Keep the files here.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write OUT.md and OUT.json too.")
 def main(
     network: str,
@@ -94,29 +91,28 @@ def main(
         for name in dict.fromkeys((FP32, *(rows or ROWS))):
             click.echo(ROWS[name].title, err=True)
             job = Job(name, str(folder), str(folder / name), threads, budget, modelopt_python)
-            outcomes[name] = run_row(job, limit, _inputs(name))
+            outcomes[name] = run_row(job, limit)
             if outcomes[name].reason:
                 click.echo(f"  {outcomes[name].reason}", err=True)
         reference = outcomes[FP32].answers
         if reference is None:
             raise click.ClickException(f"no FP32 to compare with: {outcomes[FP32].reason}")
         truth = np.load(folder / "truth.npy")
-        found = {n: figures(o.answers, reference, truth) for n, o in outcomes.items() if o.answers}
+        found = {
+            n: figures(o.answers, reference, truth)
+            for n, o in outcomes.items()
+            if o.answers is not None
+        }
         times = {}
         if latency:
             files = [o.made.file for n, o in outcomes.items() if o.made and n in found]
             click.echo("latencies", err=True)
-            times = measure_latency(folder, files, threads, rounds, limit)
+            times = measure_latency(files, threads, rounds, limit)
         text = markdown(outcomes, found, times, heading)
         click.echo(text, nl=False)
         if out is not None:
             write_whole(out.with_suffix(".md"), text)
             write_whole(out.with_suffix(".json"), _json(outcomes, found, times, heading))
-
-
-def _inputs(row: str) -> tuple[str, ...]:
-    control = ("control.npy",) if "controlled" in row else ()
-    return ("fp32.onnx", "calibration.npy", "photos.npy", *control)
 
 
 def _json(
@@ -129,16 +125,16 @@ def _json(
         rows[name] = {
             "title": ROWS[name].title,
             "reason": o.reason or None,
-            "figures": f.to_dict() if f is not None else None,
+            "figures": None if f is None else asdict(f),
             "seconds": made.seconds if made else None,
             "peak_mib": made.peak_mib if made else None,
             "megabytes": made.size_mb if made else None,
             "note": made.note if made else None,
             "openvino_ms": times.get(made.file) if made else None,
-            "tensorrt_rtx": {"accepted": o.accepted, "reason": o.accept_reason},
+            "tensorrt_rtx_refusal": o.refusal,
         }
     processors = os.cpu_count()
-    document = {"schema": 1, "heading": heading, "processors": processors, "rows": rows}
+    document = {"schema": 2, "heading": heading, "processors": processors, "rows": rows}
     return json.dumps(document, indent=1) + "\n"
 
 

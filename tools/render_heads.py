@@ -2,11 +2,9 @@
 """Render heads with exactly known rotation, for training, calibration, validation and tests.
 
     python tools/render_heads.py out.zip --count 4000 --first-seed 1000000 --processes 2
-    python tools/render_heads.py tree/ --layout biwi --from calibration/rendered-heads.zip
 
-The first form needs the packages `anny` and `moderngl` (and an EGL, Mesa's software renderer will
-do); the second only turns samples that exist into the layout of a published data set.
-See docs/rendered-heads.md.
+Needs the packages `anny` and `moderngl`, and an EGL (Mesa's software renderer will do):
+docs/rendered-heads.md.
 """
 
 from __future__ import annotations
@@ -22,8 +20,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 from rendering.occlusions import KINDS  # noqa: E402
-from rendering.samples import RenderedSample  # noqa: E402
-from rendering.writers import encode, write_folder, write_zip  # noqa: E402
+from rendering.samples import RenderedSample, encode, write_zip  # noqa: E402
 
 _studio = None
 
@@ -71,7 +68,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("output", type=Path, help="a .zip, or a folder")
+    p.add_argument("output", type=Path, help="a .zip")
     p.add_argument("--count", type=int, default=1000)
     p.add_argument("--first-seed", type=int, default=0, help="picture i has seed FIRST_SEED + i")
     p.add_argument("--side", type=int, default=160, help="pixels")
@@ -83,26 +80,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--occlusion", choices=KINDS, default="none", help="on every face")
     p.add_argument("--quality", type=int, default=92, help="of the JPEG files")
     p.add_argument("--processes", type=int, default=2)
-    p.add_argument("--layout", choices=["list", "biwi", "aflw2000"], default="list")
-    p.add_argument("--from", dest="source", type=Path, help="zip or folder of rendered samples")
-    args = p.parse_args(argv)
-    if args.layout != "list" and args.source is None:
-        p.error(f"--layout {args.layout} needs --from with samples that are already rendered")
-    return args
+    return p.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    if args.layout != "list":
-        from rendering.layouts import write_layout
-
-        count = write_layout(args.layout, args.source, args.output)
-    else:
-        # One thread each: Mesa and torch would otherwise fight over the cores.
-        os.environ.setdefault("LP_NUM_THREADS", "1")
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        write = write_zip if args.output.suffix == ".zip" else write_folder
-        count = write(args.output, render(args))
+    # One thread each: Mesa and torch would otherwise fight over the cores.
+    os.environ.setdefault("LP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    count = write_zip(args.output, render(args))
     print(f"{args.output}: {count} samples", file=sys.stderr)
     return 0
 

@@ -8,7 +8,6 @@ and the decoding of the bins are put around what they return, so that every resu
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -143,11 +142,6 @@ def decode(model: onnx.ModelProto, scores: npt.NDArray[np.floating[Any]]) -> Arr
     logits = np.asarray(scores, np.float64).reshape(len(scores), 3, -1)
     p = np.exp(logits - logits.max(axis=2, keepdims=True))
     return np.asarray((p / p.sum(axis=2, keepdims=True) * bins).sum(axis=2))
-
-
-def core_file(work: Path) -> Path:
-    """Where the float core of a comparison lies."""
-    return work / "core.onnx"
 
 
 def _inside(model: onnx.ModelProto) -> list[onnx.NodeProto]:

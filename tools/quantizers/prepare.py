@@ -16,7 +16,8 @@ from edgehp.errors import UsageError
 from edgehp.files import resource_dir, write_whole
 from edgehp.networks.bundled import Network
 from edgehp.networks.graph import graph_bytes
-from quantizers.cores import core_file, split
+from quantizers.cores import split
+from quantizers.rows import CORE
 
 __all__ = ["SHIPPED", "Crops", "prepare"]
 
@@ -58,7 +59,7 @@ def prepare(folder: Path, network: Network, crops: Crops) -> str:
     model = network.graph()
     spec = network.spec.preprocessing
     write_whole(folder / "fp32.onnx", graph_bytes(model))
-    write_whole(core_file(folder), graph_bytes(split(model)))
+    write_whole(folder / CORE, graph_bytes(split(model)))
     source = (
         resource_dir("calibration") / "rendered-heads.zip"
         if crops.calibration == SHIPPED

@@ -1,15 +1,23 @@
-"""The comparison as Markdown."""
+"""What a quantized network is worth against FP32 on the same photos, and that as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from edgehp.validation.statistics import Interval
-from quantizers.figures import Figures
-from quantizers.parent import Outcome
+import numpy as np
+import numpy.typing as npt
+
+from edgehp.pose import angle_errors
+from edgehp.validation.metrics import frame_errors, yaw_bands
+from edgehp.validation.robustness import CONDITIONS
+from edgehp.validation.statistics import Interval, mean_interval
 from quantizers.rows import FP32, ROWS
+from quantizers.run import Answers, Outcome
 
-__all__ = ["markdown"]
+__all__ = ["Figures", "figures", "markdown"]
+
+Array = npt.NDArray[np.float64]
 
 _COLUMNS = (
     "quantiser",
@@ -22,6 +30,63 @@ _COLUMNS = (
     "OpenVINO, ms",
     "TensorRT-RTX",
 )
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One network against FP32, degrees.
+
+    Attributes:
+        mae: mean absolute error.
+        drop: MAE minus that of FP32, paired.
+        difference: mean |angle difference| to FP32.
+        spread: mean |spread difference| to FP32.
+        subsets: drop by |yaw| band and by condition.
+        subset_differences: mean |angle difference| likewise.
+    """
+
+    mae: float
+    drop: Interval
+    difference: float
+    spread: float
+    subsets: dict[str, Interval]
+    subset_differences: dict[str, float]
+
+
+def figures(after: Answers, before: Answers, truth: Array) -> Figures:
+    """Compare the answers of a row with those of FP32.
+
+    Args:
+        after: of the row, as `quantizers.run.Outcome` has them.
+        before: of FP32.
+        truth: [N, 3] degrees.
+    """
+    worse = {
+        name: frame_errors(after[f"{name}.angles"], truth)
+        - frame_errors(before[f"{name}.angles"], truth)
+        for name in ("clean", *CONDITIONS)
+    }
+    apart = {
+        name: angle_errors(after[f"{name}.angles"], before[f"{name}.angles"]).mean(axis=1)
+        for name in ("clean", *CONDITIONS)
+    }
+    subsets, differences = {}, {}
+    for low, high, mask in yaw_bands(truth):
+        if mask.any():
+            name = f"|yaw| {low:g} to {high:g}"
+            subsets[name] = mean_interval(worse["clean"][mask])
+            differences[name] = float(apart["clean"][mask].mean())
+    for name in CONDITIONS:
+        subsets[name] = mean_interval(worse[name])
+        differences[name] = float(apart[name].mean())
+    return Figures(
+        mae=float(frame_errors(after["clean.angles"], truth).mean()),
+        drop=mean_interval(worse["clean"]),
+        difference=float(apart["clean"].mean()),
+        spread=float(np.abs(after["clean.spread"] - before["clean.spread"]).mean()),
+        subsets=subsets,
+        subset_differences=differences,
+    )
 
 
 def markdown(
@@ -52,14 +117,14 @@ def markdown(
                     "" if reference else f"{made.peak_mib:.0f}",
                     f"{made.size_mb:.1f}",
                     "not measured" if ms is None else f"{ms:.2f}",
-                    {True: "accepted", False: "no", None: "not tried"}[outcome.accepted],
+                    "accepted" if outcome.refusal is None else "no",
                 )
             )
         )
         if made.note:
             notes.append(f"- {title}: {made.note}")
-        if outcome.accepted is False:
-            refusals.append(f"- {title}: {outcome.accept_reason}")
+        if outcome.refusal is not None:
+            refusals.append(f"- {title}: {outcome.refusal}")
     lines += _subsets(found)
     for words, rows in (
         ("Left out:", left_out),
