@@ -64,7 +64,7 @@ def test_a_build_warns_of_near_black_calibration_crops(unlike: BuildResult) -> N
     record = load_artifact(unlike.path).manifest.calibration
     assert record is not None
     assert record.appearance is not None
-    assert record.appearance["brightness"][1] < 10
+    assert record.appearance.brightness[1] < 10
     assert record.clipped is not None
     assert record.clipped < 0.002
 

@@ -24,6 +24,7 @@ __all__ = [
     "MANIFEST_NAME",
     "SCHEMA_VERSION",
     "Accuracy",
+    "Appearance",
     "BuildRecord",
     "Calibration",
     "Comparison",
@@ -181,11 +182,21 @@ class EngineRecord(Record, frozen=True):
             raise ValueError("expected min_batch <= best_batch <= max_batch")
 
 
+class Appearance(Record, frozen=True):
+    """How a set of crops looks: of each statistic the ends of its middle 95 %, median between."""
+
+    count: Count
+    brightness: tuple[float, float, float]
+    contrast: tuple[float, float, float]
+    saturation: tuple[float, float, float]
+    sharpness: tuple[float, float, float]
+
+
 class Calibration(Record, frozen=True):
     """Which crops the scales come from. `list_sha256` is of the file `list`, a name a line.
 
-    `appearance` is `edgehp.validation.appearance.Appearance.to_dict()` of the crops, and `clipped`
-    the share of their activations, 0..1, beyond the ranges chosen; None in older artifacts.
+    `appearance` is that of the crops, and `clipped` the share of their activations, 0..1, beyond
+    the ranges chosen; None in older artifacts.
     """
 
     source: Line
@@ -195,7 +206,7 @@ class Calibration(Record, frozen=True):
     list_sha256: Sha256
     method: Line
     table: FileName | None
-    appearance: dict[str, Any] | None = None
+    appearance: Appearance | None = None
     clipped: float | None = None
 
 

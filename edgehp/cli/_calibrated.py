@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from edgehp.artifact.open import OpenedNetwork
     from edgehp.engines.base import Crops
-    from edgehp.validation.run import CalibrationCheck, Clipped
+    from edgehp.validation.appearance import Clipped
+    from edgehp.validation.run import CalibrationCheck
 
 __all__ = ["calibration_check"]
 
@@ -27,14 +28,13 @@ def calibration_check(
         threads: processor threads for counting clipped activations.
         shipped_heads: whether it is validated on the rendered heads that edgehp ships.
     """
-    from edgehp.validation.appearance import Appearance
     from edgehp.validation.run import CalibrationCheck
 
     record = tested.artifact.manifest.calibration if tested and tested.artifact else None
     if record is None or record.appearance is None:
         return None
     return CalibrationCheck(
-        Appearance.from_dict(record.appearance),
+        record.appearance,
         _clipping_of(tested, threads),
         _advice(tested, shipped_heads),
     )
@@ -72,7 +72,7 @@ def _clipping_of(
         import onnx
 
         from edgehp.quantization.clipping import measure_clipping
-        from edgehp.validation.run import Clipped
+        from edgehp.validation.appearance import Clipped
 
         found = measure_clipping(onnx.load(str(path)), crops, threads=threads)
         return Clipped(found.share, usual, found.worst)

@@ -17,7 +17,13 @@ from edgehp.datasets.faces import read_faces
 from edgehp.errors import DataError, UsageError
 from edgehp.files import resource_dir, sha256_bytes
 from edgehp.progress import track
-from edgehp.validation.appearance import ADVICE, Appearance, AppearanceCheck, measure_crops
+from edgehp.validation.appearance import (
+    ADVICE,
+    AppearanceCheck,
+    Clipped,
+    appearance_of,
+    measure_crops,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -164,7 +170,7 @@ def calibration_list(crops: CropSet) -> bytes:
 
 
 def appearance_check(
-    quantised: onnx.ModelProto,
+    quantized: onnx.ModelProto,
     calibration: CropSet,
     held_out: CropSet,
     *,
@@ -176,7 +182,7 @@ def appearance_check(
     By the pictures' statistics, and by how many activations the graph clips on either.
 
     Args:
-        quantised: the Q/DQ graph.
+        quantized: the Q/DQ graph.
         calibration: what its scales come from.
         held_out: what it is validated on.
         threads: processor threads.
@@ -185,18 +191,13 @@ def appearance_check(
     from edgehp.quantization.clipping import measure_clipping
 
     usual, found = (
-        measure_clipping(quantised, crops.crops[_spaced(len(crops), _CLIPPED)], threads=threads)
+        measure_clipping(quantized, crops.crops[_spaced(len(crops), _CLIPPED)], threads=threads)
         for crops in (calibration, held_out)
     )
     own = measure_crops(calibration.crops[_spaced(len(calibration), _LOOKED_AT)])
-    return AppearanceCheck.of(
-        Appearance.of(own),
-        measure_crops(held_out.crops[_spaced(len(held_out), _LOOKED_AT)]),
-        clipped=found.share,
-        calibration_clipped=usual.share,
-        worst=found.worst,
-        advice=advice,
-    )
+    looks = measure_crops(held_out.crops[_spaced(len(held_out), _LOOKED_AT)])
+    clipped = Clipped(found.share, usual.share, found.worst)
+    return AppearanceCheck.of(appearance_of(own), looks, clipped, advice)
 
 
 def _spaced(count: int, most: int) -> npt.NDArray[np.intp]:

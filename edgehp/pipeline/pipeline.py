@@ -369,8 +369,8 @@ class _Build:
             list_sha256=sha256_bytes(listing),
             method=str(quantized.recipe),
             table=CALIBRATION_TABLE,
-            appearance=check.calibration.to_dict(),
-            clipped=check.calibration_clipped,
+            appearance=check.calibration,
+            clipped=None if check.clipped is None else check.clipped.usual,
         )
 
     def _engine(self, place: Place, graph: Path, mixed: Mixed | None = None) -> BuiltEngine:

@@ -6,19 +6,19 @@ on purpose: calibration crops may be more varied than what is validated on, not 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from edgehp.artifact.manifest import Appearance
 from edgehp.errors import DataError
+from edgehp.files import plain
 
-__all__ = ["ADVICE", "STATISTICS", "Appearance", "AppearanceCheck", "measure_crops"]
+__all__ = ["ADVICE", "STATISTICS", "AppearanceCheck", "Clipped", "appearance_of", "measure_crops"]
 
 Crops = npt.NDArray[np.uint8]
 Values = npt.NDArray[np.float64]
@@ -67,58 +67,31 @@ def measure_crops(crops: Iterable[npt.NDArray[np.uint8]]) -> Values:
     return np.asarray(rows, np.float64).reshape(-1, len(STATISTICS))
 
 
+def appearance_of(values: Values) -> Appearance:
+    """The summary of what `measure_crops` gave.
+
+    Raises:
+        DataError: no crops.
+    """
+    if len(values) == 0:
+        raise DataError("no crops to look at: expected at least one")
+    ends = np.percentile(values, (_LOW, 50, _HIGH), axis=0).round(4).T.tolist()
+    return Appearance(len(values), *map(tuple, ends))
+
+
 @dataclass(frozen=True)
-class Appearance:
-    """How a set of crops looks: for each of `STATISTICS` the ends of its middle 95 % and median."""
+class Clipped:
+    """Activations beyond the calibrated ranges.
 
-    count: int
-    ranges: Mapping[str, tuple[float, float, float]]
+    Attributes:
+        share: of the activations of the crops to validate on, 0..1.
+        usual: of the calibration crops', 0..1; None where it is not known.
+        worst: tensor with the largest share, and that share.
+    """
 
-    @classmethod
-    def of(cls, values: Values) -> Appearance:
-        """The summary of what `measure_crops` gave.
-
-        Raises:
-            DataError: no crops.
-        """
-        if len(values) == 0:
-            raise DataError("no crops to look at: expected at least one")
-        low, middle, high = np.percentile(values, (_LOW, 50, _HIGH), axis=0)
-        return cls(
-            len(values),
-            MappingProxyType(
-                {
-                    n: (round(float(a), 4), round(float(b), 4), round(float(c), 4))
-                    for n, a, b, c in zip(STATISTICS, low, middle, high, strict=True)
-                }
-            ),
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """A dictionary for JSON."""
-        return {"count": self.count, **{n: list(r) for n, r in self.ranges.items()}}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Appearance:
-        """The inverse of `to_dict`.
-
-        Raises:
-            DataError: a statistic is missing or is not three finite numbers.
-        """
-        ranges = {}
-        for name in STATISTICS:
-            found = values.get(name)
-            numbers = isinstance(found, (list, tuple)) and all(
-                isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
-                for v in found
-            )
-            if not isinstance(found, (list, tuple)) or not numbers or len(found) != 3:
-                raise DataError(
-                    f"the appearance of the calibration crops has {name} {str(found)[:40]!r}, "
-                    "expected three numbers; build the artifact again"
-                )
-            ranges[name] = (float(found[0]), float(found[1]), float(found[2]))
-        return cls(int(values.get("count", 0)), MappingProxyType(ranges))
+    share: float
+    usual: float | None
+    worst: tuple[str, float]
 
 
 @dataclass(frozen=True)
@@ -130,19 +103,14 @@ class AppearanceCheck:
         validation: of those validated on.
         outside: statistic -> shares of the latter, 0..1, below and above the middle 95 % of the
             former.
-        clipped: share of their activations beyond the calibrated ranges, 0..1; None if not
-            measured.
-        calibration_clipped: the same of the calibration crops.
-        worst: tensor with the largest share, and that share; None if not measured.
+        clipped: None if not measured.
         advice: what the warning asks for.
     """
 
     calibration: Appearance
     validation: Appearance
     outside: Mapping[str, tuple[float, float]]
-    clipped: float | None = None
-    calibration_clipped: float | None = None
-    worst: tuple[str, float] | None = None
+    clipped: Clipped | None = None
     advice: str = ADVICE
 
     @classmethod
@@ -150,39 +118,20 @@ class AppearanceCheck:
         cls,
         calibration: Appearance,
         values: Values,
-        *,
-        clipped: float | None = None,
-        calibration_clipped: float | None = None,
-        worst: tuple[str, float] | None = None,
+        clipped: Clipped | None = None,
         advice: str = ADVICE,
     ) -> AppearanceCheck:
-        """Compare.
-
-        Args:
-            calibration: of the calibration crops.
-            values: what `measure_crops` gave for the crops to validate on.
-            clipped: see the attributes; `calibration_clipped` and `worst` likewise.
-            calibration_clipped: see the attributes.
-            worst: see the attributes.
-            advice: see the attributes.
+        """Compare the calibration crops with what `measure_crops` gave for the others.
 
         Raises:
             DataError: no crops.
         """
         outside = {}
         for i, name in enumerate(STATISTICS):
-            low, _, high = calibration.ranges[name]
+            low, _, high = getattr(calibration, name)
             below, above = (values[:, i] < low).mean(), (values[:, i] > high).mean()
             outside[name] = (round(float(below), 4), round(float(above), 4))
-        return cls(
-            calibration,
-            Appearance.of(values),
-            MappingProxyType(outside),
-            clipped,
-            calibration_clipped,
-            worst,
-            advice,
-        )
+        return cls(calibration, appearance_of(values), outside, clipped, advice)
 
     @property
     def warning(self) -> str | None:
@@ -191,7 +140,7 @@ class AppearanceCheck:
         for name in STATISTICS:
             share = sum(self.outside[name])
             if share > _MOST_OUTSIDE:
-                was, found = self.calibration.ranges[name][1], self.validation.ranges[name][1]
+                was, found = (getattr(a, name)[1] for a in (self.calibration, self.validation))
                 words = [
                     word
                     for word, side in zip(_WORDS[name], self.outside[name], strict=True)
@@ -201,12 +150,12 @@ class AppearanceCheck:
                     f"{share:.0%} are {' or '.join(words)} than nearly all of the former (median "
                     f"{name} {found:.3g} against {was:.3g})"
                 )
-        base = self.calibration_clipped or 0.0
-        if self.clipped is not None and self.clipped > max(_LEAST_CLIPPED, _MORE_CLIPPED * base):
-            most = f", most at {self.worst[0]} with {self.worst[1]:.1%}" if self.worst else ""
+        c = self.clipped
+        base = 0.0 if c is None else c.usual or 0.0
+        if c is not None and c.share > max(_LEAST_CLIPPED, _MORE_CLIPPED * base):
             parts.append(
-                f"{self.clipped:.2%} of their activations lie beyond the calibrated ranges "
-                f"({base:.2%} of the calibration crops'{most})"
+                f"{c.share:.2%} of their activations lie beyond the calibrated ranges ({base:.2%} "
+                f"of the calibration crops', most at {c.worst[0]} with {c.worst[1]:.1%})"
             )
         if not parts:
             return None
@@ -218,11 +167,11 @@ class AppearanceCheck:
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for JSON, with the warning."""
         return {
-            "calibration": self.calibration.to_dict(),
-            "validation": self.validation.to_dict(),
+            "calibration": plain(self.calibration),
+            "validation": plain(self.validation),
             "outside": {n: list(sides) for n, sides in self.outside.items()},
-            "clipped": self.clipped,
-            "calibration_clipped": self.calibration_clipped,
-            "worst": None if self.worst is None else list(self.worst),
+            "clipped": None if self.clipped is None else self.clipped.share,
+            "calibration_clipped": None if self.clipped is None else self.clipped.usual,
+            "worst": None if self.clipped is None else list(self.clipped.worst),
             "warning": self.warning,
         }

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from edgehp.artifact.manifest import Appearance
 from edgehp.artifact.open import OpenedNetwork
 from edgehp.crop import Box, Preprocessing, crop_face
 from edgehp.datasets.base import Dataset, Sample, Skips, build_dataset, prefetch
@@ -18,7 +19,7 @@ from edgehp.engines.base import Crops, Prediction
 from edgehp.errors import DataError, UsageError
 from edgehp.pose import angle_errors, geodesic_degrees, matrix_from_euler
 from edgehp.progress import step
-from edgehp.validation.appearance import ADVICE, Appearance, AppearanceCheck, measure_crops
+from edgehp.validation.appearance import ADVICE, AppearanceCheck, Clipped, measure_crops
 from edgehp.validation.metrics import frame_errors, measure_accuracy, yaw_bands
 from edgehp.validation.report import BandDrop, Condition, Drop, Subject, ValidationReport
 from edgehp.validation.robustness import CONDITIONS
@@ -27,7 +28,6 @@ from edgehp.validation.statistics import DEFAULT_RESAMPLES, DEFAULT_SEED, Interv
 __all__ = [
     "BoxSource",
     "CalibrationCheck",
-    "Clipped",
     "Detector",
     "Pair",
     "Settings",
@@ -59,21 +59,6 @@ class Pair:
         """By role: ``"reference"`` and, where there is one, ``"artifact"``."""
         found = {"reference": self.reference}
         return found if self.artifact is None else found | {"artifact": self.artifact}
-
-
-@dataclass(frozen=True)
-class Clipped:
-    """Activations beyond the calibrated ranges.
-
-    Attributes:
-        share: of the frames' activations, 0..1.
-        usual: of the calibration crops', 0..1; None where it is not known.
-        worst: tensor with the largest share, and that share.
-    """
-
-    share: float
-    usual: float | None
-    worst: tuple[str, float]
 
 
 @dataclass(frozen=True)
@@ -145,14 +130,7 @@ class CalibrationCheck:
             crops: some of them.
         """
         found = None if self.clipped is None else self.clipped(crops)
-        return AppearanceCheck.of(
-            self.appearance,
-            looks,
-            clipped=None if found is None else found.share,
-            calibration_clipped=None if found is None else found.usual,
-            worst=None if found is None else found.worst,
-            advice=self.advice,
-        )
+        return AppearanceCheck.of(self.appearance, looks, found, self.advice)
 
 
 @dataclass
