@@ -165,7 +165,7 @@ class HostProbe:
         self._gpus: tuple[Gpu, ...] | None = None
 
     def gpus(self) -> tuple[Gpu, ...]:
-        """See `DeviceProbe.gpus`.
+        """GPUs in the driver's order.
 
         Raises:
             EnvironmentalError: there is no driver, or it fails or crashes.
@@ -175,12 +175,12 @@ class HostProbe:
         return self._gpus
 
     def module(self) -> str | None:
-        """See `DeviceProbe.module`."""
+        """Model and part number of the Jetson module."""
         found = find_jetson()
         return found.description if found else None
 
     def version(self, kind: str) -> str | None:
-        """See `DeviceProbe.version`; read from package metadata, nothing is imported."""
+        """Version of the runtime, read from package metadata: nothing is imported."""
         for name in DISTRIBUTIONS[kind]:
             try:
                 return importlib.metadata.version(name)

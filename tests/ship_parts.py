@@ -28,8 +28,8 @@ from edgehp.artifact.write import ArtifactWriter
 from edgehp.driver import Gpu
 from edgehp.shipping import slots
 from edgehp.shipping.bundle import pack_front, verify_bundle
-from edgehp.shipping.keys import PublicKey, read_public_key
 from edgehp.shipping.selftest import SelfTestResult, self_test
+from edgehp.shipping.signature import PublicKey, read_public_key
 from tests.pose_graphs import SPEC, pose_graph
 
 SIZE = 16

@@ -18,8 +18,7 @@ from edgehp.pipeline.pipeline import BuildResult, build
 from edgehp.pipeline.plan import BuildRequest
 from edgehp.report.gather import gather
 from edgehp.report.page import breakdown_rows, html_page
-from edgehp.validation.report import ValidationReport
-from edgehp.validation.run import Pair, Settings, validate
+from edgehp.validation.run import Pair, Settings, ValidationReport, validate
 from tests.mixed_parts import small_parts
 
 

@@ -29,8 +29,8 @@ from edgehp.shipping.bundle import (
     pack_front,
     verify_bundle,
 )
-from edgehp.shipping.keys import read_public_key
 from edgehp.shipping.sbom import SBOM_NAME, measured_energy, spdx_document
+from edgehp.shipping.signature import read_public_key
 from tests import ship_parts as parts
 
 NAME = "colours-cpu-fp32"

@@ -23,8 +23,8 @@ from edgehp.errors import (
 )
 from edgehp.shipping import disk, repository, slots
 from edgehp.shipping.fetch import Pace
-from edgehp.shipping.keys import read_public_key
 from edgehp.shipping.offers import Offer, read_memory
+from edgehp.shipping.signature import read_public_key
 from tests import ship_parts as parts
 from tests.faults import calls_of, killed, no_flush
 from tests.update_parts import Fleet, ago, name_here, new_fleet, served

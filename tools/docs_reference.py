@@ -24,7 +24,7 @@ from edgehp.artifact.manifest import Manifest, manifest_schema
 from edgehp.cli.main import cli
 from edgehp.networks.bundled import bundled_path
 from edgehp.runtime.records import EndRecord, FrameRecord, StatusRecord
-from edgehp.validation.report import ValidationReport
+from edgehp.validation.run import ValidationReport
 
 ROOT = Path(__file__).resolve().parent.parent
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"

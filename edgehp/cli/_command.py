@@ -12,7 +12,7 @@ import click
 from edgehp.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgehp.shipping.keys import PublicKey
+    from edgehp.shipping.signature import PublicKey
 
 __all__ = [
     "TYPED",
@@ -240,7 +240,7 @@ def read_keys(public_keys: Sequence[Path]) -> list[PublicKey]:
     Raises:
         UsageError: none was given, or one cannot be read.
     """
-    from edgehp.shipping.keys import read_public_key
+    from edgehp.shipping.signature import read_public_key
 
     if not public_keys:
         raise UsageError("no trusted key was given\nhint: add --public-key FILE")

@@ -21,7 +21,7 @@ from edgehp.errors import AccuracyError, EdgehpError, EnvironmentalError, UsageE
 from edgehp.progress import step
 from edgehp.report.files import require_writable, write_text
 from edgehp.validation.gate import GateResult, check_drop
-from edgehp.validation.report import ValidationReport
+from edgehp.validation.run import ValidationReport
 
 __all__ = ["Place", "validate_many"]
 

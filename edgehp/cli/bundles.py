@@ -9,7 +9,7 @@ import click
 
 from edgehp.cli._command import Command, json_option, output_option, read_keys, trust_option
 from edgehp.progress import step
-from edgehp.shipping.keys import PASSWORD_VARIABLE
+from edgehp.shipping.signature import PASSWORD_VARIABLE
 
 __all__ = ["bundle", "verify"]
 

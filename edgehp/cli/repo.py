@@ -11,7 +11,7 @@ import click
 from edgehp.cli._command import Command, Group, json_option, read_keys, trust_option
 from edgehp.cli._output import print_json
 from edgehp.files import plain
-from edgehp.shipping.keys import PASSWORD_VARIABLE
+from edgehp.shipping.signature import PASSWORD_VARIABLE
 
 __all__ = ["command"]
 

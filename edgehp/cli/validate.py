@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from edgehp.crop import Box
     from edgehp.datasets.base import Dataset, Sample
     from edgehp.validation.gate import GateResult
-    from edgehp.validation.report import ValidationReport
-    from edgehp.validation.run import BoxSource, Image
+    from edgehp.validation.run import BoxSource, Image, ValidationReport
     from edgehp.validation.statistics import Interval
 
 __all__ = ["Asked", "command", "validated"]

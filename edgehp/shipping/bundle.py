@@ -44,12 +44,15 @@ from edgehp.artifact.manifest import (
 from edgehp.errors import CompatibilityError, DataError, EdgehpError, EnvironmentalError, UsageError
 from edgehp.files import sha256_bytes
 from edgehp.shipping import disk
-from edgehp.shipping.keys import PublicKey, described, read_private_key, require
 from edgehp.shipping.sbom import SBOM_NAME, measured_energy, spdx_document
 from edgehp.shipping.signature import (
     MAX_FILES,
+    PublicKey,
     Statement,
+    described,
     parse_statement,
+    read_private_key,
+    require,
     signed_payload,
     verify_signature,
 )

@@ -84,7 +84,7 @@ class DirectorySource:
 
     @contextmanager
     def pieces(self, path: str, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
-        """See `Source.pieces`."""
+        """The file from byte `start` on."""
         full = self.folder / path
         try:
             # O_NONBLOCK: a named pipe must not make us wait for a writer.
@@ -129,7 +129,7 @@ class HttpSource:
 
     @contextmanager
     def pieces(self, path: str, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
-        """See `Source.pieces`; asks for a range where `start` is not 0."""
+        """The file from byte `start` on, by a range where that is not 0."""
         url = f"{self.url.rstrip('/')}/{urllib.parse.quote(path)}"
         response, begin = self._open(url, start)
         try:

@@ -39,7 +39,7 @@ from edgehp.files import Record, stand_in
 from edgehp.shipping import disk
 from edgehp.shipping.bundle import MAX_BUNDLE_SIZE, SUFFIX, VerifiedBundle
 from edgehp.shipping.fetch import MissingError, Source, read_bounded
-from edgehp.shipping.keys import require
+from edgehp.shipping.signature import require
 from edgehp.targets import load_target
 
 if TYPE_CHECKING:

@@ -30,8 +30,8 @@ from edgehp.errors import DataError, UsageError
 from edgehp.files import sha256_file
 from edgehp.shipping import disk
 from edgehp.shipping.bundle import verify_bundle
-from edgehp.shipping.keys import PublicKey, read_private_key, require
 from edgehp.shipping.offers import FIELD, Offer
+from edgehp.shipping.signature import PublicKey, read_private_key, require
 
 if TYPE_CHECKING:
     from securesystemslib.signer import CryptoSigner

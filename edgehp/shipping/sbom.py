@@ -22,7 +22,7 @@ from typing import Any
 from edgehp.artifact.manifest import Accuracy, Manifest
 from edgehp.device import DISTRIBUTIONS
 from edgehp.files import strict_json
-from edgehp.shipping.keys import require
+from edgehp.shipping.signature import require
 
 __all__ = ["SBOM_NAME", "measured_energy", "spdx_document"]
 

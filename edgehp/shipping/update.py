@@ -30,7 +30,6 @@ from edgehp.files import sha256_file
 from edgehp.shipping import disk, slots
 from edgehp.shipping.bundle import verify_bundle
 from edgehp.shipping.fetch import Source, download
-from edgehp.shipping.keys import PublicKey
 from edgehp.shipping.offers import (
     Decision,
     Listed,
@@ -40,6 +39,7 @@ from edgehp.shipping.offers import (
     refresh,
     write_memory,
 )
+from edgehp.shipping.signature import PublicKey
 
 __all__ = ["FOLDER", "Update", "update"]
 
