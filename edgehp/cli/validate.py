@@ -353,7 +353,7 @@ def _print(result: ValidationReport, gate: GateResult | None) -> None:
 def _accuracy_table(
     result: ValidationReport,
 ) -> tuple[list[str], list[list[object]], range]:
-    headers = ["", "frames", "pitch", "yaw", "roll", "MAE", "95 %", "geodesic", "MAEV"]
+    headers = ["", "frames", "pitch", "yaw", "roll", "MAE", "95 %", "geodesic", "MAEV", "p90"]
     rows: list[list[object]] = []
     for subject, accuracy, mae in (
         (result.reference, result.reference_accuracy, result.reference_mae),
