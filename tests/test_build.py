@@ -12,15 +12,19 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 
 from edgehp.artifact import golden_crops, load_artifact, newest_artifact, verify_golden
+from edgehp.artifact.manifest import Comparison
 from edgehp.cli.build import command
 from edgehp.crop import Preprocessing
 from edgehp.device import HostProbe
 from edgehp.driver import Gpu
 from edgehp.engines import engine_available, open_engine
+from edgehp.engines.audit import LayerPrecision, PrecisionAudit
+from edgehp.engines.build import BuildOptions, BuildReport
 from edgehp.errors import (
     AccuracyError,
     CompatibilityError,
@@ -314,6 +318,39 @@ def test_a_deferred_artifact_is_finished_where_the_engine_is(
     assert any("run by" in w for w in deferred.manifest.build.warnings)
     assert not any("run by" in w for w in manifest.build.warnings)
     assert {f.path for f in manifest.files} >= {"engine.onnx", "golden.png", "calibration.csv"}
+
+
+def test_finishing_times_int8_against_fp16_where_the_target_asks(
+    deferred: BuildResult, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgehp.pipeline import finish as module
+
+    monkeypatch.setattr(module, "find_place", board_tensorrt.place_here)
+    monkeypatch.setattr(
+        module, "make_plan", lambda r: replace(board_tensorrt.plan_here(r), compare=True)
+    )
+
+    def build_either(kind: str, graph: Path, out: Path, options: BuildOptions) -> BuildReport:
+        if options.precision == "int8":
+            return board_tensorrt.build_here(kind, graph, out, options)
+        shutil.copyfile(graph, out)
+        rows = (LayerPrecision("conv1", "Convolution", "fp16"),)
+        return BuildReport((out,), {}, PrecisionAudit("played", rows))
+
+    seen: list[tuple[set[str], int]] = []
+
+    def faster(kind: str, one: Path, other: Path, crops: np.ndarray) -> tuple[float, float]:
+        seen.append(({n.op_type for n in onnx.load(str(other)).graph.node}, len(crops)))
+        return 2.0, 1.0
+
+    monkeypatch.setattr("edgehp.pipeline.engine.build_engine", build_either)
+    monkeypatch.setattr("edgehp.pipeline.engine.compare_engines", faster)
+    path = shutil.copytree(deferred.path, tmp_path / deferred.path.name)
+    record = module.finish(path, validate_on=parts / "val.zip", threads=1).manifest.build
+    assert record.int8_against_fp16 == Comparison(2.0, 1.0, 1)
+    assert any("INT8 is NOT faster: use --precision fp16" in w for w in record.warnings)
+    (nodes, batch), *_ = seen
+    assert "Conv" in nodes and "QuantizeLinear" not in nodes and batch == 1
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])

@@ -67,6 +67,18 @@ def test_the_build_goes_through_with_every_option(result: dict[str, Any]) -> Non
         } <= set(build["calls"])
 
 
+def test_ranges_make_int8_where_the_version_takes_them(result: dict[str, Any]) -> None:
+    """For Volta, whose last TensorRT is 10.4."""
+    found, major = result["by_ranges"], int(result["version"].partition(".")[0])
+    if major >= 11:
+        assert found.endswith("takes no ranges")
+        return
+    assert found["network"] == (1 if major == 8 else 0)
+    assert {"INT8", "FP16", "OBEY_PRECISION_CONSTRAINTS"} <= set(found["flags"])
+    assert found["ranges"] == [[-3.0, 3.0]]
+    assert "INT8" in found["precisions"] and "FLOAT" in found["precisions"]
+
+
 def test_a_refused_graph_is_one_sentence(result: dict[str, Any]) -> None:
     assert "parser refuses the graph: unsupported" in result["refusal"]
 

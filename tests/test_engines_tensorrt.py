@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 
 from edgehp.driver import DriverProbe, Gpu, probe_driver
@@ -22,9 +23,14 @@ from edgehp.engines.tensorrt import TensorRtEngine
 from edgehp.engines.tensorrt_build import check_support, timing_cache_path
 from edgehp.engines.trt import read_inspection
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
+from edgehp.quantization.qdq import Emitter
+from edgehp.quantization.table import calibrate
 from tests.driver.adapter_checks import crops_of, open_double
 from tests.driver.double import Driver, load_double
 from tests.driver.tensorrt import TensorRtDouble, expected
+from tests.helpers import random_crops
+from tests.quantization_graphs import SIZE as GRAPH_SIZE
+from tests.quantization_graphs import small_network
 
 
 @pytest.fixture
@@ -291,6 +297,46 @@ def test_dla_takes_one_batch_size() -> None:
         BuildOptions(dla=0, dla_cores=2, batch=(1, 4, 8))
 
 
+@pytest.mark.parametrize("ranges_build", [True, False])
+def test_volta_gets_int8_by_ranges_or_the_truth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranges_build: bool
+) -> None:
+    """Explicit Q/DQ has no implementation there; what TensorRT says is its own sentence."""
+    network = small_network()
+    table = calibrate(network, random_crops(4, GRAPH_SIZE), threads=1)
+    graph = tmp_path / "graph.onnx"
+    graph.write_bytes(Emitter(network, "tensorrt", "fp16")(table, "mse").SerializeToString())
+    asked: list[object] = []
+
+    def build_plan(
+        trt: object, path: Path, options: BuildOptions, quantised: int, ranges: object = None
+    ) -> tuple[bytes, PrecisionAudit, dict[str, object]]:
+        asked.append(ranges)
+        nodes = {n.op_type for n in onnx.load(str(path)).graph.node}
+        if ranges is None or not ranges_build:
+            assert ("QuantizeLinear" in nodes) == (ranges is None)
+            raise EnvironmentalError("Could not find any implementation for node conv1")
+        return b"plan", PrecisionAudit("engine inspector", ()), {}
+
+    monkeypatch.setattr(tensorrt_build, "build_plan", build_plan)
+    volta = DriverProbe("12.4", (Gpu("Tesla V100-SXM2-16GB", "7.0"),))
+    monkeypatch.setattr(tensorrt_build, "probe_driver", lambda: volta)
+    monkeypatch.setattr(
+        "edgehp.engines.tensorrt.import_tensorrt", lambda: SimpleNamespace(__version__="10.4.0")
+    )
+    out = tmp_path / "engine.plan"
+    if not ranges_build:
+        with pytest.raises(
+            EnvironmentalError, match=r"no INT8 tensor cores\nhint: --precision fp16"
+        ):
+            tensorrt_build.build("tensorrt", graph, out, BuildOptions())
+        assert len(asked) == 2 and not out.exists()
+        return
+    report = tensorrt_build.build("tensorrt", graph, out, BuildOptions())
+    assert "built from the float graph and the ranges" in report.warnings[0]
+    assert isinstance(asked[1], dict) and {"relu", "maxpool"} & set(asked[1])
+
+
 @pytest.mark.parametrize(("device", "core"), [(None, 0), ("dla:1", 1)])
 def test_dla_core_is_set_before_the_engine_is_read(
     driver: Driver, trt: TensorRtDouble, tmp_path: Path, device: str | None, core: int
@@ -309,23 +355,6 @@ def test_dla_core_is_set_before_the_engine_is_read(
     Engine(tmp_path / "plan", device=device).close()
     assert trt.dla == core
     assert trt.violations == []
-
-
-def test_volta_without_int8_kernels_is_told_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(*_: object) -> None:
-        raise EnvironmentalError("TensorRT could not build: Could not find any implementation")
-
-    probe = DriverProbe("12.6", (Gpu("Tesla V100", "7.0"),))
-    monkeypatch.setattr(tensorrt_build, "probe_driver", lambda: probe)
-    monkeypatch.setattr(tensorrt_build, "check_asked", lambda *_: ("conv1",))
-    monkeypatch.setattr(tensorrt_build, "build_plan", fails)
-    monkeypatch.setattr(
-        "edgehp.engines.tensorrt.import_tensorrt", lambda: SimpleNamespace(__version__="10.4.0")
-    )
-    with pytest.raises(EnvironmentalError, match=r"no INT8 tensor cores\nhint: --precision fp16"):
-        tensorrt_build.build("tensorrt", tmp_path, tmp_path, BuildOptions())
 
 
 def test_an_engine_without_details_is_opaque_not_fine() -> None:

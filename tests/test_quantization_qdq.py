@@ -22,6 +22,7 @@ from edgehp.quantization.qdq import (
     remove_qdq,
     scale_of,
     weight_scales,
+    without_qdq,
 )
 from edgehp.quantization.runner import Runner
 from edgehp.quantization.table import CalibrationTable, calibrate
@@ -166,6 +167,31 @@ def test_layers_taken_out_are_those_that_were_never_put_in(
     assert Comparison(network, CROPS, threads=1)(nothing).worst < limit
     with pytest.raises(UsageError, match="not a quantized layer"):
         remove_qdq(model, ("a.relu1",), network)
+
+
+@pytest.mark.parametrize("body", ["fp32", "fp16"])
+def test_ranges_are_those_of_the_qdq_that_is_taken_out(
+    network: onnx.ModelProto, table: CalibrationTable, body: str
+) -> None:
+    """For engines that quantize by ranges: the same weights and scales, nothing but FP32."""
+    model = Emitter(network, "tensorrt", body)(table, "mse")
+    plain, ranges = without_qdq(model)
+    onnx.checker.check_model(plain, full_check=True)
+    assert not any("Quantize" in n.op_type for n in plain.graph.node)
+    kinds = {t.data_type for t in plain.graph.initializer}
+    assert onnx.TensorProto.FLOAT16 not in kinds
+    assert sum(map(len, quantized_inputs(model).values())) >= len(ranges) > 4
+    made = {n.output[0]: n for n in model.graph.node}
+    for q in (n for n in model.graph.node if n.op_type == "QuantizeLinear"):
+        assert ranges[q.input[0]] == pytest.approx(127 * float(GraphView(model).array(q.input[1])))
+        assert q.output[0] in {i for n in made.values() for i in n.input}
+    layer = node_of(plain, "a.conv1")
+    dq = made[node_of(model, "a.conv1").input[1]]
+    values, scales = (GraphView(model).array(n).astype(np.float32) for n in dq.input[:2])
+    np.testing.assert_allclose(
+        GraphView(plain).array(layer.input[1]), values * scales[:, None, None, None], rtol=1e-6
+    )
+    assert Comparison(network, CROPS, threads=1)(plain).worst < 5
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ from edgehp.driver import probe_driver
 from edgehp.engines.audit import PrecisionAudit
 from edgehp.engines.build import BuildOptions, BuildReport, check_asked, write_atomically
 from edgehp.engines.trt import (
+    IMPLICIT,
     Dialect,
     add_profile,
     audit_network,
@@ -24,6 +27,7 @@ from edgehp.engines.trt import (
     need,
     new_network,
     parse,
+    set_ranges,
     version_of,
 )
 from edgehp.errors import CompatibilityError, EnvironmentalError
@@ -55,23 +59,48 @@ def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> 
     if options.timing_cache is None:
         cache = timing_cache_path(gpu.name, str(trt.__version__), options)
         options = replace(options, timing_cache=cache)
+    warnings = _warnings(options)
     try:
         plan, audit, details = build_plan(trt, onnx_path, options, len(quantised))
     except EnvironmentalError as e:
-        if gpu.compute_capability == "7.0" and options.precision == "int8" and _NO_KERNEL in str(e):
+        if gpu.compute_capability != "7.0" or not quantised or _NO_KERNEL not in str(e):
+            raise
+        _log.warning("no explicit INT8 for %s (%s): trying INT8 by ranges", gpu.name, e)
+        try:
+            plan, audit, details = _build_by_ranges(trt, onnx_path, options, len(quantised))
+        except (CompatibilityError, EnvironmentalError) as second:
             raise EnvironmentalError(
-                f"TensorRT {trt.__version__} has no INT8 convolutions for {gpu.name}: Volta has no "
-                "INT8 tensor cores\nhint: --precision fp16"
+                f"TensorRT {trt.__version__} builds INT8 for {gpu.name} neither from Q/DQ nor from "
+                f"ranges ({second}): Volta has no INT8 tensor cores\nhint: --precision fp16"
             ) from e
-        raise
+        warnings = (
+            *warnings,
+            f"TensorRT has no explicit INT8 for {gpu.name}: the engine was built from the float "
+            "graph and the ranges of its Q/DQ nodes, and TensorRT rounds the weights itself",
+        )
     write_atomically(out_path, plan)
     return BuildReport(
         files=(out_path,),
         versions={"tensorrt": str(trt.__version__)},
         audit=audit,
-        warnings=_warnings(options),
+        warnings=warnings,
         details={**details, "gpu": gpu.name, "compute_capability": gpu.compute_capability},
     )
+
+
+def _build_by_ranges(
+    trt: Any, onnx_path: Path, options: BuildOptions, quantised: int
+) -> tuple[bytes, PrecisionAudit, dict[str, object]]:
+    """As `build_plan`, with implicit INT8: a float graph with the ranges that Q/DQ nodes have."""
+    import onnx
+
+    from edgehp.quantization.qdq import without_qdq
+
+    model, ranges = without_qdq(onnx.load(str(onnx_path)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / onnx_path.name
+        path.write_bytes(model.SerializeToString(deterministic=True))
+        return build_plan(trt, path, options, quantised, ranges)
 
 
 def check_support(version: str, capability: str, options: BuildOptions) -> Dialect:
@@ -106,7 +135,11 @@ def check_support(version: str, capability: str, options: BuildOptions) -> Diale
 
 
 def build_plan(
-    trt: Any, onnx_path: Path, options: BuildOptions, quantised: int
+    trt: Any,
+    onnx_path: Path,
+    options: BuildOptions,
+    quantised: int,
+    ranges: Mapping[str, float] | None = None,
 ) -> tuple[bytes, PrecisionAudit, dict[str, object]]:
     """The engine's bytes, its audit and the settings used.
 
@@ -114,10 +147,22 @@ def build_plan(
         trt: the module `tensorrt`.
         onnx_path: the deployed graph.
         options: what to build.
-        quantised: how many convolutions the graph quantises.
+        quantised: how many convolutions are to run in INT8.
+        ranges: of tensors, for INT8 of a float graph; None where the graph has Q/DQ nodes.
+
+    Raises:
+        CompatibilityError: the engine has less precision than asked for, or this TensorRT takes no
+            ranges.
+        DataError: the graph cannot be parsed.
+        EnvironmentalError: the build fails.
     """
     logger = logger_of(trt)
     dialect = dialect_of(str(trt.__version__))
+    if ranges is not None:
+        major = version_of(str(trt.__version__))[0]
+        if major not in IMPLICIT:
+            raise CompatibilityError(f"TensorRT {trt.__version__} takes no ranges")
+        dialect = IMPLICIT[major]
     builder: Builder = need(trt.Builder(logger), "create a builder", logger)
     network = new_network(trt, builder, dialect, logger)
     parser = parse(trt, network, onnx_path, logger)
@@ -129,6 +174,8 @@ def build_plan(
     flags = configure(trt, builder, config, dialect, options, logger)
     if not dialect.strongly_typed and options.precision != "fp32":
         keep_decoding_in_float(trt, network)
+    if ranges is not None:
+        set_ranges(trt, network, ranges, logger)
     add_profile(trt, builder, network, config, options.batch, size, logger)
     cache = _timing_cache(config, options.timing_cache, logger)
     on_gpu = []
@@ -148,7 +195,11 @@ def build_plan(
             _log.warning("the kernel timings are not kept: %s: %s", options.timing_cache, e)
     audit = audit_engine(trt, content, logger, options.dla).completed_by(audit_network(network))
     audit.require(options.precision, quantised, f"the engine TensorRT {trt.__version__} built")
-    details: dict[str, object] = {"builder_flags": flags, "batch": list(options.batch)}
+    details: dict[str, object] = {
+        "builder_flags": flags,
+        "batch": list(options.batch),
+        "int8_by": "Q/DQ nodes" if ranges is None else "ranges of the float graph's tensors",
+    }
     if options.dla is not None:
         details["dla_core"] = options.dla
         details["gpu_layers"] = on_gpu

@@ -9,7 +9,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "IMPLICIT",
     "RTX",
     "Dialect",
     "add_profile",
@@ -49,6 +50,7 @@ __all__ = [
     "new_network",
     "parse",
     "read_inspection",
+    "set_ranges",
     "version_of",
 ]
 
@@ -82,6 +84,9 @@ _BY_MAJOR = {
     # Accepted and ignored by 11: every network is strongly typed.
     11: Dialect(network_flags=("STRONGLY_TYPED",), strongly_typed=True),
 }
+# INT8 by ranges instead of Q/DQ, which versions before 11 have. From 10 on every network has an
+# explicit batch, and a flag for it only deprecated values.
+IMPLICIT = {8: _BY_MAJOR[8], 10: replace(_BY_MAJOR[8], network_flags=())}
 RTX = Dialect(network_flags=("STRONGLY_TYPED",), strongly_typed=True)
 
 
@@ -318,6 +323,41 @@ def keep_decoding_in_float(trt: Any, network: INetworkDefinition) -> int:
         layer.set_output_type(0, trt.DataType.FLOAT)
         fixed += 1
     return fixed
+
+
+def set_ranges(
+    trt: Any, network: INetworkDefinition, ranges: Mapping[str, float], logger: Any
+) -> int:
+    """On a weakly typed network, let the convolutions that read tensors with ranges run in INT8.
+
+    What a convolution computes needs a range as well. Where only an activation or a sum reads it,
+    TensorRT joins the two, and the range of their result is taken.
+
+    Args:
+        trt: the module.
+        network: parsed from a float graph.
+        ranges: the largest magnitude of tensors by name.
+        logger: for the reason of a failure.
+
+    Returns:
+        How many convolutions were asked to run in INT8.
+    """
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    known = dict(ranges)
+    for layer in reversed(layers):
+        if layer.type.name in ("ACTIVATION", "ELEMENTWISE") and layer.get_output(0).name in known:
+            for tensor in _inputs(layer):
+                known.setdefault(tensor.name, known[layer.get_output(0).name])
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    for tensor in (*inputs, *(layer.get_output(0) for layer in layers)):
+        if (most := known.get(tensor.name)) is not None:
+            need(tensor.set_dynamic_range(-most, most), f"set the range of {tensor.name}", logger)
+    count = 0
+    for layer in layers:
+        if layer.type.name == "CONVOLUTION" and layer.get_input(0).name in ranges:
+            layer.precision = trt.DataType.INT8
+            count += 1
+    return count
 
 
 _TYPES = ("int8", "fp8", "bf16", "bfloat16", "half", "fp16", "float", "fp32")

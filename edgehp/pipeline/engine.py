@@ -7,11 +7,13 @@ import statistics
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from edgehp.artifact.manifest import (
+    Comparison,
     EngineRecord,
     MixedRecord,
     PrecisionRecord,
@@ -24,8 +26,12 @@ from edgehp.errors import CompatibilityError
 from edgehp.files import sha256_file
 from edgehp.pipeline.plan import Place, Plan
 
+if TYPE_CHECKING:
+    import onnx
+
 __all__ = [
     "BuiltEngine",
+    "against_half",
     "build_here",
     "compare_engines",
     "convolutions_of",
@@ -189,3 +195,40 @@ def compare_engines(
                 if i >= _WARM_UP:
                     seconds.append(time.perf_counter() - started)
     return statistics.median(times[0]) * 1e3, statistics.median(times[1]) * 1e3
+
+
+def against_half(
+    plan: Plan,
+    place: Place,
+    model: onnx.ModelProto,
+    built: BuiltEngine,
+    crops: npt.NDArray[np.uint8],
+    folder: Path,
+) -> tuple[Comparison, str]:
+    """Time an INT8 engine against one in FP16, on hardware that may be slower in INT8.
+
+    Args:
+        plan: of the INT8 engine.
+        place: where both run.
+        model: the float graph.
+        built: the INT8 engine.
+        crops: one batch, uint8 [N, S, S, 3].
+        folder: for the FP16 engine, which nobody keeps.
+
+    Returns:
+        Both medians, and a sentence for people.
+
+    Raises:
+        EdgehpError: as `build_here`.
+    """
+    from edgehp.quantization.half import to_half_body
+
+    half = to_half_body(model)[0] if place.knows_half_scales else model
+    path = folder / "fp16.onnx"
+    path.write_bytes(half.SerializeToString(deterministic=True))
+    (folder / "fp16").mkdir(exist_ok=True)
+    other = build_here(plan.in_half(), place, path, folder / "fp16")
+    int8_ms, fp16_ms = compare_engines(plan.kind, built.path, other.path, crops)
+    verdict = "INT8 is faster" if int8_ms < fp16_ms else "INT8 is NOT faster: use --precision fp16"
+    text = f"at batch {len(crops)}: INT8 {int8_ms:.2f} ms, FP16 {fp16_ms:.2f} ms; {verdict}"
+    return Comparison(round(int8_ms, 4), round(fp16_ms, 4), len(crops)), text

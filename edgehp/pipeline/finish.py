@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -11,16 +12,18 @@ import numpy as np
 
 import edgehp
 from edgehp.artifact.check import Artifact, golden_crops, load_artifact
-from edgehp.artifact.manifest import Manifest, StepTime
+from edgehp.artifact.manifest import Comparison, Manifest, StepTime
 from edgehp.artifact.write import ArtifactWriter
 from edgehp.device import DeviceProbe, HostProbe
 from edgehp.engines import open_engine
 from edgehp.errors import CompatibilityError, UsageError
 from edgehp.pipeline.accuracy import load_reference, measure, predict, run_graph, tolerance
 from edgehp.pipeline.crops import CropSet, held_out_crops, require_photos
-from edgehp.pipeline.engine import BuiltEngine, build_here
+from edgehp.pipeline.engine import BuiltEngine, against_half, build_here
+from edgehp.pipeline.mixed import batch_of
 from edgehp.pipeline.pipeline import REFERENCE_ANGLES, BuildResult, StepClock, now
 from edgehp.pipeline.plan import BuildRequest, Place, Plan, find_place, make_plan
+from edgehp.quantization.qdq import without_qdq
 
 __all__ = ["finish"]
 
@@ -81,6 +84,11 @@ def finish(
                 request.validate_on, manifest.preprocessing, request.photo_depth
             )
             completed, found = _measured(artifact, built, held_out, request.max_drop, plan, place)
+        comparison = manifest.build.int8_against_fp16
+        if plan.compare:
+            with steps("compare"):
+                comparison, verdict = _against_half(plan, place, graph, built, held_out)
+                found = (*found, verdict)
         # Those of the building machine are of its emulation, and of another engine.
         warnings = (*plan.warnings, *built.warnings, *found)
         for warning in warnings:
@@ -91,6 +99,7 @@ def finish(
                 manifest.build,
                 steps=(*manifest.build.steps, *_marked(steps.times)),
                 warnings=warnings,
+                int8_against_fp16=comparison,
             ),
         )
         return BuildResult(writer.destination, writer.commit(completed, roles))
@@ -159,6 +168,18 @@ def _measured(
         ),
     )
     return completed, warnings
+
+
+def _against_half(
+    plan: Plan, place: Place, graph: Path, built: BuiltEngine, held_out: CropSet
+) -> tuple[Comparison, str]:
+    """Time INT8 against FP16 with the float graph that the artifact's own graph was made from."""
+    import onnx
+
+    model, _ = without_qdq(onnx.load(str(graph)))
+    crops = batch_of(held_out, built.engine.best_batch)
+    with tempfile.TemporaryDirectory() as folder:
+        return against_half(plan, place, model, built, crops, Path(folder))
 
 
 def _marked(times: tuple[StepTime, ...]) -> tuple[StepTime, ...]:

@@ -52,7 +52,7 @@ from edgehp.pipeline.crops import (
     require_disjoint,
     require_photos,
 )
-from edgehp.pipeline.engine import BuiltEngine, build_here, compare_engines, planned_precision
+from edgehp.pipeline.engine import BuiltEngine, against_half, build_here, planned_precision
 from edgehp.pipeline.mixed import Mixed, MixedSearch, batch_of
 from edgehp.pipeline.plan import (
     BuildContext,
@@ -525,20 +525,15 @@ class _Build:
 
     def _against_half(self, inputs: _Inputs, built: BuiltEngine) -> Comparison:
         """Time INT8 against FP16, where the hardware may be slower in INT8."""
-        context, batch = self._context, self._request.batch[1]
+        context = self._context
         if context.place is None:
             raise EnvironmentalError("INT8 and FP16 can only be compared on the device")
-        folder = context.writer.scratch
-        model = inputs.model
-        half = to_half_body(model)[0] if context.place.knows_half_scales else model
-        path = _write_graph(half, folder / "fp16.onnx")
-        other = build_here(self._plan.in_half(), context.place, path, folder)
-        crops = batch_of(inputs.held_out, batch)
-        int8_ms, fp16_ms = compare_engines(self._plan.kind, built.path, other.path, crops)
-        faster = int8_ms < fp16_ms
-        verdict = "INT8 is faster" if faster else "INT8 is NOT faster: use --precision fp16"
-        context.warn(f"at batch {batch}: INT8 {int8_ms:.2f} ms, FP16 {fp16_ms:.2f} ms; {verdict}")
-        return Comparison(round(int8_ms, 4), round(fp16_ms, 4), batch)
+        crops = batch_of(inputs.held_out, self._request.batch[1])
+        found, verdict = against_half(
+            self._plan, context.place, inputs.model, built, crops, context.writer.scratch
+        )
+        context.warn(verdict)
+        return found
 
 
 def _write_graph(model: onnx.ModelProto, path: Path) -> Path:

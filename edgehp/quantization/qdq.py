@@ -28,7 +28,11 @@ __all__ = [
     "remove_qdq",
     "scale_of",
     "weight_scales",
+    "without_qdq",
 ]
+
+# Of the symmetric grid.
+_LARGEST_INT8 = 127
 
 _INT8 = 127
 _UINT8 = 255
@@ -319,6 +323,58 @@ def remove_qdq(
         out.graph.node.extend(kept)
     drop_unread(out)
     return out
+
+
+def without_qdq(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, float]]:
+    """A symmetric int8 Q/DQ graph as a float graph and the ranges of its tensors.
+
+    For engines that quantize by ranges instead. Weights keep the values that they were rounded to;
+    everything is FP32 again.
+
+    Args:
+        model: the Q/DQ graph of flavor ``"tensorrt"``, in FP32 or FP16; not modified.
+
+    Returns:
+        The float graph, and the largest magnitude of each tensor that was quantized.
+    """
+    import onnx
+    from onnx import helper, numpy_helper
+
+    view, ranges, given = GraphView(model), {}, {}
+    constants = {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "DequantizeLinear":
+            continue
+        scale = view.array(node.input[1]).astype(np.float32)
+        if (q := view.producer.get(node.input[0])) is not None and q.op_type == "QuantizeLinear":
+            given[node.output[0]] = q.input[0]
+            ranges[q.input[0]] = float(scale.reshape(-1)[0]) * _LARGEST_INT8
+            continue
+        values = view.array(node.input[0]).astype(np.float32)
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+        shape = [-1 if i == axis % values.ndim else 1 for i in range(values.ndim)]
+        product = values * (scale.reshape(shape) if scale.ndim else scale)
+        constants[node.output[0]] = numpy_helper.from_array(product, node.output[0])
+    for name, tensor in constants.items():
+        if tensor.data_type == onnx.TensorProto.FLOAT16:
+            values = numpy_helper.to_array(tensor).astype(np.float32)
+            constants[name] = numpy_helper.from_array(values, name)
+    out = with_constants(model, constants.values())
+    nodes = []
+    for node in out.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        for i, name in enumerate(node.input):
+            node.input[i] = given.get(name, name)
+        for attribute in node.attribute:
+            if attribute.name == "to" and attribute.i == onnx.TensorProto.FLOAT16:
+                attribute.CopyFrom(helper.make_attribute("to", onnx.TensorProto.FLOAT))
+        nodes.append(node)
+    del out.graph.node[:]
+    out.graph.node.extend(nodes)
+    drop_unread(out)
+    del out.graph.value_info[:]
+    return out, ranges
 
 
 def _quantizer(view: GraphView, tensor: str) -> onnx.NodeProto | None:

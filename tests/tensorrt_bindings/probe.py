@@ -22,7 +22,7 @@ from edgehp.engines import tensorrt_build  # noqa: E402
 from edgehp.engines.build import BuildOptions  # noqa: E402
 from edgehp.engines.cuda import Cuda  # noqa: E402
 from edgehp.engines.tensorrt import TensorRtEngine  # noqa: E402
-from edgehp.errors import DataError, EnvironmentalError  # noqa: E402
+from edgehp.errors import CompatibilityError, DataError, EnvironmentalError  # noqa: E402
 from tests.driver.double import load_double  # noqa: E402
 from tests.tensorrt_bindings.spec import Recorder, SpecModule, Stand  # noqa: E402
 
@@ -63,10 +63,12 @@ def layers_of(recorder: Recorder, precision: str) -> list[Stand]:
     ]
 
 
-def answers(real: Any, precision: str, parses: bool = True) -> tuple[Recorder, SpecModule]:
+def answers(
+    real: Any, precision: str, parses: bool = True, network: str | None = None
+) -> tuple[Recorder, SpecModule]:
     """A module whose builder and engine answer as a working TensorRT would."""
     recorder = Recorder(real, {})
-    layers = layers_of(recorder, precision)
+    layers = layers_of(recorder, network or precision)
     names = ["crops", "angles", "spread"]
     weights = {"int8": "Int8", "fp16": "Half", "fp32": "Float"}[precision]
     shown = {
@@ -140,6 +142,24 @@ def build(real: Any, precision: str, directory: Path) -> dict[str, Any]:
     }
 
 
+def build_by_ranges(real: Any, directory: Path) -> dict[str, Any] | str:
+    """INT8 of a float graph with ranges; which calls that took, or why not."""
+    recorder, module = answers(real, "int8", network="fp32")
+    graph = directory / "graph.onnx"
+    graph.write_bytes(b"not read by the stand-in")
+    try:
+        tensorrt_build.build_plan(module, graph, BuildOptions(), 1, {"a": 2.0, "conv1": 3.0})
+    except CompatibilityError as e:
+        return str(e)
+    set_to = [a for k, a in recorder.calls if k == "ITensor.set_dynamic_range"]
+    return {
+        "network": next(a[0] for k, a in recorder.calls if k == "Builder.create_network"),
+        "flags": [a[0].name for k, a in recorder.calls if k == "IBuilderConfig.set_flag"],
+        "ranges": set_to,
+        "precisions": [a[0].name for k, a in recorder.calls if k == "ILayer.precision ="],
+    }
+
+
 def refuse(real: Any, directory: Path) -> str:
     """The sentence about a graph that the parser refuses."""
     _, module = answers(real, "fp32", parses=False)
@@ -188,6 +208,7 @@ def main() -> None:
         result = {
             "version": real.__version__,
             "build": {p: build(real, p, directory) for p in ("fp32", "fp16", "int8")},
+            "by_ranges": build_by_ranges(real, directory),
             "refusal": refuse(real, directory),
             "run": run(real, directory),
         }

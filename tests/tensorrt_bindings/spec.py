@@ -19,6 +19,7 @@ _CPP_NAMES = {"IEngineInspector": "EngineInspector", "IParserError": "ParserErro
 _ACCEPTS = {
     bool: ("bool",),
     int: ("int", "SupportsInt"),
+    float: ("float", "SupportsFloat"),
     str: ("str",),
     bytes: ("buffer", "Buffer"),
     tuple: ("Dims", "Sequence", "List", "list", "tuple"),
