@@ -151,7 +151,7 @@ def test_the_command_shows_all_of_it(unlike: BuildResult, caplog: pytest.LogCapt
         command, [*arguments, "--output", str(report)], catch_exceptions=False
     )
     assert result.exit_code == 0
-    assert "of spread" in result.output
+    assert "|spread|" in result.output
     table = [line for line in result.output.splitlines() if line.startswith("  near-infrared")]
     assert len(table[0].split()) == 7
     assert "look unlike those validated on" in caplog.text
