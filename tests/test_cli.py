@@ -292,7 +292,8 @@ def test_a_long_step_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None
     assert pipe.getvalue().startswith("edgehp: label: 1/4 photos")
 
 
-def test_a_step_that_fails_says_where_it_stopped() -> None:
+def test_a_step_that_fails_says_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgehp.cli._display._PLAIN_SECONDS", 0.0)
     pipe = io.StringIO()
     with pytest.raises(errors.DataError), Display(pipe), step("build"), step("read"):
         raise errors.DataError("no")

@@ -124,7 +124,9 @@ class Display:
         part = self._parts.pop(depth)
         if step.name and (depth == 1 or (depth == 0 and not part.had_parts)):
             self._done.append((step.name, part.seconds, completed))
-            if self._live is None and (depth == 1 or step.total is not None):
+            # An error says itself what failed; how long it took matters where that was long.
+            said = completed or part.seconds >= _PLAIN_SECONDS
+            if self._live is None and said and (depth == 1 or step.total is not None):
                 how = (
                     f"{part.seconds:.1f} s" if completed else f"stopped after {part.seconds:.1f} s"
                 )

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import click
 
-__all__ = ["format_table", "print_json", "print_table", "styled", "use_colour", "wrapped"]
+__all__ = ["format_table", "print_json", "print_table", "say", "styled", "use_colour", "wrapped"]
 
 _STYLED = re.compile(r"((?:\x1b\[[0-9;]*m)+)(.*?)(\x1b\[0m)", re.DOTALL)
 # A column is not made narrower than this, or its words would be cut.
@@ -32,19 +32,27 @@ def styled(text: str, colour: str, stream: TextIO | None = None, **how: Any) -> 
 
 
 def wrapped(text: str, indent: str = "") -> str:
-    """`text` in lines that fit the terminal, those after the first indented."""
-    width = max(40, _columns())
-    lines = text.splitlines() or [""]
+    """`text` in lines that fit the terminal, those after the first indented.
+
+    Commands to copy, which begin with two blanks, stay whole.
+    """
     return "\n".join(
-        textwrap.fill(
+        line
+        if line.startswith("  ")
+        else textwrap.fill(
             line,
-            width,
+            max(40, _columns()),
             subsequent_indent=indent,
             break_long_words=False,
             break_on_hyphens=False,
         )
-        for line in lines
+        for line in text.splitlines() or [""]
     )
+
+
+def say(text: str) -> None:
+    """Print a sentence on stdout, in lines that fit where it is a terminal."""
+    click.echo(wrapped(text) if sys.stdout.isatty() else text)
 
 
 def _columns() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -17,6 +18,7 @@ from edgehp.engines import engine_available
 from edgehp.engines.build import PRECISIONS, BuildOptions, check_batch
 from edgehp.engines.tensorrt_rtx import import_tensorrt_rtx
 from edgehp.errors import CompatibilityError, EnvironmentalError, UsageError
+from edgehp.networks.bundled import BUNDLED
 from edgehp.quantization.ranges import METHODS
 from edgehp.targets import Target, check_dla, check_precision, resolve_target, target_of_part
 
@@ -369,20 +371,25 @@ def find_place(plan: Plan, device: DeviceProbe) -> Place:
 
 
 def how_to_finish(plan: Plan, request: BuildRequest, reason: Exception) -> EnvironmentalError:
-    """The error of a build that needs another machine: what is missing, and what to run there."""
-    same = shlex.join(_same_build(plan, request))
-    version = plan.target.tensorrt
+    """The error of a build that needs another machine: what is missing, and the two commands."""
+    version, name = plan.target.tensorrt, plan.target.name
     needs = ""
     if version is not None:
         upper = f" to {version.maximum}" if version.maximum else " or newer"
-        needs = f" (with TensorRT {version.minimum}{upper})"
+        needs = f", with TensorRT {version.minimum}{upper}"
+    artifact = "ARTIFACT"
+    if request.network in BUNDLED and request.input_size is None:
+        artifact = str(request.output / f"{request.network}-{name}-{plan.precision}")
+    finish = finish_command(artifact, request.validate_on, request.threads)
+    why = re.split("; install|\n", str(reason))[0]
     # 'orin' may be another module there.
     note = resolve_target(request.target).note
     return EnvironmentalError(
-        f"{reason}. Run on the device{needs}: {same}  - or make everything but the "
-        f"engine here with: {same} --defer  , copy the artifact to the device and run "
-        f"there: {finish_command('ARTIFACT', request.validate_on, request.threads)}"
-        f"{f'. {note}' if note else ''}"
+        f"{why}: the engine for {name} is built on its own "
+        f"device{needs}\n"
+        "hint: make everything else here, then the engine there over SSH:\n"
+        f"  {shlex.join([*_same_build(plan, request), '--defer'])}\n"
+        f"  {finish} --host USER@BOARD" + (f"\n{note}" if note else "")
     )
 
 
@@ -405,7 +412,8 @@ def finish_command(artifact: str, validate_on: Path | None, threads: int | None)
 def _same_build(plan: Plan, request: BuildRequest) -> list[str]:
     """The command line of this very build: every option whose value is not the usual one."""
     usual = BuildRequest(request.target)
-    words = ["edgehp", "build", "--target", plan.target.name, "--precision", plan.precision]
+    words = ["edgehp", "build", "--target", plan.target.name]
+    words += [] if plan.precision == usual.precision else ["--precision", plan.precision]
     for name in (f.name for f in fields(usual)):
         value = getattr(request, name)
         if name not in _NOT_REPEATED and value != getattr(usual, name):
