@@ -288,7 +288,10 @@ def test_a_board_that_falls_silent_is_noticed(rack: Rack, run, monkeypatch) -> N
     # It comes back to life: what still runs there is stopped, as `rack` checks.
 
 
-def test_one_of_two_boards_vanishes_and_costs_its_own_row(rack: Rack, run, tmp_path) -> None:
+def test_one_of_two_boards_vanishes_and_costs_its_own_row(
+    rack: Rack, run, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")  # a line a board
     hosts = tmp_path / "hosts"
     hosts.write_text(
         f"# the rack\norin {program('hang=2')}\nxavier {program('hang=60')}\n\nnowhere.invalid\n"

@@ -51,7 +51,7 @@ class _Part:
         return time.monotonic() - self.began
 
     def figures(self) -> list[str]:
-        """How far it is: count, rate, remaining time, and the figures of the moment."""
+        """How far it is: count, rate, remaining time."""
         s, parts = self.step, []
         scale, unit = (1e6, "MB") if s.unit == "B" else (1, s.unit)
         if s.done or s.total:
@@ -63,8 +63,6 @@ class _Part:
             parts.append(f"{rate / scale:.3g}/s")
             if s.total is not None:
                 parts.append(f"{_clock(max(0.0, s.total - s.done) / rate)} left")
-        if s.text:
-            parts.append(s.text)
         return parts
 
 
@@ -147,7 +145,8 @@ class Display:
         if now - outer.said >= _PLAIN_SECONDS:
             outer.said = now
             name = " ".join(dict.fromkeys(n for n in (outer.step.name, part.step.name) if n))
-            self._line(f"{name}: {', '.join(part.figures())}")
+            figures = [*part.figures(), *([part.step.text] if part.step.text else [])]
+            self._line(f"{name}: {', '.join(figures)}")
 
     # --- the live region --------------------------------------------------------------------------
 
@@ -237,4 +236,6 @@ class Display:
         figures = counted.figures() or [f"{outer.seconds:.0f} s"]
         cells.append(Text("  ".join(figures), style="dim", overflow="ellipsis", no_wrap=True))
         row.add_row(*cells)
-        return [row]
+        if not counted.step.text:
+            return [row]
+        return [row, Text(f"  {counted.step.text}", style="dim", overflow="ellipsis", no_wrap=True)]
