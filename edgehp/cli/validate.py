@@ -315,10 +315,10 @@ def _nearest_face() -> BoxSource:
 
 
 def _print(result: ValidationReport, gate: GateResult | None) -> None:
-    from edgehp.cli._output import print_table, styled
+    from edgehp.cli._output import print_table, say, styled
 
     protocol = result.protocol
-    click.echo(
+    say(
         f"{protocol['dataset']}: {protocol['frames']} frames (sha256 "
         f"{str(protocol['sha256'])[:16]}), boxes: {protocol.get('boxes')}, filter: "
         f"{protocol.get('filter') or 'none'}"
@@ -330,24 +330,29 @@ def _print(result: ValidationReport, gate: GateResult | None) -> None:
     }
     if any(left_out.values()):
         text = ", ".join(f"{n} {what}" for what, n in left_out.items() if n)
-        click.echo(f"left out: {text}")
-    click.echo("degrees; preprocessing " + result.preprocessing_digest[:16] + "\n")
+        say(f"left out: {text}")
+    for role, subject in (("reference", result.reference), ("artifact", result.artifact)):
+        if subject is not None:
+            say(f"{role}: {subject.name}")
+    say(f"degrees; preprocessing {result.preprocessing_digest[:16]}\n")
     print_table(*_accuracy_table(result))
     if result.drop is not None:
         click.echo("")
         print_table(*_drop_table(result))
         d = result.drop
-        click.echo(
-            f"\nArtifact and reference differ by {d.mean_difference_overall:.4f} degrees on "
+        click.echo("")
+        say(
+            f"Artifact and reference differ by {d.mean_difference_overall:.4f} degrees on "
             f"average ({d.largest_difference:.2f} at most), their spreads by "
             f"{d.spread_difference_overall:.4f}."
         )
     worst = (result.artifact_accuracy or result.reference_accuracy).worst
     if worst:
-        click.echo("\nWorst frames: " + ", ".join(f"{w.name} ({w.error:.1f})" for w in worst))
+        say("Worst frames: " + ", ".join(f"{w.name} ({w.error:.1f})" for w in worst))
     if gate is not None:
-        mark = styled("PASS", "green") if gate.passed else styled("FAIL", "red")
-        click.echo(f"\n{mark}: {gate.sentence}.")
+        word, color = ("PASS", "green") if gate.passed else ("FAIL", "red")
+        click.echo("")
+        say(f"{styled(word, color, bold=True)}: {gate.sentence}.")
 
 
 def _accuracy_table(
@@ -355,13 +360,13 @@ def _accuracy_table(
 ) -> tuple[list[str], list[list[object]], range]:
     headers = ["", "frames", "pitch", "yaw", "roll", "MAE", "95 %", "geodesic", "MAEV"]
     rows: list[list[object]] = []
-    for subject, accuracy, mae in (
-        (result.reference, result.reference_accuracy, result.reference_mae),
-        (result.artifact, result.artifact_accuracy, result.artifact_mae),
+    for role, accuracy, mae in (
+        ("reference", result.reference_accuracy, result.reference_mae),
+        ("artifact", result.artifact_accuracy, result.artifact_mae),
     ):
-        if subject is None or accuracy is None or mae is None:
+        if accuracy is None or mae is None:
             continue
-        lines = [(subject.name, accuracy.overall, f"{mae.low:.2f}..{mae.high:.2f}")]
+        lines = [(role, accuracy.overall, f"{mae.low:.2f}..{mae.high:.2f}")]
         lines += [
             (f"  |yaw| {b.low:g}-{b.high:g}", b.summary, "") for b in accuracy.bands if b.summary
         ]
@@ -375,6 +380,7 @@ def _accuracy_table(
 
 
 def _drop_table(result: ValidationReport) -> tuple[list[str], list[list[object]], range]:
+    # The last two: mean absolute differences of angles and spreads to FP32.
     headers = ["drop on", "frames", "degrees", "95 % interval", "MAE", "|angles|", "|spread|"]
     rows: list[list[object]] = []
     drop, accuracy = result.drop, result.artifact_accuracy
