@@ -243,7 +243,10 @@ def read_bytes(
     """
     try:
         with path.open("rb") as file:
-            data = file.read(limit + 1)
+            # Piece by piece: asked for `limit` bytes, Python takes memory for all of them first.
+            data = bytearray()
+            while len(data) <= limit and (piece := file.read(_CHUNK)):
+                data += piece
     except OSError as e:
         where = "a link to nowhere" if path.is_symlink() and not path.exists() else ""
         reason = where or e.strerror or e
@@ -254,9 +257,9 @@ def read_bytes(
         raise error(
             f"{path}: larger than {limit} bytes, expected {what}\nhint: is it the right file?"
         )
-    if (other := stand_in(data[:512])) is not None:
+    if (other := stand_in(bytes(data[:512]))) is not None:
         raise error(f"{path} is {other}")
-    return data
+    return bytes(data)
 
 
 def decode_text(data: bytes, where: str, error: type[EdgehpError] = DataError) -> str:

@@ -74,7 +74,12 @@ def load_graph(path: str | Path) -> tuple[onnx.ModelProto, NetworkSpec]:
     _check_interface(model, path)
     try:
         onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
+    # UnicodeDecodeError: a name in its own message that is not UTF-8.
+    except (
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+        UnicodeDecodeError,
+    ) as e:
         line = (str(e).strip().splitlines() or ["no reason given"])[0][:200]
         raise CheckpointError(f"{path} is not valid ONNX: {line}") from e
     return model, _specification(model, path)
