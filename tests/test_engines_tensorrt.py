@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 from edgehp.driver import DriverProbe, Gpu, probe_driver
-from edgehp.engines import engine_available, tensorrt_build
+from edgehp.engines import engine_available, open_engine, tensorrt_build
 from edgehp.engines.audit import LayerPrecision, PrecisionAudit
 from edgehp.engines.base import TimedEngine
 from edgehp.engines.build import BuildOptions
@@ -295,6 +295,22 @@ def test_dla_takes_one_batch_size() -> None:
         UsageError, match=r"batch sizes 1 to 8 for the DLA(.|\n)*hint: --batch-sizes 4"
     ):
         BuildOptions(dla=0, dla_cores=2, batch=(1, 4, 8))
+
+
+def test_the_way_to_wait_reaches_a_gpu_and_no_processor(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("edgehp.engines.tensorrt.import_tensorrt", TensorRtDouble)
+    probe = DriverProbe("13.0", (Gpu("Double GPU", "8.9"),))
+    monkeypatch.setattr("edgehp.engines.cuda.probe_driver", lambda: probe)
+    plan = tmp_path / "engine.plan"
+    plan.write_bytes(b"plan")
+    for wait, said in (("block", "blocks"), ("spin", "spins")):
+        with open_engine("tensorrt", plan, wait=wait) as engine:
+            assert engine.info.details["spin_wait"] == said
+    driver.library.cuDevicePrimaryCtxSetFlags_v2(0, 0)
+    with pytest.raises(UsageError, match="found --wait spin for openvino"):
+        open_engine("openvino", plan, wait="spin")
 
 
 @pytest.mark.parametrize("ranges_build", [True, False])

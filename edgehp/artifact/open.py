@@ -65,7 +65,11 @@ class OpenedNetwork:
 
 
 def open_artifact(
-    path: Path | str | None = None, *, threads: int | None = None, batch: int | None = None
+    path: Path | str | None = None,
+    *,
+    threads: int | None = None,
+    batch: int | None = None,
+    wait: str = "auto",
 ) -> OpenedNetwork:
     """Check an artifact and open its engine.
 
@@ -73,6 +77,7 @@ def open_artifact(
         path: its directory; None takes the newest complete one under ``dist``.
         threads: processor threads for inference; None leaves it to the runtime.
         batch: the batch size to prepare for; one the engine was not built for is reduced to it.
+        wait: how the processor waits for a GPU, see `edgehp.engines.open_engine`.
 
     Raises:
         DataError: no such artifact.
@@ -86,6 +91,7 @@ def open_artifact(
         artifact.engine_path,
         threads=threads,
         batch=None if batch is None else max(record.min_batch, min(batch, record.max_batch)),
+        wait=wait,
     )
     reached = manifest.precision.reached or "unknown"
     return _opened(artifact, engine, f"{manifest.target.name}, {reached}")

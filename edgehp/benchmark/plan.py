@@ -26,6 +26,7 @@ class Plan:
         official: the long run, and no setting that shortens it.
         batch: crops a call; None lets ``offline`` look for the best and means 1 elsewhere.
         threads: processor threads of the engine; None leaves it to the runtime.
+        wait: how the processor waits for a GPU, see `edgehp.engines.open_engine`.
         cameras: of ``multi-camera``.
         fps: frames a second of each camera.
         workers: threads that crop and resize in ``offline``.
@@ -39,6 +40,7 @@ class Plan:
     official: bool = False
     batch: int | None = None
     threads: int | None = None
+    wait: str = "auto"
     cameras: int = 4
     fps: float = 30.0
     workers: int = 1

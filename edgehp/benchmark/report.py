@@ -391,6 +391,12 @@ def summary_rows(report: Mapping[str, Any]) -> Table:
         )
     if report["reference_reason"]:
         notes.append(f"no reference: {report['reference_reason']}")
+    details = report["subjects"]["artifact"]["engine"].get("details", {})
+    if "cuda_package" in details:
+        notes.append(
+            f"faces are cropped {details['cropping']}; the processor waits for the GPU: "
+            f"{details['spin_wait']}"
+        )
     notes += _power_notes(report)
     if report["state"] == "partial":
         notes.append("PARTIAL: the run was interrupted")

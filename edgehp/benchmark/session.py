@@ -141,7 +141,9 @@ def _open(request: Request, stack: ExitStack) -> _Opened:
     # First, since it costs little and a mistyped folder should not cost the opening of networks.
     photos = photo_frames(request.frames, request.photo_depth) if request.frames else None
     batch = plan.batch or 1
-    opened = stack.enter_context(open_artifact(request.artifact, threads=plan.threads, batch=batch))
+    opened = stack.enter_context(
+        open_artifact(request.artifact, threads=plan.threads, batch=batch, wait=plan.wait)
+    )
     found = opened.artifact
     if found is None:
         raise UsageError("only an artifact can be measured")
@@ -199,7 +201,9 @@ def _other(
     if request.against == AGAINST_NONE:
         return None, "measured alone, as asked for"
     if request.against not in (None, AGAINST_FP32):
-        other = open_artifact(Path(str(request.against)), threads=threads, batch=batch)
+        other = open_artifact(
+            Path(str(request.against)), threads=threads, batch=batch, wait=request.plan.wait
+        )
         stack.enter_context(other)
         if other.engine.input_size != opened.engine.input_size:
             logger.warning(

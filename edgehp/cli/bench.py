@@ -56,6 +56,13 @@ INTERRUPTED = 130
 )
 @threads_option
 @click.option(
+    "--wait",
+    type=click.Choice(("auto", "spin", "block")),
+    default="auto",
+    show_default=True,
+    help="For a GPU: spin answers soonest, block leaves the core to others.",
+)
+@click.option(
     "--cameras", type=click.IntRange(1), default=4, show_default=True, help="Of multi-camera."
 )
 @click.option("--fps", type=float, default=30.0, show_default=True, help="Of each camera.")

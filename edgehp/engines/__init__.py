@@ -49,6 +49,7 @@ def open_engine(
     threads: int | None = None,
     device: str | None = None,
     batch: int | None = None,
+    wait: str = "auto",
 ) -> Engine:
     """Open an engine for inference.
 
@@ -61,6 +62,8 @@ def open_engine(
             it.
         device: ``"CPU"`` or, for TensorRT, the number of the GPU (``"0"``); None takes the first.
         batch: the batch size to prepare for (static shapes, CUDA graph); other sizes work too.
+        wait: how the processor waits for a GPU: ``"spin"`` answers soonest, ``"block"`` leaves the
+            core to others, ``"auto"`` is the driver's choice.
 
     Raises:
         UsageError: an argument makes no sense.
@@ -70,7 +73,14 @@ def open_engine(
     """
     module, name = _entry(kind)
     engine_class = getattr(import_module(module), name)
-    return cast(Engine, engine_class(path, threads=threads, device=device, batch=batch))
+    own: dict[str, str] = {}
+    if wait != "auto":
+        if kind in PROCESSOR_ENGINES:
+            raise UsageError(
+                f"found --wait {wait} for {kind}, which runs on the processor and waits for no GPU"
+            )
+        own["wait"] = wait
+    return cast(Engine, engine_class(path, threads=threads, device=device, batch=batch, **own))
 
 
 def engine_available(kind: str) -> str | None:
