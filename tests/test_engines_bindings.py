@@ -67,6 +67,12 @@ def test_the_build_goes_through_with_every_option(result: dict[str, Any]) -> Non
         } <= set(build["calls"])
 
 
+def test_a_dla_engine_says_so_in_its_audit(result: dict[str, Any]) -> None:
+    for build in result["build"].values():
+        assert build["dla_core"] == 0
+        assert {d.partition(":")[0] for d in build["details"]} <= {"DLA core 0", "GPU"}
+
+
 def test_ranges_make_int8_where_the_version_takes_them(result: dict[str, Any]) -> None:
     """For Volta, whose last TensorRT is 10.4."""
     found, major = result["by_ranges"], int(result["version"].partition(".")[0])

@@ -270,6 +270,15 @@ def test_layers_inside_joined_names_are_not_counted_again(name: str) -> None:
     assert engine.completed_by(PrecisionAudit("parsed network", tuple(rows))) is engine
 
 
+def test_each_layer_of_a_dla_engine_says_where_it_runs() -> None:
+    rows = (
+        LayerPrecision("{ForeignNode[conv1...relu]}", "DLA", "int8"),
+        LayerPrecision("softmax + squeeze", "Softmax", "fp16", "tactic"),
+    )
+    audit = PrecisionAudit("engine inspector", rows).placed(1, ["softmax", "to_float"])
+    assert [r.detail for r in audit.rows] == ["DLA core 1", "GPU: tactic"]
+
+
 def test_bfloat16_is_not_called_float() -> None:
     layer = {"Name": "c", "LayerType": "gemm", "Inputs": [{"Format/Datatype": "Row BFloat16"}]}
     assert read_inspection(json.dumps({"Layers": [layer]})).rows[0].precision == "bf16"

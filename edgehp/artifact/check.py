@@ -82,6 +82,15 @@ class Artifact:
         return self.path / self.engine.files[0]
 
     @property
+    def engine_device(self) -> str | None:
+        """What the engine is to be opened on: a DLA core, or None for the first GPU or processor.
+
+        An engine does not hold the number of its DLA core.
+        """
+        core = self.manifest.build.recipe.get("dla")
+        return f"dla:{core}" if isinstance(core, int) else None
+
+    @property
     def graph_path(self) -> Path:
         """The ONNX graph the engine was built from (Q/DQ for INT8)."""
         return self.path / self.manifest.graph

@@ -90,6 +90,7 @@ def open_artifact(
         record.kind,
         artifact.engine_path,
         threads=threads,
+        device=artifact.engine_device,
         batch=None if batch is None else max(record.min_batch, min(batch, record.max_batch)),
         wait=wait,
     )

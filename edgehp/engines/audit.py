@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -49,7 +50,7 @@ class LayerPrecision(Record, frozen=True):
         kind: what it is; convolutions are always ``"Convolution"``.
         precision: ``"int8"``, ``"fp16"``, ``"bf16"``, ``"fp32"``, ``"fp8"``, or the runtime's own
             word for anything else.
-        detail: the kernel or tactic, if the runtime tells.
+        detail: the kernel or tactic, if the runtime tells; before it the device, for a DLA.
     """
 
     layer: Annotated[str, msgspec.Meta(max_length=4000)]
@@ -122,6 +123,20 @@ class PrecisionAudit:
             return self
         note = f"{len(hidden)} convolutions are inside fused layers"
         return replace(self, rows=(*self.rows, *hidden), opaque=self.opaque or note)
+
+    def placed(self, core: int, on_gpu: Collection[str]) -> PrecisionAudit:
+        """This audit of an engine for a DLA, with the device of each layer before its detail.
+
+        Args:
+            core: number of the DLA core.
+            on_gpu: names of the layers that the DLA does not have.
+        """
+        rows = []
+        for row in self.rows:
+            device = "GPU" if _parts(row.layer) & set(on_gpu) else f"DLA core {core}"
+            detail = f"{device}: {row.detail}" if row.detail else device
+            rows.append(msgspec.structs.replace(row, detail=detail))
+        return replace(self, rows=tuple(rows))
 
     def require(self, precision: str, at_least: int, what: str) -> None:
         """Fail unless `at_least` convolutions run in `precision`, and for floats all of them.

@@ -59,7 +59,7 @@ def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> 
     if options.timing_cache is None:
         cache = timing_cache_path(gpu.name, str(trt.__version__), options)
         options = replace(options, timing_cache=cache)
-    warnings = _warnings(options)
+    warnings: tuple[str, ...] = ()
     try:
         plan, audit, details = build_plan(trt, onnx_path, options, len(quantised))
     except EnvironmentalError as e:
@@ -74,10 +74,11 @@ def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> 
                 f"ranges ({second}): Volta has no INT8 tensor cores\nhint: --precision fp16"
             ) from e
         warnings = (
-            *warnings,
             f"TensorRT has no explicit INT8 for {gpu.name}: the engine was built from the float "
             "graph and the ranges of its Q/DQ nodes, and TensorRT rounds the weights itself",
         )
+    if options.dla is not None:
+        warnings = (*warnings, _placed(options.dla, details["gpu_layers"]))
     write_atomically(out_path, plan)
     return BuildReport(
         files=(out_path,),
@@ -201,6 +202,7 @@ def build_plan(
         "int8_by": "Q/DQ nodes" if ranges is None else "ranges of the float graph's tensors",
     }
     if options.dla is not None:
+        audit = audit.placed(options.dla, on_gpu)
         details["dla_core"] = options.dla
         details["gpu_layers"] = on_gpu
     return content, audit, details
@@ -292,9 +294,13 @@ def audit_engine(trt: Any, plan: bytes, logger: Any, dla: int | None = None) -> 
     return inspect(trt, engine, None, logger)
 
 
-def _warnings(options: BuildOptions) -> tuple[str, ...]:
-    if options.dla is None:
-        return ()
+def _placed(core: int, on_gpu: object) -> str:
+    """A sentence about which layers of an engine for a DLA run on the GPU."""
+    names = list(on_gpu) if isinstance(on_gpu, list) else []
+    if not names:
+        return f"built for DLA core {core}: every layer runs on it"
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     return (
-        "layers the DLA does not have run on the GPU: look at the audit before quoting DLA figures",
+        f"built for DLA core {core}: {len(names)} layers that it does not have run on the GPU "
+        f"({shown}); figures are of both"
     )

@@ -66,7 +66,8 @@ def self_test(artifact: Path, device: DeviceProbe | None = None) -> SelfTestResu
     found = load_artifact(artifact, device=device)
     golden = found.manifest.golden
     batch = found.engine.min_batch
-    with open_engine(found.engine.kind, found.engine_path, batch=batch) as engine:
+    kind, device_name = found.engine.kind, found.engine_device
+    with open_engine(kind, found.engine_path, device=device_name, batch=batch) as engine:
         worst = verify_golden(found, engine)
         crops = golden_crops(found)
         # An engine that takes no single crop is timed on its smallest batch, as it will be used.

@@ -129,7 +129,9 @@ def build(real: Any, precision: str, directory: Path) -> dict[str, Any]:
     )
     graph = directory / "graph.onnx"
     graph.write_bytes(b"not read by the stand-in")
-    tensorrt_build.build_plan(module, graph, options, 1 if precision == "int8" else 0)
+    _, audit, details = tensorrt_build.build_plan(
+        module, graph, options, 1 if precision == "int8" else 0
+    )
     calls = recorder.calls
     flags = next(a[0] for k, a in calls if k == "Builder.create_network")
     creation = real.NetworkDefinitionCreationFlag.__members__
@@ -139,6 +141,8 @@ def build(real: Any, precision: str, directory: Path) -> dict[str, Any]:
         "cleared": [a[0].name for k, a in calls if k == "IBuilderConfig.clear_flag"],
         "kept_float": sum(k == "ILayer.precision =" for k, _ in calls),
         "calls": sorted({k for k, _ in calls}),
+        "details": sorted({row.detail for row in audit.rows}),
+        "dla_core": details["dla_core"],
     }
 
 
