@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from packaging.version import InvalidVersion, Version
-
 from edgehp.errors import DataError
 
 __all__ = ["parse_version"]
@@ -18,6 +16,9 @@ def parse_version(text: str) -> tuple[int, ...]:
     Raises:
         DataError: it is no version.
     """
+    # Not above: `edgehp doctor` says what is missing, this package included.
+    from packaging.version import InvalidVersion, Version
+
     try:
         release = Version(text.partition("-")[0].strip()).release
     except InvalidVersion as e:

@@ -181,3 +181,19 @@ def test_command_gives_json() -> None:
     assert done.returncode == 0, done.stderr
     assert found["schema_version"] == 1
     assert {row["name"] for row in found["commands"]} == set(NEEDS)
+
+
+def test_a_bare_machine_is_tested_as_far_as_it_goes() -> None:
+    """With numpy, OpenCV, click and msgspec alone; the rest is named, not tripped over."""
+    code = (
+        "import sys\n"
+        "for name in ('onnx', 'onnxruntime', 'openvino', 'packaging', 'pynvml', 'rich', 'scipy',\n"
+        "             'tensorrt_rtx', 'tomli', 'torch', 'tuf'):\n"
+        "    sys.modules[name] = None\n"
+        "from edgehp.cli.main import main\n"
+        "main(['doctor', '--test'])\n"
+    )
+    done = run([sys.executable, "-c", code], 100.0)
+    assert done.code == 0, done.stdout + done.stderr
+    assert "not tested: INT8 engine, openvino" in done.stdout
+    assert "ok: free memory" in done.stdout

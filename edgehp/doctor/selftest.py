@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,13 +22,24 @@ import numpy.typing as npt
 from edgehp.benchmark.host import read_host
 from edgehp.benchmark.power.base import ENERGY, METERS, Meter
 from edgehp.benchmark.power.nvml import open_gpu_state
+from edgehp.crop import Box, Picture, Preprocessing, crop_face
 from edgehp.device import find_jetson
 from edgehp.doctor.report import FAILED, NOT_TESTED, OK
 from edgehp.doctor.system import Probe, find_jetson_state
 from edgehp.driver import NoDriverError, probe_driver
-from edgehp.engines import ENGINE_KINDS, PROCESSOR_ENGINES, engine_available, open_engine
-from edgehp.engines.cuda import Cuda, check_cuda_package, open_cuda
-from edgehp.errors import EdgehpError, EnvironmentalError, MeasurementError
+from edgehp.engines import (
+    ENGINE_KINDS,
+    PROCESSOR_ENGINES,
+    engine_available,
+    open_engine,
+    tensorrt_build,
+    tensorrt_rtx,
+)
+from edgehp.engines.build import BuildOptions
+from edgehp.engines.cuda import Cuda, GpuLostError, check_cuda_package, open_cuda
+from edgehp.engines.gpu_crop import CropKernel, Load
+from edgehp.engines.tensorrt import import_tensorrt
+from edgehp.errors import CompatibilityError, EdgehpError, EnvironmentalError, MeasurementError
 
 __all__ = ["Check", "run_checks"]
 
@@ -38,6 +50,7 @@ _EXPECTED = (-44.806, -15.061, -8.273, -1.403, -23.409, -56.559)
 _TOLERANCE = 1.5
 _BUFFER = 64 << 20
 _POWER_S = 2.0
+_LAUNCHES = 20
 # What a Jetson needs for TensorRT's builder and a ResNet18.
 _FREE_MEMORY = 1 << 30
 
@@ -94,7 +107,7 @@ def run_checks(probe: Probe | None = None, camera: str | None = None) -> Iterato
             reason = "without a working NVIDIA driver and CUDA package"
             yield Check("copies, streams, events and graphs of the GPU", NOT_TESTED, reason)
         for kind in ENGINE_KINDS:
-            yield _check(f"INT8 engine, {kind}", partial(_engine, kind))
+            yield _check(f"INT8 engine, {kind}", partial(_engine, kind, cuda))
         for name, opener in METERS.items():
             yield _check(f"power meter {name}", partial(_meter, name, opener, cuda))
     yield _check("clocks and temperatures", lambda: _clocks(probe))
@@ -161,6 +174,7 @@ def _gpu_checks(cuda: Cuda) -> Iterator[Check]:
         yield _check("copies", lambda: _copies(cuda))
         yield _check("streams and events", lambda: _events(cuda))
         yield _check("CUDA graph", lambda: _graph(cuda))
+        yield _check("crop kernel", lambda: _crop_kernel(cuda))
 
 
 def _gpu_memory(cuda: Cuda) -> str:
@@ -259,15 +273,20 @@ def _crops() -> npt.NDArray[np.uint8]:
     return crops[None]
 
 
-def _engine(kind: str) -> str:
+def _engine(kind: str, cuda: Cuda | None) -> str:
     reason = engine_available(kind)
     if reason is not None:
         raise _NotTestedError(reason.partition("\n")[0])
-    if kind not in PROCESSOR_ENGINES:
-        raise _NotTestedError("build one with edgehp build")
-    with open_engine(kind, GRAPH, threads=1) as engine:
-        answer = engine.infer(_crops())
-        device = engine.info.device
+    with tempfile.TemporaryDirectory() as folder:
+        path = GRAPH
+        if kind not in PROCESSOR_ENGINES:
+            if cuda is None:
+                raise _NotTestedError("without a working NVIDIA driver and CUDA package")
+            path = Path(folder) / "selftest.plan"
+            path.write_bytes(_plan(kind, cuda.compute_capability))
+        with open_engine(kind, path, threads=1) as engine:
+            answer = engine.infer(_crops())
+            device = engine.info.device
     found = np.concatenate([answer.angles, answer.spread], axis=1)
     worst = float(np.abs(found - np.array(_EXPECTED)).max())
     if not worst <= _TOLERANCE:
@@ -276,6 +295,81 @@ def _engine(kind: str) -> str:
             "hint: install another release of this runtime"
         )
     return f"on {device}, largest difference {worst:.3f} degrees"
+
+
+def _plan(kind: str, capability: str) -> bytes:
+    """An INT8 engine of the small graph for the GPU here."""
+    options = BuildOptions(batch=(1, 1, 1), compute_capabilities=(capability,))
+    if kind == "tensorrt-rtx":
+        try:
+            return tensorrt_rtx.build_plan(tensorrt_rtx.import_tensorrt_rtx(), GRAPH, options, 2)[0]
+        except CompatibilityError as e:
+            raise _NotTestedError(str(e)) from e
+    trt = import_tensorrt()
+    tensorrt_build.check_support(str(trt.__version__), capability, options)
+    try:
+        return tensorrt_build.build_plan(trt, GRAPH, options, 2)[0]
+    except EnvironmentalError as e:
+        if capability == "7.0" and tensorrt_build.NO_KERNEL in str(e):
+            raise _NotTestedError("Volta has no INT8 tensor cores") from e
+        raise
+
+
+def _crop_kernel(cuda: Cuda) -> str:
+    """The GPU's crops against the processor's, and what both take for faces of a 1080p frame."""
+    try:
+        kernel = CropKernel(cuda)
+    except GpuLostError:
+        raise
+    except EnvironmentalError as e:
+        reason = str(e).partition("\n")[0]
+        raise _NotTestedError(f"{reason}; the processor crops") from e
+    y, x = np.mgrid[:1080, :1920]
+    pixels = np.stack([(x * y) >> 8, x * 3 + y, x ^ y], axis=-1).astype(np.uint8)
+    picture, spec = Picture(pixels), Preprocessing(112)
+    # At the border and inside, down to the smallest and up to the largest that cameras give.
+    boxes = [Box(210.3 * i - 40, 90.7 * i - 30, 210.3 * i + 360, 90.7 * i + 370) for i in range(8)]
+    stream, start, end = cuda.new_stream(), cuda.new_event(), cuda.new_event()
+    times = []
+    try:
+        worst = 0
+        for count in (1, 4, 8):
+            faces = [(picture, box) for box in boxes[:count]]
+            expected = np.stack([crop_face(pixels, box, spec) for box in boxes[:count]])
+            found = kernel.crop(faces, spec).astype(int)
+            worst = max(worst, int(np.abs(found - expected).max()))
+            load = Load(faces, spec)
+            source, crops = cuda.buffer(load.size), cuda.buffer(expected.nbytes)
+            try:
+                load.write(source.host)
+                cuda.upload(source, load.size, stream)
+                cuda.record(start, stream)
+                for _ in range(_LAUNCHES):
+                    kernel.launch(source.address, crops.address, spec.size, count, stream)
+                cuda.record(end, stream)
+                times.append(cuda.elapsed_ms(start, end) / _LAUNCHES * 1e3)
+            finally:
+                cuda.free(source)
+                cuda.free(crops)
+        began = time.perf_counter()
+        for _ in range(_LAUNCHES):
+            crop_face(pixels, boxes[2], spec)
+        processor = (time.perf_counter() - began) / _LAUNCHES * 1e6
+    finally:
+        cuda.free_event(start)
+        cuda.free_event(end)
+        cuda.free_stream(stream)
+        kernel.close()
+    if worst > 1:
+        raise EnvironmentalError(
+            f"crops differ by {worst} levels from the processor's, expected at most 1\n"
+            "hint: update the NVIDIA driver and NVRTC"
+        )
+    shown = ", ".join(f"{t:.0f}" for t in times)
+    return (
+        f"{shown} us for 1, 4, 8 faces, {processor:.0f} us for one on the processor; largest "
+        f"difference {worst} level"
+    )
 
 
 @contextmanager

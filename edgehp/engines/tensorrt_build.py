@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     # Checked where the package tensorrt-stubs is installed.
     from tensorrt import Builder, IBuilderConfig, ICudaEngine, ITimingCache, Runtime
 
-__all__ = ["audit_engine", "build", "build_plan", "check_support", "configure"]
+__all__ = ["NO_KERNEL", "audit_engine", "build", "build_plan", "check_support", "configure"]
 
 _log = logging.getLogger(__name__)
 # The first TensorRT without Volta (compute capability 7.0 and 7.2).
 _WITHOUT_VOLTA = (10, 5)
 # The first TensorRT whose deep learning accelerator takes explicit Q/DQ networks.
 _DLA_WITH_QDQ = (11, 4)
-_NO_KERNEL = "Could not find any implementation"
+NO_KERNEL = "Could not find any implementation"
 
 
 def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> BuildReport:
@@ -63,7 +63,7 @@ def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> 
     try:
         plan, audit, details = build_plan(trt, onnx_path, options, len(quantised))
     except EnvironmentalError as e:
-        if gpu.compute_capability != "7.0" or not quantised or _NO_KERNEL not in str(e):
+        if gpu.compute_capability != "7.0" or not quantised or NO_KERNEL not in str(e):
             raise
         _log.warning("no explicit INT8 for %s (%s): trying INT8 by ranges", gpu.name, e)
         try:

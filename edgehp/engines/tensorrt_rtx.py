@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgehp.device import cache_folder
 from edgehp.driver import probe_driver
+from edgehp.engines.audit import PrecisionAudit
 from edgehp.engines.base import Crops, Prediction, check_file, import_runtime
 from edgehp.engines.build import BuildOptions, BuildReport, check_asked, write_atomically
 from edgehp.engines.cuda import check_cuda_package
@@ -118,13 +119,42 @@ def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> 
         raise UsageError("TensorRT for RTX knows no DLA: that is the Jetsons' TensorRT")
     quantised = check_asked(onnx_path, options.precision)
     trt = import_tensorrt_rtx()
+    content, audit = build_plan(trt, onnx_path, options, len(quantised))
+    _check_bytes(trt, content, str(out_path))
+    write_atomically(out_path, content)
+    return BuildReport(
+        files=(out_path,),
+        versions={"tensorrt-rtx": str(trt.__version__)},
+        audit=audit,
+        details={
+            "compute_capabilities": list(options.compute_capabilities),
+            "batch": list(options.batch),
+            "bytes": len(content),
+        },
+    )
+
+
+def build_plan(
+    trt: Any, onnx_path: Path, options: BuildOptions, quantised: int
+) -> tuple[bytes, PrecisionAudit]:
+    """The engine's bytes and the audit of the parsed network.
+
+    Args:
+        trt: the module `tensorrt_rtx`.
+        onnx_path: the deployed graph.
+        options: what to build.
+        quantised: how many convolutions the graph quantises.
+
+    Raises:
+        DataError, CompatibilityError, EnvironmentalError: as of `build`.
+    """
     logger = logger_of(trt)
     builder: Builder = need(trt.Builder(logger), "create a builder", logger)
     network = new_network(trt, builder, RTX, logger)
     parser = parse(trt, network, onnx_path, logger)
     size = check_network(network, onnx_path)
     audit = audit_network(network)
-    audit.require(options.precision, len(quantised), onnx_path.name)
+    audit.require(options.precision, quantised, onnx_path.name)
     _refuse_turing(network, options, onnx_path)
     config = need(builder.create_builder_config(), "create a builder configuration", logger)
     _set_capabilities(trt, config, options.compute_capabilities)
@@ -138,19 +168,7 @@ def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> 
     logger.forget()
     plan = need(builder.build_serialized_network(network, config), "build the engine", logger)
     del parser
-    content = bytes(plan)
-    _check_bytes(trt, content, str(out_path))
-    write_atomically(out_path, content)
-    return BuildReport(
-        files=(out_path,),
-        versions={"tensorrt-rtx": str(trt.__version__)},
-        audit=audit,
-        details={
-            "compute_capabilities": list(options.compute_capabilities),
-            "batch": list(options.batch),
-            "bytes": len(content),
-        },
-    )
+    return bytes(plan), audit
 
 
 def _set_capabilities(trt: Any, config: Any, capabilities: tuple[str, ...]) -> None:

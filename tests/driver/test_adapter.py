@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edgehp.engines.gpu_crop import kernel_path
 from tests.driver.double import environment, installed
 
 REPO = Path(__file__).resolve().parents[2]
@@ -56,9 +57,20 @@ def test_whole_adapter_with_real_bindings(
 @pytest.mark.parametrize("device", ["Tesla V100;7;0;0", "Orin;8;7;1"])
 def test_doctor_tests_a_gpu(device: str, tmp_path: Path) -> None:
     packages = installed("cuda-bindings>=12.9,<13")
+    kept = tmp_path / "edgehp" / "kernels" / kernel_path(device[-5:-2].replace(";", ".")).name
+    kept.parent.mkdir(parents=True)
+    # The double runs the C itself, whatever the image is.
+    kept.write_bytes(b"double")
     found = {"version": 12060, "devices": device, "packages": packages, "cache": tmp_path}
     said = run("edgehp", "doctor", "--test", **found)
-    for name in ("NVIDIA driver", "CUDA package", "copies", "streams and events", "CUDA graph"):
+    for name in (
+        "NVIDIA driver",
+        "CUDA package",
+        "copies",
+        "streams and events",
+        "CUDA graph",
+        "crop kernel",
+    ):
         assert f"ok: {name}:" in said, said
 
 
