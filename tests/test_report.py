@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import html
 import json
 import re
 import shlex
@@ -26,7 +28,10 @@ from edgehp.benchmark.run import Measured
 from edgehp.cli.main import main
 from edgehp.crop import Preprocessing
 from edgehp.errors import DataError
+from edgehp.report.figures import figures, verdict
 from edgehp.report.files import read_report
+from edgehp.report.gather import gather
+from edgehp.report.page import html_page
 from edgehp.targets import load_target
 from tests.bench_artifact import make_artifact, report_schema
 
@@ -225,6 +230,56 @@ def test_an_artifact_with_its_reports_shows_its_manifest(
     sha = hashlib.sha256((artifact / "engine.onnx").read_bytes()).hexdigest()
     assert sha in text
     assert sha in (artifact / "reports" / "report.md").read_text()
+
+
+def test_the_verdict_comes_first(
+    sources: Path, tmp_path: Path, benchmark_report: dict[str, Any]
+) -> None:
+    artifact = make_artifact(tmp_path / "dist")
+    (artifact / "reports").mkdir()
+    for name in ("a.json", "b.json"):
+        shutil.copy(sources / name, artifact / "reports")
+    material = gather([artifact])
+    claims = {c.name: c for c in verdict(figures(material))}
+    assert claims["Measurement"].good and claims["Measurement"].text == "valid"
+    assert "times as fast as FP32" in claims["Speed"].text
+    # The meter is of the board's input: 12 W.
+    assert re.search(r"mJ an image, 1[12](\.\d+)? W", claims["Power"].text), claims["Power"].text
+    assert "+0.0200 degrees (+0.0100 to +0.0300) on rendered" in claims["Accuracy gate"].text
+    bad = {**benchmark_report, "state": "partial"}
+    (artifact / "reports" / "a.json").write_text(json.dumps(bad))
+    claims = {c.name: c for c in verdict(figures(gather([artifact])))}
+    assert claims["Measurement"].good is False and "interrupted" in claims["Measurement"].text
+    nothing = {c.name: c for c in verdict(figures(gather([make_artifact(tmp_path / "other")])))}
+    assert nothing["Speed"].text == "not measured" and nothing["Power"].good is None
+    text = html_page(material)
+    assert text.index("Accuracy gate") < text.index("<h2>")
+
+
+def test_several_artifacts_have_a_row_each(
+    sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dist = tmp_path / "dist"
+    first = make_artifact(dist)
+    (first / "reports").mkdir()
+    for name in ("a.json", "b.json"):
+        shutil.copy(sources / name, first / "reports")
+    for name in ("two", "three"):
+        shutil.copytree(first, dist / name)
+    shutil.rmtree(dist / "three" / "reports")
+    (dist / "other.txt").touch()
+    assert run(*sorted(dist.iterdir())) == 0
+    assert "passed over" in capsys.readouterr().err
+    text = (dist / "report.html").read_text()
+    table = text.partition("<tbody>")[2].partition("</tbody>")[0]
+    assert table.count("<tr>") == 3
+    assert table.count("<td>valid</td>") == 2
+    assert text.count("<svg") == 1
+    # The page's policy lets in its own script and no other.
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in html.unescape(text)
+    assert (dist / "report.md").read_text().count("\n| ") == 5
 
 
 def test_a_page_without_validation_says_how_to_make_one(

@@ -16,7 +16,11 @@ __all__ = ["command"]
     "report",
     cls=Command,
     short_help="Results as Markdown, HTML and plots.",
-    examples=("edgehp report", "edgehp report dist/kd-resnet18-112-cpu-int8 --output public"),
+    examples=(
+        "edgehp report",
+        "edgehp report dist/kd-resnet18-112-cpu-int8 --output public",
+        "edgehp report dist/*",
+    ),
 )
 @click.argument("sources", nargs=-1, type=click.Path(path_type=Path))
 @output_option("Directory of the results. Default: reports/ in the artifact.")
@@ -31,29 +35,40 @@ def command(
 ) -> None:
     """Make report.html and report.md of artifacts and report files (default: newest artifact).
 
-    An artifact is given by its directory, with its reports/. To compare two artifacts, measure
-    them in one run: 'edgehp bench A --against B'.
+    An artifact is given by its directory, with its reports/. Of several, the page has a row each,
+    and lies beside them. To compare two exactly, measure them in one run: 'edgehp bench A
+    --against B'.
     """
     from edgehp.artifact import newest_artifact
+    from edgehp.artifact.manifest import MANIFEST_NAME
     from edgehp.cli._output import print_json
     from edgehp.report.files import write_text
     from edgehp.report.gather import gather
-    from edgehp.report.page import html_page, markdown
+    from edgehp.report.page import fleet_page, html_page, markdown
 
     given = sources or (newest_artifact(),)
-    material = gather(given)
+    artifacts = [path for path in given if (path / MANIFEST_NAME).is_file()]
     first = given[0]
-    if material.manifest is not None and not material.validations:
-        artifact = next(path for path in given if path.is_dir())
-        note(
-            "no validation report was found, so the page has no validation; make one with: "
-            + shlex.join(["edgehp", "validate", str(artifact), "--output",
-                          str(artifact / "reports" / "validation.json")])
-        )  # fmt: skip
-    directory = output or (first / "reports" if first.is_dir() else first.parent)
+    if len(artifacts) > 1:
+        for other in sorted(set(given) - set(artifacts)):
+            note(f"passed over {other}: not an artifact")
+        materials = [gather([path]) for path in artifacts]
+        directory = output or first.parent
+        page = fleet_page(materials)
+    else:
+        materials = [gather(given)]
+        directory = output or (first / "reports" if first.is_dir() else first.parent)
+        page = html_page(materials[0], faces)
+        if artifacts and not materials[0].validations:
+            report = artifacts[0] / "reports" / "validation.json"
+            words = ["edgehp", "validate", str(artifacts[0]), "--output", str(report)]
+            note(
+                "no validation report was found, so the page has no validation; make one with: "
+                + shlex.join(words)
+            )
     written = (
-        write_text(directory / "report.md", markdown(material)),
-        write_text(directory / "report.html", html_page(material, faces)),
+        write_text(directory / "report.md", markdown(*materials)),
+        write_text(directory / "report.html", page),
     )
     if as_json:
         print_json({"files": written})

@@ -1,21 +1,82 @@
-"""One report as a self-contained HTML page, and as Markdown."""
+"""Reports as a self-contained HTML page, and as Markdown: the verdict, then what it rests on.
+
+Both are made of the same sections. A page of several artifacts has a row for each of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edgehp.benchmark.report import number, summary_rows
 from edgehp.report import plots
-from edgehp.report.gather import Material, worst_photos
+from edgehp.report.figures import Claim, Figures, figures, verdict
+from edgehp.report.gather import Material, Photo, worst_photos
 
-__all__ = ["accuracy_rows", "html_page", "markdown"]
+__all__ = ["accuracy_rows", "breakdown_rows", "fleet_page", "html_page", "markdown"]
 
 _TEMPLATE = "page.html.jinja"
 _ANGLES = ("pitch", "yaw", "roll")
 PARTS = ("artifact against FP32", "frames", "drop, degrees", "|angles|", "|spread|")
 Rows = list[tuple[str, ...]]
+# The only script of any page: a click on a header sorts by its column, numbers by their value.
+_SORT = """
+for (const table of document.querySelectorAll("table.sort")) {
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, i) => head.firstElementChild.addEventListener("click", () => {
+    const down = head.ariaSort === "ascending";
+    heads.forEach(h => h.removeAttribute("aria-sort"));
+    head.ariaSort = down ? "descending" : "ascending";
+    const value = row => row.cells[i].textContent.trim();
+    const order = (a, b) => {
+      const x = parseFloat(value(a)), y = parseFloat(value(b));
+      if (isNaN(x) !== isNaN(y)) return isNaN(x) ? 1 : -1;
+      return (isNaN(x) ? value(a).localeCompare(value(b)) : x - y) * (down ? -1 : 1);
+    };
+    table.tBodies[0].append(...[...table.tBodies[0].rows].sort(order));
+  }));
+}
+"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a section: a table, a list, a plot or photos.
+
+    Attributes:
+        heading: above it.
+        note: a sentence under the heading.
+        headers: of the table; none for keys and values.
+        rows: of the table.
+        items: of a list.
+        plot: draws an SVG, or gives None; HTML only.
+        photos: of worst cases.
+        details: left out of the Markdown, folded in HTML.
+    """
+
+    heading: str = ""
+    note: str = ""
+    headers: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    items: Sequence[str] = ()
+    plot: Callable[[], str | None] | None = None
+    photos: Sequence[Photo] = ()
+    details: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with badges (text, and whether it is good news), a sentence, and parts."""
+
+    title: str
+    note: str = ""
+    badges: Sequence[tuple[str, bool]] = ()
+    parts: Sequence[Part] = ()
 
 
 def html_page(material: Material, faces: Path | None = None) -> str:
@@ -29,94 +90,165 @@ def html_page(material: Material, faces: Path | None = None) -> str:
         DataError: `faces` cannot be read.
         ModuleNotFoundError: matplotlib or jinja2 is not installed (extra ``report``).
     """
+    found = figures(material)
+    return _render(found.name, verdict(found), list(_sections(material, faces)))
+
+
+def fleet_page(materials: Sequence[Material]) -> str:
+    """One page of several artifacts, a row each, to sort and to compare; else as `html_page`."""
+    found = [figures(m) for m in materials]
+    parts = [
+        Part(headers=_FLEET, rows=_fleet_rows(found)),
+        Part("Error against milliseconds", plot=partial(plots.error_by_latency, found)),
+    ]
+    section = Section("Compared", _FLEET_NOTE, parts=parts)
+    return _render(f"{len(found)} artifacts", [], [section], _SORT)
+
+
+def markdown(*materials: Material) -> str:
+    """The figures as Markdown: of one artifact all of them, of several a row each."""
+    found = [figures(m) for m in materials]
+    if len(found) > 1:
+        table = _markdown_table(_FLEET, _fleet_rows(found))
+        return f"# {len(found)} artifacts\n\n{_FLEET_NOTE}\n\n{table}\n"
+    out = [f"# {found[0].name}"]
+    out.append("\n".join(f"- **{c.name}**: {c.text}" for c in verdict(found[0])))
+    for section in _sections(materials[0], None):
+        out += [f"## {section.title}", section.note]
+        out += [f"**{text}**" for text, _ in section.badges]
+        for part in section.parts:
+            if part.details or not (part.rows or part.items or part.photos or part.note):
+                continue
+            out += [f"### {part.heading}" if part.heading else "", part.note]
+            if part.rows:
+                headers = part.headers or ("key", "value")
+                out.append(_markdown_table(headers, part.rows))
+            out.append("\n".join(f"- {item}" for item in part.items))
+            out.append(", ".join(f"{w.name} ({w.error:.1f}°)" for w in part.photos))
+    return "\n\n".join(text for text in out if text) + "\n"
+
+
+def _render(
+    title: str, claims: Sequence[Claim], sections: Sequence[Section], script: str = ""
+) -> str:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    def svg(text: str | None) -> Markup | None:
-        # Drawn here, not by a user: the only text that is not escaped.
+    def svg(part: Part) -> Markup | None:
+        # Drawn here, not by a user: with the script the only text that is not escaped.
+        text = part.plot() if part.plot else None
         return None if text is None else Markup(text)
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     template = Path(__file__).with_name(_TEMPLATE).read_text(encoding="utf-8")
-    benchmarks = [
-        {
-            "report": r,
-            "table": summary_rows(r),
-            "histogram": svg(plots.latency_histogram(r)),
-            "timeline": svg(plots.timeline(r)),
-            "roofline": svg(plots.roofline_plot(r)),
-            "roofline_text": roofline_text(r),
-            "settings": settings_rows(r),
-        }
-        for r in material.benchmarks
-    ]
-    validations = [
-        {
-            "report": r,
-            "rows": accuracy_rows(r),
-            "parts": breakdown_rows(r),
-            "unlike": (r.get("appearance") or {}).get("warning"),
-            "by_yaw": svg(plots.error_by_yaw(r)),
-            "worst": worst_photos(r, faces),
-        }
-        for r in material.validations
-    ]
-    kept = float_layers(material.manifest)
-    sensitivity = (
-        svg(plots.sensitivity_plot(material.sensitivity, kept)) if material.sensitivity else None
-    )
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.from_string(template).render(
-        title=_title(material),
-        benchmarks=benchmarks,
-        validations=validations,
-        sensitivity=sensitivity,
-        gate=gate_rows(material.manifest),
-        mixed=mixed_text(material.manifest),
-        manifest=None if material.manifest is None else manifest_rows(material.manifest),
+        title=title,
+        claims=claims,
+        sections=sections,
+        svg=svg,
+        script=Markup(script),
+        script_policy=f"script-src 'sha256-{digest}'; " if script else "",
     )
 
 
-def markdown(material: Material) -> str:
-    """The figures as Markdown."""
-    parts = [f"# {_title(material)}"]
-    for report in material.benchmarks:
-        table = summary_rows(report)
-        parts += [
-            f"## {report['scenario']['scenario']}",
-            table.title,
-            _markdown_table(table.headers, table.rows),
-            "\n".join(f"- {note}" for note in table.notes),
-            roofline_text(report),
-        ]
+def _sections(material: Material, faces: Path | None) -> Iterator[Section]:
     for report in material.validations:
-        parts += [
-            f"## Accuracy on {report['protocol'].get('dataset')}",
-            _markdown_table(("degrees", "reference", "artifact", "drop"), accuracy_rows(report)),
-        ]
-        if broken := breakdown_rows(report):
-            parts.append(_markdown_table(PARTS, broken))
-        if unlike := (report.get("appearance") or {}).get("warning"):
-            parts.append(f"Warning: {unlike}.")
-        worst = worst_photos(report, None)
-        if worst:
-            parts.append("Worst: " + ", ".join(f"{w.name} ({w.error:.1f}°)" for w in worst))
+        accuracy = Part(headers=("degrees", "reference", "artifact", "drop"),
+                        rows=accuracy_rows(report))  # fmt: skip
+        apart = (
+            "degrees; |angles| and |spread| are mean absolute differences, whatever the truth is"
+        )
+        unlike = (report.get("appearance") or {}).get("warning")
+        yield Section(
+            f"Accuracy on {report['protocol'].get('dataset', 'unnamed crops')}",
+            f"{report['protocol'].get('frames')} frames, degrees; drop with its 95 % interval",
+            [(f"warning: {unlike}", False)] if unlike else (),
+            [
+                accuracy,
+                Part("Artifact against FP32", apart, PARTS, breakdown_rows(report)),
+                Part("Error by yaw", plot=partial(plots.error_by_yaw, report)),
+                Part("Worst cases", photos=worst_photos(report, faces)),
+            ],
+        )
+    for report in material.benchmarks:
+        yield _benchmark(report)
+    degrees = "degrees, on the held-out crops; |angles| and |spread| are mean absolute differences"
+    if gate := gate_rows(material.manifest):
+        yield Section("Accuracy at the build", degrees, parts=[Part(headers=PARTS, rows=gate)])
+    if mixed := mixed_text(material.manifest):
+        yield Section("Layers in floating point", mixed)
     if material.sensitivity:
+        kept = float_layers(material.manifest)
+        layers = sorted(material.sensitivity, key=lambda x: -x.degrees)
         rows = [
             (x.name, f"{x.degrees:.4f}", "-" if x.gain is None else f"{x.gain:+.4f}")
-            for x in sorted(material.sensitivity, key=lambda x: -x.degrees)
+            for x in layers
         ]
         headers = ("layer", "alone in INT8, degrees", "gain without it, degrees")
-        parts += ["## Sensitivity of the layers", _markdown_table(headers, rows)]
-    if gate := gate_rows(material.manifest):
-        parts += ["## Accuracy at the build", _markdown_table(PARTS, gate)]
-    if mixed := mixed_text(material.manifest):
-        parts.append(mixed)
+        yield Section(
+            "Sensitivity of the layers",
+            parts=[
+                Part(plot=partial(plots.sensitivity_plot, layers, kept)),
+                Part(headers=headers, rows=rows),
+            ],
+        )
     if material.manifest is not None:
-        parts += [
-            "## Manifest",
-            _markdown_table(("key", "value"), manifest_rows(material.manifest)),
-        ]
-    return "\n\n".join(parts) + "\n"
+        yield Section("Manifest", parts=[Part(rows=manifest_rows(material.manifest))])
+
+
+def _benchmark(report: Mapping[str, Any]) -> Section:
+    table = summary_rows(report)
+    valid = report["validity"]["valid"]
+    badges = [("valid" if valid else "invalid", valid)]
+    if report["state"] == "partial":
+        badges.append(("partial", False))
+    return Section(
+        report["scenario"]["scenario"],
+        f"{table.title}; {report['created']}",
+        badges,
+        [
+            Part(headers=table.headers, rows=table.rows, items=table.notes),
+            Part("Latency", plot=partial(plots.latency_histogram, report)),
+            Part("Over time", plot=partial(plots.timeline, report)),
+            Part("Roofline", roofline_text(report), plot=partial(plots.roofline_plot, report)),
+            Part("Settings", rows=settings_rows(report), details=True),
+        ],
+    )
+
+
+_FLEET = (
+    "artifact", "target", "precision", "gate", "drop", "MAE", "on", "p50 ms", "p99 ms", "images/s",
+    "times FP32", "mJ an image", "measurement",
+)  # fmt: skip
+_FLEET_NOTE = (
+    "Degrees; drop and MAE of a validation, else of the build. Milliseconds end to end, one frame "
+    "after the other; a dash where it was not measured."
+)
+
+
+def _fleet_rows(found: Sequence[Figures]) -> Rows:
+    def words(value: bool | None, good: str, bad: str) -> str:
+        return "-" if value is None else good if value else bad
+
+    return [
+        (
+            f.name,
+            f.target,
+            f.precision,
+            words(f.passed, "passed", "FAILED"),
+            "-" if f.drop is None else f"{f.drop:+.4f}",
+            "-" if f.mae is None else f"{f.mae:.3f}",
+            f.dataset or "-",
+            number(f.p50),
+            number(f.p99),
+            number(f.rate, 4),
+            "-" if f.speedup is None else f"{f.speedup[0]:.2f}",
+            number(f.millijoules),
+            words(f.valid, "valid", "INVALID"),
+        )
+        for f in found
+    ]
 
 
 def accuracy_rows(report: Mapping[str, Any]) -> Rows:
@@ -314,16 +446,6 @@ def _short(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_short, value)) or "none"
     return str(value)
-
-
-def _title(material: Material) -> str:
-    if material.manifest is not None:
-        return str(material.manifest["name"])
-    for report in material.benchmarks:
-        return str(report["subjects"]["artifact"]["name"])
-    for report in material.validations:
-        return str((report.get("artifact") or report["reference"])["name"])
-    return "edgehp"
 
 
 def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Any
 from edgehp.benchmark.stats import Histogram
 
 if TYPE_CHECKING:
+    from edgehp.report.figures import Figures
     from edgehp.report.gather import Layer
 
-__all__ = ["error_by_yaw", "latency_histogram", "roofline_plot", "sensitivity_plot", "timeline"]
+__all__ = [
+    "error_by_latency",
+    "error_by_yaw",
+    "latency_histogram",
+    "roofline_plot",
+    "sensitivity_plot",
+    "timeline",
+]
 
 # Okabe & Ito's colors, told apart by color-blind readers too.
 COLOURS = {"artifact": "#0072B2", "reference": "#D55E00"}
@@ -28,6 +36,11 @@ _STYLE: Any = {
     "axes.grid": True,
     "grid.color": "#e4e4e4",
     "axes.axisbelow": True,
+    # The page's own paper shows through, light or dark.
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "legend.facecolor": "none",
     # Text as outlines: the page looks the same whatever fonts a reader has.
     "svg.fonttype": "path",
     # The same figures give the same bytes.
@@ -198,6 +211,30 @@ def error_by_yaw(report: Mapping[str, Any]) -> str | None:
         ax.set_xlabel("|yaw| of the truth")
         # Above the axes: bars of near-equal height leave no room inside.
         ax.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
+    return out[0]
+
+
+def error_by_latency(artifacts: Sequence[Figures]) -> str | None:
+    """MAE over median milliseconds, a point an artifact; None where fewer than two have both."""
+    shown = [(f.p50, f.mae, f) for f in artifacts if f.p50 is not None and f.mae is not None]
+    if len(shown) < 2:
+        return None
+    with _figure(3.6) as (_, axes, out):
+        ax = axes[0]
+        for i, (x, y, f) in enumerate(shown):
+            color = _OTHERS[i % (len(_OTHERS) - 1)]
+            # Hollow: a figure of an invalid run.
+            ax.plot([x], [y], "o", color=color, mfc=color if f.valid else "none")
+            ax.annotate(f.name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
+        ax.set_xscale("log")
+        ax.margins(0.15)
+        _plain_ticks(ax)
+        from matplotlib.ticker import AutoLocator, ScalarFormatter
+
+        ax.yaxis.set_major_locator(AutoLocator())
+        ax.yaxis.set_major_formatter(ScalarFormatter())
+        ax.set_xlabel("p50 end to end, ms (log); hollow: an invalid measurement")
+        ax.set_ylabel("mean absolute error, degrees")
     return out[0]
 
 
