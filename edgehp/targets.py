@@ -155,7 +155,7 @@ class Target(Record, frozen=True):
         name: of the file, and what ``--target`` takes.
         title: one line for people.
         engine: ``"openvino"``, ``"tensorrt"`` or ``"tensorrt-rtx"``.
-        flavour: Q/DQ flavour, ``"cpu"`` (uint8 activations) or ``"tensorrt"`` (symmetric int8).
+        flavor: Q/DQ flavor, ``"cpu"`` (uint8 activations) or ``"tensorrt"`` (symmetric int8).
         compute_capabilities: of the GPUs one artifact serves; empty for a CPU.
         precisions: verdict for each of `PRECISIONS`.
         dla_cores: deep-learning accelerator cores.
@@ -175,7 +175,7 @@ class Target(Record, frozen=True):
     name: str
     title: str
     engine: str
-    flavour: str
+    flavor: str
     compute_capabilities: tuple[str, ...]
     precisions: dict[str, Verdict]
     dla_cores: int
@@ -346,7 +346,7 @@ class _File(Record, frozen=True, kw_only=True):
 
     title: str
     engine: Literal["openvino", "tensorrt", "tensorrt-rtx"]
-    flavour: Literal["cpu", "tensorrt"]
+    flavor: Literal["cpu", "tensorrt"]
     compute_capabilities: tuple[str, ...]
     precisions: _Precisions
     verified: _Verified
@@ -386,7 +386,7 @@ def _read(name: str, path: Path) -> Target:
         name=name,
         title=file.title,
         engine=file.engine,
-        flavour=file.flavour,
+        flavor=file.flavor,
         compute_capabilities=file.compute_capabilities,
         precisions={each: getattr(file.precisions, each) for each in PRECISIONS},
         dla_cores=dla.cores if dla else 0,

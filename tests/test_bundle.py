@@ -11,6 +11,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -308,7 +309,7 @@ def test_what_is_no_public_key(signer: parts.Signer, tmp_path: Path) -> None:
     for name, words in {
         "ed": "kind",
         "text": "no elliptic-curve key",
-        "empty": "no elliptic-curve key",
+        "empty": "an empty file",
         "none": "cannot be read",
     }.items():
         with pytest.raises(UsageError, match=words):
@@ -363,8 +364,14 @@ def test_a_full_disk_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("thin", [5, pytest.param(1, marks=pytest.mark.slow)])
 def test_two_thousand_mutants_are_refused(
-    bundle: VerifiedBundle, artifact: Path, signer: parts.Signer, tmp_path: Path, seed: int
+    bundle: VerifiedBundle,
+    artifact: Path,
+    signer: parts.Signer,
+    tmp_path: Path,
+    seed: int,
+    thin: int,
 ) -> None:
     """None ends in anything but an error of edgehp, or in the very content that was signed."""
     rng = random.Random(seed)
@@ -372,10 +379,8 @@ def test_two_thousand_mutants_are_refused(
     mutant = tmp_path / "mutant.edgehp"
     good = bundle.path.read_bytes()
     count = 0
-    for label, data in (
-        *damaged(good, section_of(bundle.path), rng),
-        *hostile(artifact, signer, rng),
-    ):
+    mutants = chain(damaged(good, section_of(bundle.path), rng), hostile(artifact, signer, rng))
+    for label, data in islice(mutants, seed % thin, None, thin):
         if data == good:
             continue
         mutant.write_bytes(data)
@@ -390,7 +395,7 @@ def test_two_thousand_mutants_are_refused(
             assert "signature" in label, (label, seed)
             assert replace(found, path=bundle.path) == bundle, (label, seed)
         assert {p.name for p in tmp_path.iterdir()} == {"canary", "mutant.edgehp"}, (label, seed)
-    assert count >= 2000
+    assert count >= 2000 // thin
     assert (tmp_path / "canary").read_text() == "untouched"
 
 

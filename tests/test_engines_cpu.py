@@ -176,7 +176,7 @@ def test_unknown_engines_are_named() -> None:
 
 @pytest.fixture(scope="module")
 def quantised(graph: Path) -> Path:
-    """The graph with Q/DQ nodes in the processor's flavour."""
+    """The graph with Q/DQ nodes in the processor's flavor."""
     import onnx
 
     from edgehp.quantization.qdq import Emitter

@@ -83,7 +83,7 @@ def test_the_parsers_reasons_are_in_the_sentence(tmp_path: Path) -> None:
     import onnx
 
     model = onnx.load_from_string(tiny_graph("int8"))
-    # uint8 activations are the processor's flavour; TensorRT refuses them.
+    # uint8 activations are the processor's flavor; TensorRT refuses them.
     for tensor in model.graph.initializer:
         if tensor.name.endswith(".z"):
             tensor.CopyFrom(onnx.helper.make_tensor(tensor.name, onnx.TensorProto.UINT8, [], [128]))

@@ -96,7 +96,7 @@ def test_layers_that_cannot_be_compared_are_refused() -> None:
 def test_the_roofline_takes_the_longer_of_operations_and_bytes(target: str, width: int) -> None:
     network, found = small_network(), load_target(target)
     table = calibrate(network, random_crops(4, SIZE), threads=1)
-    model = Emitter(network, found.flavour)(table, "minmax")
+    model = Emitter(network, found.flavor)(table, "minmax")
     latency = predict_latency(model, network, found, batch=4)
     assert set(latency.integer_ms) == set(latency.float_ms) == set(quantized_layers(model))
     assert "at batch 4, not measured" in latency.source

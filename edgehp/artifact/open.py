@@ -7,7 +7,6 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 from edgehp.artifact.check import Artifact, load_artifact, newest_artifact
 from edgehp.crop import Preprocessing
@@ -54,12 +53,7 @@ class OpenedNetwork:
         """The network itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the engine and remove temporary files."""
         self._closing.close()
 

@@ -15,7 +15,6 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
 from edgehp.artifact.manifest import MANIFEST_NAME, FileRecord, Manifest
 from edgehp.errors import EnvironmentalError, UsageError
@@ -78,12 +77,7 @@ class ArtifactWriter:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._work, ignore_errors=True)
         self._release()
 

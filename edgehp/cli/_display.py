@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.util import find_spec
-from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 import click
@@ -92,12 +91,7 @@ class Display:
         self._stack.enter_context(listening(self))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop()
         self._stack.close()
 

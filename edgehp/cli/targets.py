@@ -27,7 +27,7 @@ def _precisions(target: Target) -> str:
 
 def _facts(target: Target) -> Iterator[tuple[str, str]]:
     yield "engine", target.engine
-    yield "Q/DQ flavour", target.flavour
+    yield "Q/DQ flavor", target.flavor
     if target.compute_capabilities:
         yield "compute capability", ", ".join(target.compute_capabilities)
     if target.tensorrt:

@@ -303,7 +303,7 @@ def make_plan(request: BuildRequest) -> Plan:
             dla_cores=target.dla_cores,
             threads=request.threads,
         ),
-        flavor=target.flavour,
+        flavor=target.flavor,
         # A strongly typed engine computes what lies outside Q/DQ in the graph's own type.
         half=on_gpu and request.precision in ("int8", "fp16"),
         compare=on_gpu and request.precision == "int8" and verdict.supported == "warn",

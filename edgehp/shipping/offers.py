@@ -35,7 +35,7 @@ from edgehp.errors import (
     EnvironmentalError,
     UsageError,
 )
-from edgehp.files import Record, stand_in
+from edgehp.files import Record, read_bytes, stand_in
 from edgehp.shipping import disk
 from edgehp.shipping.bundle import MAX_BUNDLE_SIZE, SUFFIX, VerifiedBundle
 from edgehp.shipping.fetch import MissingError, Source, read_bounded
@@ -268,25 +268,6 @@ def write_memory(folder: Path, memory: Memory) -> None:
     disk.replace_file(folder / _MEMORY, disk.sealed(msgspec.to_builtins(memory)))
 
 
-def read_root_metadata(path: Path) -> bytes:
-    """The bytes of the root metadata that a device was given.
-
-    Raises:
-        UsageError: it cannot be read, or is too large to be that.
-    """
-    try:
-        with path.open("rb") as f:
-            data = f.read(_LARGEST_ROOT + 1)
-    except OSError as e:
-        raise UsageError(
-            f"{path}: the root metadata cannot be read ({e.strerror or e}); give the file "
-            "'1.root.json' of the repository, brought here by a way that is trusted"
-        ) from e
-    if len(data) > _LARGEST_ROOT:
-        raise UsageError(f"{path}: more than {_LARGEST_ROOT} bytes, expected TUF root metadata")
-    return data
-
-
 def refresh(source: Source, root_metadata: Path, folder: Path) -> Lists:
     """Fetch and verify the lists of a repository; what was accepted is remembered in `folder`.
 
@@ -308,7 +289,8 @@ def refresh(source: Source, root_metadata: Path, folder: Path) -> Lists:
     from tuf.api.metadata import Metadata, Root, Targets
     from tuf.ngclient import Updater
 
-    bootstrap = read_root_metadata(root_metadata)
+    what = "TUF root metadata ('1.root.json' of the repository, from a trusted place)"
+    bootstrap = read_bytes(root_metadata, what, limit=_LARGEST_ROOT, error=UsageError)
     memory = read_memory(folder)
     asked: list[str] = []
     with _scratch(folder, memory) as scratch:

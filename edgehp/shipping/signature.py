@@ -28,7 +28,7 @@ from msgspec import Meta
 from edgehp._installed import install_extra
 from edgehp.artifact.manifest import FileName, Sha256
 from edgehp.errors import CompatibilityError, EnvironmentalError, UsageError
-from edgehp.files import Record, strict_json
+from edgehp.files import Record, read_bytes, strict_json
 
 __all__ = [
     "MAX_FILES",
@@ -92,7 +92,7 @@ def read_public_key(path: Path) -> PublicKey:
         UsageError: the file is missing, holds no such key, or holds a private one.
         EnvironmentalError: the package ``cryptography`` is not installed.
     """
-    data = _key_file(path)
+    data = read_bytes(path, "a key in PEM form", limit=_LARGEST_KEY, error=UsageError)
     if b"PRIVATE KEY" in data:
         raise UsageError(
             f"{path} is a private key, expected the public one: it belongs on no device; make the "
@@ -116,7 +116,7 @@ def read_private_key(path: Path, password: str | None) -> tuple[Any, str | None]
         UsageError: the file is missing, holds no such key, or the password is missing or wrong.
         EnvironmentalError: the package ``cryptography`` is not installed.
     """
-    data = _key_file(path)
+    data = read_bytes(path, "a key in PEM form", limit=_LARGEST_KEY, error=UsageError)
     serialization = require("cryptography.hazmat.primitives.serialization", "ship")
     unsupported = require("cryptography.exceptions", "ship").UnsupportedAlgorithm
     _warn_of_readers(path)
@@ -144,22 +144,6 @@ def _warn_of_readers(path: Path) -> None:
     # Bundles and lists can be signed by whoever reads it.
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         logger.warning("%s can be read by others than its owner; chmod 600 it", path)
-
-
-def _key_file(path: Path) -> bytes:
-    """The bytes of a key file.
-
-    Raises:
-        UsageError: it is missing, or too large to be one.
-    """
-    try:
-        with path.open("rb") as f:
-            data = f.read(_LARGEST_KEY + 1)
-    except OSError as e:
-        raise UsageError(f"{path}: the key cannot be read ({e.strerror or e})") from e
-    if len(data) > _LARGEST_KEY:
-        raise UsageError(f"{path}: more than {_LARGEST_KEY} bytes, expected a key in PEM form")
-    return data
 
 
 def described(key: Any, path: Path) -> PublicKey:
