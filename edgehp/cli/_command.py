@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -139,7 +140,39 @@ class _Common(click.Command):
         """As click, with the old names replaced by the new ones."""
         typed = list(self._current(args))
         ctx.meta[TYPED] = typed
-        return super().parse_args(ctx, list(typed))
+        # Those of a group are tables of its commands.
+        if ctx.default_map and not isinstance(self, click.Group):
+            ctx.default_map = self._defaults(ctx.default_map)
+        try:
+            return super().parse_args(ctx, list(typed))
+        except click.BadParameter as e:
+            if ctx.default_map and e.param is not None and e.param.name in ctx.default_map:
+                words = (
+                    f"{e.message}\nhint: if you did not type it, edgehp.toml or the recipe has it"
+                )
+                raise click.BadParameter(words, e.ctx, e.param) from e
+            raise
+
+    def _defaults(self, project: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of the project file by parameters' names.
+
+        Raises:
+            UsageError: an option that this command does not have.
+        """
+        flags = {f.lstrip("-"): p for p in self.params for f in (*p.opts, *p.secondary_opts)}
+        found: dict[str, Any] = {}
+        for key, value in project.items():
+            if key not in flags:
+                near = difflib.get_close_matches(key, flags, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"edgehp {self.name} --help"
+                raise UsageError(
+                    f"edgehp.toml: [{self.name}] has {key!r}, which is no option of the command\n"
+                    f"hint: {hint}"
+                )
+            parameter = flags[key]
+            several = parameter.multiple and not isinstance(value, list)
+            found[str(parameter.name)] = [value] if several else value
+        return found
 
     def _current(self, args: Sequence[str]) -> Iterator[str]:
         rest = iter(args)

@@ -56,6 +56,7 @@ _OPTIONS = [
 ]
 _OWN = ("host", "hosts", "remote_command", "remote_timeout", "remote_data_root")
 _ERROR = "edgehp: error: "
+_PROJECT_FILE = click.core.ParameterSource.DEFAULT_MAP
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _boards(own: Mapping[str, Any]) -> tuple[Board, ...]:
     # On a cluster too, photos may be where the work is.
     for name in _OWN[2:-1] if context.params.get("cluster") else _OWN[2:]:
         source = context.get_parameter_source(name)
-        if source not in (None, click.core.ParameterSource.DEFAULT):
+        if source is click.core.ParameterSource.COMMANDLINE:
             raise UsageError(f"--{name.replace('_', '-')} belongs to --host or --hosts")
     return ()
 
@@ -207,6 +208,11 @@ def _words(changes: Changes) -> tuple[Part, ...]:
                 parts.append(next(typed))
         if name not in changes and name not in _OWN and name not in ("verbose", "quiet"):
             kept += parts
+    # What a project file here says is not known there.
+    for name, parameter in parameters.items():
+        source = context.get_parameter_source(name)
+        if name not in changes and name not in _OWN and source is _PROJECT_FILE:
+            kept += _flags(parameter, context.params[name])
     anew: list[Part] = []
     for name, replaced in changes.items():
         parameter = parameters[name]
@@ -214,6 +220,15 @@ def _words(changes: Changes) -> tuple[Part, ...]:
         anew += [part for value in replaced for part in (*flags, value)]
     # Verbose once at least, or no progress would be heard of where there is no terminal.
     return ("-" + "v" * max(1, min(loudness(), 2)), str(context.info_name), *anew, *kept)
+
+
+def _flags(parameter: click.Parameter, value: Any) -> list[str]:
+    """An option with its value, as it is typed."""
+    if isinstance(parameter, click.Option) and parameter.is_flag:
+        names = parameter.opts if value else parameter.secondary_opts
+        return [max(names, key=len)] if names else []
+    values = value if isinstance(value, tuple) else (value,)
+    return [word for v in values for word in (max(parameter.opts, key=len), str(v))]
 
 
 def _run(errands: Sequence[tuple[Board, Errand]], several: bool) -> None:

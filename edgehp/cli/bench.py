@@ -12,6 +12,7 @@ from edgehp.cli._command import Command, json_option, output_option, threads_opt
 from edgehp.cli._photos import photo_depth
 from edgehp.cli._remote import over_ssh
 from edgehp.cli._remote_plans import plan_bench
+from edgehp.cli.project import artifacts_here
 from edgehp.errors import EnvironmentalError, MeasurementError, UsageError
 from edgehp.progress import Step, step
 
@@ -122,6 +123,10 @@ def command(
     A run that was throttled, disturbed or too short is called invalid and ends
     with exit code 6. Ctrl-C ends the run, writes what was measured and marks it partial.
     """
+    if artifact is None and len(several := artifacts_here()) > 1:
+        for one in several:
+            click.get_current_context().forward(command, artifact=one)
+        return
     from edgehp.artifact import newest_artifact
     from edgehp.benchmark.plan import DEFAULT_DURATION_S, OFFICIAL_DURATION_S, Plan
     from edgehp.benchmark.report import summary_rows

@@ -12,6 +12,7 @@ from edgehp.cli._command import Command, Positional, json_option, output_option,
 from edgehp.cli._photos import photo_depth
 from edgehp.cli._remote import over_ssh
 from edgehp.cli._remote_plans import plan_build
+from edgehp.errors import UsageError
 from edgehp.progress import step
 
 if TYPE_CHECKING:
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
     from edgehp.pipeline.pipeline import BuildResult
 
 __all__ = ["command"]
+
+
+def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Make the recipe's values the defaults of this command line."""
+    from edgehp.cli.project import read_recipe
+
+    if path is not None:
+        known = {p.name for p in context.command.params}
+        values = {k: v for k, v in read_recipe(path).items() if k in known}
+        context.default_map = {**(context.default_map or {}), **values}
 
 
 @click.command(
@@ -30,10 +41,26 @@ __all__ = ["command"]
         "edgehp build --target cpu",
         "edgehp build --target orin --network net.safetensors --calibration faces/ --defer",
         "edgehp build --finish dist/kd-resnet18-112-orin-nano-8gb-int8",
+        "edgehp build --recipe dist/kd-resnet18-112-cpu-int8/manifest.json --output again",
     ),
 )
 @click.argument("artifact", cls=Positional, required=False, type=click.Path(path_type=Path))
 @click.option("--target", help="What to build for; 'edgehp targets' lists them.")
+@click.option(
+    "--all",
+    "all_targets",
+    is_flag=True,
+    help="Build for every target of edgehp.toml; engines that other devices build are deferred.",
+)
+@click.option(
+    "--recipe",
+    type=click.Path(exists=True, path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=_take_recipe,
+    help="Repeat a build: an artifact, its manifest.json, or the recipe of it alone. Options that "
+    "are typed come first.",
+)
 @click.option(
     "--precision",
     type=click.Choice(("int8", "fp16", "fp32")),
@@ -133,6 +160,13 @@ def command(**given: Any) -> None:
 
     threads, validate_on = given["threads"], given["validate_on"]
     unfinished = unfinished_artifact(given["artifact"], given["finish"], given["target"])
+    if given["all_targets"]:
+        if unfinished is not None or given["target"] is not None:
+            raise UsageError(
+                "--all builds the targets of edgehp.toml: leave --target and --finish out"
+            )
+        _build_all(given)
+        return
     if unfinished is not None:
         with step("finish"):
             result = finish_artifact(
@@ -142,15 +176,42 @@ def command(**given: Any) -> None:
                 threads=threads,
             )
     else:
-        source = click.get_current_context().get_parameter_source("max_drop")
-        typed = source is click.core.ParameterSource.COMMANDLINE
-        request = BuildRequest.from_options(given, max_drop_typed=typed)
+        request = BuildRequest.from_options(given, max_drop_typed=_typed("max_drop"))
         with step("build"):
             result = build(request)
     if given["as_json"]:
         print_json({"path": str(result.path), "manifest": result.manifest.to_dict()})
     else:
         _print(result, validate_on, threads)
+
+
+def _typed(name: str) -> bool:
+    source = click.get_current_context().get_parameter_source(name)
+    return source is click.core.ParameterSource.COMMANDLINE
+
+
+def _build_all(given: dict[str, Any]) -> None:
+    """Build every target of the project; engines that need their own device are deferred."""
+    from edgehp.cli._output import print_json
+    from edgehp.cli.project import Project
+    from edgehp.pipeline.pipeline import build
+    from edgehp.pipeline.plan import BuildRequest
+
+    project = click.get_current_context().find_root().obj
+    if not isinstance(project, Project) or not project.targets:
+        raise UsageError(
+            "--all builds the targets of edgehp.toml: none are here\nhint: edgehp init"
+        )
+    results = []
+    for target in project.targets:
+        options = {**given, "target": target, "defer": True}
+        request = BuildRequest.from_options(options, max_drop_typed=_typed("max_drop"))
+        with step(f"build for {target}"):
+            results.append(build(request))
+        if not given["as_json"]:
+            _verdict(results[-1], given["validate_on"], given["threads"])
+    if given["as_json"]:
+        print_json([{"path": r.path, "manifest": r.manifest.to_dict()} for r in results])
 
 
 def _network(manifest: Manifest) -> str:
@@ -248,12 +309,15 @@ def _verdict(result: BuildResult, validate_on: Path | None, threads: int | None)
             f"{styled('PASS', 'green', bold=True)}  drop {accuracy.drop:+.4f} degrees (95 %: "
             f"{low:+.4f} to {high:+.4f}), {accuracy.max_drop:g} allowed"
         )
+    path = result.path
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
     deferred = manifest.state == "deferred"
     what = (
         styled("deferred", "yellow", bold=True) if deferred else styled("built", "green", bold=True)
     )
-    click.echo(f"{what} {result.path}  {size:.1f} MB in {seconds:.0f} s")
+    click.echo(f"{what} {path}  {size:.1f} MB in {seconds:.0f} s")
     if deferred:
-        click.echo(f"next, on the device: {finish_command(str(result.path), validate_on, threads)}")
+        click.echo(f"next, on the device: {finish_command(str(path), validate_on, threads)}")
     else:
-        click.echo(f"next: {shlex.join(['edgehp', 'validate', str(result.path)])}")
+        click.echo(f"next: {shlex.join(['edgehp', 'validate', str(path)])}")

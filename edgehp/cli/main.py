@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from types import FrameType
 
 import click
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 # In the order of the help. The texts stand here and not in the commands' modules, so that
 # `edgehp --help` imports none of them.
 COMMANDS = {
+    "init": "Write a project file, so that commands need no options.",
     "build": "Turn a checkpoint into a checked INT8 artifact for a target.",
     "validate": "Measure an artifact's accuracy against its FP32 reference.",
     "bench": "Measure latency, throughput and power on this device.",
@@ -46,9 +48,11 @@ COMMANDS = {
     "targets": "List the targets an artifact can be built for, or explain one.",
     "doctor": "Say what this machine can run and what to install for the rest.",
     "report": "Turn results into Markdown, HTML and plots.",
+    "completion": "Print the completion of edgehp for your shell.",
 }
 # Commands of one subject share a module; each other one is `command` in the module of its name.
 _SHARED = {
+    "project": ("init",),
     "training": ("train", "distill"),
     "bundles": ("bundle", "verify"),
     "slots": ("install", "update", "status", "confirm", "rollback"),
@@ -109,6 +113,11 @@ def cli(ctx: click.Context) -> None:
     """
     if os.environ.get("NO_COLOR"):
         ctx.color = False
+    if Path("edgehp.toml").is_file() and ctx.invoked_subcommand not in ("init", "completion"):
+        from edgehp.cli.project import PROJECT, read_project
+
+        ctx.obj = read_project(Path(PROJECT))
+        ctx.default_map = {k: dict(v) for k, v in ctx.obj.defaults.items()}
 
 
 cli.params += loudness_options()

@@ -16,6 +16,7 @@ from edgehp.cli._photos import photo_depth
 from edgehp.cli._remote import over_ssh
 from edgehp.cli._remote_plans import plan_validate
 from edgehp.cli._workers import worker_options, workers_of
+from edgehp.cli.project import artifacts_here
 from edgehp.errors import AccuracyError, EnvironmentalError, UsageError
 from edgehp.progress import step
 
@@ -129,6 +130,8 @@ def command(
     from edgehp.validation.gate import check_drop
 
     where = workers_of(workers, cluster)
+    if not artifacts and options["network"] is None and not where.elsewhere:
+        artifacts = artifacts_here()
     asked = Asked(
         artifacts[0] if artifacts else None,
         datasets[0] if datasets else None,

@@ -1,0 +1,222 @@
+"""``edgehp init`` and the project file ``edgehp.toml``, which gives every command its defaults."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgehp.cli._command import Command, json_option, note
+from edgehp.errors import CompatibilityError, EnvironmentalError, UsageError
+from edgehp.files import read_toml, write_whole
+
+__all__ = ["PROJECT", "Project", "artifacts_here", "init", "read_project", "read_recipe"]
+
+logger = logging.getLogger(__name__)
+
+PROJECT = "edgehp.toml"
+_TARGETS = "targets"
+# Keys outside tables: options that several commands have, and which ones take them from there.
+_SHARED = {
+    "network": ("build",),
+    "calibration": ("build",),
+    "validate-on": ("build", "install"),
+    "max-drop": ("build", "validate"),
+    "dataset": ("validate",),
+    "data-root": ("validate",),
+    "boxes": ("validate",),
+    "key": ("bundle",),
+    "public-key": ("verify", "install", "update", "repo add"),
+    "photo-depth": ("build", "validate", "bench", "predict", "label"),
+    "threads": ("build", "validate", "bench", "sensitivity", "predict", "run"),
+}
+_TEMPLATE = """\
+# A project of edgehp. Every command that is called in this folder takes from here what its command
+# line leaves out. A release:
+#
+#   edgehp build --all && edgehp validate && edgehp bench
+
+network = "{network}"  # a bundled name, a checkpoint, or a deployed ONNX graph
+targets = [{targets}]  # of 'edgehp build --all'; 'edgehp targets' lists them
+max-drop = 0.1  # the gate: degrees of MAE that INT8 may lose against FP32
+
+# Faces of the camera that will be used, in a folder or a zip, 64 at least; without them the
+# rendered heads that edgehp ships. Those to validate on must be others.
+# calibration = "faces/calibration"
+# validate-on = "faces/held-out"
+
+# Photos with labels for 'edgehp validate'; several data sets lie under their names in data-root.
+# dataset = ["aflw2000"]
+# data-root = "data/AFLW2000"
+# boxes = "data/AFLW2000.json"
+
+# Keys: of 'edgehp bundle'; and of 'verify', 'install', 'update' and 'repo add'.
+# key = "keys/release.pem"
+# public-key = ["keys/release.pub"]
+
+# Any other option of a command, in a table of the command's name.
+[build]
+# batch-sizes = "1,1,8"
+# mixed = true  # keep layers in floating point where INT8 drops more than max-drop
+
+[validate]
+# robustness = false
+
+[bench]
+# scenario = ["single-stream", "offline"]
+# duration = 60
+"""
+
+
+@dataclass(frozen=True)
+class Project:
+    """What a project file says.
+
+    Attributes:
+        targets: to build for.
+        defaults: command -> option without dashes -> value; those of ``repo`` are tables of tables.
+    """
+
+    targets: tuple[str, ...]
+    defaults: Mapping[str, Mapping[str, Any]]
+
+
+def read_project(path: Path) -> Project:
+    """Read a project file; whether the options exist is checked by the command that takes them.
+
+    Raises:
+        UsageError: it is no TOML, or has a key or table that no command takes.
+    """
+    from edgehp.cli.main import COMMANDS
+
+    values = read_toml(path, dict[str, Any], error=UsageError)
+    defaults: dict[str, dict[str, Any]] = {}
+    targets: tuple[str, ...] = ()
+    tables = {k: v for k, v in values.items() if isinstance(v, dict)}
+    for key, value in values.items():
+        if key == _TARGETS:
+            if not isinstance(value, list) or not all(isinstance(t, str) for t in value):
+                raise UsageError(f'{path}: targets is {value!r}\nhint: targets = ["cpu", "orin"]')
+            targets = tuple(value)
+        elif key not in tables:
+            if key not in _SHARED:
+                raise _unknown(path, key, [*_SHARED, _TARGETS], "key outside tables")
+            for name in _SHARED[key]:
+                group, _, part = name.partition(" ")
+                place = defaults.setdefault(group, {})
+                (place.setdefault(part, {}) if part else place)[key] = value
+    for name, table in tables.items():
+        if name not in COMMANDS:
+            raise _unknown(path, name, list(COMMANDS), "table")
+        defaults.setdefault(name, {}).update(table)
+    return Project(targets, defaults)
+
+
+def _unknown(path: Path, name: str, known: list[str], what: str) -> UsageError:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+    return UsageError(f"{path}: no {what} is called {name!r}\nhint: {hint}")
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The options of ``edgehp build`` that repeat a build.
+
+    Args:
+        path: a manifest, the artifact that holds it, or the recipe alone (JSON).
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    from edgehp.files import read_json
+
+    file = path / "manifest.json" if path.is_dir() else path
+    values = read_json(file, dict[str, Any], error=UsageError)
+    recipe = values.get("build", {}).get("recipe", {}) if "build" in values else values
+    if not isinstance(recipe, dict) or not {"target", "network"} <= set(recipe):
+        raise UsageError(f"{file} holds no recipe\nhint: give the manifest.json of an artifact")
+    found = {k: v for k, v in recipe.items() if v is not None}
+    if isinstance(batch := found.pop("batch", None), list):
+        found["batch"] = ",".join(map(str, batch))
+    return found
+
+
+def artifacts_here(folder: Path = Path("dist")) -> tuple[Path, ...]:
+    """The complete artifacts of the project's targets that run on this machine, by name.
+
+    Nothing where there is no project or none of its artifacts runs here: the newest one it is then.
+    """
+    from edgehp.artifact import load_artifact
+    from edgehp.artifact.check import read_manifest
+    from edgehp.targets import resolve_target
+
+    project = click.get_current_context().find_root().obj
+    if not isinstance(project, Project):
+        return ()
+    names = {resolve_target(target).target.name for target in project.targets}
+    found = []
+    for file in sorted(folder.glob("[!.]*/manifest.json")):
+        try:
+            manifest = read_manifest(file.parent)
+            if manifest.target.name not in names:
+                continue
+            load_artifact(file.parent)
+        except (CompatibilityError, EnvironmentalError) as e:
+            note(f"{file.parent} does not run here: {str(e).splitlines()[0]}")
+            continue
+        found.append(file.parent)
+    return tuple(found)
+
+
+@click.command(
+    "init",
+    cls=Command,
+    short_help="Write a project file, so that commands need no options.",
+    examples=(
+        "edgehp init",
+        "edgehp init --network net.safetensors --target cpu --target orin-nano-8gb",
+    ),
+)
+@click.option(
+    "--network",
+    default="kd-resnet18-112",
+    show_default=True,
+    help="A bundled network, a checkpoint, or a deployed ONNX graph.",
+)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    default=("cpu",),
+    show_default=True,
+    help="What to build for; may be given several times.",
+)
+@json_option
+def init(network: str, targets: tuple[str, ...], as_json: bool) -> None:
+    """Write a commented edgehp.toml into this folder.
+
+    It names network, targets, calibration, data sets, gate and keys. Commands that are called in
+    this folder take from it what their command line leaves out, so that 'edgehp build --all &&
+    edgehp validate && edgehp bench' is a release.
+    """
+    import json
+
+    from edgehp.cli._output import print_json
+    from edgehp.targets import resolve_target
+
+    path = Path(PROJECT)
+    if path.exists():
+        raise UsageError(f"{path} is there already\nhint: edit it, or move it away")
+    for target in targets:
+        resolve_target(target)
+    # A TOML string is a JSON string, but for what paths do not have.
+    words = ", ".join(json.dumps(t) for t in targets)
+    write_whole(path, _TEMPLATE.format(network=json.dumps(network)[1:-1], targets=words))
+    if as_json:
+        print_json({"path": path})
+    else:
+        click.echo(f"{path}  edit it, then: edgehp build --all")
