@@ -343,6 +343,8 @@ def _fault(message: str, values: Any, kind: Any) -> str:
         return f"key {_key(f'{path}.{found[1]}')} is missing"
     if reason.startswith("Expected "):
         expected, _, got = reason.removeprefix("Expected ").partition(", got ")
+        # Of an array the length found is no type.
+        got = "" if got.isdigit() else got
         expected = expected.replace("`", "").replace("str matching regex", "the form")
         expected = expected.replace(r"(?!\\n)", "")
         return f"{_about(values, path, got.strip('`'))}; expected {expected}"

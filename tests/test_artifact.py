@@ -330,7 +330,7 @@ def test_bytes_that_are_no_manifest(data: bytes) -> None:
         parse_manifest(data, "manifest.json")
 
 
-def _mutations(values: Any, rng: random.Random) -> Any:
+def mutated(values: Any, rng: random.Random) -> Any:
     """One random change somewhere in a JSON value."""
     values = copy.deepcopy(values)
     node, steps = values, rng.randrange(1, 5)
@@ -366,7 +366,7 @@ def test_what_is_accepted_fits_the_published_schema(artifact: Path, seed: int) -
     assert validator.is_valid(values)
     verdicts = {True: 0, False: 0}
     for _ in range(600):
-        mutant = _mutations(values, rng)
+        mutant = mutated(values, rng)
         mutant["digest"] = canonical_digest(mutant)
         try:
             parse_manifest(json.dumps(mutant).encode(), "m.json")

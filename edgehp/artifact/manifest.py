@@ -464,7 +464,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
             "build the artifact again"
         )
     try:
-        values = strict_json(data)
+        values = _json(data)
         if not isinstance(values, dict):
             raise ValueError(f"found a JSON {type(values).__name__}, expected an object")
         _check_version(values, where)
@@ -481,6 +481,14 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
             f"it says {document.digest[:16]}...; build the artifact again or copy it again"
         )
     return document.manifest()
+
+
+def _json(data: bytes) -> Any:
+    """As `strict_json`; where the text goes wrong helps nobody, as no person writes manifests."""
+    try:
+        return strict_json(data)
+    except (UnicodeDecodeError, json.JSONDecodeError) as e:
+        raise ValueError("it is not JSON in UTF-8") from e
 
 
 def _check_version(values: Mapping[str, Any], where: str) -> None:

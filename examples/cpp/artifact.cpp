@@ -11,7 +11,6 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
-#include <regex>
 #include <set>
 #include <sstream>
 #include <system_error>
@@ -277,17 +276,18 @@ Value read_manifest(const std::string& root) {
 // The release in a version: 10.14.1.48.post1 gives 10, 14, 1, 48. Trailing zeros do not count, nor
 // what follows a hyphen, as in OpenVINO's 2026.4.0-21-abc.
 std::vector<unsigned long long> parse_version(const std::string& text) {
-    static const std::regex form(
-        R"(\s*v?(?:\d+!)?(\d+(?:\.\d+)*)(?:[-_.]?(?:alpha|a|beta|b|preview|pre|c|rc)[-_.]?\d*)?)"
-        R"((?:[-_.]?(?:post|rev|r)[-_.]?\d*)?(?:[-_.]?dev[-_.]?\d*)?(?:\+[a-z0-9]+(?:[-_.][a-z0-9]+)*)?\s*)",
-        std::regex::icase);
-    const std::string whole = text.substr(0, text.find('-'));
-    std::smatch match;
-    if (!std::regex_match(whole, match, form))
+    // As the packaging standard for Python has it (PEP 440), in lower case.
+    std::string whole = text.substr(0, text.find('-'));
+    for (char& c : whole) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+    const auto found = json::search(
+        whole, "^[ \t]*v?([0-9]+!)?([0-9]+([.][0-9]+)*)"
+               "([._]?(alpha|beta|preview|pre|rc|a|b|c)[._]?[0-9]*)?([._]?(post|rev|r)[._]?[0-9]*)?"
+               "([._]?dev[._]?[0-9]*)?([+][a-z0-9]+([._][a-z0-9]+)*)?[ \t]*$");
+    if (found.empty())
         throw Error(EDGEHP_DATA, "version " + json::quoted(text) +
                                      " is not numbers joined by dots, such as '10.3.0'");
     std::vector<unsigned long long> release;
-    std::istringstream parts(match[1].str());
+    std::istringstream parts(found[2]);
     for (std::string part; std::getline(parts, part, '.');)
         release.push_back(std::strtoull(part.c_str(), nullptr, 10));
     while (!release.empty() && release.back() == 0) release.pop_back();
@@ -296,10 +296,9 @@ std::vector<unsigned long long> parse_version(const std::string& text) {
 
 // The part number of a Jetson's module; every other number in a device tree is a carrier's.
 std::optional<std::string> module_part(const std::string& text) {
-    static const std::regex part(R"(\bp(?:3701|3767|3834)-\d{4}(?!\d))");
-    std::smatch match;
-    if (!std::regex_search(text, match, part)) return std::nullopt;
-    return match.str();
+    const auto found = json::search(text, "\\b(p(3701|3767|3834)-[0-9]{4})([^0-9]|$)");
+    if (found.empty()) return std::nullopt;
+    return found[1];
 }
 
 bool same_module(const std::string& target, const std::string& built,

@@ -6,8 +6,9 @@
 #include <cstdio>
 #include <limits>
 #include <numeric>
-#include <regex>
 #include <unordered_set>
+
+#include <regex.h>
 
 #include <nlohmann/json.hpp>
 
@@ -79,11 +80,10 @@ public:
                      const nlohmann::detail::exception& error) override {
         if (depth_reached > hopeless) fail("it is nested too deeply");
         if (error.id == 406) fail(head(token, 40) + " is not finite");
-        for (const std::string_view name : {"NaN", "Infinity", "-Infinity"}) {
-            const std::size_t start = at - (name[0] == '-' ? 2 : 1);
-            if (at > 1 && bytes_.compare(start, name.size(), name) == 0)
-                fail(std::string(name) + " is no JSON number");
-        }
+        // The error is at the first letter.
+        for (const std::string_view name : {"NaN", "Infinity"})
+            if (at > 0 && bytes_.compare(at - 1, name.size(), name) == 0)
+                fail((token == "-I" ? "-" : "") + std::string(name) + " is no JSON number");
         fail("it is not JSON in UTF-8");
     }
 
@@ -215,6 +215,8 @@ std::string show(const Value& value) {
 // Walks a value and its schema together, as edgehp's reader does: members in the text's order,
 // then the members that are missing, then the rule for the whole record.
 class Checker {
+    static constexpr const char* one_of_several = "\x01";
+
 public:
     Checker(const Value& schema, const Rules& rules) : root_(schema), rules_(rules) {}
 
@@ -249,14 +251,17 @@ private:
     const Value& root_;
     const Rules& rules_;
 
-    [[noreturn]] static void refuse(const Value& value, const std::string& path,
-                                    const std::string& expected, bool type) {
-        if (type && value.is_null())
-            fail("key '" + path + "' is of the wrong type (null); expected " + expected);
-        // Of the values of a map only the whole is known.
-        if (!type && path.find(".*") != path.npos)
-            fail("key '" + path + "' is 'out of range'; expected " + expected);
-        fail("key '" + path + "' is " + show(value) + "; expected " + expected);
+    // `wrong_type`: the kind of value is wrong, else its size, form or range.
+    [[noreturn]] static void refuse(const Value& value, std::string path,
+                                    const std::string& expected, bool wrong_type) {
+        std::string found = show(value);
+        if (const auto at = path.find(one_of_several); at != path.npos) {
+            // Which of several values in a map is out of range, edgehp's reader does not know.
+            path.replace(at, wrong_type ? 1 : path.npos, wrong_type ? "" : "*");
+            if (!wrong_type) found = "'out of range'";
+        }
+        if (wrong_type && value.is_null()) found = "of the wrong type (null)";
+        fail("key '" + path + "' is " + found + "; expected " + expected);
     }
 
     static void check_choice(const Value& value, const Value& choices, const std::string& path) {
@@ -279,12 +284,12 @@ private:
         if (const Value* most = schema.find("maxLength"); most && length > most->integer)
             refuse(value, path, what + " of length <= " + std::to_string(most->integer), false);
         const Value* pattern = schema.find("pattern");
-        if (pattern && !std::regex_search(value.text, std::regex(pattern->text))) {
+        if (pattern && search(value.text, pattern->text).empty()) {
             std::string form = quoted(pattern->text);
             const std::string newline = R"((?!\\n))";
             for (std::size_t at; (at = form.find(newline)) != form.npos;)
                 form.erase(at, newline.size());
-            refuse(value, path, what + " the form " + form, false);
+            refuse(value, path, "the form " + form, false);
         }
     }
 
@@ -332,7 +337,8 @@ private:
                 }
                 check(value.items[i], *member, before + value.keys[i]);
             } else if (others != nullptr && others->kind == Kind::object) {
-                check(value.items[i], *others, before + "*");
+                check(value.items[i], *others,
+                      before + (value.items.size() > 1 ? one_of_several : "") + value.keys[i]);
             }
         }
         if (const Value* required = schema.find("required"))
@@ -436,6 +442,24 @@ std::string escaped(const std::string& text) {
     std::string out;
     write_text(out, text, true);
     return out;
+}
+
+std::vector<std::string> search(const std::string& text, std::string pattern) {
+    // Python's "$" would also match before a final newline, which its patterns rule out.
+    const std::string no_newline = "(?!\\n)";
+    if (const auto at = pattern.find(no_newline); at != pattern.npos)
+        pattern.erase(at, no_newline.size());
+    regex_t compiled{};
+    if (regcomp(&compiled, pattern.c_str(), REG_EXTENDED) != 0)
+        throw std::logic_error("no POSIX expression: " + pattern);
+    regmatch_t spans[4];
+    std::vector<std::string> groups;
+    // A zero byte would end the text early.
+    if (text.find('\0') == text.npos && regexec(&compiled, text.c_str(), 4, spans, 0) == 0)
+        for (const regmatch_t& span : spans)
+            groups.push_back(span.rm_so < 0 ? "" : text.substr(span.rm_so, span.rm_eo - span.rm_so));
+    regfree(&compiled);
+    return groups;
 }
 
 void check(const Value& value, const Value& schema, const Rules& rules) {

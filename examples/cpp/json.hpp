@@ -55,6 +55,10 @@ std::string quoted(const std::string& text);
 // A text as a JSON string in ASCII.
 std::string escaped(const std::string& text);
 
+// Where a POSIX extended expression is found in `text`: the whole match, then its groups; nothing
+// where it is not.
+std::vector<std::string> search(const std::string& text, std::string pattern);
+
 // What a schema cannot say of a record, by the record's title; it throws Fault.
 using Rules = std::map<std::string, std::function<void(const Value&)>>;
 

@@ -1,6 +1,7 @@
 // OpenVINO on the processor: edgehp/engines/openvino.py in C++, with the same settings.
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <sstream>
 
 #include <openvino/openvino.hpp>
@@ -27,6 +28,9 @@ std::string last_line(const std::exception& error) {
 class OpenVino final : public Engine {
 public:
     OpenVino(const std::string& path, int threads) : path_(path), threads_(threads) {
+        if (std::filesystem::file_size(path) == 0)
+            throw Error(EDGEHP_DATA, path + " has 0 bytes; expected an ONNX graph of at most "
+                                            "2147483648 bytes");
         try {
             model_ = core_.read_model(path);
         } catch (const std::exception& error) {

@@ -1,0 +1,472 @@
+"""The C++ example: the answers of edgehp, and its refusals word for word."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import cv2
+import numpy as np
+import pytest
+
+from edgehp.artifact import golden_crops, load_artifact, verify_golden
+from edgehp.artifact.device import Gpu
+from edgehp.artifact.manifest import canonical_digest, manifest_schema
+from edgehp.crop import Box, crop_face
+from edgehp.errors import EdgehpError
+from edgehp.files import json_digest
+from edgehp.targets import list_targets, load_target
+from edgehp.validation.subjects import open_artifact
+from tests.bench_artifact import make_artifact
+from tests.test_artifact import mutated
+
+EXAMPLE = "examples/cpp"
+HEADERS = {
+    "libopencv-core-dev": "/usr/include/opencv4/opencv2/core.hpp",
+    "libopencv-imgproc-dev": "/usr/include/opencv4/opencv2/imgproc.hpp",
+    "libopencv-imgcodecs-dev": "/usr/include/opencv4/opencv2/imgcodecs.hpp",
+    "nlohmann-json3-dev": "/usr/include/nlohmann/json.hpp",
+    "libssl-dev": "/usr/include/openssl/evp.h",
+}
+# OpenVINO keeps some memory until the process ends.
+SANITIZED = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+
+
+@pytest.fixture(scope="module")
+def programs(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the programs, built with warnings as errors and with sanitizers."""
+    missing = [name for name, header in HEADERS.items() if not Path(header).exists()]
+    missing += [name for name in ("cmake", "g++", "make") if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"needs the Debian packages {', '.join(missing)}")
+    found = importlib.util.find_spec("openvino")
+    assert found is not None and found.origin is not None
+    cmake = Path(found.origin).parent / "cmake"
+    if not cmake.is_dir():
+        pytest.skip("this wheel of OpenVINO has no CMake files")
+    build = tmp_path_factory.mktemp("cpp")
+    for command in (
+        ["cmake", "-S", repo / "tests/cpp", "-B", build, "-DCMAKE_BUILD_TYPE=None",
+         "-DEDGEHP_SANITIZE=ON", f"-DOpenVINO_DIR={cmake}"],
+        ["cmake", "--build", build, "--parallel", "2"],
+    ):  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return build
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_artifact(tmp_path_factory.mktemp("artifact"))
+
+
+@pytest.fixture(scope="module")
+def photos(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """100 rendered heads."""
+    folder = tmp_path_factory.mktemp("photos")
+    with ZipFile(repo / "calibration/rendered-validation.zip") as archive:
+        names = [n for n in archive.namelist() if n.endswith(".jpg")][:100]
+        for name in names:
+            (folder / Path(name).name).write_bytes(archive.read(name))
+    return sorted(folder.iterdir())
+
+
+def run(program: Path, *arguments: object, status: int = 0) -> str:
+    done = subprocess.run(
+        [program, *map(str, arguments)],
+        capture_output=True, text=True, check=False, env=SANITIZED,
+    )  # fmt: skip
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout if status == 0 else done.stderr
+
+
+def test_the_schema_is_that_of_the_manifest(repo: Path) -> None:
+    def bare(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: bare(v) for k, v in value.items() if k != "description"}
+        return [bare(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+    written = json.loads((repo / EXAMPLE / "manifest-schema.json").read_text())
+    assert written == bare(manifest_schema())
+
+
+def test_the_modules_that_run_the_same_engines_are_those_of_the_targets(repo: Path) -> None:
+    text = (repo / EXAMPLE / "artifact.cpp").read_text()
+    for name in list_targets():
+        parts = load_target(name).module_ids
+        line = f'{{"{name}", {{' + ", ".join(f'"{p}"' for p in parts) + "}},"
+        assert (line in text) == (len(parts) > 1), line
+
+
+def test_the_angles_are_those_of_edgehp(
+    programs: Path, artifact: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    expected, pictures = [], []
+    with open_artifact(artifact) as network:
+        assert network.artifact is not None
+        crops = golden_crops(network.artifact)
+        rgb = [cv2.imread(str(photo))[..., ::-1] for photo in photos]
+        for i, picture in enumerate([*crops, *rgb]):
+            pictures.append(tmp_path / f"{i}.ppm")
+            assert cv2.imwrite(str(pictures[-1]), picture[..., ::-1])
+            crop = crop_face(np.ascontiguousarray(picture), None, network.preprocessing)
+            expected.append(network.engine.infer(crop[None]).angles[0])
+    lines = run(programs / "example/edgehp-example", artifact, *pictures).splitlines()
+    found = [[float(line.split()[i]) for i in (1, 3, 5)] for line in lines]
+    assert np.ptp(expected, axis=0).min() > 20  # the answers differ, or this proves nothing
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+
+
+def test_the_program_prints_the_lines_of_predict(
+    programs: Path, artifact: Path, photos: list[Path], tmp_path: Path, rng: np.random.Generator
+) -> None:
+    from click.testing import CliRunner
+
+    from edgehp.cli.predict import command
+
+    boxes: dict[str, Any] = {}
+    for photo in photos[:-1]:
+        # Larger and smaller than the input, and beyond the photo's edges.
+        at, size = rng.uniform(-50, 200, (3, 2)), rng.uniform(5, 200, (3, 2))
+        corners = np.concatenate([at, at + size], axis=1)
+        corners = corners[corners[:, 2:].min(axis=1) > 2]
+        boxes[photo.name] = [{"bbox": c} for c in [[1, 2, 30.5, 40.25], *corners.round(2).tolist()]]
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    python = CliRunner().invoke(
+        command, [str(photos[0].parent), str(artifact), "--boxes", str(tmp_path / "boxes.json")]
+    )
+    done = subprocess.run(
+        [programs / "example/edgehp-pose", artifact, "--boxes", tmp_path / "boxes.json", *photos],
+        capture_output=True, text=True, check=False, env=SANITIZED,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr  # the last photo is not in the list
+    ours, theirs = done.stdout.splitlines(), python.stdout.splitlines()
+    assert len(ours) == len(theirs)
+    for a, b in zip(map(json.loads, ours), map(json.loads, theirs), strict=True):
+        for key in ("angles", "spread"):
+            left, right = a.pop(key), b.pop(key)
+            assert (left is None) == (right is None)
+            for name in left or ():
+                # Rounded to hundredths on either side of a half.
+                assert abs(left[name] - right[name]) <= 0.0101, (a, left, right)
+        for key in ("source", "problem"):
+            a.pop(key), b.pop(key)
+        if a["confidence"] is not None:
+            assert abs(a.pop("confidence") - b.pop("confidence")) <= 1.01e-4
+        assert a == b
+
+
+@dataclasses.dataclass
+class Told:
+    """A device in a test's words."""
+
+    found: tuple[tuple[str, str], ...] = ()
+    model: str | None = None
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def gpus(self) -> tuple[Gpu, ...]:
+        return tuple(Gpu(*gpu) for gpu in self.found)
+
+    def module(self) -> str | None:
+        return self.model
+
+    def version(self, kind: str) -> str | None:
+        return self.versions.get(kind)
+
+
+class Refusals:
+    """Artifacts that are wrong in some way, each with the sentence that edgehp says."""
+
+    def __init__(self, source: Path, folder: Path) -> None:
+        self.source, self.folder = source, folder
+        self.cases: list[dict[str, Any]] = []
+        self.expected: list[tuple[int, str]] = []
+
+    def copy(self) -> Path:
+        """A copy whose large files are links: to change one, replace it."""
+        path = self.folder / str(len(self.cases))
+        shutil.copytree(self.source, path, copy_function=os.link)
+        return path
+
+    def add(self, path: Path, device: Told | None = None, *, opened: bool = False) -> None:
+        try:
+            loaded = load_artifact(path, device=device)
+            if opened:
+                with open_artifact(path, threads=1) as network:
+                    verify_golden(loaded, network.engine)
+        except EdgehpError as e:
+            self.expected.append((e.exit_code, str(e)))
+        else:
+            self.expected.append((0, ""))
+        told = None if device is None else {
+            "gpus": device.found, "module": device.model, "versions": device.versions,
+        }  # fmt: skip
+        self.cases.append({"path": str(path), "device": told, "open": opened})
+
+    def changed(self, change: Callable[[Any], Any], device: Told | None = None, **how: Any) -> None:
+        """The manifest changed, with a digest that fits again."""
+        path = self.copy()
+        values = json.loads((path / "manifest.json").read_text())
+        values = change(values) or values
+        values["digest"] = canonical_digest(values)
+        self.replaced(path, json.dumps(values, ensure_ascii=False).encode(), device, **how)
+
+    def replaced(self, path: Path, data: bytes, device: Told | None = None, **how: Any) -> None:
+        (path / "manifest.json").unlink()
+        (path / "manifest.json").write_bytes(data)
+        self.add(path, device, **how)
+
+    def compare(self, programs: Path) -> None:
+        """The C++ library says the same of all of them."""
+        lines = "".join(json.dumps(case) + "\n" for case in self.cases)
+        done = subprocess.run(
+            [programs / "check_artifacts"],
+            input=lines, capture_output=True, text=True, check=False, env=SANITIZED,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found = [json.loads(line) for line in done.stdout.splitlines()]
+        assert len(found) == len(self.cases)
+        for case, ours, (status, error) in zip(self.cases, found, self.expected, strict=True):
+            assert (ours["status"], ours["error"]) == (status, error), case
+
+
+@pytest.fixture
+def refusals(artifact: Path, tmp_path: Path) -> Refusals:
+    return Refusals(artifact, tmp_path)
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.slow)])
+def test_mutated_artifacts_are_refused_in_the_same_words(
+    programs: Path, refusals: Refusals, seed: int, count: int
+) -> None:
+    rng = random.Random(seed)
+    manifest = (refusals.source / "manifest.json").read_bytes()
+    for i in range(count):
+        if i % 3 == 0:  # a byte of the manifest or of a file, a cut, an insertion
+            path = refusals.copy()
+            name = rng.choice(["manifest.json", "golden.png", "engine.onnx", "reference.onnx"])
+            data = bytearray((path / name).read_bytes())
+            at = rng.randrange(len(data))
+            action = rng.randrange(3)
+            if action == 0:
+                data[at] ^= 1 << rng.randrange(8)
+            elif action == 1:
+                del data[at:]
+            else:
+                data[at:at] = bytes(rng.choices(b'"\\,:{}[]0.eN\x00\xff\n', k=rng.randrange(1, 4)))
+            (path / name).unlink()
+            (path / name).write_bytes(data)
+            refusals.add(path)
+        elif i % 3 == 1:  # something else as a value, with a digest that fits
+            refusals.changed(lambda values: mutated(values, rng))
+        else:  # the same, as it is
+            values = mutated(json.loads(manifest), rng)
+            refusals.replaced(refusals.copy(), json.dumps(values).encode())
+    refused = sum(status != 0 for status, _ in refusals.expected)
+    assert refused > 0.8 * count, refused
+    refusals.compare(programs)
+
+
+def test_what_is_wrong_is_said_in_the_same_words(programs: Path, refusals: Refusals) -> None:
+    r = refusals
+    manifest = (r.source / "manifest.json").read_bytes()
+    for data in (
+        b"", b"{", b"[]", b"3", b"null", b'"x"', b"2.5", b"\xff\xfe", b"\xef\xbb\xbf{}",
+        b"[" * 100_000,
+        b'{"a": NaN}', b'{"a": -Infinity}', b'{"a": 1e999}', b'{"a": 99999999999999999999}',
+        b'{"a": 1, "b": 2, "a": 3}', manifest + b"\0", manifest.replace(b" ", b""),
+        manifest.replace(b'"state"', b'"st\\u0061te"'), b"[" * 70 + b"]" * 70, b" " * (5 * 2**20),
+    ):  # fmt: skip
+        r.replaced(r.copy(), data)
+
+    def put(*keys: Any, value: Any) -> Callable[[Any], None]:
+        def change(values: Any) -> None:
+            for key in keys[:-1]:
+                values = values[key]
+            values[keys[-1]] = value
+
+        return change
+
+    def remove(*keys: Any) -> Callable[[Any], None]:
+        def change(values: Any) -> None:
+            for key in keys[:-1]:
+                values = values[key]
+            del values[keys[-1]]
+
+        return change
+
+    def respecified(**changes: Any) -> Callable[[Any], None]:
+        def change(values: Any) -> None:
+            spec = values["preprocessing"]["spec"]
+            spec.update(changes)
+            values["preprocessing"]["digest"] = json_digest(spec)
+
+        return change
+
+    for change in (
+        remove("golden"), remove("digest"), put("extra", value=1), put("state", value="broken"),
+        put("state", value="complete\n"), put("schema_version", value=1),
+        put("schema_version", value=3), put("schema_version", value="2"), put("engine", value=None),
+        put("files", value=[]), put("files", 0, "size", value=-1),
+        put("files", 0, "path", value="../x"), put("files", 0, "path", value="a" * 300),
+        put("graph", value="other.onnx"), put("engine", "max_batch", value=0),
+        put("engine", "min_batch", value=9), put("golden", "angles", value=[[1.0, 2.0, 3.0]]),
+        put("golden", "angles", value=[[1, 2]]), put("golden", "angles", value=[]),
+        put("golden", "angles", value=[[1, 2, 3]] * 65),
+        put("golden", "tolerance_degrees", value=-0.5),
+        put("golden", "tolerance_degrees", value=1e30),
+        put("golden", "spread", 0, 1, value="2"), put("golden", "max_latency_ms", value=1e-7),
+        put("precision", "counts", value={"int8": -1}),
+        put("precision", "counts", value={"a.b": 1, "c": -1}),
+        put("precision", "counts", value={"int8": 1.5}), put("engine", "versions", value={}),
+        put("engine", "versions", value={"openvino": "9999.1"}),
+        put("engine", "versions", value={"openvino": "new"}),
+        put("engine", "versions", value={"openvino": "2024.6.0-1-x"}),
+        put("network", "source", value="x" * 501), put("network", "source", value=3),
+        put("network", "spec", value=None),
+        put("network", "spec", value={"é\x7f": [1e-7, 1e16, "ü🙂"]}),
+        put("network", "licence", value="it's \"quoted\" \\ and\ttabbed"), put("name", value=True),
+        put("build", "recipe", value=[]), put("calibration", value="none"),
+        put("target", "module", value=3), put("rxswin", value="R155 x "),
+        put("preprocessing", "spec", value={"size": 7}), put("preprocessing", "spec", value={}),
+        respecified(size=2000), respecified(colour="CMYK"), respecified(colour="it's"),
+        respecified(std=[1.0, 0.0, 1.0]), respecified(mean=[1.0]), respecified(resize="cubic"),
+        respecified(box_rule="round"), respecified(box_scale=0.01), respecified(box_scale=1),
+        respecified(mean=[123, 116, 103]),
+        put("target", "compute_capabilities", value=["8.7", "8.9"]),
+        lambda v: v["files"].append({**v["files"][0], "path": v["files"][0]["path"].upper()}),
+        lambda v: v["engine"].update(kind="tensorrt", versions={"tensorrt": "10.3.0"}),
+        lambda v: v.update(state="deferred", engine=None),
+        lambda v: v.update(edgehp_version="9" * 60, schema_version=12),
+    ):  # fmt: skip
+        r.changed(change)
+    r.replaced(r.copy(), manifest.replace(b'"complete"', b'"deferred"'))
+
+    path = r.copy()
+    (path / "extra").write_bytes(b"")
+    r.add(path)
+    path = r.copy()
+    (path / "reports").mkdir()
+    (path / "reports" / "validation.json").write_bytes(b"{}")
+    r.add(path)
+    path = r.copy()
+    (path / "folder").mkdir()
+    (path / "folder" / "b").symlink_to("/dev/null")
+    (path / "a").symlink_to("folder")
+    r.add(path)
+    for name in ("manifest.json", "golden.png"):
+        for kind in ("nothing", "link", "folder"):
+            path = r.copy()
+            (path / name).rename(path / "away")
+            if kind == "link":
+                (path / name).symlink_to("away")
+            elif kind == "folder":
+                (path / name).mkdir()
+            r.add(path)
+    r.add(r.folder / "nowhere")
+    r.add(Path(f"{r.copy()}/./"))
+    r.compare(programs)
+
+
+def test_the_device_is_held_against_the_manifest_in_the_same_words(
+    programs: Path, refusals: Refusals
+) -> None:
+    orin = (("Orin", "8.7"),)
+    nano, kit = "NVIDIA Orin Nano (p3767-0003)", "NVIDIA Orin Nano Kit (p3767-0005)"
+
+    def built(
+        version: str = "10.3.0", module: str | None = None, kind: str = "tensorrt",
+        target: str = "orin-nano-8gb",
+    ) -> Callable[[Any], None]:  # fmt: skip
+        def change(values: Any) -> None:
+            values["engine"].update(kind=kind, versions={kind: version})
+            values["target"].update(
+                name=target, module=module, compute_capabilities=["8.7"] * (kind != "openvino")
+            )
+
+        return change
+
+    trt = {"tensorrt": "10.3.0"}
+    for change, device in (
+        (built(), Told(orin, None, trt)),
+        (built(), Told()),
+        (built(), Told((("RTX", "8.9"), *orin), None, trt)),
+        (built("10.3.0.post1"), Told(orin, None, trt)),
+        (built("10.14.1.48.post1"), Told(orin, None, {"tensorrt": "10.14.1.48"})),
+        (built("10.14.1"), Told(orin, None, trt)),
+        (built("ten"), Told(orin, None, trt)),
+        (built(), Told(orin, None, {"tensorrt": "8.6.1rc1"})),
+        (built(), Told(orin, None, {})),
+        (built(module=nano), Told(orin, kit, trt)),
+        (built(module=nano, target="orin-nx-8gb"), Told(orin, kit, trt)),
+        (built(module=nano), Told(orin, None, trt)),
+        (built(module="it's one"), Told(orin, "another", trt)),
+        (built("2026.1", kind="openvino"), Told((), None, {"openvino": "2026.1.0"})),
+        (built("2026.1", kind="openvino"), Told((), None, {"openvino": "2025.4.1"})),
+        (built("1.20.0", kind="onnxruntime"), Told(orin, None, {"onnxruntime": "1.21"})),
+    ):
+        refusals.changed(change, device)
+    statuses = [status for status, _ in refusals.expected]
+    assert statuses.count(0) == 6, refusals.expected
+    refusals.compare(programs)
+
+
+def test_an_engine_that_is_no_such_engine_is_refused_in_the_same_words(
+    programs: Path, refusals: Refusals
+) -> None:
+    r = refusals
+
+    def swap(name: str, data: bytes) -> None:
+        from edgehp.files import sha256_bytes
+
+        path = r.copy()
+        (path / name).unlink()
+        (path / name).write_bytes(data)
+        values = json.loads((path / "manifest.json").read_text())
+        record = next(f for f in values["files"] if f["path"] == name)
+        record.update(size=len(data), sha256=sha256_bytes(data))
+        values["digest"] = canonical_digest(values)
+        r.replaced(path, json.dumps(values).encode(), opened=True)
+
+    r.add(r.source, opened=True)
+    golden, engine = (r.source / "golden.png").read_bytes(), (r.source / "engine.onnx").read_bytes()
+    swap("golden.png", b"")
+    swap("golden.png", golden[:100])
+    swap("golden.png", b"GIF89a" + golden)
+    swap("golden.png", cv2.imencode(".png", np.zeros((64, 32, 3), np.uint8))[1].tobytes())
+    swap("engine.onnx", b"")
+    swap("engine.onnx", engine[: len(engine) // 2])
+    swap("engine.onnx", b"\0" * 100)
+    r.changed(lambda v: v["golden"]["angles"][2].__setitem__(1, 170.0), opened=True)
+    r.changed(lambda v: v["golden"].update(tolerance_degrees=0), opened=True)
+    assert all(status for status, _ in r.expected[1:-1]), r.expected
+    r.compare(programs)
+
+
+def test_boxes_that_cannot_be_right_are_refused_in_the_same_words(
+    programs: Path, artifact: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    with open_artifact(artifact) as network:
+        how = network.preprocessing
+    photo = cv2.imread(str(photos[0]))
+    for box in (
+        [1e7, 0, 2e7, 10], [300, 300, 400, 400], [-9e4, -9e4, 9e4, 9e4], [-50, -50, -10.5, -10],
+    ):  # fmt: skip
+        (tmp_path / "boxes.json").write_text(json.dumps({photos[0].name: [{"bbox": box}]}))
+        pose, boxes = programs / "example/edgehp-pose", tmp_path / "boxes.json"
+        done = subprocess.run(
+            [pose, artifact, "--boxes", boxes, photos[0]],
+            capture_output=True, text=True, check=False, env=SANITIZED,
+        )  # fmt: skip
+        with pytest.raises(EdgehpError) as refused:
+            crop_face(photo, Box(*box), how)
+        assert json.loads(done.stdout)["problem"] == str(refused.value)
