@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 
 from edgehp.artifact import golden_crops, load_artifact, verify_golden
-from edgehp.artifact.device import Gpu
 from edgehp.artifact.manifest import canonical_digest, manifest_schema
+from edgehp.artifact.open import open_artifact
 from edgehp.crop import Box, crop_face
+from edgehp.driver import Gpu
 from edgehp.errors import EdgehpError
 from edgehp.files import json_digest
 from edgehp.targets import list_targets, load_target
-from edgehp.validation.subjects import open_artifact
 from tests.bench_artifact import make_artifact
 from tests.test_artifact import mutated
 
@@ -142,7 +142,14 @@ def test_the_program_prints_the_lines_of_predict(
         boxes[photo.name] = [{"bbox": c} for c in [[1, 2, 30.5, 40.25], *corners.round(2).tolist()]]
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
     python = CliRunner().invoke(
-        command, [str(photos[0].parent), str(artifact), "--boxes", str(tmp_path / "boxes.json")]
+        command,
+        [
+            str(photos[0].parent),
+            "--artifact",
+            str(artifact),
+            "--boxes",
+            str(tmp_path / "boxes.json"),
+        ],
     )
     done = subprocess.run(
         [programs / "example/edgehp-pose", artifact, "--boxes", tmp_path / "boxes.json", *photos],
