@@ -89,14 +89,22 @@ def run(program: Path, *arguments: object, status: int = 0) -> str:
     return done.stdout if status == 0 else done.stderr
 
 
-def test_the_schema_is_that_of_the_manifest(repo: Path) -> None:
+def schema_text() -> str:
+    """What manifest-schema.json holds: a record a line, without the descriptions."""
+
     def bare(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: bare(v) for k, v in value.items() if k != "description"}
         return [bare(v) for v in value] if isinstance(value, (list, tuple)) else value
 
-    written = json.loads((repo / EXAMPLE / "manifest-schema.json").read_text())
-    assert written == bare(manifest_schema())
+    schema = bare(manifest_schema())
+    records = ",\n".join(f'"{name}": {json.dumps(r)}' for name, r in schema.pop("$defs").items())
+    return json.dumps(schema)[:-1] + f', "$defs": {{\n{records}\n}}}}\n'
+
+
+def test_the_schema_is_that_of_the_manifest(repo: Path) -> None:
+    written = (repo / EXAMPLE / "manifest-schema.json").read_text()
+    assert written == schema_text(), "write it anew with: python -m tests.test_cpp"
 
 
 def test_the_modules_that_run_the_same_engines_are_those_of_the_targets(repo: Path) -> None:
@@ -477,3 +485,7 @@ def test_boxes_that_cannot_be_right_are_refused_in_the_same_words(
         with pytest.raises(EdgehpError) as refused:
             crop_face(photo, Box(*box), how)
         assert json.loads(done.stdout)["problem"] == str(refused.value)
+
+
+if __name__ == "__main__":
+    (Path(__file__).parent.parent / EXAMPLE / "manifest-schema.json").write_text(schema_text())
