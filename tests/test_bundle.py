@@ -306,10 +306,13 @@ def test_what_is_no_public_key(signer: parts.Signer, tmp_path: Path) -> None:
     )
     (tmp_path / "text").write_text("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n")
     (tmp_path / "empty").touch()
+    # As PowerShell's ">" writes what openssl prints.
+    (tmp_path / "utf16").write_bytes((tmp_path / "text").read_text().encode("utf-16"))
     for name, words in {
         "ed": "kind",
         "text": "no elliptic-curve key",
-        "empty": "an empty file",
+        "empty": "an empty file, expected a key",
+        "utf16": "UTF-16",
         "none": "cannot be read",
     }.items():
         with pytest.raises(UsageError, match=words):
@@ -327,6 +330,9 @@ def test_what_is_no_file(tmp_path: Path, signer: parts.Signer) -> None:
     for path in [*tmp_path.iterdir(), tmp_path / "none", Path("/dev/zero")]:
         with pytest.raises(DataError):
             verify_bundle(path, signer.trust)
+    (tmp_path / "text").write_text("version https://git-lfs.github.com/spec/v1\nsize 1\n")
+    with pytest.raises(DataError, match=r"Git LFS pointer, not the data\nhint: run 'git lfs"):
+        verify_bundle(tmp_path / "text", signer.trust)
 
 
 def test_a_medium_that_is_swapped_after_the_check(

@@ -149,6 +149,18 @@ class DyingMeter:
         pass
 
 
+def test_watts_that_cannot_be_end_the_sampling() -> None:
+    meter = DyingMeter()
+    meter.read = lambda: Sample(1.0, {"a": 5_200_000.0})  # type: ignore[method-assign]
+    recorder = PowerRecorder(meter)
+    recorder.start()
+    assert recorder._thread is not None
+    recorder._thread.join(10)
+    recorder.stop()
+    assert recorder.failure == "a gives 5.2e+06 W, which no machine here takes"
+    assert recorder.samples == ()
+
+
 def test_a_meter_that_dies_is_remembered_and_ends_the_sampling() -> None:
     recorder = PowerRecorder(DyingMeter())
     recorder.start()

@@ -249,6 +249,17 @@ def test_a_photo_the_list_does_not_name_is_not_a_photo_without_a_face(tmp_path, 
     assert "not in the box list" in records[1]["problem"] and "could not be used" in err
 
 
+def test_the_depth_of_a_near_infrared_photo_is_told_or_asked_for(tmp_path, network, capsys):
+    eight = np.ascontiguousarray(colour_photo((10, -20, 5))[..., ::-1])
+    photo = tmp_path / "p.png"
+    cv2.imwrite(str(photo), eight.astype(np.uint16) * 4)  # 10 bits
+    words = (photo, "--network", network, "--boxes", "10,10,70,70")
+    code, records, err = cli(capsys, *words)
+    assert code == 1 and records == [] and "hint: say so, e.g. with --photo-depth 10" in err
+    code, (record,), _ = cli(capsys, *words, "--photo-depth", 10)
+    assert code == 0 and record["angles"] == {"pitch": 10, "yaw": -20, "roll": 5}
+
+
 def test_a_truncated_photo_is_one_sentence(tmp_path, network, capsys):
     photo = write_photo(tmp_path / "p.png", colour_photo((0, 0, 0)))
     photo.write_bytes(photo.read_bytes()[:60])

@@ -400,8 +400,9 @@ def _file(text: str, fps: float | None, reading: PhotoReading) -> Source:
         )
     if not path.is_file():
         like = text.lower().startswith("camera") or text.isdigit()
+        what = "a link to nowhere, expected a" if path.is_symlink() else "no such"
         raise DataError(
-            f"{text}: no such photo, folder or video" + ("\nhint: did you mean camera:0?" * like)
+            f"{text}: {what} photo, folder or video" + ("\nhint: did you mean camera:0?" * like)
         )
     if suffix in PHOTO_SUFFIXES:
         return Source(

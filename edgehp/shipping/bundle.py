@@ -42,7 +42,7 @@ from edgehp.artifact.manifest import (
     parse_manifest,
 )
 from edgehp.errors import CompatibilityError, DataError, EdgehpError, EnvironmentalError, UsageError
-from edgehp.files import sha256_bytes
+from edgehp.files import sha256_bytes, stand_in
 from edgehp.shipping import disk
 from edgehp.shipping.sbom import SBOM_NAME, measured_energy, spdx_document
 from edgehp.shipping.signature import (
@@ -460,6 +460,8 @@ def _checked(descriptor: int, path: Path) -> Container:
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{path} is no regular file; give a bundle made by 'edgehp bundle'")
     length = status.st_size
+    if (other := stand_in(_read(descriptor, min(length, 512), 0, path))) is not None:
+        raise DataError(f"{path} is {other}")
     if length < _HEADER.size:
         raise DataError(f"{path}: {length} bytes are no bundle; copy it again")
     magic, version, count, signature_size, zero = _HEADER.unpack(

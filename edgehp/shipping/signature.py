@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import hashlib
 import logging
 import stat
@@ -28,7 +29,7 @@ from msgspec import Meta
 from edgehp._installed import install_extra
 from edgehp.artifact.manifest import FileName, Sha256
 from edgehp.errors import CompatibilityError, EnvironmentalError, UsageError
-from edgehp.files import Record, read_bytes, strict_json
+from edgehp.files import Record, decode_text, read_bytes, strict_json
 
 __all__ = [
     "MAX_FILES",
@@ -92,7 +93,7 @@ def read_public_key(path: Path) -> PublicKey:
         UsageError: the file is missing, holds no such key, or holds a private one.
         EnvironmentalError: the package ``cryptography`` is not installed.
     """
-    data = read_bytes(path, "a key in PEM form", limit=_LARGEST_KEY, error=UsageError)
+    data = _key_file(path)
     if b"PRIVATE KEY" in data:
         raise UsageError(
             f"{path} is a private key, expected the public one: it belongs on no device; make the "
@@ -116,7 +117,7 @@ def read_private_key(path: Path, password: str | None) -> tuple[Any, str | None]
         UsageError: the file is missing, holds no such key, or the password is missing or wrong.
         EnvironmentalError: the package ``cryptography`` is not installed.
     """
-    data = read_bytes(path, "a key in PEM form", limit=_LARGEST_KEY, error=UsageError)
+    data = _key_file(path)
     serialization = require("cryptography.hazmat.primitives.serialization", "ship")
     unsupported = require("cryptography.exceptions", "ship").UnsupportedAlgorithm
     _warn_of_readers(path)
@@ -144,6 +145,18 @@ def _warn_of_readers(path: Path) -> None:
     # Bundles and lists can be signed by whoever reads it.
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         logger.warning("%s can be read by others than its owner; chmod 600 it", path)
+
+
+def _key_file(path: Path) -> bytes:
+    """The bytes of a key file.
+
+    Raises:
+        UsageError: it is missing, too large to be one, a pointer or page, or UTF-16 text.
+    """
+    data = read_bytes(path, "a key in PEM form", limit=_LARGEST_KEY, error=UsageError)
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # of PowerShell's ">"
+        decode_text(data, str(path), UsageError)
+    return data
 
 
 def described(key: Any, path: Path) -> PublicKey:

@@ -26,6 +26,7 @@ __all__ = [
     "AUTO",
     "ENERGY",
     "METERS",
+    "MOST_WATTS",
     "POWER",
     "TOTAL",
     "Energy",
@@ -42,6 +43,8 @@ __all__ = [
 POWER, ENERGY = "power", "energy"
 # How the sum that a meter may state is called.
 TOTAL = "total"
+# More than any machine that is measured at one socket; milliwatts look like this.
+MOST_WATTS = 20_000.0
 
 
 @dataclass(frozen=True)
@@ -304,6 +307,9 @@ class PowerRecorder:
 
     def _read(self) -> None:
         while (sample := self._meter.read()) is not None:
+            for rail, value in sample.values.items():
+                if self.info.kind == POWER and not -1 <= value <= MOST_WATTS:
+                    raise MeasurementError(f"{rail} gives {value:g} W, which no machine here takes")
             self._samples.append(sample)
             if not self.info.buffered:
                 return

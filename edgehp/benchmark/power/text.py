@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 
-from edgehp.benchmark.power.base import POWER, MeterInfo, Rail, Sample
+from edgehp.benchmark.power.base import MOST_WATTS, POWER, MeterInfo, Rail, Sample
 from edgehp.errors import DataError, EnvironmentalError, MeasurementError, UsageError
 
 __all__ = ["CommandMeter", "CsvMeter", "parse_time", "parse_watts"]
@@ -28,8 +28,6 @@ _OTHER_UNIT = re.compile(
     r"(power|watts?|leistung)?[ _(\[]*(mw|kw|milliwatts?|kilowatts?|va|dbm)[)\]]?"
 )
 _NUMBER = re.compile(r"[-+]?\d+(?:[.,]\d+)*(?:[eE][-+]?\d+)?")
-# More than any machine that is measured at one wall socket; milliwatts look like this.
-_MOST_WATTS = 20_000.0
 # Both clocks are at network time: further apart, the time is in another unit or zone.
 _LARGEST_SHIFT_S = 86_400.0
 _BYTES_A_LINE = 1 << 16
@@ -208,8 +206,8 @@ def parse_watts(text: str) -> float:
     if unit is not None and unit[1].lower() not in ("", "w", "watt", "watts"):
         raise ValueError(f"the unit is {unit[1]}")
     watts = float(number)
-    if not 0 <= watts <= _MOST_WATTS:
-        raise ValueError(f"{watts:g} W is not between 0 and {_MOST_WATTS:g}")
+    if not 0 <= watts <= MOST_WATTS:
+        raise ValueError(f"{watts:g} W is not between 0 and {MOST_WATTS:g}")
     return watts
 
 
