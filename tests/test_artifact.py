@@ -34,6 +34,7 @@ from edgehp.artifact.write import ArtifactWriter
 from edgehp.driver import Gpu
 from edgehp.engines.audit import LayerPrecision
 from edgehp.engines.base import EngineInfo, Prediction
+from edgehp.engines.tensorrt_build import AMPERE_AND_LATER
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
 from edgehp.networks.spec import KD_RESNET
 
@@ -186,6 +187,23 @@ def test_processor_engines_want_no_older_runtime(tmp_path: Path, here: str, acce
     else:
         with pytest.raises(CompatibilityError, match=f"found the older {here}"):
             load_artifact(path, device=device)
+
+
+@pytest.mark.parametrize(
+    ("here", "accepted"),
+    [("10.3.0", True), ("10.16.2", True), ("10.2.0", False), ("11.0.0", False)],
+)
+def test_version_compatible_engines_want_no_other_major(here: str, accepted: bool) -> None:
+    versions = {"tensorrt": "10.3.0", "tensorrt_major": "10"}
+    record = EngineRecord("tensorrt", ("e.plan",), versions, 1, 1, 8, "x")
+    target = TargetRecord("a10", AMPERE_AND_LATER)
+    manifest = msgspec.structs.replace(a_manifest(), engine=record, target=target)
+    device = Device(found=(Gpu("NVIDIA L4", "8.9"),), model=None, versions=(("tensorrt", here),))
+    if accepted:
+        check_device(manifest, device, "a")
+        return
+    with pytest.raises(CompatibilityError, match=r"install 10\.3\.0 or a later 10\.x"):
+        check_device(manifest, device, "a")
 
 
 @pytest.mark.parametrize("name", sorted(ROLES))

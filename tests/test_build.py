@@ -465,6 +465,16 @@ def test_a_dla_where_there_is_one_warns_and_reaches_the_engine() -> None:
         make_plan(BuildRequest("orin-agx-64gb", dla=2, batch=(1, 1, 1)))
 
 
+@pytest.mark.parametrize("option", ["version_compatible", "hardware_compatible"])
+def test_compatible_engines_are_tensorrts(option: str) -> None:
+    assert getattr(make_plan(BuildRequest("a10", **{option: True})).options, option)
+    words = f"--{option.replace('_', '-')} is for TensorRT; cpu has openvino"
+    with pytest.raises(UsageError, match=words):
+        make_plan(BuildRequest("cpu", **{option: True}))
+    with pytest.raises(UsageError, match="for the DLA is neither"):
+        make_plan(BuildRequest("orin-agx-64gb", dla=0, batch=(1, 1, 1), **{option: True}))
+
+
 def test_orin_is_said_aloud() -> None:
     plan = make_plan(BuildRequest("orin"))
     assert plan.target.name == "orin-agx-64gb"

@@ -67,6 +67,13 @@ def test_the_build_goes_through_with_every_option(result: dict[str, Any]) -> Non
         } <= set(build["calls"])
 
 
+def test_compatible_engines_are_asked_for_in_every_version(result: dict[str, Any]) -> None:
+    assert "VERSION_COMPATIBLE" in result["compatible"]["set"]
+    assert "IBuilderConfig.hardware_compatibility_level =" in result["compatible"]["calls"]
+    assert "VERSION_COMPATIBLE" not in result["build"]["int8"]["set"]
+    assert "Runtime.engine_host_code_allowed =" in result["run"]["calls"]
+
+
 def test_a_dla_engine_says_so_in_its_audit(result: dict[str, Any]) -> None:
     for build in result["build"].values():
         assert build["dla_core"] == 0

@@ -203,6 +203,8 @@ def test_info_comes_from_the_engine(driver: Driver, trt: TensorRtDouble) -> None
         ("10.5.0", "7.0", {}, r"10\.4\.0 or older"),
         ("10.3.0", "8.7", {"dla": 0, "dla_cores": 2, "batch": (1, 1, 1)}, r"11\.4\.1"),
         ("10.3.0", "8.9", {"compute_capabilities": ("8.7",)}, "build on the device itself"),
+        ("10.3.0", "8.7", {"hardware_compatible": True}, "discrete GPUs from Ampere on"),
+        ("10.3.0", "7.5", {"hardware_compatible": True}, "discrete GPUs from Ampere on"),
     ],
 )
 def test_what_a_version_cannot_do_is_refused(

@@ -236,6 +236,14 @@ def _check_version(engine: EngineRecord, device: DeviceProbe, where: str, rebuil
             f"{where} was built with {engine.kind} {built}; found the older {here}: install "
             f"{built} or newer, or {rebuild}"
         )
+    # Of TensorRT's version-compatible engines: read by later releases of this major version.
+    if (major := engine.versions.get("tensorrt_major")) is not None:
+        if str(parse_version(here)[0]) == major and parse_version(here) >= parse_version(built):
+            return
+        raise CompatibilityError(
+            f"{where} was built with {engine.kind} {built}; found {here}: install {built} or a "
+            f"later {major}.x, or {rebuild}"
+        )
     if parse_version(here) != parse_version(built):
         raise CompatibilityError(
             f"{where} was built with {engine.kind} {built}; found {here}, and its engines need "

@@ -141,6 +141,16 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     type=click.IntRange(0, 5),
     help="TensorRT: 5 tries most and builds slowest. Default: TensorRT's own.",
 )
+@click.option(
+    "--version-compatible",
+    is_flag=True,
+    help="TensorRT: later releases of the same major version read the engine too.",
+)
+@click.option(
+    "--hardware-compatible",
+    is_flag=True,
+    help="TensorRT: for every discrete GPU from Ampere on, at some cost in speed.",
+)
 @json_option
 @over_ssh("network", "calibration", "validate_on", plan=plan_build)
 def command(**given: Any) -> None:

@@ -63,6 +63,8 @@ class BuildOptions:
             second build faster and choose the same kernels; None is one in the user's cache.
         dla: None, or the number of the deep learning accelerator core to build for (Jetson).
         dla_cores: how many such cores the target has, from the target's data.
+        version_compatible: TensorRT: readable by later releases of the same major version too.
+        hardware_compatible: TensorRT: for every GPU from Ampere on, instead of this one alone.
         threads: processor threads, for the audit of processor engines.
     """
 
@@ -74,6 +76,8 @@ class BuildOptions:
     timing_cache: Path | None = None
     dla: int | None = None
     dla_cores: int = 0
+    version_compatible: bool = False
+    hardware_compatible: bool = False
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -95,6 +99,11 @@ class BuildOptions:
             major, _, minor = capability.partition(".")
             if not (major.isdigit() and minor.isdigit()):
                 raise UsageError(f"compute capability {capability!r}: expected the form '8.6'")
+        if self.dla is not None and (self.version_compatible or self.hardware_compatible):
+            raise UsageError(
+                "an engine for the DLA is neither version- nor hardware-compatible: leave out "
+                "--version-compatible and --hardware-compatible, or --dla"
+            )
         if self.dla is not None and not 0 <= self.dla < self.dla_cores:
             raise UsageError(
                 f"DLA core {self.dla} asked for, but the target has {self.dla_cores or 'no'} DLA "

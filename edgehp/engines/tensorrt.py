@@ -120,6 +120,8 @@ class TensorRtEngine(EngineBase):
         if runtime.num_DLA_cores:
             # Before an engine is read, or it cannot use the accelerator; others ignore it.
             runtime.DLA_core = self._dla
+        # Of version-compatible engines; the file was checked against its manifest.
+        runtime.engine_host_code_allowed = True
         self._logger.forget()
         self._runtime, engine = runtime, runtime.deserialize_cuda_engine(self._path.read_bytes())
         if engine is None:

@@ -37,13 +37,23 @@ if TYPE_CHECKING:
     # Checked where the package tensorrt-stubs is installed.
     from tensorrt import Builder, IBuilderConfig, ICudaEngine, ITimingCache, Runtime
 
-__all__ = ["NO_KERNEL", "audit_engine", "build", "build_plan", "check_support", "configure"]
+__all__ = [
+    "AMPERE_AND_LATER",
+    "NO_KERNEL",
+    "audit_engine",
+    "build",
+    "build_plan",
+    "check_support",
+    "configure",
+]
 
 _log = logging.getLogger(__name__)
 # The first TensorRT without Volta (compute capability 7.0 and 7.2).
 _WITHOUT_VOLTA = (10, 5)
 # The first TensorRT whose deep learning accelerator takes explicit Q/DQ networks.
 _DLA_WITH_QDQ = (11, 4)
+# What a hardware-compatible engine runs on.
+AMPERE_AND_LATER = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 NO_KERNEL = "Could not find any implementation"
 
 
@@ -82,7 +92,7 @@ def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> 
     write_atomically(out_path, plan)
     return BuildReport(
         files=(out_path,),
-        versions={"tensorrt": str(trt.__version__)},
+        versions=_versions(str(trt.__version__), options),
         audit=audit,
         warnings=warnings,
         details={**details, "gpu": gpu.name, "compute_capability": gpu.compute_capability},
@@ -102,6 +112,12 @@ def _build_by_ranges(
         path = Path(folder) / onnx_path.name
         path.write_bytes(model.SerializeToString(deterministic=True))
         return build_plan(trt, path, options, quantised, ranges)
+
+
+def _versions(version: str, options: BuildOptions) -> dict[str, str]:
+    if not options.version_compatible:
+        return {"tensorrt": version}
+    return {"tensorrt": version, "tensorrt_major": str(version_of(version)[0])}
 
 
 def check_support(version: str, capability: str, options: BuildOptions) -> Dialect:
@@ -131,6 +147,12 @@ def check_support(version: str, capability: str, options: BuildOptions) -> Diale
         raise CompatibilityError(
             f"the DLA takes explicitly quantised networks from TensorRT 11.4.1 on, found "
             f"{version}: build for the GPU, or update to JetPack 7.2.2 or later"
+        )
+    # NVIDIA's developer guide, "Hardware Compatibility": not on JetPack, not before Ampere.
+    if options.hardware_compatible and capability not in AMPERE_AND_LATER:
+        raise CompatibilityError(
+            f"hardware-compatible engines are for discrete GPUs from Ampere on, found compute "
+            f"capability {capability}: leave out --hardware-compatible"
         )
     return dialect
 
@@ -227,6 +249,12 @@ def configure(
     workspace = options.workspace_mib or _jetson_workspace()
     if workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace << 20)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        flags.append("VERSION_COMPATIBLE")
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        flags.append("AMPERE_PLUS")
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
     if options.dla is not None:
@@ -260,6 +288,8 @@ def timing_cache_path(gpu: str, version: str, options: BuildOptions) -> Path:
         options: what is built.
     """
     device = "gpu" if options.dla is None else "dla"
+    if options.hardware_compatible:
+        device = "gpus"
     parts = (gpu, version, device, options.precision, str(options.optimization_level))
     name = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part) for part in parts)
     return cache_folder() / "timing" / f"{name}.cache"
@@ -288,6 +318,7 @@ def audit_engine(trt: Any, plan: bytes, logger: Any, dla: int | None = None) -> 
     runtime: Runtime = need(trt.Runtime(logger), "create a runtime", logger)
     if dla is not None:
         runtime.DLA_core = dla
+    runtime.engine_host_code_allowed = True
     engine: ICudaEngine = need(
         runtime.deserialize_cuda_engine(plan), "load the engine it built", logger
     )

@@ -22,6 +22,7 @@ from edgehp.artifact.manifest import (
 from edgehp.engines import build_engine, open_engine
 from edgehp.engines.audit import PrecisionAudit
 from edgehp.engines.build import BuildReport
+from edgehp.engines.tensorrt_build import AMPERE_AND_LATER
 from edgehp.errors import CompatibilityError
 from edgehp.files import sha256_file
 from edgehp.pipeline.plan import Place, Plan
@@ -107,7 +108,10 @@ def build_here(
         ),
         precision=_precision(plan, report, mixed),
         target=TargetRecord(
-            plan.target.name, here, place.module, place.gpu.name if place.gpu else None
+            plan.target.name,
+            AMPERE_AND_LATER if options.hardware_compatible else here,
+            place.module,
+            place.gpu.name if place.gpu else None,
         ),
         warnings=report.warnings,
         same_as_graph=sha256_file(out) == sha256_file(graph),

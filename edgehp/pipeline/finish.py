@@ -30,7 +30,17 @@ __all__ = ["finish"]
 logger = logging.getLogger(__name__)
 
 # What a deferred build's recipe says about its engine.
-_KEPT = ("target", "precision", "max_drop", "batch", "dla", "workspace", "optimization_level")
+_KEPT = (
+    "target",
+    "precision",
+    "max_drop",
+    "batch",
+    "dla",
+    "workspace",
+    "optimization_level",
+    "version_compatible",
+    "hardware_compatible",
+)
 
 
 def finish(

@@ -65,6 +65,8 @@ class BuildRequest:
         dla: core of the deep-learning accelerator to run on, None for the GPU.
         workspace: memory TensorRT may plan with, in MiB; None is a default for the device.
         optimization_level: of TensorRT's builder, 0 to 5; None is its own.
+        version_compatible: make an engine that later TensorRT of the same major version reads.
+        hardware_compatible: make one for every GPU from Ampere on.
     """
 
     target: str
@@ -83,6 +85,8 @@ class BuildRequest:
     dla: int | None = None
     workspace: int | None = None
     optimization_level: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
     mixed: bool = False
 
     def __post_init__(self) -> None:
@@ -290,6 +294,10 @@ def make_plan(request: BuildRequest) -> Plan:
         raise UsageError(f"--workspace is for TensorRT; {target.name} runs on the processor")
     if request.optimization_level is not None and target.engine != "tensorrt":
         raise UsageError(f"--optimization-level is for TensorRT; {target.name} has {target.engine}")
+    for name in ("version_compatible", "hardware_compatible"):
+        if getattr(request, name) and target.engine != "tensorrt":
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} is for TensorRT; {target.name} has {target.engine}")
     plan = Plan(
         target=target,
         kind=target.engine,
@@ -301,6 +309,8 @@ def make_plan(request: BuildRequest) -> Plan:
             optimization_level=request.optimization_level,
             dla=request.dla,
             dla_cores=target.dla_cores,
+            version_compatible=request.version_compatible,
+            hardware_compatible=request.hardware_compatible,
             threads=request.threads,
         ),
         flavor=target.flavor,

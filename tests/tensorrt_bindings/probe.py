@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,9 @@ def answers(
     return recorder, SpecModule(recorder)
 
 
-def build(real: Any, precision: str, directory: Path) -> dict[str, Any]:
+def build(
+    real: Any, precision: str, directory: Path, *, compatible: bool = False
+) -> dict[str, Any]:
     """Build with every option set; which flags were used."""
     recorder, module = answers(real, precision)
     options = BuildOptions(
@@ -127,6 +130,9 @@ def build(real: Any, precision: str, directory: Path) -> dict[str, Any]:
         optimization_level=3,
         dla_cores=1,
     )
+    if compatible:
+        compatible_with = {"version_compatible": True, "hardware_compatible": True}
+        options = replace(options, dla=None, **compatible_with)
     graph = directory / "graph.onnx"
     graph.write_bytes(b"not read by the stand-in")
     _, audit, details = tensorrt_build.build_plan(
@@ -142,7 +148,7 @@ def build(real: Any, precision: str, directory: Path) -> dict[str, Any]:
         "kept_float": sum(k == "ILayer.precision =" for k, _ in calls),
         "calls": sorted({k for k, _ in calls}),
         "details": sorted({row.detail for row in audit.rows}),
-        "dla_core": details["dla_core"],
+        "dla_core": details.get("dla_core"),
     }
 
 
@@ -212,6 +218,7 @@ def main() -> None:
         result = {
             "version": real.__version__,
             "build": {p: build(real, p, directory) for p in ("fp32", "fp16", "int8")},
+            "compatible": build(real, "int8", directory, compatible=True),
             "by_ranges": build_by_ranges(real, directory),
             "refusal": refuse(real, directory),
             "run": run(real, directory),
