@@ -116,6 +116,8 @@ NEEDS: dict[str, tuple[tuple[str, ...], bool]] = {
     "confirm": ((), False),
     "targets": ((), False),
     "doctor": ((), False),
+    "init": ((), False),
+    "completion": ((), False),
     "report": (("jinja2", "matplotlib"), False),
 }
 
