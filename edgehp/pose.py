@@ -39,10 +39,7 @@ __all__ = [
     "angle_errors",
     "convention",
     "euler_from_matrix",
-    "euler_from_quaternion",
-    "flip_euler",
     "flip_matrix",
-    "from_aflw2000",
     "geodesic_degrees",
     "matrix_from_euler",
     "matrix_from_quaternion",
@@ -51,7 +48,6 @@ __all__ = [
     "project_to_rotation",
     "require_rotation",
     "rotation_spread",
-    "sixdrepnet_from_matrix",
     "to_aflw2000",
     "vector_errors",
     "wrap_degrees",
@@ -144,13 +140,6 @@ def to_aflw2000(angles: npt.ArrayLike, source: str) -> Array:
     return np.degrees(values) if c.radians else values
 
 
-def from_aflw2000(angles: npt.ArrayLike, target: str) -> Array:
-    """Convert (pitch, yaw, roll) [..., 3], degrees in ``"aflw2000"``, to convention `target`."""
-    c = convention(target)
-    values = np.asarray(angles, np.float64) * np.asarray(c.signs, np.float64)
-    return np.radians(values) if c.radians else values
-
-
 def wrap_degrees(angles: npt.ArrayLike) -> Array:
     """Wrap angles [...] in degrees into [-180, 180)."""
     return np.mod(np.asarray(angles, np.float64) + 180.0, 360.0) - 180.0
@@ -200,11 +189,6 @@ def matrix_from_sixdrepnet(matrix: npt.ArrayLike) -> Array:
     return np.asarray(_Y_UP @ np.swapaxes(_matrices(matrix), -1, -2) @ _Y_UP)
 
 
-def sixdrepnet_from_matrix(matrix: npt.ArrayLike) -> Array:
-    """6DRepNet's ``get_R`` matrices [..., 3, 3] from canonical ones; its own inverse."""
-    return matrix_from_sixdrepnet(matrix)
-
-
 def matrix_from_quaternion(quaternion: npt.ArrayLike) -> Array:
     """Matrices [..., 3, 3] from quaternions (x, y, z, w) [..., 4] of any non-zero length.
 
@@ -222,11 +206,6 @@ def matrix_from_quaternion(quaternion: npt.ArrayLike) -> Array:
         [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
     ]
     return np.stack([np.stack(r, axis=-1) for r in rows], axis=-2)
-
-
-def euler_from_quaternion(quaternion: npt.ArrayLike) -> Array:
-    """(pitch, yaw, roll) [..., 3] in degrees from canonical quaternions (x, y, z, w) [..., 4]."""
-    return euler_from_matrix(matrix_from_quaternion(quaternion))
 
 
 def project_to_rotation(matrix: npt.ArrayLike) -> Array:
@@ -295,11 +274,6 @@ def angle_errors(predicted: npt.ArrayLike, truth: npt.ArrayLike) -> Array:
     """
     difference = np.asarray(predicted, np.float64) - np.asarray(truth, np.float64)
     return np.asarray(np.abs(wrap_degrees(difference)))
-
-
-def flip_euler(angles: npt.ArrayLike) -> Array:
-    """Angles (pitch, yaw, roll) [..., 3] of the mirrored photo: yaw and roll change sign."""
-    return np.asarray(np.asarray(angles, np.float64) * np.array([1.0, -1.0, -1.0]))
 
 
 def flip_matrix(matrix: npt.ArrayLike) -> Array:

@@ -98,6 +98,7 @@ def edgehp(device: Path, cwd: Path, *arguments: str | Path) -> subprocess.Comple
     return run([device.with_name("edgehp"), *arguments], cwd=cwd)
 
 
+@pytest.mark.slow
 def test_the_networks_are_a_wheel_of_their_own(device: Path, tmp_path: Path, repo: Path) -> None:
     code = "import sys, edgehp.networks.bundled as b; print(b.bundled_path(sys.argv[1]))"
     done = run([device, "-I", "-c", code, "kd-resnet18"], cwd=tmp_path)

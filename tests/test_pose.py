@@ -56,9 +56,6 @@ def test_sixdrepnet_matrices_are_rz_ry_rx(angles: np.ndarray) -> None:
     # 6DRepNet's get_R(pitch, yaw, roll) multiplies Rz Ry Rx.
     get_r = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
     np.testing.assert_allclose(
-        pose.sixdrepnet_from_matrix(pose.matrix_from_euler(angles)), get_r, atol=1e-12
-    )
-    np.testing.assert_allclose(
         pose.euler_from_matrix(pose.matrix_from_sixdrepnet(get_r)), angles, atol=1e-9
     )
 
@@ -77,7 +74,6 @@ def test_sixdrepnet_matrices_are_rz_ry_rx(angles: np.ndarray) -> None:
 )
 def test_named_conventions(name: str, value: list[float], expected: list[float]) -> None:
     np.testing.assert_allclose(pose.to_aflw2000(value, name), expected)
-    np.testing.assert_allclose(pose.from_aflw2000(expected, name), value)
 
 
 def test_an_unknown_convention_names_the_known_ones() -> None:
@@ -88,7 +84,9 @@ def test_an_unknown_convention_names_the_known_ones() -> None:
 def test_quaternions_agree_with_scipy(angles: np.ndarray) -> None:
     rotation = Rotation.from_euler("XYZ", angles * [-1, 1, 1], degrees=True)
     scaled = rotation.as_quat() * 3.7
-    np.testing.assert_allclose(pose.euler_from_quaternion(scaled), angles, atol=1e-9)
+    np.testing.assert_allclose(
+        pose.euler_from_matrix(pose.matrix_from_quaternion(scaled)), angles, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("bad", [[0, 0, 0, 0], [np.nan, 0, 0, 1]])
@@ -99,7 +97,7 @@ def test_a_quaternion_that_is_no_rotation_is_refused(bad: list[float]) -> None:
 
 def test_mirroring_agrees_for_angles_and_matrices(angles: np.ndarray) -> None:
     np.testing.assert_allclose(
-        pose.matrix_from_euler(pose.flip_euler(angles)),
+        pose.matrix_from_euler(angles * [1, -1, -1]),
         pose.flip_matrix(pose.matrix_from_euler(angles)),
         atol=1e-12,
     )

@@ -271,6 +271,8 @@ class _Job:
                 session.kill()
                 return session.wait()
             if end is not None and time.monotonic() > end:
+                # Before the session ends: its output stays open until the command has.
+                lease.close()
                 raise EnvironmentalError(
                     f"the command did not end on {self.board.host} within {limit:g} s and was "
                     "stopped; allow more with --remote-timeout, or look at the board"

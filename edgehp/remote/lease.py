@@ -95,7 +95,7 @@ class Lease:
                 watchdog.cancel()
                 self._current = None
         except BaseException:
-            self._close()
+            self.close()
             raise
         threading.Thread(target=self._keep_alive, daemon=True).start()
         return self
@@ -231,9 +231,10 @@ class Lease:
 
     def __exit__(self, *_: object) -> None:
         """Let the board tidy up, and wait until it has."""
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Let the board end the command and tidy up, and wait until it has."""
         self._closing.set()
         holder, self._holder = self._holder, None
         if holder is not None:
