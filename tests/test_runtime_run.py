@@ -427,7 +427,9 @@ def test_before_the_detector_has_looked_nobody_is_said_to_be_missing(opener, pau
 
     sink = Records(enough)
     tracker = FaceTracker(BackgroundDetection(InlineDetection(Nobody(), Nobody())), every=1)
-    settings = struct_replace(FAST, capture=struct_replace(FAST.capture, retry_first=pause))
+    settings = struct_replace(
+        FAST, capture=struct_replace(FAST.capture, retry_first=pause, retry_longest=pause)
+    )
     source = Source("camera:0", True, open_camera)
     runtime = Runtime(source, EngineHost(opener), tracker, [sink], settings)
     sink.runtime = runtime
@@ -736,7 +738,7 @@ def test_the_service_manager_is_told_by_the_loop_itself(opener):
             live(lambda n: None if next(ended, False) else good(n)),
             opener,
             lambda r: "camera_lost" in states(r) and states(r)[-1] == "ok",
-            Settings(capture=struct_replace(FAST.capture, retry_first=0.5)),
+            Settings(capture=struct_replace(FAST.capture, retry_first=0.5, retry_longest=0.5)),
             watchdog=dog,
         )
         listener.join(WAIT)
