@@ -18,7 +18,7 @@ import pytest
 
 from edgehp.cli._remote import _print_all
 from edgehp.errors import DataError, EnvironmentalError, UsageError
-from edgehp.remote.boards import Board, parse_board, read_boards
+from edgehp.remote.boards import Board, Lab, parse_board, parse_lab, read_boards
 from edgehp.remote.errand import Outcome, exit_code
 from edgehp.remote.lease import Lease
 from edgehp.remote.ssh import MARK, connection_error, encode, plain, ssh_command
@@ -92,6 +92,15 @@ def test_lists_that_are_none(tmp_path: Path, text: bytes, words: str) -> None:
     with pytest.raises(UsageError, match="line 2"):
         path.write_bytes(b"orin\n-x\n")
         read_boards(path)
+
+
+def test_boards_of_a_lab() -> None:
+    found = parse_lab("target=orin-nano-8gb,room=2", "x -y", power_cycle=True)
+    assert found.lab == Lab(("target=orin-nano-8gb", "room=2"), power_cycle=True)
+    assert (found.command, found.name) == (("x", "-y"), "target=orin-nano-8gb,room=2")
+    for tags in ("", "target", "target=", "=x", "a=b,", "a=b;c", "--wait", "Room=2"):
+        with pytest.raises(UsageError, match="expected KEY=VALUE"):
+            parse_lab(tags)
 
 
 HOSTILE = ["plain", "a b", "-rf", "$(id)", "`id`", "'", '"', "\\", "new\nline", "!!", "~", "*", "",

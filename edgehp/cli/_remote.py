@@ -7,7 +7,7 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +16,7 @@ import click
 from edgehp.cli._command import TYPED, loudness
 from edgehp.errors import UsageError
 from edgehp.files import strict_json
-from edgehp.remote.boards import DEFAULT_COMMAND, Board, parse_board, read_boards
+from edgehp.remote.boards import DEFAULT_COMMAND, Board, parse_board, parse_lab, read_boards
 
 if TYPE_CHECKING:
     from edgehp.remote.errand import Errand, Listener, Outcome, Returned, Sent
@@ -38,6 +38,16 @@ _OPTIONS = [
         help="Run on many boards at once: a host a line, after it its --remote-command if need be.",
     ),
     click.option(
+        "--lab",
+        metavar="KEY=VALUE",
+        help="Run on a free board of the labgrid lab with this tag, such as target=orin-nano-8gb; "
+        "several with commas.",
+    ),
+    click.option("--all", "all_boards", is_flag=True, help="With --lab: on every such board."),
+    click.option(
+        "--power-cycle", is_flag=True, help="With --lab: switch the board off and on before."
+    ),
+    click.option(
         "--remote-command",
         default=DEFAULT_COMMAND,
         show_default=True,
@@ -54,7 +64,16 @@ _OPTIONS = [
         "--remote-data-root", metavar="DIR", help="Where the data set is on the board, not sent."
     ),
 ]
-_OWN = ("host", "hosts", "remote_command", "remote_timeout", "remote_data_root")
+_OWN = (
+    "host",
+    "hosts",
+    "lab",
+    "all_boards",
+    "power_cycle",
+    "remote_command",
+    "remote_timeout",
+    "remote_data_root",
+)
 _ERROR = "edgehp: error: "
 _PROJECT_FILE = click.core.ParameterSource.DEFAULT_MAP
 
@@ -111,7 +130,7 @@ def over_ssh(
             given = parameters | {"remote_data_root": own["remote_data_root"]}
             errands = []
             for board in boards:
-                trip = Trip(given, board, own["hosts"] is not None, function)
+                trip = Trip(given, board, _several(own), function)
                 changes: dict[str, Sequence[Part]] = {
                     name: _sent(given[name]) for name in sends if given[name] is not None
                 }
@@ -120,7 +139,7 @@ def over_ssh(
                 as_json = bool(given.get("as_json"))
                 errand = Errand(_words(changes), any_version, own["remote_timeout"], as_json)
                 errands.append((board, errand))
-            _run(errands, several=own["hosts"] is not None)
+            _run(errands, several=_several(own))
 
         decorated: Any = command
         for option in reversed(_OPTIONS if data_root else _OPTIONS[:-1]):
@@ -134,18 +153,41 @@ def over_ssh(
 def _boards(own: Mapping[str, Any]) -> tuple[Board, ...]:
     """The boards that the user named."""
     context = click.get_current_context()
-    if own["host"] is not None and own["hosts"] is not None:
-        raise UsageError("give --host or --hosts, not both")
+    if sum(own[name] is not None for name in ("host", "hosts", "lab")) > 1:
+        raise UsageError("give one of --host, --hosts and --lab")
+    if own["lab"] is not None:
+        return _lab_boards(own)
+    for name in ("all_boards", "power_cycle"):
+        if own[name]:
+            raise UsageError(f"--{name.removesuffix('_boards').replace('_', '-')} belongs to --lab")
     if own["hosts"] is not None:
         return read_boards(own["hosts"], own["remote_command"])
     if own["host"] is not None:
         return (parse_board(own["host"], own["remote_command"]),)
     # On a cluster too, photos may be where the work is.
-    for name in _OWN[2:-1] if context.params.get("cluster") else _OWN[2:]:
+    for name in _OWN[5:-1] if context.params.get("cluster") else _OWN[5:]:
         source = context.get_parameter_source(name)
         if source is click.core.ParameterSource.COMMANDLINE:
-            raise UsageError(f"--{name.replace('_', '-')} belongs to --host or --hosts")
+            raise UsageError(f"--{name.replace('_', '-')} belongs to --host, --hosts or --lab")
     return ()
+
+
+def _several(own: Mapping[str, Any]) -> bool:
+    """Whether results are of more than one board, and so need names of their own."""
+    return own["hosts"] is not None or bool(own["all_boards"])
+
+
+def _lab_boards(own: Mapping[str, Any]) -> tuple[Board, ...]:
+    """One board with the tags, or all of them by their names."""
+    wanted = parse_lab(own["lab"], own["remote_command"], power_cycle=own["power_cycle"])
+    if not own["all_boards"] or wanted.lab is None:
+        return (wanted,)
+    from edgehp.remote.lab import find_places
+
+    return tuple(
+        replace(wanted, place=name, lab=replace(wanted.lab, tags=(f"name={name}",)))
+        for name in find_places(wanted.lab.tags)
+    )
 
 
 def _sent(value: Any) -> list[Part]:
@@ -263,7 +305,7 @@ class _Show:
         def stderr(line: str) -> None:
             if line.startswith(_ERROR):
                 self.said.add(line.removeprefix(_ERROR))
-            self._line(f"{board.host}: {line.removeprefix('edgehp: ')}", err=True)
+            self._line(f"{board.name}: {line.removeprefix('edgehp: ')}", err=True)
 
         def stdout(line: str) -> None:
             if self._stdout:
@@ -271,7 +313,7 @@ class _Show:
 
         def step(text: str) -> None:
             if sys.stderr.isatty():
-                self._line(f"{board.host}: {text}", err=True)
+                self._line(f"{board.name}: {text}", err=True)
 
         return Listener(stdout, stderr, step)
 
@@ -292,7 +334,7 @@ def _print_all(outcomes: list[Outcome], as_json: bool) -> None:
         print_json(
             [
                 {
-                    "host": o.board.host,
+                    "host": o.board.name,
                     "exit_code": o.exit_code,
                     "error": o.error,
                     "seconds": round(o.seconds, 3),
@@ -305,12 +347,12 @@ def _print_all(outcomes: list[Outcome], as_json: bool) -> None:
     else:
         for o in outcomes:
             if o.stdout:
-                click.echo(f"{o.board.host}\n{'-' * len(o.board.host)}\n{o.stdout}\n")
+                click.echo(f"{o.board.name}\n{'-' * len(o.board.name)}\n{o.stdout}\n")
         print_table(
             ("board", "state", "exit", "seconds", "what"),
             [
                 (
-                    o.board.host,
+                    o.board.name,
                     styled("FAILED", "red") if o.exit_code else styled("ok", "green"),
                     o.exit_code,
                     f"{o.seconds:.1f}",
@@ -320,7 +362,7 @@ def _print_all(outcomes: list[Outcome], as_json: bool) -> None:
             ],
             right=(2, 3),
         )
-    if failed := [o.board.host for o in outcomes if o.exit_code]:
+    if failed := [o.board.name for o in outcomes if o.exit_code]:
         click.echo(
             f"{_ERROR}{len(failed)} of {len(outcomes)} boards failed: {', '.join(failed)}",
             err=True,

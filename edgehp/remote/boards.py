@@ -10,7 +10,7 @@ from pathlib import Path
 from edgehp.errors import DataError, UsageError
 from edgehp.files import decode_text, read_bytes
 
-__all__ = ["DEFAULT_COMMAND", "Board", "parse_board", "read_boards"]
+__all__ = ["DEFAULT_COMMAND", "Board", "Lab", "parse_board", "parse_lab", "read_boards"]
 
 DEFAULT_COMMAND = "edgehp"
 # Neither part may begin with "-": ssh would read it as an option. Nothing here means anything to a
@@ -23,6 +23,23 @@ _MOST_BOARDS = 256
 _LARGEST = 1 << 20
 
 
+# As labgrid has them.
+_TAG = re.compile(r"[a-z][a-z0-9_]+=[\w-]+", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What is wanted of a labgrid lab.
+
+    Attributes:
+        tags: ``key=value`` that a board must have; ``name=PLACE`` for one of that name.
+        power_cycle: whether to switch it off and on first.
+    """
+
+    tags: tuple[str, ...]
+    power_cycle: bool = False
+
+
 @dataclass(frozen=True)
 class Board:
     """A board to reach.
@@ -31,15 +48,24 @@ class Board:
         host: as ssh takes it: ``orin``, ``user@orin``, ``ssh://user@orin:2222``, an alias of the
             user's configuration.
         command: how edgehp is started there, word by word; ``~/`` at the start is its home.
+        place: its name in a lab.
+        lab: what to reserve there first; `host` is known only then.
     """
 
     host: str
     command: tuple[str, ...] = (DEFAULT_COMMAND,)
+    place: str = ""
+    lab: Lab | None = None
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return self.place or self.host
 
     @property
     def folder(self) -> str:
         """The name of its folder of results."""
-        return re.sub(r"[^\w.@-]", "_", self.host.removeprefix("ssh://"))
+        return re.sub(r"[^\w.@-]", "_", self.name.removeprefix("ssh://"))
 
 
 def parse_board(host: str, command: str = DEFAULT_COMMAND) -> Board:
@@ -53,13 +79,32 @@ def parse_board(host: str, command: str = DEFAULT_COMMAND) -> Board:
             f"{host!r} cannot be a host: expected HOST, USER@HOST or ssh://USER@HOST:PORT of plain "
             "letters, digits and . _ - that does not begin with '-'"
         )
+    return Board(host, _words(command))
+
+
+def parse_lab(tags: str, command: str = DEFAULT_COMMAND, *, power_cycle: bool = False) -> Board:
+    """A board of a lab by the tags it must have, ``KEY=VALUE`` with commas between them.
+
+    Raises:
+        UsageError: no tags as labgrid has them, or a command that is none.
+    """
+    found = tuple(tags.split(","))
+    if wrong := [tag for tag in found if not _TAG.fullmatch(tag)]:
+        raise UsageError(
+            f"--lab {tags!r}: found {wrong[0]!r}, expected KEY=VALUE such as target=orin-nano-8gb"
+        )
+    return Board("", _words(command), tags, Lab(found, power_cycle))
+
+
+def _words(command: str) -> tuple[str, ...]:
+    """The words of ``--remote-command``."""
     try:
         words = shlex.split(command)
     except ValueError as e:
         raise UsageError(f"--remote-command {command!r}: {e}") from e
     if not words or any("\0" in w for w in words):
         raise UsageError(f"--remote-command {command!r}: expected a command such as 'edgehp'")
-    return Board(host, tuple(words))
+    return tuple(words)
 
 
 def read_boards(path: Path, command: str = DEFAULT_COMMAND) -> tuple[Board, ...]:

@@ -10,13 +10,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgehp.errors import EdgehpError, EnvironmentalError
 from edgehp.files import replacing
 from edgehp.remote.boards import Board
+from edgehp.remote.lab import Booking
 from edgehp.remote.lease import Lease
 from edgehp.remote.ssh import RUN, Session, plain
 from edgehp.remote.transfer import fetch, files_below, send
@@ -136,25 +137,27 @@ class _Job:
     def __init__(self, board: Board, errand: Errand, listener: Listener) -> None:
         self.board, self.errand, self.listener = board, errand, listener
         self.outcome: Outcome | None = None
-        self._lease = Lease(board)
+        # What is held of the board so far, for `abandon`: a reservation, then a folder there.
+        self._held: Booking | Lease | None = None
         self._stdout: list[str] = []
         self._results: list[Path] = []
         self._said = ""
         self._running = self._interrupted = False
-        self.thread = threading.Thread(target=self._run, name=board.host)
+        self.thread = threading.Thread(target=self._run, name=board.name)
 
     def interrupt(self) -> None:
         """As Ctrl-C: a running command may finish its report, everything else ends at once."""
-        self._interrupted = True
-        if self._running:
-            self._lease.interrupt()
+        if self._running and isinstance(self._held, Lease):
+            self._interrupted = True
+            self._held.interrupt()
         else:
-            self._lease.abandon()
+            self.abandon()
 
     def abandon(self) -> None:
         """End what is going on; the board tidies up."""
         self._interrupted = True
-        self._lease.abandon()
+        if self._held is not None:
+            self._held.abandon()
 
     def _run(self) -> None:
         """Every failure becomes the outcome; the board's folder is removed whatever happens."""
@@ -165,7 +168,7 @@ class _Job:
         except EdgehpError as e:
             status, error = e.exit_code, str(e)
         except OSError as e:
-            status, error = 1, f"{e.filename or self.board.host}: {e.strerror or e}"
+            status, error = 1, f"{e.filename or self.board.name}: {e.strerror or e}"
         finally:
             # A fault of this program shows its traceback as well.
             if status == INTERRUPTED or (status and self._interrupted):
@@ -186,8 +189,15 @@ class _Job:
         for i, word in enumerate(self.errand.words):
             if isinstance(word, Sent):
                 cargo |= word.cargo(f"{i}/{_name(word.source)}")
-        self.listener.step("connecting")
-        with self._lease as lease:
+        with ExitStack() as stack:
+            if self.board.lab is not None:
+                self._held = booking = Booking(self.board, self.listener.stderr)
+                self.board = stack.enter_context(booking)
+            if self._interrupted:
+                raise EnvironmentalError("interrupted")
+            self.listener.step("connecting")
+            self._held = Lease(self.board)
+            lease = stack.enter_context(self._held)
             if not self.errand.any_version:
                 lease.require_same_version()
             if cargo:
@@ -199,12 +209,12 @@ class _Job:
             self._fetch(lease, status)
         return status, self._said if status else ""
 
-    def _there(self, index: int, word: Sent | Returned) -> str:
+    def _there(self, folder: str, index: int, word: Sent | Returned) -> str:
         """The path on the board of what travels."""
         if isinstance(word, Sent):
-            return f"{self._lease.folder}/in/{index}/{_name(word.source)}"
+            return f"{folder}/in/{index}/{_name(word.source)}"
         below = "" if word.folder else f"/{_name(word.destination)}"
-        return f"{self._lease.folder}/out/{index}{below}"
+        return f"{folder}/out/{index}{below}"
 
     def _command(self, lease: Lease) -> int:
         words, places = [*self.board.command], {}
@@ -212,7 +222,7 @@ class _Job:
             if isinstance(word, str):
                 words.append(word)
                 continue
-            words.append(self._there(i, word))
+            words.append(self._there(lease.folder, i, word))
             shown = word.shown or word.source if isinstance(word, Sent) else word.destination
             places[words[-1]] = str(shown)
 
@@ -274,7 +284,7 @@ class _Job:
                 # Before the session ends: its output stays open until the command has.
                 lease.close()
                 raise EnvironmentalError(
-                    f"the command did not end on {self.board.host} within {limit:g} s and was "
+                    f"the command did not end on {self.board.name} within {limit:g} s and was "
                     "stopped; allow more with --remote-timeout, or look at the board"
                 )
 

@@ -1,0 +1,265 @@
+"""Boards of a labgrid lab, reserved and given back by the user's own ``labgrid-client``.
+
+labgrid stays a program beside edgehp: nothing of it is imported. Where its coordinator is, it reads
+from its own configuration (``LG_COORDINATOR``, ``LG_ENV``).
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import os
+import re
+import socket
+import subprocess
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+from edgehp.errors import EnvironmentalError
+from edgehp.remote.boards import Board, Lab, parse_board
+
+__all__ = ["Booking", "find_places"]
+
+logger = logging.getLogger(__name__)
+
+CLIENT = "labgrid-client"
+_LONGEST_S = 60.0
+_SSH = 22
+# Between two looks at the queue, and until a board that was switched on takes connections.
+_LOOK_S = 3.0
+_BOOT_S = 300.0
+_RESOURCE = re.compile(
+    r"^Acquired resource '.*' \(\S+?/(\w+)/[^/]+\):\n((?:  .*\n?)+)", re.MULTILINE
+)
+
+
+class Booking:
+    """A board of the lab, from its reservation to its release; a context manager.
+
+    Args:
+        board: with the tags of what is wanted.
+        say: told what is going on, in words for a person.
+    """
+
+    def __init__(self, board: Board, say: Callable[[str], None]) -> None:
+        if board.lab is None:
+            raise ValueError(f"{board.name} is not of a lab")
+        self._board, self._lab, self._say = board, board.lab, say
+        self._token = self._place = ""
+        self._abandoned = False
+        self._lock = threading.Lock()
+        self._running: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Board:
+        """Reserve, wait, acquire; the board as ssh reaches it, named as its place.
+
+        Raises:
+            EnvironmentalError: no labgrid, no coordinator, no such board, or one that has gone.
+        """
+        try:
+            return self._acquired()
+        except BaseException:
+            self._give_back()
+            raise
+
+    def abandon(self) -> None:
+        """End what is going on and let nothing begin; what was taken is given back."""
+        with self._lock:
+            self._abandoned = True
+            if self._running is not None:
+                self._running.kill()
+
+    def _acquired(self) -> Board:
+        self._reserve()
+        # The place that is reserved, until its name is known.
+        mine = self._place = f"+{self._token}"
+        self.client("-p", mine, "acquire")
+        shown = self.client("-p", mine, "show")
+        name = self._place = shown.partition("'")[2].partition("'")[0]
+        self._say(f"has {name}")
+        resources: dict[str, Mapping[str, Any]] = {
+            kind: ast.literal_eval(textwrap.dedent(text).strip())
+            for kind, text in _RESOURCE.findall(shown)
+        }
+        service = resources.get("NetworkService", {}).get("params", {})
+        if not service.get("address"):
+            raise EnvironmentalError(
+                f"the place {name} has no NetworkService, so nobody knows its address\n"
+                "hint: export one for it and add its match"
+            )
+        address, port = str(service["address"]), int(service.get("port") or _SSH)
+        if self._lab.power_cycle:
+            if not any("Power" in kind or kind == "PDUDaemonPort" for kind in resources):
+                raise EnvironmentalError(f"the place {name} has no power port to cycle")
+            self._say("power cycle")
+            self.client("-p", name, "power", "cycle")
+            self._until_up(name, address, port)
+        host = f"[{address}]" if ":" in address else address
+        user = f"{service['username']}@" if service.get("username") else ""
+        # A plain name may be one of the user's SSH configuration, which knows the port.
+        url = f"{user}{host}" if port == _SSH else f"ssh://{user}{host}:{port}"
+        return replace(parse_board(url), command=self._board.command, place=name)
+
+    def _reserve(self) -> None:
+        """Reserve a board and wait until it is ours, saying our place in the queue."""
+        tags, said = self._lab.tags, ""
+        with self._start("reserve", "--wait", *tags) as waiting:
+            try:
+                # Nothing is longer than a few lines, so what follows the token may stay unread.
+                first = waiting.stdout.readline() if waiting.stdout else ""
+                self._token = first.partition("'")[2].partition("'")[0]
+                while not _ended(waiting, _LOOK_S):
+                    if not said:
+                        # Or it would wait for ever.
+                        find_places(tags, self)
+                    text = self._queue()
+                    if text != said:
+                        self._say(text)
+                    said = text
+            finally:
+                waiting.kill()
+            self._check(waiting, waiting.stderr.read() if waiting.stderr else "")
+        if not self._token:
+            raise EnvironmentalError(f"{CLIENT} reserve answered with no reservation")
+
+    def _queue(self) -> str:
+        """The place in the queue of those who want the same, in words."""
+        found = _reservations(self.client("reservations"))
+        own = next((r for r in found if r.get("token") == self._token), {})
+        same = [r for r in found if r.get("main") == own.get("main")]
+        queue = [r.get("token") for r in same if r.get("state") == "waiting"]
+        if self._token not in queue:
+            return "reserved"
+        return f"waits: {queue.index(self._token) + 1} of {len(queue)} in the queue"
+
+    def _until_up(self, name: str, address: str, port: int) -> None:
+        end = time.monotonic() + _BOOT_S
+        while time.monotonic() < end:
+            self._check()
+            with suppress(OSError), socket.create_connection((address, port), 5):
+                return
+            time.sleep(1)
+        raise EnvironmentalError(f"{name} does not answer {_BOOT_S:g} s after its power cycle")
+
+    def _start(self, *words: str) -> subprocess.Popen[str]:
+        with self._lock:
+            self._check()
+            try:
+                process = subprocess.Popen(
+                    [CLIENT, *words],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                    # Ctrl-C is for edgehp: what was taken must be given back.
+                    start_new_session=True,
+                )
+            except OSError as e:
+                raise EnvironmentalError(
+                    f"{CLIENT} cannot be started ({e.strerror or e})\n"
+                    "hint: 'pipx install labgrid' brings it"
+                ) from e
+            self._running = process
+            return process
+
+    def client(self, *words: str) -> str:
+        """What ``labgrid-client`` prints.
+
+        Raises:
+            EnvironmentalError: it failed, or was abandoned.
+        """
+        with self._start(*words) as process:
+            try:
+                out, err = process.communicate(timeout=_LONGEST_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                out, err = process.communicate()
+                err += f"\nno answer within {_LONGEST_S:g} s"
+        self._check(process, err)
+        return out
+
+    def _check(self, process: subprocess.Popen[str] | None = None, said: str = "") -> None:
+        """Raise where this was abandoned, or `process` failed."""
+        if self._abandoned:
+            raise EnvironmentalError("interrupted")
+        if process is not None and process.returncode:
+            lines = [line for line in said.splitlines() if line.strip()] or ["no reason given"]
+            command = " ".join(map(str, process.args)) if isinstance(process.args, list) else CLIENT
+            raise EnvironmentalError(f"{command}: {lines[-1].removeprefix(f'{CLIENT}: Error: ')}")
+
+    def _give_back(self) -> None:
+        # This must begin, whatever was abandoned.
+        self._abandoned = False
+        token, place, self._token, self._place = self._token, self._place, "", ""
+        release: tuple[str, ...] = ("-p", place, "release") if place else ()
+        for words in (release, ("cancel-reservation", token) if token else ()):
+            try:
+                if words:
+                    self.client(*words)
+            except EnvironmentalError as e:
+                logger.warning("the board may still be reserved: %s", e)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Release the board and end the reservation."""
+        self._give_back()
+
+
+def find_places(tags: tuple[str, ...], booking: Booking | None = None) -> list[str]:
+    """The names of all boards of the lab with these tags, whoever has them now.
+
+    Raises:
+        EnvironmentalError: no labgrid, no coordinator, or no such board.
+    """
+    booking = booking or Booking(Board("", lab=Lab(tags)), logger.info)
+    places = _places(booking.client("-v", "places"))
+    wanted = [tag.partition("=")[::2] for tag in tags]
+    found = [p["name"] for p in places if all(p.get(key) == value for key, value in wanted)]
+    if not found:
+        raise EnvironmentalError(
+            f"the lab has no board with {' '.join(tags)}\n"
+            f"hint: '{CLIENT} -v places' lists the boards and their tags"
+        )
+    return found
+
+
+def _places(text: str) -> list[dict[str, str]]:
+    """Each place of ``labgrid-client -v places``: its tags, and ``name``."""
+    found = []
+    for name, block in re.findall(r"^Place '(.*)':\n((?:  .*\n?)*)", text, re.MULTILINE):
+        tags = re.search(r"^  tags: (.*)$", block, re.MULTILINE)
+        pairs = (pair.partition("=") for pair in (tags[1].split(", ") if tags else ()))
+        found.append({key: value for key, _, value in pairs} | {"name": name})
+    return found
+
+
+def _reservations(text: str) -> list[dict[str, str]]:
+    """Each reservation that ``labgrid-client`` shows, in the order of the queue.
+
+    ``main`` is what its filter asks for.
+    """
+    found = []
+    for block in re.split(r"^Reservation ", text, flags=re.MULTILINE)[1:]:
+        values: dict[str, str] = {}
+        for key, value in re.findall(r"^ +(\w+): (.+)$", block, re.MULTILINE):
+            # The filters come before the allocations, which have the same key.
+            values.setdefault(key, value)
+        found.append(values)
+    return found
+
+
+def _ended(process: subprocess.Popen[str], seconds: float) -> bool:
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    return process.returncode is not None
