@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -163,6 +164,70 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, faces: Dataset, rep
     for key in one.keys() - {"weights"}:
         size = max(float(np.linalg.norm(one[key])), 1e-3)
         assert np.linalg.norm(one[key] - first[key]) < 2e-3 * size, key
+
+
+HURT = """
+import os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from edgehp.datasets.faces import read_faces
+from edgehp.errors import EdgehpError
+from edgehp.networks.kd_resnet import KDResNet
+from edgehp.training.distributed import distributed
+from edgehp.training.loop import Trainer
+from edgehp.training.objectives import RvcObjective
+from tests.test_training import CONFIG, SPEC, faces_of, replace
+folder, harm = Path(sys.argv[1]), sys.argv[2]
+faces = faces_of(read_faces(folder / "faces"))
+config = replace(CONFIG, epochs=1, checkpoint_seconds=0)
+with distributed("cpu") as place:
+    torch.manual_seed(0)
+    t = Trainer(
+        KDResNet(SPEC), SPEC, RvcObjective(SPEC.bins), faces, config, folder / "run",
+        rank=place.rank, world=place.world,
+    )
+    (folder / f"began-{place.rank}").open("a").write(f"{t.step} ")
+    if harm == "nan" and place.rank == 1:
+        with torch.no_grad():
+            t.network.head_net.yaw.bias.fill_(float("nan"))
+    try:
+        for p in t.run():
+            if harm == "kill" and place.rank == 1 and p.step == 3 and t.step == 3:
+                if not (folder / "killed").exists():
+                    (folder / "killed").touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+    except EdgehpError as e:
+        sys.exit(f"edgehp: error: {e}")
+    (folder / f"ended-{place.rank}").write_text(str(t.step))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", ["nan", "kill"])
+def test_a_process_that_is_hurt_hangs_no_other(
+    tmp_path: Path, faces: Dataset, repo: Path, harm: str
+) -> None:
+    (tmp_path / "run.py").write_text(HURT)
+    environment = {**os.environ, "PYTHONPATH": str(repo), "OMP_NUM_THREADS": "1"}
+    for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        environment.pop(variable, None)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--nproc-per-node=2", f"--max-restarts={int(harm == 'kill')}"]
+    done = subprocess.run(
+        [*torchrun, str(tmp_path / "run.py"), str(tmp_path), harm],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    if harm == "nan":
+        assert done.returncode != 0
+        assert done.stderr.count("edgehp: error: ") == 1, done.stderr
+        assert re.search(r"diverged at step 1: the loss here is [\d.]+, nan\n", done.stderr)
+        return
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in (0, 1):
+        first, again = map(int, (tmp_path / f"began-{rank}").read_text().split())
+        assert first == 0 and again >= 2
+        assert (tmp_path / f"ended-{rank}").read_text() == "5"
 
 
 @pytest.mark.slow

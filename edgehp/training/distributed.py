@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from edgehp.errors import UsageError
 
-__all__ = ["Place", "distributed", "parallel", "synchronise_batch_norm"]
+__all__ = ["Place", "distributed", "gathered", "parallel", "synchronise_batch_norm"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,13 @@ def distributed(device: str) -> Iterator[Place]:
         yield place
     finally:
         dist.destroy_process_group()
+
+
+def gathered(value: Tensor, world: int) -> list[float]:
+    """A number of every process, in the order of their ranks; all must ask for it."""
+    found = [torch.zeros_like(value) for _ in range(world)]
+    dist.all_gather(found, value)
+    return [float(v) for v in found]
 
 
 def parallel(network: nn.Module, device: torch.device) -> nn.Module:

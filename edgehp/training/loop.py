@@ -298,15 +298,25 @@ class Trainer:
         """The loss of a step, in the objective's units.
 
         The norm is that of gradients averaged over all processes: where one process's loss is not
-        finite, every process sees it at the same step and ends with the same message.
+        finite, every process sees it at the same step and ends. The first says why; the others
+        end without a word.
 
         Raises:
             DataError: the training has diverged.
+            SystemExit: the same, in a process that is not the first.
         """
         loss, norm = (float(v) for v in outcome)
         if not math.isfinite(norm) and self.config.precision != "fp16":
+            losses = [loss]
+            if self.world > 1:
+                from edgehp.training.distributed import gathered
+
+                losses = gathered(outcome[0], self.world)
+            if self.rank:
+                raise SystemExit(DataError.exit_code)
+            text = ", ".join(f"{v:g}" for v in losses)
             raise DataError(
-                f"the training diverged at step {self.step}: the loss here is {loss}\n"
+                f"the training diverged at step {self.step}: the loss here is {text}\n"
                 "hint: lower --learning-rate"
             )
         return loss
