@@ -144,7 +144,7 @@ def test_the_program_prints_the_lines_of_predict(
     boxes: dict[str, Any] = {}
     for photo in photos[:-1]:
         # Larger and smaller than the input, and beyond the photo's edges.
-        at, size = rng.uniform(-50, 200, (3, 2)), rng.uniform(5, 200, (3, 2))
+        at, size = rng.uniform(-50, 200, (3, 2)), rng.uniform(7, 200, (3, 2))
         corners = np.concatenate([at, at + size], axis=1)
         corners = corners[corners[:, 2:].min(axis=1) > 2]
         boxes[photo.name] = [{"bbox": c} for c in [[1, 2, 30.5, 40.25], *corners.round(2).tolist()]]

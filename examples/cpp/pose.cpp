@@ -35,6 +35,11 @@ cv::Rect cut_of(const Box& box, const Preprocessing& how) {
     if (width <= 0 || height <= 0)
         throw Error(EDGEHP_DATA, "the face box " + text_of(box) +
                                      " is empty: x_min < x_max, y_min < y_max needed");
+    if (std::min(width, height) < 6)
+        throw Error(EDGEHP_DATA, "the face box " + text_of(box) +
+                                     format(" is %.3g x %.3g pixels, expected 6 at least\nhint: are "
+                                            "its corners in pixels of this photo?",
+                                            width, height));
     const double cx = (box.x_min + box.x_max) / 2, cy = (box.y_min + box.y_max) / 2;
     if (how.box_rule == "stretch") {
         const double w = width * how.box_scale / 2, h = height * how.box_scale / 2;
