@@ -219,7 +219,7 @@ def test_a_board_is_reserved_used_and_given_back(lab: Lab) -> None:
 
 
 def test_all_boards_one_of_them_switched_off_first(lab: Lab) -> None:
-    process = lab.edgehp("--lab", TAG, "--all", "--power-cycle", "--output", "all")
+    process = lab.edgehp("--lab", TAG, "--all-boards", "--power-cycle", "--output", "all")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 5
     rows = {line.split()[0]: line for line in out.splitlines()[-2:]}

@@ -43,7 +43,7 @@ _OPTIONS = [
         help="Run on a free board of the labgrid lab with this tag, such as target=orin-nano-8gb; "
         "several with commas.",
     ),
-    click.option("--all", "all_boards", is_flag=True, help="With --lab: on every such board."),
+    click.option("--all-boards", is_flag=True, help="With --lab: on every such board."),
     click.option(
         "--power-cycle", is_flag=True, help="With --lab: switch the board off and on before."
     ),
@@ -159,7 +159,7 @@ def _boards(own: Mapping[str, Any]) -> tuple[Board, ...]:
         return _lab_boards(own)
     for name in ("all_boards", "power_cycle"):
         if own[name]:
-            raise UsageError(f"--{name.removesuffix('_boards').replace('_', '-')} belongs to --lab")
+            raise UsageError(f"--{name.replace('_', '-')} belongs to --lab")
     if own["hosts"] is not None:
         return read_boards(own["hosts"], own["remote_command"])
     if own["host"] is not None:
