@@ -22,8 +22,8 @@ from edgehp.cluster import ShardsLostError, Workers, run_shards
 from edgehp.datasets.base import Dataset, Skips
 from edgehp.datasets.stores import FilePhoto
 from edgehp.errors import DataError, EnvironmentalError, UsageError
+from edgehp.networks.description import load_description
 from edgehp.training.labelling import label_samples
-from edgehp.training.teachers import load_teacher_spec
 from tests.dask_cluster import Cluster, certificates, children, environment
 from tests.faces import teacher_toml, write_faces
 from tests.test_validation_run import artifact_of, biwi_tree
@@ -126,7 +126,7 @@ def test_labels_do_not_depend_on_who_computes_them(
     def run(name: str, **where: Any) -> list[str]:
         skips = Skips(True)
         out = tmp_path / name
-        list(label_samples(faces.samples, [load_teacher_spec(toml)], out, skips=skips, **where))
+        list(label_samples(faces.samples, [load_description(toml)], out, skips=skips, **where))
         return [s.name for s in skips.found]
 
     skipped = run("one")
@@ -155,7 +155,7 @@ def test_labels_do_not_depend_on_who_computes_them(
 
 
 def test_a_photo_that_kills_is_named(tmp_path: Path, faces: Dataset) -> None:
-    spec = load_teacher_spec(teacher_toml(tmp_path / "t"))
+    spec = load_description(teacher_toml(tmp_path / "t"))
     samples = [
         replace(s, source=KillingPhoto(s.source.path)) if s.name.endswith("00030.png") else s
         for s in faces.samples

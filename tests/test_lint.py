@@ -109,15 +109,6 @@ def wrong_side(m: onnx.ModelProto) -> None:
     add_pair(m, "b.conv2", "b.add")
 
 
-def foreign_operator(m: onnx.ModelProto) -> None:
-    """A float operator in the body, such as another network brings along."""
-    at = [n.name for n in m.graph.node].index("a.relu1")
-    node = m.graph.node[at]
-    name = node.output[0]
-    node.output[0] = "a.relu1.before"
-    m.graph.node.insert(at + 1, helper.make_node("Sigmoid", ["a.relu1.before"], [name], name="s"))
-
-
 BREAKS: list[tuple[str, str, Break, str]] = [
     ("zero-point", "tensorrt", bad_zero_point, "relu.q"),
     ("zero-point", "tensorrt", uint8, "relu.dq"),
@@ -140,7 +131,6 @@ BREAKS: list[tuple[str, str, Break, str]] = [
     ("not-int8", "tensorrt", lambda m: bypass(m, "conv1", 0), "conv1"),
     ("not-int8", "tensorrt", float_weight, "a.conv1"),
     ("not-int8", "tensorrt", lambda m: bypass(m, "maxpool", 0), "maxpool"),
-    ("not-int8", "tensorrt", foreign_operator, "s"),
 ]
 
 

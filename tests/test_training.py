@@ -245,14 +245,15 @@ def test_the_network_learns_signs_and_order(tmp_path: Path, faces: Dataset) -> N
 
 
 def test_a_base_network_becomes_a_teacher_over_offsets(tmp_path: Path, faces: Dataset) -> None:
-    from edgehp.training.teachers import Grid, Teacher, load_teacher_spec
+    from edgehp.networks.description import Grid, load_description
+    from edgehp.training.teachers import Teacher
 
     items = items_of(faces)
     result = train_base(
         Run(items, SPEC, replace(CONFIG, epochs=1), tmp_path / "base", held_back=0.15)
     )
     assert result.weights.name == "base.toml"
-    spec = load_teacher_spec(result.weights)
+    spec = load_description(result.weights)
     label = ensemble_label(faces.samples[0], [Teacher(spec.with_grid(Grid(3, 0.05)))])
     assert np.all(np.isfinite(label.angles))
     # What the exported teacher says of all photos is what the trainer's validation measured.

@@ -219,7 +219,7 @@ class SubsetRecord(Record, frozen=True):
         drop: as `Accuracy.drop`.
         interval: 95 % interval of it.
         difference: mean absolute difference of the angles from FP32.
-        spread_difference: mean absolute difference of the spread from FP32.
+        spread_difference: mean absolute difference of the spread from FP32; None without bins.
     """
 
     name: Line
@@ -227,7 +227,7 @@ class SubsetRecord(Record, frozen=True):
     drop: float
     interval: tuple[float, float]
     difference: NotNegative
-    spread_difference: NotNegative
+    spread_difference: NotNegative | None
 
 
 class Accuracy(Record, frozen=True):
@@ -271,7 +271,7 @@ class Golden(Record, frozen=True):
     Attributes:
         file: PNG of the crops, one below the other, [n * S, S, 3] RGB.
         angles: FP32 (pitch, yaw, roll) [n, 3] in degrees.
-        spread: FP32 spread [n, 3] in degrees.
+        spread: FP32 spread [n, 3] in degrees; None of a network without bins.
         tolerance_degrees: largest difference of an angle that the artifact may show.
         max_latency_ms: longest median time of one crop in the self-test of a device that installs
             the artifact; None where nobody set a budget.
@@ -279,13 +279,13 @@ class Golden(Record, frozen=True):
 
     file: FileName
     angles: Triples
-    spread: Triples
+    spread: Triples | None
     tolerance_degrees: Annotated[float, Meta(ge=0, le=360)]
     max_latency_ms: Annotated[float, Meta(ge=0, le=3600000)] | None = None
 
     def __post_init__(self) -> None:
         """Refuse another number of spreads than of angles."""
-        if len(self.angles) != len(self.spread):
+        if self.spread is not None and len(self.angles) != len(self.spread):
             raise ValueError("as many spreads as angles expected")
 
 

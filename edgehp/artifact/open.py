@@ -12,7 +12,6 @@ from edgehp.artifact.check import Artifact, load_artifact, newest_artifact
 from edgehp.crop import Preprocessing
 from edgehp.engines import PROCESSOR_ENGINES, Engine, open_engine, processor_engine
 from edgehp.errors import CompatibilityError, EdgehpError, EnvironmentalError, UsageError
-from edgehp.files import sha256_file
 
 __all__ = [
     "OpenedNetwork",
@@ -136,7 +135,7 @@ def open_network(
     engine_kind = kind or processor_engine()
     with ExitStack() as opening:
         path = network.path
-        if network.weights is not None:
+        if not network.is_one_file:
             folder = opening.enter_context(tempfile.TemporaryDirectory(prefix="edgehp-"))
             path = Path(folder) / "network.onnx"
             path.write_bytes(graph_bytes(network.graph()))
@@ -146,9 +145,9 @@ def open_network(
         return OpenedNetwork(
             engine,
             f"{network.spec.name} ({Path(text).name}, FP32)",
-            sha256_file(network.path),
+            network.digest,
             network.spec.preprocessing,
-            (bins.first, bins.last),
+            None if bins is None else (bins.first, bins.last),
             None,
             opening.pop_all(),
         )

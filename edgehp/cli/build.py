@@ -72,7 +72,14 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     "--network",
     default="kd-resnet18-112",
     show_default=True,
-    help="A bundled network, a checkpoint, or a deployed ONNX graph.",
+    help="A bundled network, a checkpoint, a deployed ONNX graph, or the description (.toml) or, "
+    "with --describe, the ONNX file of any other.",
+)
+@click.option(
+    "--describe",
+    type=click.Path(path_type=Path),
+    metavar="TOML",
+    help="Description of --network, an ONNX file of any exporter or the folder of several.",
 )
 @click.option(
     "--calibration",
@@ -152,7 +159,7 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     help="TensorRT: for every discrete GPU from Ampere on, at some cost in speed.",
 )
 @json_option
-@over_ssh("network", "calibration", "validate_on", plan=plan_build)
+@over_ssh("network", "describe", "calibration", "validate_on", plan=plan_build)
 def command(**given: Any) -> None:
     """Build dist/NETWORK-TARGET-PRECISION, or --finish a deferred artifact on its device.
 
@@ -278,8 +285,10 @@ def _print(result: BuildResult, validate_on: Path | None, threads: int | None) -
     if accuracy is not None:
         if accuracy.reference is not None and accuracy.artifact is not None:
             rows.append(("MAE, degrees", f"{accuracy.reference:.3f} FP32, {accuracy.artifact:.3f}"))
-        if accuracy.difference is not None and accuracy.spread_difference is not None:
-            apart = f"{accuracy.difference:.4f} angles, {accuracy.spread_difference:.4f} spread"
+        if accuracy.difference is not None:
+            apart = f"{accuracy.difference:.4f} angles"
+            if accuracy.spread_difference is not None:
+                apart += f", {accuracy.spread_difference:.4f} spread"
             rows.append(("|difference|, degrees", apart))
         rows.append(("measured on", f"{accuracy.count} crops of {accuracy.dataset}"))
         rows.append(("measured with", accuracy.measured_with))
@@ -295,7 +304,7 @@ def _print(result: BuildResult, validate_on: Path | None, threads: int | None) -
                     f"{s.drop:+.4f}",
                     f"{s.interval[0]:+.4f}..{s.interval[1]:+.4f}",
                     f"{s.difference:.4f}",
-                    f"{s.spread_difference:.4f}",
+                    None if s.spread_difference is None else f"{s.spread_difference:.4f}",
                 )
                 for s in accuracy.subsets
             ],

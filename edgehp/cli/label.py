@@ -91,13 +91,13 @@ def command(
     from edgehp.cli._output import print_json
     from edgehp.cli._photos import open_photos
     from edgehp.datasets.base import Skips
+    from edgehp.networks.description import load_description
     from edgehp.training.labelling import label_samples
-    from edgehp.training.teachers import load_teacher_spec
 
     place = workers_of(workers, cluster)
     specs = []
     for file in teacher_files:
-        spec = load_teacher_spec(file, model_dir)
+        spec = load_description(file, model_dir)
         given = {"size": grid, "step": step, "flip": flip}
         changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
         specs.append(spec.with_grid(replace(spec.grid, **changes)))

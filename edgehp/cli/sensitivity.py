@@ -85,13 +85,17 @@ def command(
         click.echo(f"\nwritten to {written}; 'edgehp report {path}' draws it")
 
 
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
 def _print(values: dict[str, Any], kept: tuple[str, ...]) -> None:
     from edgehp.cli._output import print_table
 
     full = values["all_int8"]
     click.echo(
         f"{values['artifact']}: mean |difference| to FP32 with every layer in INT8 "
-        f"{full['angles']:.4f} degrees (spread {full['spread']:.4f}, worst angle "
+        f"{full['angles']:.4f} degrees (spread {_number(full['spread'])}, worst angle "
         f"{full['worst']:.2f})\nms: {values['latency_model']}\n"
     )
     rows = sorted(values["layers"], key=lambda r: (-r["gain"], -r["degrees"]))
@@ -102,7 +106,7 @@ def _print(values: dict[str, Any], kept: tuple[str, ...]) -> None:
                 f"{r['name']} *" if r["name"] in kept else r["name"],
                 r["operator"],
                 f"{r['degrees']:.4f}",
-                f"{r['alone']['spread']:.4f}",
+                _number(r["alone"]["spread"]),
                 f"{r['gain']:+.4f}",
                 f"{r['int8_ms']:.4f}",
                 f"{r['float_ms']:.4f}",

@@ -344,10 +344,11 @@ def _print(result: ValidationReport, gate: GateResult | None) -> None:
         print_table(*_drop_table(result))
         d = result.drop
         click.echo("")
+        wide = d.spread_difference_overall
         say(
             f"Artifact and reference differ by {d.mean_difference_overall:.4f} degrees on "
-            f"average ({d.largest_difference:.2f} at most), their spreads by "
-            f"{d.spread_difference_overall:.4f}."
+            f"average ({d.largest_difference:.2f} at most)"
+            + ("." if wide is None else f", their spreads by {wide:.4f}.")
         )
     worst = (result.artifact_accuracy or result.reference_accuracy).worst
     if worst:
@@ -400,10 +401,14 @@ def _drop_table(result: ValidationReport) -> tuple[list[str], list[list[object]]
     if drop is not None and accuracy is not None:
         whole = accuracy.overall
         frames = whole.frames
-        means = (drop.mean_difference_overall, drop.spread_difference_overall)
+        means: tuple[float, float | None] = (
+            drop.mean_difference_overall,
+            drop.spread_difference_overall,
+        )
         row("all", frames, drop.overall, whole.mae_mean, *means)
         for i, name in enumerate(("pitch", "yaw", "roll")):
-            means = (drop.mean_difference[i], drop.spread_difference[i])
+            wide = None if drop.spread_difference is None else drop.spread_difference[i]
+            means = (drop.mean_difference[i], wide)
             row(f"  {name}", frames, drop.angles[i], whole.mae[i], *means)
         for band, accurate in zip(drop.bands, accuracy.bands, strict=True):
             mae = None if accurate.summary is None else accurate.summary.mae_mean

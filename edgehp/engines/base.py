@@ -33,6 +33,7 @@ __all__ = [
     "StageTimes",
     "StreamingEngine",
     "TimedEngine",
+    "answers_of",
     "check_crops",
     "check_file",
     "check_processor",
@@ -66,11 +67,34 @@ class Prediction:
     Attributes:
         angles: float32 [N, 3], pitch, yaw, roll in degrees, convention ``"aflw2000"``.
         spread: float32 [N, 3], standard deviation of the bin distribution in degrees, the same
-            order; small where the network is sure.
+            order; small where the network is sure. None of a network without bins.
     """
 
     angles: npt.NDArray[np.float32]
-    spread: npt.NDArray[np.float32]
+    spread: npt.NDArray[np.float32] | None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Prediction]) -> Prediction:
+        """Several batches of one network as one."""
+        spreads = [p.spread for p in parts if p.spread is not None]
+        return cls(
+            np.concatenate([p.angles for p in parts]),
+            np.concatenate(spreads) if spreads else None,
+        )
+
+    @property
+    def finite(self) -> npt.NDArray[np.bool_]:
+        """Which of the N crops have numbers for an answer."""
+        found = np.isfinite(self.angles).all(axis=1)
+        if self.spread is not None:
+            found &= np.isfinite(self.spread).all(axis=1)
+        return np.asarray(found)
+
+    def spread_apart(self, other: Prediction) -> npt.NDArray[np.float64] | None:
+        """How far the spreads of two are apart, [N, 3] degrees; None where there are none."""
+        if self.spread is None or other.spread is None:
+            return None
+        return np.abs(self.spread.astype(np.float64) - other.spread)
 
 
 @dataclass(frozen=True)
@@ -342,24 +366,32 @@ def import_runtime(module: str, runtime: str, remedy: str) -> Any:
         raise EnvironmentalError(f"{runtime} cannot be used ({e}); {remedy}") from e
 
 
+def answers_of(outputs: Sequence[str]) -> tuple[str, ...]:
+    """Which of `OUTPUT_NAMES` a graph gives: a network without bins has no spread."""
+    return tuple(name for name in OUTPUT_NAMES if name in outputs)
+
+
 def prediction_from(
-    angles: npt.NDArray[np.generic], spread: npt.NDArray[np.generic], count: int, source: str
+    answers: Sequence[npt.NDArray[np.generic]], count: int, source: str
 ) -> Prediction:
     """Wrap a runtime's outputs, which must be [count, 3], as float32 arrays.
+
+    Args:
+        answers: in the order of `answers_of`.
+        count: of the crops.
+        source: for the message.
 
     Raises:
         DataError: the graph gave another shape.
     """
-    for name, array in zip(OUTPUT_NAMES, (angles, spread), strict=True):
+    for name, array in zip(OUTPUT_NAMES, answers, strict=False):
         if array.shape != (count, 3):
             raise DataError(
                 f"{source}: output {name!r} has shape {list(array.shape)}, expected [{count}, 3]; "
                 "the file is not a head-pose graph of edgehp: build it again"
             )
-    return Prediction(
-        np.asarray(angles).astype(np.float32, copy=False),
-        np.asarray(spread).astype(np.float32, copy=False),
-    )
+    angles, *spread = (np.asarray(a).astype(np.float32, copy=False) for a in answers)
+    return Prediction(angles, spread[0] if spread else None)
 
 
 # A ResNet152 in FP32 has 240 MB; whatever is far larger is a mistaken path.
@@ -403,10 +435,10 @@ def input_size_of(
     shown = ", ".join(f"{n}: {t} {list(s)}" for n, (t, s) in inputs.items())
     wrong = DataError(
         f"{path}: expected one input {INPUT_NAME!r} uint8 [N, S, S, 3] and the outputs "
-        f"{', '.join(OUTPUT_NAMES)}; found {shown or 'no input'} and {', '.join(outputs)}; "
-        "build the graph with edgehp"
+        f"{', '.join(OUTPUT_NAMES)} (of bins); found {shown or 'no input'} and "
+        f"{', '.join(outputs)}; build the graph with edgehp"
     )
-    if list(inputs) != [INPUT_NAME] or not set(OUTPUT_NAMES) <= set(outputs):
+    if list(inputs) != [INPUT_NAME] or OUTPUT_NAMES[0] not in outputs:
         raise wrong
     kind, shape = inputs[INPUT_NAME]
     if kind.lower() not in ("uint8", "u8", "tensor(uint8)") or len(shape) != 4:

@@ -48,12 +48,14 @@ class Shapes:
         smallest: batch size.
         best: batch size.
         largest: batch size.
+        answers: outputs, of `OUTPUT_NAMES`.
     """
 
     side: int
     smallest: int
     best: int
     largest: int
+    answers: tuple[str, ...] = OUTPUT_NAMES
 
     @property
     def crop_bytes(self) -> int:
@@ -118,7 +120,7 @@ class GpuStream:
         cuda, shapes = self._cuda, self._shapes
         self._stream = cuda.new_stream()
         sizes = {INPUT_NAME: shapes.largest * shapes.crop_bytes}
-        sizes.update(dict.fromkeys(OUTPUT_NAMES, shapes.largest * _ROW_BYTES))
+        sizes.update(dict.fromkeys(shapes.answers, shapes.largest * _ROW_BYTES))
         for name, size in sizes.items():
             self._buffers[name] = cuda.buffer(size)
         for _ in range(_DOWNLOADED + 1):
@@ -175,16 +177,15 @@ class GpuStream:
         """The batch size that `count` faces run in."""
         return max(count, self._shapes.smallest)
 
-    def take(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Wait for what was put: angles and spreads, float32 [N, 3]."""
+    def take(self) -> tuple[npt.NDArray[np.float32], ...]:
+        """Wait for what was put: angles and, of bins, spreads, float32 [N, 3]."""
         self._cuda.synchronize(self._handle())
         count, self._pending = self._pending, 0
         # Copied: the next batch overwrites the memory.
-        angles, spread = (
+        return tuple(
             self._buffers[name].host[: count * _ROW_BYTES].view(np.float32).reshape(-1, 3).copy()
-            for name in OUTPUT_NAMES
+            for name in self._shapes.answers
         )
-        return angles, spread
 
     def times(self, cropped: bool) -> StageTimes:
         """What the stages of the last batch took, after `take`.
@@ -306,6 +307,6 @@ class GpuStream:
         self._logger.forget()
         need(lane.context.execute_async_v3(stream), "run the engine", self._logger)
         mark(_INFERRED)
-        for name in OUTPUT_NAMES:
+        for name in self._shapes.answers:
             cuda.download(self._buffers[name], lane.batch * _ROW_BYTES, stream)
         mark(_DOWNLOADED)

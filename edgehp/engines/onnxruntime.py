@@ -9,12 +9,12 @@ from typing import Any
 
 from edgehp.engines.base import (
     INPUT_NAME,
-    OUTPUT_NAMES,
     Crops,
     EngineBase,
     EngineInfo,
     Prediction,
     StageTimes,
+    answers_of,
     check_crops,
     check_file,
     check_processor,
@@ -78,6 +78,7 @@ class OnnxRuntimeEngine(EngineBase):
         inputs = {i.name: (i.type, _shape(i.shape)) for i in self._session.get_inputs()}
         outputs = [o.name for o in self._session.get_outputs()]
         self._size = input_size_of(inputs, outputs, self._path)
+        self._answers = answers_of(outputs)
 
     @property
     def info(self) -> EngineInfo:
@@ -117,11 +118,11 @@ class OnnxRuntimeEngine(EngineBase):
             raise self._closed_error()
         began = perf_counter()
         try:
-            angles, spread = self._session.run(list(OUTPUT_NAMES), {INPUT_NAME: crops})
+            answers = self._session.run(list(self._answers), {INPUT_NAME: crops})
         except _failures() as e:
             raise EnvironmentalError(f"onnxruntime failed at inference: {_line(e)}") from e
         times = StageTimes(perf_counter() - began)
-        return prediction_from(angles, spread, len(crops), str(self._path)), times
+        return prediction_from(answers, len(crops), str(self._path)), times
 
     def close(self) -> None:
         """Free the session; calling it again does nothing."""

@@ -21,12 +21,12 @@ from edgehp._openvino import import_openvino
 from edgehp.engines.audit import LayerPrecision, PrecisionAudit
 from edgehp.engines.base import (
     INPUT_NAME,
-    OUTPUT_NAMES,
     Crops,
     EngineBase,
     EngineInfo,
     Prediction,
     StageTimes,
+    answers_of,
     check_crops,
     check_file,
     check_processor,
@@ -53,16 +53,16 @@ class _Request:
 
     request: Any
     crops: Crops
-    answers: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+    answers: tuple[npt.NDArray[np.float32], ...]
 
     @classmethod
-    def of(cls, ov: Any, compiled: Any, batch: int, size: int) -> _Request:
-        """A request of a model compiled for `batch`."""
+    def of(cls, ov: Any, compiled: Any, batch: int, size: int, names: tuple[str, ...]) -> _Request:
+        """A request of a model with the outputs `names` that is compiled for `batch`."""
         request = compiled.create_infer_request()
         crops = np.zeros((batch, size, size, 3), np.uint8)
-        answers = (np.zeros((batch, 3), np.float32), np.zeros((batch, 3), np.float32))
+        answers = tuple(np.zeros((batch, 3), np.float32) for _ in names)
         request.set_tensor(INPUT_NAME, ov.Tensor(crops, shared_memory=True))
-        for name, memory in zip(OUTPUT_NAMES, answers, strict=True):
+        for name, memory in zip(names, answers, strict=True):
             request.set_tensor(name, ov.Tensor(memory, shared_memory=True))
         return cls(request, crops, answers)
 
@@ -110,7 +110,9 @@ class OpenVinoEngine(EngineBase):
         self._audit = audit_model(compiled)
         self._used_threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
         try:
-            self._static: _Request | None = _Request.of(self._ov, compiled, batch, self._size)
+            self._static: _Request | None = _Request.of(
+                self._ov, compiled, batch, self._size, self._answers
+            )
         except RuntimeError as e:
             raise DataError(
                 f"{self._path}: its answers are not float32 [N, 3] ({_last_line(e)}); the file is "
@@ -182,8 +184,8 @@ class OpenVinoEngine(EngineBase):
         done = perf_counter()
         if request is bound.request:
             # Copied because the next inference writes to the same memory.
-            angles, spread = (a.copy() for a in bound.answers)
-            prediction = prediction_from(angles, spread, len(crops), str(self._path))
+            answers = [a.copy() for a in bound.answers]
+            prediction = prediction_from(answers, len(crops), str(self._path))
         else:
             prediction = self._prediction(request, len(crops))
         return prediction, StageTimes(done - given, given - began, perf_counter() - done)
@@ -244,6 +246,7 @@ class OpenVinoEngine(EngineBase):
             for i in self._model.inputs
         }
         outputs = [name for o in self._model.outputs for name in o.get_names()]
+        self._answers = answers_of(outputs)
         return input_size_of(inputs, outputs, self._path)
 
     def _compile(self, batch: int | None, hint: str) -> Any:
@@ -288,8 +291,8 @@ class OpenVinoEngine(EngineBase):
 
     def _prediction(self, request: Any, count: int) -> Prediction:
         # Copied because the next inference overwrites the request's own memory.
-        angles, spread = (request.get_tensor(name).data.copy() for name in OUTPUT_NAMES)
-        return prediction_from(angles, spread, count, str(self._path))
+        answers = [request.get_tensor(name).data.copy() for name in self._answers]
+        return prediction_from(answers, count, str(self._path))
 
 
 def _shareable(crops: Crops) -> Crops:

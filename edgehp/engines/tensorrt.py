@@ -19,13 +19,13 @@ from edgehp.driver import probe_driver
 from edgehp.engines.audit import PrecisionAudit
 from edgehp.engines.base import (
     INPUT_NAME,
-    OUTPUT_NAMES,
     Crops,
     EngineBase,
     EngineInfo,
     Face,
     Prediction,
     StageTimes,
+    answers_of,
     check_crops,
     check_file,
     check_threads,
@@ -143,7 +143,8 @@ class TensorRtEngine(EngineBase):
                         "expected FLOAT; build the engine from a deployed graph of edgehp"
                     )
         self._size = input_size_of(inputs, outputs, self._path)
-        if set(outputs) != set(OUTPUT_NAMES):
+        self._answers = answers_of(outputs)
+        if set(outputs) != set(self._answers):
             raise DataError(f"{self._path}: the engine has outputs {outputs}; build it again")
         fixed = inputs[INPUT_NAME][1][0]
         if fixed > 0:
@@ -152,7 +153,7 @@ class TensorRtEngine(EngineBase):
             shapes = engine.get_tensor_profile_shape(INPUT_NAME, 0)
             low, best, high = (int(shape[0]) for shape in shapes)
             batches = (low, best, high)
-        self._shapes = Shapes(self._size, *batches)
+        self._shapes = Shapes(self._size, *batches, answers=self._answers)
 
     def _prepare(self, batch: int | None) -> None:
         low, high = self._shapes.smallest, self._shapes.largest
@@ -312,8 +313,8 @@ class TensorRtEngine(EngineBase):
                 parts.append(stream.take())
                 if timed:
                     times.append(stream.times(cropped))
-        angles, spread = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return prediction_from(angles, spread, count, str(self._path)), sum_of(times)
+        answers = [np.concatenate(part) for part in zip(*parts, strict=True)]
+        return prediction_from(answers, count, str(self._path)), sum_of(times)
 
     def stream(self, batches: Iterable[Crops]) -> Iterator[Prediction]:
         """Predictions of `batches` in their order: the next one's upload beside this inference.
@@ -371,7 +372,7 @@ class TensorRtEngine(EngineBase):
 
     def _taken(self, stream: GpuStream, count: int) -> Prediction:
         with self._cuda.current():
-            return prediction_from(*stream.take(), count, str(self._path))
+            return prediction_from(stream.take(), count, str(self._path))
 
     def _crop_kernel(self) -> CropKernel | None:
         if self._kernel is None and not self._kernel_reason and not self._closed:

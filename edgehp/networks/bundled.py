@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING
 
 from edgehp._installed import install_networks
 from edgehp.errors import EnvironmentalError, UsageError
-from edgehp.files import PACKAGE
+from edgehp.files import PACKAGE, json_digest, sha256_file
 from edgehp.images import require_utf8
 from edgehp.networks.checkpoint import SUFFIXES, load_weights
+from edgehp.networks.described import deployed_graph, described_spec
+from edgehp.networks.description import Description, load_description
 from edgehp.networks.export import load_graph
 from edgehp.networks.graph import DEFAULT_OPSET, build_graph
 from edgehp.networks.layout import Weights
-from edgehp.networks.spec import NetworkSpec
+from edgehp.networks.spec import DeployedSpec, NetworkSpec
 
 if TYPE_CHECKING:
     import onnx
@@ -39,25 +41,43 @@ class Network:
         source: what the user wrote.
         path: the file it was read from.
         spec: the network, with the licence to show.
-        weights: float32 arrays by canonical name; None where the file is a deployed graph.
+        weights: float32 arrays by canonical name; None where the file is a graph.
+        description: of a network of others; None where it is one of edgehp's own.
     """
 
     source: str
     path: Path
-    spec: NetworkSpec
+    spec: DeployedSpec
     weights: Weights | None
+    description: Description | None = None
 
     def graph(self, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
-        """The deployed graph: built from the weights and simplified, or read from the file.
+        """The deployed graph: built from the weights, wrapped by a description, or read.
 
         A graph that was read keeps the opset it was made with.
 
         Raises:
-            CheckpointError, UsageError, EnvironmentalError: as `build_graph` and `load_graph`.
+            CheckpointError, UsageError, EnvironmentalError: as `build_graph`, `deployed_graph` and
+                `load_graph`.
         """
-        if self.weights is None:
-            return load_graph(self.path)[0]
-        return build_graph(self.weights, self.spec, opset)
+        if self.weights is not None and isinstance(self.spec, NetworkSpec):
+            return build_graph(self.weights, self.spec, opset)
+        if self.description is not None:
+            return deployed_graph(self.description)[0]
+        return load_graph(self.path)[0]
+
+    @property
+    def is_one_file(self) -> bool:
+        """Whether the file is the deployed graph itself."""
+        return self.weights is None and self.description is None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the file that holds the weights, or of those of all files."""
+        if self.description is None:
+            return sha256_file(self.path)
+        digests = [sha256_file(path) for path in self.description.paths]
+        return digests[0] if len(digests) == 1 else json_digest(digests)
 
 
 def bundled_path(name: str) -> Path:
@@ -89,19 +109,23 @@ def _folder() -> Path | None:
     return None if found is None or found.origin is None else Path(found.origin).parent
 
 
-def resolve_network(text: str) -> Network:
+def resolve_network(text: str, describe: Path | None = None) -> Network:
     """Find the network that a user named.
 
     Args:
-        text: a bundled name, the path of a checkpoint (``.safetensors``, ``.pth``, ...), or of
-            a deployed graph (``.onnx``). ``FILE#KEY`` takes the weights under a key of a
-            checkpoint that holds several sets, e.g. ``run.pth#state_dict_ema``.
+        text: a bundled name, the path of a checkpoint (``.safetensors``, ``.pth``, ...), of a
+            deployed graph (``.onnx``), or of a description (``.toml``) of any other network.
+            ``FILE#KEY`` takes the weights under a key of a checkpoint that holds several sets, e.g.
+            ``run.pth#state_dict_ema``.
+        describe: description of the network `text`, which is its file or the folder of its files.
 
     Raises:
         UsageError: neither a bundled name nor a file of a known kind.
         CheckpointError: the file is missing, damaged, or not such a network.
         EnvironmentalError: a package that reads it, or a bundled file, is missing.
     """
+    if describe is not None:
+        return _described(text, describe, Path(text))
     if text in BUNDLED:
         path = bundled_path(text)
         weights, spec = load_weights(path)
@@ -116,12 +140,23 @@ def resolve_network(text: str) -> Network:
     if suffix in SUFFIXES:
         weights, spec = load_weights(path, key=key)
         return Network(text, path, spec, weights)
+    if suffix == ".toml":
+        return _described(text, path, None)
     if suffix == ".onnx":
         return Network(text, path, load_graph(path)[1], None)
     raise UsageError(
         f"{text!r} is neither a bundled network nor a file that ends with "
-        f"{', '.join(SUFFIXES)} or .onnx{_near(text)}"
+        f"{', '.join(SUFFIXES)}, .onnx or .toml{_near(text)}"
     )
+
+
+def _described(text: str, describe: Path, network: Path | None) -> Network:
+    description = load_description(describe, network)
+    if description.input.deployed:
+        path = description.paths[0]
+        return Network(text, path, load_graph(path)[1], None)
+    spec = described_spec(description)
+    return Network(text, description.paths[0], spec, None, description)
 
 
 def _near(name: str) -> str:

@@ -31,7 +31,7 @@ from edgehp.networks.layout import (
     expected_shapes,
     infer_spec,
 )
-from edgehp.networks.spec import NetworkSpec
+from edgehp.networks.spec import DeployedSpec, NetworkSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -327,7 +327,10 @@ def _spec(text: str | None, path: Path) -> NetworkSpec | None:
         values = json.loads(text)
         if not isinstance(values, dict):
             raise DataError(f"network specification: a JSON {type(values).__name__}, not an object")
-        return NetworkSpec.from_dict(values)
+        found = DeployedSpec.from_dict(values)
+        if not isinstance(found, NetworkSpec):
+            raise DataError("network specification: key 'architecture' is missing")
+        return found
     except (ValueError, DataError) as e:
         raise CheckpointError(
             f"{path}: the specification in its metadata ({SPEC_KEY}) cannot be used: {e}"

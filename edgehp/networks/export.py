@@ -15,7 +15,7 @@ from edgehp.networks.graph import (
     graph_bytes,
     spec_of_graph,
 )
-from edgehp.networks.spec import NetworkSpec
+from edgehp.networks.spec import DeployedSpec
 
 if TYPE_CHECKING:
     import onnx
@@ -38,7 +38,7 @@ def save_graph(model: onnx.ModelProto, path: str | Path) -> None:
         raise DataError(f"{path} cannot be written: {e.strerror or e}") from e
 
 
-def load_graph(path: str | Path) -> tuple[onnx.ModelProto, NetworkSpec]:
+def load_graph(path: str | Path) -> tuple[onnx.ModelProto, DeployedSpec]:
     """Read a deployed graph and its specification.
 
     Raises:
@@ -85,7 +85,7 @@ def load_graph(path: str | Path) -> tuple[onnx.ModelProto, NetworkSpec]:
     return model, _specification(model, path)
 
 
-def _specification(model: onnx.ModelProto, path: Path) -> NetworkSpec:
+def _specification(model: onnx.ModelProto, path: Path) -> DeployedSpec:
     try:
         spec = spec_of_graph(model)
     except DataError as e:

@@ -2,7 +2,7 @@
 
 ``crops`` uint8 [batch, S, S, 3] RGB -> ``angles`` float32 [batch, 3] (pitch, yaw, roll in degrees,
 convention ``"aflw2000"``) and ``spread`` float32 [batch, 3] (standard deviation of the bin
-distribution in degrees).
+distribution in degrees; networks of others that have no bins have no such output).
 
 Every node has one output and both share a name that is stable over versions and depths, because
 calibration tables are keyed by tensor name::
@@ -23,6 +23,7 @@ convolution), and the signs of the network's pose convention (into the bin value
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +42,7 @@ from edgehp.networks.layout import (
     resnet_blocks,
     stem,
 )
-from edgehp.networks.spec import NetworkSpec
+from edgehp.networks.spec import Bins, DeployedSpec, NetworkSpec
 from edgehp.pose import convention
 
 if TYPE_CHECKING:
@@ -53,8 +54,11 @@ __all__ = [
     "INPUT",
     "OUTPUTS",
     "SPEC_KEY",
+    "GraphBuilder",
     "build_graph",
+    "decode_bins",
     "graph_bytes",
+    "outputs_of",
     "spec_of_graph",
 ]
 
@@ -90,18 +94,19 @@ def build_graph(weights: Weights, spec: NetworkSpec, opset: int = DEFAULT_OPSET)
             "(grey crops with three equal channels are fine)"
         )
     check_weights({k: v.shape for k, v in weights.items()}, spec, f"the weights of {spec.name}")
-    try:
-        builder = _Builder()
-    except ImportError as e:
-        raise EnvironmentalError(
-            f"building an ONNX graph needs the onnx package ({e}); install it with: "
-            "pip install onnx"
-        ) from e
+    builder = GraphBuilder()
     x = _centring(builder, spec)
     x = _backbone(builder, weights, spec, x)
     x = _heads(builder, weights, spec, x)
-    _decode(builder, spec, x)
+    x = builder.node("Softmax", "probabilities", [x], axis=2)
+    signs = np.array(convention(spec.convention).signs, np.float64)
+    decode_bins(builder, spec.bins, signs, x)
     return builder.model(spec, opset)
+
+
+def outputs_of(spec: DeployedSpec) -> tuple[str, ...]:
+    """The outputs of a network's deployed graph: the spread is that of bins."""
+    return OUTPUTS if spec.bins is not None else OUTPUTS[:1]
 
 
 def graph_bytes(model: onnx.ModelProto) -> bytes:
@@ -109,7 +114,7 @@ def graph_bytes(model: onnx.ModelProto) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def spec_of_graph(model: onnx.ModelProto) -> NetworkSpec | None:
+def spec_of_graph(model: onnx.ModelProto) -> DeployedSpec | None:
     """The specification that a graph carries in its metadata, or None if it carries none.
 
     Raises:
@@ -122,15 +127,24 @@ def spec_of_graph(model: onnx.ModelProto) -> NetworkSpec | None:
         values = json.loads(text)
     except ValueError as e:
         raise DataError(f"the graph's metadata {SPEC_KEY} is not JSON: {e}") from e
-    return NetworkSpec.from_dict(values)
+    return DeployedSpec.from_dict(values)
 
 
-class _Builder:
-    """Collects nodes and constants; a node is named after its only output."""
+class GraphBuilder:
+    """Collects nodes and constants; a node is named after its only output.
+
+    Raises:
+        EnvironmentalError: the onnx package is not installed.
+    """
 
     def __init__(self) -> None:
-        from onnx import helper, numpy_helper
-
+        try:
+            from onnx import helper, numpy_helper
+        except ImportError as e:
+            raise EnvironmentalError(
+                f"building an ONNX graph needs the onnx package ({e}); install it with: "
+                "pip install onnx"
+            ) from e
         self._helper = helper
         self._numpy = numpy_helper
         self._nodes: list[onnx.NodeProto] = []
@@ -148,12 +162,49 @@ class _Builder:
         self._constants[name] = self._numpy.from_array(array, name)
         return name
 
-    def node(self, kind: str, name: str, inputs: list[str], **attributes: Any) -> str:
-        node = self._helper.make_node(kind, inputs, [name], name=name, **attributes)
+    def node(self, kind: str, name: str, inputs: list[str], *more: str, **attributes: Any) -> str:
+        """Add a node; `more` are outputs behind the one that it is named after."""
+        node = self._helper.make_node(kind, inputs, [name, *more], name=name, **attributes)
         self._nodes.append(node)
         return name
 
+    def include(
+        self, model: onnx.ModelProto, given: Mapping[str, str], prefix: str
+    ) -> dict[str, str]:
+        """Add another graph's nodes and constants.
+
+        Args:
+            model: without subgraphs; its nodes have names.
+            given: input of `model` -> the tensor to read there.
+            prefix: put before the names of its nodes and tensors.
+
+        Returns:
+            Output of `model` -> its name here.
+        """
+        # Names that the deployed graph needs for itself.
+        own = {INPUT, *OUTPUTS}
+
+        def renamed(name: str) -> str:
+            if name in given or not name:
+                return given.get(name, "")
+            return prefix + (f"net/{name}" if name in own else name)
+
+        for source in model.graph.node:
+            node = type(source)()
+            node.CopyFrom(source)
+            node.name = renamed(source.name)
+            node.input[:] = [renamed(n) for n in source.input]
+            node.output[:] = [renamed(n) for n in source.output]
+            self._nodes.append(node)
+        for tensor in model.graph.initializer:
+            copy = type(tensor)()
+            copy.CopyFrom(tensor)
+            copy.name = renamed(tensor.name)
+            self._constants[copy.name] = copy
+        return {o.name: renamed(o.name) for o in model.graph.output}
+
     def convolution(self, name: str, x: str, weight: Array, bias: Array, stride: int) -> str:
+        """Add a convolution whose padding is half its kernel."""
         kernel = weight.shape[2]
         return self.node(
             "Conv",
@@ -167,10 +218,12 @@ class _Builder:
         )
 
     def linear(self, name: str, x: str, weight: Array, bias: Array) -> str:
+        """Add a linear layer with a weight [Cout, Cin]."""
         inputs = [x, self.constant(f"{name}.weight", weight), self.constant(f"{name}.bias", bias)]
         return self.node("Gemm", name, inputs, transB=1)
 
-    def model(self, spec: NetworkSpec, opset: int) -> onnx.ModelProto:
+    def model(self, spec: DeployedSpec, opset: int) -> onnx.ModelProto:
+        """The deployed graph of what was collected, which carries `spec`."""
         import onnx
 
         helper, kinds = self._helper, onnx.TensorProto
@@ -179,7 +232,7 @@ class _Builder:
             self._nodes,
             spec.name,
             [helper.make_tensor_value_info(INPUT, kinds.UINT8, ["batch", size, size, 3])],
-            [helper.make_tensor_value_info(o, kinds.FLOAT, ["batch", 3]) for o in OUTPUTS],
+            [helper.make_tensor_value_info(o, kinds.FLOAT, ["batch", 3]) for o in outputs_of(spec)],
             list(self._constants.values()),
         )
         opsets = [helper.make_opsetid("", opset)]
@@ -207,7 +260,7 @@ class _Builder:
         return model
 
 
-def _centring(b: _Builder, spec: NetworkSpec) -> str:
+def _centring(b: GraphBuilder, spec: NetworkSpec) -> str:
     # Only the mean is subtracted here. The division by std is folded into the first convolution,
     # as simplifiers do it anyway; the mean is not, because the zero padding stands for the mean.
     mean = np.array(spec.preprocessing.mean)[_rgb_order(spec)].reshape(1, 3, 1, 1)
@@ -244,7 +297,7 @@ def _folded(weights: Weights, prefix: str, c: BatchNorm) -> tuple[Array, Array]:
     return w * scale[:, None, None, None], beta - mean * scale
 
 
-def _backbone(b: _Builder, weights: Weights, spec: NetworkSpec, x: str) -> str:
+def _backbone(b: GraphBuilder, weights: Weights, spec: NetworkSpec, x: str) -> str:
     prefix = backbone_prefix(spec)
     x = b.convolution("conv1", x, *_first_convolution(weights, spec), stem().stride)
     x = b.node("Relu", "relu", [x])
@@ -264,7 +317,7 @@ def _backbone(b: _Builder, weights: Weights, spec: NetworkSpec, x: str) -> str:
     return b.node("Flatten", "features", [x], axis=1)
 
 
-def _heads(b: _Builder, weights: Weights, spec: NetworkSpec, x: str) -> str:
+def _heads(b: GraphBuilder, weights: Weights, spec: NetworkSpec, x: str) -> str:
     def linear(name: str) -> tuple[Array, Array]:
         weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
         return weight.astype(np.float64), bias.astype(np.float64)
@@ -282,16 +335,14 @@ def _heads(b: _Builder, weights: Weights, spec: NetworkSpec, x: str) -> str:
     return b.node("Reshape", "logits", [x, shape])
 
 
-def _decode(b: _Builder, spec: NetworkSpec, logits: str) -> None:
-    """Softmax expectation and standard deviation over the bins.
+def decode_bins(b: GraphBuilder, bins: Bins, signs: Array, p: str) -> None:
+    """Expectation and standard deviation of probabilities `p` [N, 3, bins]: the graph's outputs.
 
     The variance is taken about the mean and multiplied in the order (p d) d: every partial result
     stays below the largest half-precision number, and nothing cancels as in E[x^2] - E[x]^2.
     """
-    signs = np.array(convention(spec.convention).signs, np.float64)
-    values = b.constant("bins", signs[None, :, None] * spec.bins.values[None, None, :])
+    values = b.constant("bins", signs[None, :, None] * bins.values[None, None, :])
     axis = b.constant("bins.axis", np.array([2]))
-    p = b.node("Softmax", "probabilities", [logits], axis=2)
     weighted = b.node("Mul", "weighted", [p, values])
     mean = b.node("ReduceSum", "expectation", [weighted, axis], keepdims=1)
     deviation = b.node("Sub", "deviation", [values, mean])

@@ -8,6 +8,7 @@ import logging
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +17,12 @@ import numpy.typing as npt
 
 from edgehp._memory import give_back
 from edgehp.errors import EnvironmentalError
-from edgehp.networks.graph import INPUT, OUTPUTS, graph_bytes
+from edgehp.networks.graph import INPUT, graph_bytes
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["simplify"]
+__all__ = ["run_graph", "simplify"]
 
 _TOLERANCE = 1e-3  # degrees
 
@@ -84,7 +85,8 @@ def simplify(model: onnx.ModelProto, count: int = 8, seed: int = 0) -> onnx.Mode
             )
     size = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
     crops = np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
-    before, after = _run(model, crops), _run(simple, crops)
+    outputs = [o.name for o in model.graph.output]
+    before, after = (run_graph(m, crops, outputs) for m in (model, simple))
     worst = max(float(np.abs(a - b).max()) for a, b in zip(before, after, strict=True))
     if not worst <= _TOLERANCE:  # not the same as >, for a NaN
         raise EnvironmentalError(
@@ -127,7 +129,15 @@ def _version() -> str:
         return "of unknown version"
 
 
-def _run(model: onnx.ModelProto, crops: npt.NDArray[np.uint8]) -> list[Array]:
+def run_graph(
+    model: onnx.ModelProto, crops: npt.NDArray[np.uint8], outputs: Sequence[str]
+) -> list[Array]:
+    """What a deployed graph says about crops [N, S, S, 3], computed as it is written.
+
+    Raises:
+        EnvironmentalError: onnxruntime is not installed.
+        RuntimeError: it cannot run the graph.
+    """
     try:
         import onnxruntime
     except ImportError as e:
@@ -135,5 +145,13 @@ def _run(model: onnx.ModelProto, crops: npt.NDArray[np.uint8]) -> list[Array]:
             f"checking a graph needs onnxruntime ({e}); install it with: pip install onnxruntime"
         ) from e
     give_back()  # of the session before this one
-    session = onnxruntime.InferenceSession(graph_bytes(model), providers=["CPUExecutionProvider"])
-    return [np.asarray(o, np.float64) for o in session.run(list(OUTPUTS), {INPUT: crops})]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    try:
+        session = onnxruntime.InferenceSession(
+            graph_bytes(model), options, providers=["CPUExecutionProvider"]
+        )
+        return [np.asarray(o, np.float64) for o in session.run(list(outputs), {INPUT: crops})]
+    except Exception as e:  # onnxruntime's errors share no public base class
+        raise RuntimeError(str(e)) from e

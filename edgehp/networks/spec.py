@@ -6,7 +6,7 @@ same file gives the torch module, the ONNX graph and the hash in the manifest.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import msgspec
@@ -18,7 +18,7 @@ from edgehp.errors import DataError, UsageError
 from edgehp.files import json_digest
 from edgehp.pose import CONVENTIONS
 
-__all__ = ["ARCHITECTURES", "EHPNET", "KD_RESNET", "Bins", "NetworkSpec"]
+__all__ = ["ARCHITECTURES", "EHPNET", "KD_RESNET", "Bins", "DeployedSpec", "NetworkSpec"]
 
 # ResNet depth -> (blocks per stage, bottleneck blocks?), He et al. 2015, table 1.
 RESNET_STAGES: dict[int, tuple[tuple[int, int, int, int], bool]] = {
@@ -54,28 +54,67 @@ class Bins:
         return np.linspace(self.first, self.last, self.count)
 
 
-@dataclass(frozen=True)
-class NetworkSpec:
-    """A head-pose network in plain data.
+@dataclass(frozen=True, kw_only=True)
+class DeployedSpec:
+    """What is known of any deployed network, one of others too.
 
     Attributes:
         name: what the user calls it; names artifacts.
-        architecture: ``"kd-resnet"`` or ``"ehpnet"``.
-        depth: ResNet depth: 18, 34, 50, 101 or 152.
-        bins: of each of the three heads.
-        convention: pose convention of the raw heads (`edgehp.pose.CONVENTIONS`); the deployed
-            graph converts to ``"aflw2000"``.
+        bins: of each of the three heads; None where there are none, and so no spread.
         preprocessing: from photo and box to the input tensor.
         licence: of the weights, for the user's eyes.
     """
 
     name: str
+    bins: Bins | None
+    preprocessing: Preprocessing
+    licence: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary for JSON."""
+        return {**asdict(self), "preprocessing": self.preprocessing.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DeployedSpec:
+        """The inverse of `to_dict`, of a `NetworkSpec` too.
+
+        Raises:
+            DataError: a key is missing or unknown, or a value makes no sense.
+        """
+        kind = NetworkSpec if "architecture" in values else cls
+        try:
+            return kind(
+                **{
+                    **values,
+                    "bins": None if values["bins"] is None else Bins(**values["bins"]),
+                    "preprocessing": Preprocessing.from_dict(values["preprocessing"]),
+                }
+            )
+        except (KeyError, TypeError, UsageError) as e:
+            raise DataError(f"network specification: {e}") from e
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical JSON of this specification."""
+        return json_digest(self.to_dict())
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSpec(DeployedSpec):
+    """A head-pose network that can be built from its weights, in plain data.
+
+    Attributes:
+        architecture: ``"kd-resnet"`` or ``"ehpnet"``.
+        depth: ResNet depth: 18, 34, 50, 101 or 152.
+        bins: of each of the three heads.
+        convention: pose convention of the raw heads (`edgehp.pose.CONVENTIONS`); the deployed
+            graph converts to ``"aflw2000"``.
+    """
+
     architecture: str
     depth: int
     bins: Bins
     convention: str
-    preprocessing: Preprocessing
-    licence: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what no network here can be built from."""
@@ -93,41 +132,6 @@ class NetworkSpec:
     def with_size(self, size: int) -> NetworkSpec:
         """The same network for another input size in pixels."""
         return replace(self, preprocessing=msgspec.structs.replace(self.preprocessing, size=size))
-
-    def to_dict(self) -> dict[str, Any]:
-        """A dictionary for JSON."""
-        return {
-            "name": self.name,
-            "architecture": self.architecture,
-            "depth": self.depth,
-            "bins": {"count": self.bins.count, "first": self.bins.first, "last": self.bins.last},
-            "convention": self.convention,
-            "preprocessing": self.preprocessing.to_dict(),
-            "licence": self.licence,
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> NetworkSpec:
-        """The inverse of `to_dict`.
-
-        Raises:
-            DataError: a key is missing or unknown, or a value makes no sense.
-        """
-        try:
-            return cls(
-                **{
-                    **values,
-                    "bins": Bins(**values["bins"]),
-                    "preprocessing": Preprocessing.from_dict(values["preprocessing"]),
-                }
-            )
-        except (KeyError, TypeError, UsageError) as e:
-            raise DataError(f"network specification: {e}") from e
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 (hex) of the canonical JSON of this specification."""
-        return json_digest(self.to_dict())
 
 
 # Sheka & Samun, arXiv 2108.09183: 198 bins of one degree, softmax expectation over the centres,

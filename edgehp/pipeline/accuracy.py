@@ -22,7 +22,7 @@ from edgehp.pipeline.plan import Plan
 from edgehp.pose import angle_errors
 from edgehp.progress import step
 from edgehp.validation.gate import require_drop
-from edgehp.validation.metrics import frame_errors, yaw_bands
+from edgehp.validation.metrics import frame_errors, mean_or_none, yaw_bands
 from edgehp.validation.robustness import CONDITIONS
 from edgehp.validation.statistics import mean_interval
 
@@ -67,15 +67,13 @@ def predict(engine: Engine, crops: npt.NDArray[np.uint8], batch: int) -> Predict
         for i in range(0, len(crops), batch):
             parts.append(engine.infer(crops[i : i + batch]))
             going.advance(len(parts[-1].angles))
-    angles = np.concatenate([p.angles for p in parts])
-    spread = np.concatenate([p.spread for p in parts])
-    if not (np.isfinite(angles).all() and np.isfinite(spread).all()):
-        bad = int((~np.isfinite(angles) | ~np.isfinite(spread)).any(axis=1).sum())
+    found = Prediction.joined(parts)
+    if bad := int((~found.finite).sum()):
         raise DataError(
-            f"{engine.info.kind}: {bad} of {len(angles)} crops give angles that are not finite; "
+            f"{engine.info.kind}: {bad} of {len(crops)} crops give angles that are not finite; "
             "activations overflow in this precision: choose another"
         )
-    return Prediction(angles, spread)
+    return found
 
 
 @dataclass(frozen=True)
@@ -186,7 +184,7 @@ def measure(
         measured_with=measured_with,
         protocol=held_out.protocol,
         difference=float(frame_errors(artifact.angles, reference.angles).mean()),
-        spread_difference=float(np.abs(artifact.spread - reference.spread).mean()),
+        spread_difference=mean_or_none(artifact.spread_apart(reference)),
         subsets=subsets,
     )
     warnings = [
@@ -232,7 +230,7 @@ def _subset(
         drop.value,
         (drop.low, drop.high),
         float(frame_errors(artifact.angles, reference.angles)[mask].mean()),
-        float(np.abs(artifact.spread - reference.spread)[mask].mean()),
+        mean_or_none(artifact.spread_apart(reference), mask),
     )
 
 
@@ -251,7 +249,7 @@ def golden_vectors(
     golden = Golden(
         file,
         _triples(angles),
-        _triples(reference.spread[chosen]),
+        None if reference.spread is None else _triples(reference.spread[chosen]),
         tolerance_degrees=tolerance(artifact.angles[chosen], angles),
     )
     size = held_out.crops.shape[1]
@@ -351,13 +349,18 @@ def reference_bytes(reference: Answers, crops: CropSet) -> bytes:
     out = io.BytesIO()
     arrays: dict[str, Any] = {
         "digests": np.array(crops.digests),
-        "angles": reference.clean.angles,
-        "spread": reference.clean.spread,
     }
-    for name, answer in reference.degraded.items():
-        arrays[f"{name}.angles"], arrays[f"{name}.spread"] = answer.angles, answer.spread
+    for prefix, answer in _named(reference).items():
+        arrays[f"{prefix}angles"] = answer.angles
+        if answer.spread is not None:
+            arrays[f"{prefix}spread"] = answer.spread
     np.savez_compressed(out, **arrays)
     return out.getvalue()
+
+
+def _named(answers: Answers) -> dict[str, Prediction]:
+    """Answers by what the names of their arrays begin with."""
+    return {"": answers.clean, **{f"{n}.": a for n, a in answers.degraded.items()}}
 
 
 def load_reference(path: Path, crops: CropSet) -> Answers:
@@ -368,9 +371,10 @@ def load_reference(path: Path, crops: CropSet) -> Answers:
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
-            digests, angles, spread = (stored[k] for k in ("digests", "angles", "spread"))
+            digests = stored["digests"]
+            clean = Prediction(stored["angles"], stored.get("spread"))
             degraded = {
-                name: Prediction(stored[f"{name}.angles"], stored[f"{name}.spread"])
+                name: Prediction(stored[f"{name}.angles"], stored.get(f"{name}.spread"))
                 for name in CONDITIONS
                 if f"{name}.angles" in stored
             }
@@ -381,4 +385,4 @@ def load_reference(path: Path, crops: CropSet) -> Answers:
             f"{path}: made on {len(digests)} other held-out crops than the {len(crops)} of "
             f"{crops.source}; give the same ones with --validate-on"
         )
-    return Answers(Prediction(angles, spread), degraded)
+    return Answers(clean, degraded)

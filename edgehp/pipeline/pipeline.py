@@ -29,9 +29,10 @@ from edgehp.artifact.write import ArtifactWriter
 from edgehp.device import DeviceProbe, HostProbe
 from edgehp.engines import PROCESSOR_ENGINES, processor_engine
 from edgehp.errors import EnvironmentalError, UsageError
-from edgehp.files import sha256_bytes, sha256_file
+from edgehp.files import sha256_bytes
 from edgehp.networks.bundled import BUNDLED, Network, resolve_network
 from edgehp.networks.graph import graph_bytes
+from edgehp.networks.spec import NetworkSpec
 from edgehp.pipeline.accuracy import (
     Run,
     emulator,
@@ -66,7 +67,9 @@ from edgehp.pipeline.plan import (
 from edgehp.pipeline.sensitivity import REFERENCE_GRAPH
 from edgehp.progress import step
 from edgehp.quantization.compare import split_crops
+from edgehp.quantization.graph import GraphView
 from edgehp.quantization.half import to_half_body
+from edgehp.quantization.placement import float_operators
 from edgehp.quantization.quantize import AUTO, QuantizationConfig, QuantizedModel, quantize
 from edgehp.validation.appearance import ADVICE
 from edgehp.validation.metrics import frame_errors
@@ -153,22 +156,23 @@ class OpenedNetwork:
     unresized: Network | None
 
 
-def open_network(text: str, input_size: int | None) -> OpenedNetwork:
+def open_network(text: str, input_size: int | None, describe: Path | None = None) -> OpenedNetwork:
     """Open the network a user named.
 
     Args:
         text: bundled name or file.
         input_size: another input side in pixels, or None.
+        describe: description of a network of others, or None.
 
     Raises:
         UsageError: no such network, or a size that cannot be changed.
         CheckpointError, EnvironmentalError: as `resolve_network`.
     """
-    network = resolve_network(text)
+    network = resolve_network(text, describe)
     size = network.spec.preprocessing.size
     if input_size is None or input_size == size:
         return OpenedNetwork(network, text in BUNDLED, None)
-    if network.weights is None:
+    if not isinstance(network.spec, NetworkSpec) or network.weights is None:
         raise UsageError(
             f"{text} is a graph for crops of {size} pixels; its size is fixed\n"
             f"hint: give the checkpoint to build for {input_size}"
@@ -198,7 +202,7 @@ def build(request: BuildRequest, device: DeviceProbe | None = None) -> BuildResu
         plan = make_plan(request)
         place = _find_place(plan, request, device)
     with steps("network"):
-        opened = open_network(request.network, request.input_size)
+        opened = open_network(request.network, request.input_size, request.describe)
         network = opened.network
         logger.warning("weights of %s: %s", network.spec.name, _licence(network))
     # Artifacts of several sizes of one network lie side by side.
@@ -310,6 +314,10 @@ class _Build:
         preprocessing = self._network.spec.preprocessing
         with self._steps("graph"):
             model = self._network.graph()
+            if self._network.spec.bins is None:
+                context.warn(
+                    "the network has no bins, so the artifact gives no spread: confidence is null"
+                )
             reference = _write_graph(model, context.writer.scratch / REFERENCE_GRAPH)
         with self._steps("crops"):
             held_out = held_out_crops(request.validate_on, preprocessing, request.photo_depth)
@@ -339,6 +347,15 @@ class _Build:
             body="fp16" if context.half else "fp32",
             threads=request.threads,
         )
+        kept = float_operators(GraphView(inputs.model), self._plan.flavor)
+        if kept:
+            shown = ", ".join(
+                f"{len(names)} {kind} ({names[0]}, ...)"
+                if len(names) > 1
+                else f"1 {kind} ({names[0]})"
+                for kind, names in kept.items()
+            )
+            context.warn(f"these operators between the layers stay in floating point: {shown}")
         quantized = quantize(inputs.model, list(inputs.crops.crops), config)
         _write_graph(quantized.model, path)
         return _EngineGraph(
@@ -588,7 +605,7 @@ def _network_record(network: Network, request: BuildRequest) -> NetworkRecord:
     return NetworkRecord(
         network.spec.to_dict(),
         network.spec.digest,
-        sha256_file(network.path),
+        network.digest,
         # The last part only: where a file lies on the building machine says nothing elsewhere.
         Path(request.network).name,
         network.spec.licence,

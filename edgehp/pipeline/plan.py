@@ -50,12 +50,14 @@ class BuildRequest:
     Attributes:
         target: name or alias of a target.
         precision: ``"int8"``, ``"fp16"`` or ``"fp32"``.
-        network: bundled name or file (checkpoint or deployed ONNX graph).
+        network: bundled name or file: checkpoint, deployed ONNX graph, description; or the ONNX
+            file or folder that `describe` describes.
         calibration: folder or zip of faces, None for the shipped crops.
         calibration_method: how activation ranges are chosen: ``"auto"`` or one of `METHODS`.
         validate_on: folder or zip of held-out faces, None for the shipped ones.
         photo_depth: significant bits of photos with 16 bits a sample; None where none are.
         max_drop: largest accuracy drop in degrees that makes an artifact.
+        describe: description of `network`, where that is a network of others.
         mixed: where INT8 throughout drops more, keep layers in floating point until it does not.
         defer: make an artifact without engine where the engine cannot be built here.
         output: directory that artifacts are made in.
@@ -88,6 +90,7 @@ class BuildRequest:
     version_compatible: bool = False
     hardware_compatible: bool = False
     mixed: bool = False
+    describe: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be right, before any work is done."""
@@ -134,7 +137,7 @@ class BuildRequest:
     def to_recipe(self) -> dict[str, Any]:
         """JSON values that repeat the build. Paths by their last part: a manifest travels."""
         values = {k: v for k, v in asdict(self).items() if k not in _HOW}
-        for name in ("network", "calibration", "validate_on"):
+        for name in ("network", "describe", "calibration", "validate_on"):
             values[name] = None if values[name] is None else Path(values[name]).name
         return {**values, "batch": list(self.batch)}
 

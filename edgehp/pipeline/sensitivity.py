@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from edgehp.artifact.check import Artifact
 from edgehp.errors import CompatibilityError, DataError, UsageError
-from edgehp.files import sha256_file
 from edgehp.networks.bundled import resolve_network
 from edgehp.progress import track
 from edgehp.quantization.compare import Comparison, Difference
@@ -293,7 +292,7 @@ def artifact_graphs(artifact: Artifact) -> tuple[onnx.ModelProto, onnx.ModelProt
         )
     own = artifact.path / REFERENCE_GRAPH
     network = resolve_network(str(own) if own.is_file() else record.source)
-    if not own.is_file() and sha256_file(network.path) != record.weights_sha256:
+    if not own.is_file() and network.digest != record.weights_sha256:
         raise CompatibilityError(
             f"{record.source} is not the network that {artifact.path} was made from: its SHA-256 "
             f"is not {record.weights_sha256[:16]}...\nhint: build the artifact again"
@@ -341,5 +340,5 @@ def sensitivity_report(found: Sensitivity, source: onnx.ModelProto, latency: Lat
     return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _difference(d: Difference) -> dict[str, float]:
+def _difference(d: Difference) -> dict[str, float | None]:
     return {"angles": d.angles, "spread": d.spread, "worst": d.worst}

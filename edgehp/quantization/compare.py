@@ -30,13 +30,13 @@ class Difference:
 
     Attributes:
         angles: mean absolute difference of pitch, yaw and roll.
-        spread: mean absolute difference of the spread.
+        spread: mean absolute difference of the spread; None of a network without bins.
         worst: largest difference of an angle.
         bias: mean signed difference of (pitch, yaw, roll).
     """
 
     angles: float
-    spread: float
+    spread: float | None
     worst: float
     bias: tuple[float, float, float]
 
@@ -82,7 +82,7 @@ class Comparison:
     """Compares Q/DQ graphs with a float graph on the same crops.
 
     Args:
-        model: the float graph with the outputs ``angles`` and ``spread``.
+        model: the float graph with the outputs ``angles`` and, of bins, ``spread``.
         crops: to compare on.
         threads: of the processor; None takes all cores.
     """
@@ -97,22 +97,26 @@ class Comparison:
         self._crops = crops
         self._threads = threads
         names = [o.name for o in model.graph.output]
-        if not set(_OUTPUTS) <= set(names):
+        self._names = tuple(name for name in _OUTPUTS if name in names)
+        if _OUTPUTS[0] not in self._names:
             raise DataError(f"the graph's outputs are {names}, expected {', '.join(_OUTPUTS)}")
-        self._angles, self._spread = self.outputs(model)
+        self._reference = self.outputs(model)
 
     def outputs(self, model: onnx.ModelProto) -> tuple[npt.NDArray[np.float32], ...]:
-        """Angles and spread [N, 3] of any graph for the crops."""
-        return Runner(model, _OUTPUTS, threads=self._threads)(self._crops)
+        """Angles and, of bins, spread [N, 3] of any graph for the crops."""
+        return Runner(model, self._names, threads=self._threads)(self._crops)
 
     def __call__(self, model: onnx.ModelProto) -> Difference:
         """How far `model` is from the float graph."""
-        angles, spread = self.outputs(model)
-        error = angles.astype(np.float64) - self._angles
+        apart = [
+            found.astype(np.float64) - own
+            for found, own in zip(self.outputs(model), self._reference, strict=True)
+        ]
+        error = apart[0]
         p, y, r = (float(v) for v in error.mean(0))
         return Difference(
             angles=float(np.abs(error).mean()),
-            spread=float(np.abs(spread.astype(np.float64) - self._spread).mean()),
+            spread=float(np.abs(apart[1]).mean()) if len(apart) > 1 else None,
             worst=float(np.abs(error).max()),
             bias=(p, y, r),
         )

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["RULES", "Finding", "lint"]
 
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
-# These run in the kernel of the layer before them, or only rename what it made.
-_FUSED = (*_PAIR, "Relu", "Clip", "Flatten", "Reshape")
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,8 @@ def _axis(g: _Graph) -> Iterator[Finding]:
             continue
         # Axis 0 is the output channel of Conv, and of Gemm with transB=1.
         axis = g.attribute(dq, "axis", 1)
-        if scale.size == 1 or axis != 0:
+        channels = g.array(dq.input[0]).shape[0] if g.is_constant(dq.input[0]) else scale.size
+        if scale.size != channels or axis != 0:
             found = "one scale for all channels" if scale.size == 1 else f"scales on axis {axis}"
             yield Finding(
                 "weight-axis", node.name, f"a weight with {found}", "use one per output channel"
@@ -177,30 +176,19 @@ def _residual_add(g: _Graph) -> Iterator[Finding]:
             )
 
 
-def _between(g: _Graph) -> Iterator[Finding]:
-    """Anything that is not INT8 between two INT8 layers costs two conversions and a kernel."""
-    adds = {node.name for node, _ in g.residual_adds()}
-    layers = {n.name for n in g.of_type(*WEIGHTED) if n.name not in g.float_layers and g.is_int8(n)}
-    behind: set[str] = set()  # tensors behind an INT8 layer
+def _float(g: _Graph) -> Iterator[Finding]:
+    """Layers that lost their INT8; what never has any is `placement.float_operators`."""
     for node in g.model.graph.node:
-        if node.name in layers or any(i in behind for i in node.input):
-            behind.update(node.output)
-    before: set[str] = set()  # tensors before an INT8 layer
-    for node in reversed(g.model.graph.node):
-        if node.name in layers or any(o in before for o in node.output):
-            before.update(node.input)
-    for node in g.model.graph.node:
-        if node.op_type in _FUSED or node.name in adds | g.float_layers:
-            if node.op_type in ("Relu", "Clip") and g.dequantizer(node.input[0]) is not None:
-                yield Finding(
-                    "not-int8",
-                    node.name,
-                    "Q/DQ before an activation function keeps it out of its layer's kernel",
-                    "put the pair behind it",
-                )
+        if node.name in g.float_layers:
             continue
-        inside = any(i in behind for i in node.input) and any(o in before for o in node.output)
-        if not g.is_int8(node) and (inside or node.op_type == "Conv"):
+        if node.op_type in ("Relu", "Clip") and g.dequantizer(node.input[0]) is not None:
+            yield Finding(
+                "not-int8",
+                node.name,
+                "Q/DQ before an activation function keeps it out of its layer's kernel",
+                "put the pair behind it",
+            )
+        if node.op_type in ("Conv", "MaxPool") and not g.is_int8(node):
             yield Finding(
                 "not-int8",
                 node.name,
@@ -215,5 +203,5 @@ RULES: dict[str, Callable[[_Graph], Iterator[Finding]]] = {
     "weight-axis": _axis,
     "integer-bias": _bias,
     "residual-add": _residual_add,
-    "not-int8": _between,
+    "not-int8": _float,
 }

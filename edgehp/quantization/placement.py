@@ -6,6 +6,11 @@ between Conv and Relu, nothing on the last convolution's edge to the Add (Tensor
 convolution's kernel, in higher precision), no Gemm.
 
 Flavor ``"cpu"``: every Conv, Gemm, MaxPool, average pooling and residual Add takes integers.
+
+Networks of others are placed by the same rules. Activations (`_FUSED`) run in the kernel of the
+layer before them, gates of SiLU and of squeeze-and-excitation between two layers: no pair lies in
+front of them. Whatever else there is stays in floating point, and `float_operators` names it.
+Nothing behind the last layer with weights is quantized: that is the decode.
 """
 
 from __future__ import annotations
@@ -22,12 +27,25 @@ from edgehp.quantization.recipe import FLAVORS
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Placement", "observed_tensors", "place", "quantizable_layers"]
+__all__ = [
+    "Placement",
+    "float_operators",
+    "observed_tensors",
+    "place",
+    "quantizable_layers",
+]
 
 # These hand on a selection of their input's values, or the same in another shape: with the same
 # scale on both sides the second rounding changes nothing.
 _TRANSPARENT = ("MaxPool", "Flatten", "Reshape")
 _AVERAGES = ("GlobalAveragePool", "AveragePool", "ReduceMean")
+# Engines compute these inside of a layer's kernel, or they only rename and move what it made.
+_FUSED = (
+    *("Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Mul"),
+    *("Concat", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Identity"),
+)
+# They compute shapes, or stand for a number.
+_SHAPES = ("Shape", "Gather", "Constant", "ConstantOfShape", "Cast", "Slice", "Split", "Expand")
 
 
 @dataclass(frozen=True)
@@ -51,6 +69,22 @@ class Placement:
 def quantizable_layers(view: GraphView, flavor: str) -> tuple[str, ...]:
     """Names of the nodes that `float_layers` may name, in graph order."""
     return tuple(dict.fromkeys(node for node, _ in _edges(view, flavor)))
+
+
+def float_operators(view: GraphView, flavor: str) -> dict[str, tuple[str, ...]]:
+    """Operators between the layers that stay in floating point: type -> names of the nodes.
+
+    A layer that works on numbers that are not constant, or of a kind without integer kernels, costs
+    the engine a conversion on either side.
+    """
+    quantized = set(quantizable_layers(view, flavor))
+    body, found = view.body(), dict[str, list[str]]()
+    for node in view.model.graph.node:
+        usual = node.op_type in (*_FUSED, *_SHAPES) or node.name in quantized
+        # A Gemm stays in floating point where the engine's own placement leaves it there.
+        if node.name in body and not usual and not view.has_weight(node):
+            found.setdefault(node.op_type, []).append(node.name)
+    return {kind: tuple(names) for kind, names in found.items()}
 
 
 def place(
@@ -97,8 +131,11 @@ def _edges(view: GraphView, flavor: str) -> list[Edge]:
         raise UsageError(f"unknown Q/DQ flavor {flavor!r}; known: {', '.join(FLAVORS)}")
     cpu = flavor == "cpu"
     skips = {n.name: skip for n, skip in view.residual_adds()}
+    body = view.body()
     found: list[Edge] = []
     for node in view.model.graph.node:
+        if node.name not in body:
+            continue
         behind_conv = view.conv_depth.get(node.output[0], 0) > 0
         if view.has_weight(node):
             if node.op_type == "Conv" or cpu:

@@ -7,8 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from edgehp.artifact.open import OpenedNetwork
 from edgehp.engines.base import Face, Prediction, crops_frames, infer_frames
 from edgehp.errors import EdgehpError, EnvironmentalError
@@ -160,7 +158,7 @@ class EngineHost:
         # RuntimeError and OSError: what native runtimes raise past their wrappers.
         except (EdgehpError, RuntimeError, OSError) as e:
             raise self._failed(f"the engine failed: {e}") from e
-        if not (np.isfinite(answer.angles).all() and np.isfinite(answer.spread).all()):
+        if not answer.finite.all():
             raise self._failed("the engine gave something else than numbers")
         self._attempts, self._pause, self._gone_since = 0, self._first, None
         return answer

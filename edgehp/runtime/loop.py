@@ -264,7 +264,8 @@ class Runtime:
         angles = answer.angles[0].astype(np.float64)
         bins = self.engine.network.bins or DEFAULT_BINS
         rules = StateRules(bins, self.settings.tracking.min_confidence)
-        found = classify_pose(angles, answer.spread[0], rules)
+        spread = None if answer.spread is None else answer.spread[0].astype(np.float64)
+        found = classify_pose(angles, spread, rules)
         rotation = None
         if found.state == "low_confidence":
             # Not filtered: a guess would pull the good ones with it.
@@ -276,7 +277,7 @@ class Runtime:
             face.detected,
             tuple(angles),
             None if rotation is None else tuple(euler_from_matrix(rotation)),
-            tuple(answer.spread[0].astype(np.float64)),
+            None if spread is None else tuple(spread),
             found.confidence,
         )
         return found.state, None, pose

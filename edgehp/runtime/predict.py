@@ -11,7 +11,14 @@ from edgehp.datasets.lists import BoxList
 from edgehp.engines.base import Engine, Prediction, infer_frames
 from edgehp.errors import DataError
 from edgehp.runtime.detection import DetectedFace, FaceDetector, network_box
-from edgehp.runtime.records import PoseState, StateRules, classify_pose, corners, named_angles
+from edgehp.runtime.records import (
+    PoseState,
+    StateRules,
+    classify_pose,
+    corners,
+    named_angles,
+    rounded,
+)
 from edgehp.runtime.sources import Frame
 
 __all__ = [
@@ -35,14 +42,14 @@ class FacePose:
         box: what the network saw, pixels of the photo.
         detected: the detector's own box and score; None for a box from a list.
         angles: pitch, yaw, roll, degrees.
-        spread: standard deviation of each in degrees.
+        spread: standard deviation of each in degrees; None of a network without bins.
         result: state, confidence, flag.
     """
 
     box: Box
     detected: DetectedFace | None
     angles: Triple
-    spread: Triple
+    spread: Triple | None
     result: PoseState
 
 
@@ -88,7 +95,7 @@ class FrameResult:
                 },
                 "angles": named_angles(face.angles),
                 "spread": named_angles(face.spread),
-                "confidence": round(face.result.confidence, 4),
+                "confidence": rounded(face.result.confidence),
                 "out_of_range": face.result.out_of_range,
                 "problem": None,
             }
@@ -191,11 +198,11 @@ def predict(
 def _poses(
     found: Sequence[tuple[Box, DetectedFace | None]], prediction: Prediction, rules: StateRules
 ) -> Iterator[FacePose]:
-    for (box, detected), angles, spread in zip(
-        found, prediction.angles, prediction.spread, strict=True
-    ):
+    spreads = [None] * len(found) if prediction.spread is None else prediction.spread
+    for (box, detected), angles, spread in zip(found, prediction.angles, spreads, strict=True):
         result = classify_pose(angles, spread, rules)
-        yield FacePose(box, detected, _triple(angles), _triple(spread), result)
+        wide = None if spread is None else _triple(spread)
+        yield FacePose(box, detected, _triple(angles), wide, result)
 
 
 def _triple(values: Any) -> Triple:

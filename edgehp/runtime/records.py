@@ -9,6 +9,9 @@ the network's own doubt. From it follow:
 * ``out_of_range``: an angle plus or minus two of its spreads reaches past the outermost bin. The
   distribution is then cut off at the end of the bins, and its mean is pulled inwards by an unknown
   amount; the head may be turned further than the angle says.
+
+A network of others without bins says nothing of the kind: spread and confidence are null, and its
+poses are ok wherever they are numbers.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ __all__ = [
     "frame_record",
     "json_line",
     "named_angles",
+    "rounded",
     "status_record",
     "utc",
 ]
@@ -84,15 +88,15 @@ class StateRules:
 
 @dataclass(frozen=True)
 class PoseState:
-    """State, confidence (0..1) and flag of one pose."""
+    """State, confidence (0..1; None where the network gives no spread) and flag of one pose."""
 
     state: str
-    confidence: float
+    confidence: float | None
     out_of_range: bool
 
 
 def classify_pose(
-    angles: npt.NDArray[np.floating], spread: npt.NDArray[np.floating], rules: StateRules
+    angles: npt.NDArray[np.floating], spread: npt.NDArray[np.floating] | None, rules: StateRules
 ) -> PoseState:
     """The state of one pose.
 
@@ -101,10 +105,14 @@ def classify_pose(
 
     Args:
         angles: [3] degrees, pitch, yaw, roll.
-        spread: [3] degrees.
+        spread: [3] degrees; None of a network without bins.
         rules: the limits.
     """
-    a, s = np.asarray(angles, np.float64), np.asarray(spread, np.float64)
+    a = np.asarray(angles, np.float64)
+    if spread is None:
+        known = bool(np.isfinite(a).all())
+        return PoseState("ok" if known else "low_confidence", None, not known)
+    s = np.asarray(spread, np.float64)
     if not (np.isfinite(a).all() and np.isfinite(s).all()):
         return PoseState("low_confidence", 0.0, True)
     rms = math.sqrt(float((s**2).mean()))
@@ -238,6 +246,11 @@ def named_angles(values: Iterable[float] | None) -> dict[str, float | None] | No
     }
 
 
+def rounded(confidence: float | None) -> float | None:
+    """A confidence with four digits; null where there is none."""
+    return None if confidence is None else round(confidence, 4)
+
+
 def corners(box: Box | None) -> list[float] | None:
     """A box as [x_min, y_min, x_max, y_max], in tenths of a pixel."""
     if box is None:
@@ -279,7 +292,7 @@ def frame_record(
         "raw": named_angles(pose.raw),
         "filtered": named_angles(pose.filtered),
         "spread": named_angles(pose.spread),
-        "confidence": None if pose.confidence is None else round(pose.confidence, 4),
+        "confidence": rounded(pose.confidence),
     }
 
 

@@ -26,7 +26,8 @@ from edgehp.datasets.base import Sample, Skips
 from edgehp.datasets.stores import photo_for
 from edgehp.errors import DataError, EdgehpError, EnvironmentalError, UsageError
 from edgehp.files import decode_text, plain, read_bytes, sha256_file, write_whole
-from edgehp.training.teachers import Teacher, TeacherSpec
+from edgehp.networks.description import Description
+from edgehp.training.teachers import Teacher
 
 __all__ = ["Ensemble", "Label", "ensemble_label", "label_samples", "read_labels"]
 
@@ -92,12 +93,12 @@ def ensemble_label(sample: Sample, teachers: Sequence[Teacher]) -> Label:
 class Ensemble:
     """The teachers as work for `edgehp.cluster`: a sample in, its `Label` out."""
 
-    teachers: tuple[TeacherSpec, ...]
+    teachers: tuple[Description, ...]
 
     @property
     def files(self) -> Mapping[str, Path]:
         """The networks."""
-        return {f"{i}/{f.name}": f for i, t in enumerate(self.teachers) for f in t.files}
+        return {f"{i}/{f.name}": f for i, t in enumerate(self.teachers) for f in t.paths}
 
     def open(self, folder: Path | None) -> Callable[[Sample], Label]:
         """Load the networks, from `folder` where they were sent there.
@@ -108,14 +109,14 @@ class Ensemble:
         ready = []
         for i, spec in enumerate(self.teachers):
             if folder is not None:
-                spec = replace(spec, files=tuple(folder / str(i) / f.name for f in spec.files))
+                spec = spec.with_files([folder / str(i) / f.name for f in spec.paths])
             ready.append(Teacher(spec))
         return lambda sample: ensemble_label(sample, ready)
 
 
 def label_samples(
     samples: Sequence[Sample],
-    teachers: Sequence[TeacherSpec],
+    teachers: Sequence[Description],
     out: Path,
     *,
     threads: int = 2,
@@ -269,16 +270,16 @@ def _resume(path: Path, names: Sequence[str]) -> set[str]:
     return {row[0] for row in rows[1:]}
 
 
-def _describe(teachers: Sequence[TeacherSpec]) -> list[dict[str, Any]]:
+def _describe(teachers: Sequence[Description]) -> list[dict[str, Any]]:
     out = []
     for s in teachers:
         out.append(
             {
                 "name": s.name,
-                "files": {f.name: sha256_file(f) for f in s.files},
+                "files": {f.name: sha256_file(f) for f in s.paths},
                 "weight": s.weight,
-                "preprocessing": s.preprocessing.to_dict(),
-                "dark": None if s.dark is None else plain(s.dark),
+                "preprocessing": s.input.preprocessing.to_dict(),
+                "dark": None if s.input.dark is None else plain(s.input.dark),
                 "grid": plain(s.grid),
             }
         )

@@ -23,6 +23,7 @@ __all__ = [
     "Summary",
     "Worst",
     "frame_errors",
+    "mean_or_none",
     "measure_accuracy",
     "yaw_bands",
 ]
@@ -102,17 +103,24 @@ class SpreadCalibration:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Everything measured of one network on one set of frames."""
+    """Everything measured of one network on one set of frames; no spread without bins."""
 
     overall: Summary
     bands: tuple[Band, ...]
     worst: tuple[Worst, ...]
-    spread: SpreadCalibration
+    spread: SpreadCalibration | None
 
 
 def frame_errors(predicted: npt.ArrayLike, truth: npt.ArrayLike) -> Array:
     """A frame's absolute error averaged over pitch, yaw and roll: [n] degrees from [n, 3] each."""
     return np.asarray(angle_errors(predicted, truth).mean(axis=-1))
+
+
+def mean_or_none(values: Angles | None, mask: npt.NDArray[np.bool_] | None = None) -> float | None:
+    """The mean of `values`, or of the rows that `mask` chooses; None where there are none."""
+    if values is None:
+        return None
+    return float(values.mean() if mask is None else values[mask].mean())
 
 
 def yaw_bands(truth: npt.ArrayLike) -> list[tuple[float, float, npt.NDArray[np.bool_]]]:
@@ -134,7 +142,7 @@ def yaw_bands(truth: npt.ArrayLike) -> list[tuple[float, float, npt.NDArray[np.b
 
 def measure_accuracy(
     predicted: Angles,
-    spread: Angles,
+    spread: Angles | None,
     truth: npt.ArrayLike,
     matrices: npt.ArrayLike,
     names: Sequence[str],
@@ -144,7 +152,7 @@ def measure_accuracy(
 
     Args:
         predicted: [n, 3] degrees, pitch, yaw, roll, convention ``"aflw2000"``.
-        spread: [n, 3] degrees.
+        spread: [n, 3] degrees; None of a network without bins.
         truth: [n, 3] degrees, as the data set publishes them.
         matrices: [n, 3, 3] canonical rotations of the truth.
         names: of the n frames.
@@ -154,18 +162,19 @@ def measure_accuracy(
         DataError: no frames, shapes that do not agree, or a prediction that is not finite.
     """
     p = np.asarray(predicted, np.float64)
-    s = np.asarray(spread, np.float64)
+    s = None if spread is None else np.asarray(spread, np.float64)
     t = np.asarray(truth, np.float64)
     m = np.asarray(matrices, np.float64)
     n = len(names)
     if n == 0:
         raise DataError("no frames to measure the accuracy on")
-    if p.shape != (n, 3) or s.shape != (n, 3) or t.shape != (n, 3) or m.shape != (n, 3, 3):
+    rows = [a.shape for a in (p, t, s) if a is not None]
+    if set(rows) != {(n, 3)} or m.shape != (n, 3, 3):
         raise DataError(
-            f"expected [{n}, 3] predictions, spreads and angles and [{n}, 3, 3] rotations, found "
-            f"{list(p.shape)}, {list(s.shape)}, {list(t.shape)} and {list(m.shape)}"
+            f"expected [{n}, 3] predictions, angles and spreads and [{n}, 3, 3] rotations, found "
+            f"{', '.join(str(list(r)) for r in (*rows, m.shape))}"
         )
-    bad = ~(np.isfinite(p).all(axis=1) & np.isfinite(s).all(axis=1))
+    bad = ~np.isfinite(p if s is None else np.concatenate([p, s], axis=1)).all(axis=1)
     if bad.any():
         raise DataError(
             f"the network's answer is not finite for {int(bad.sum())} of {n} frames, the first "
@@ -183,7 +192,7 @@ def measure_accuracy(
             for low, high, mask in yaw_bands(t)
         ),
         worst=_worst(errors.mean(axis=1), p, t, names, worst),
-        spread=_calibration(errors, s),
+        spread=None if s is None else _calibration(errors, s),
     )
 
 

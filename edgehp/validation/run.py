@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -22,7 +23,13 @@ from edgehp.files import finite
 from edgehp.pose import angle_errors, geodesic_degrees, matrix_from_euler
 from edgehp.progress import step
 from edgehp.validation.appearance import ADVICE, AppearanceCheck, Clipped, measure_crops
-from edgehp.validation.metrics import Accuracy, frame_errors, measure_accuracy, yaw_bands
+from edgehp.validation.metrics import (
+    Accuracy,
+    frame_errors,
+    mean_or_none,
+    measure_accuracy,
+    yaw_bands,
+)
 from edgehp.validation.robustness import CONDITIONS
 from edgehp.validation.statistics import DEFAULT_RESAMPLES, DEFAULT_SEED, Interval, mean_interval
 
@@ -105,7 +112,8 @@ class Drop:
             from each other, whatever the truth is.
         mean_difference_overall: mean of the three.
         largest_difference: the largest of any frame and angle.
-        spread_difference: mean absolute difference of the spreads per angle.
+        spread_difference: mean absolute difference of the spreads per angle; None, as every
+            figure of the spread, for networks without bins.
         spread_difference_overall: mean of the three.
     """
 
@@ -116,8 +124,8 @@ class Drop:
     mean_difference: tuple[float, float, float]
     mean_difference_overall: float
     largest_difference: float
-    spread_difference: tuple[float, float, float]
-    spread_difference_overall: float
+    spread_difference: tuple[float, float, float] | None
+    spread_difference_overall: float | None
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,7 @@ class Condition:
     drop: Interval | None
     mean_difference: float | None
     spread_difference: float | None
-    reference_spread: float
+    reference_spread: float | None
 
 
 @dataclass(frozen=True)
@@ -289,14 +297,8 @@ class _Seen:
     some: list[Crops] = field(default_factory=list)
 
     def joined(self) -> dict[tuple[str, str], Prediction]:
-        """All predictions of each role under each condition: [n, 3] float64."""
-        return {
-            key: Prediction(
-                np.concatenate([p.angles for p in parts]).astype(np.float64),
-                np.concatenate([p.spread for p in parts]).astype(np.float64),
-            )
-            for key, parts in self.answers.items()
-        }
+        """All predictions of each role under each condition."""
+        return {key: Prediction.joined(parts) for key, parts in self.answers.items()}
 
 
 def group_of(dataset: str) -> tuple[Callable[[str], str] | None, str]:
@@ -431,8 +433,8 @@ def _infer(
         changed = clean if condition == CLEAN else CONDITIONS[condition](clean)
         for role, contender in contenders.roles().items():
             answer = contender.engine.infer(changed)
-            # Copies: an engine may use its output buffers again.
-            kept = Prediction(np.array(answer.angles), np.array(answer.spread))
+            # A copy: an engine may use its output buffers again.
+            kept = deepcopy(answer)
             seen.answers.setdefault((role, condition), []).append(kept)
 
 
@@ -499,7 +501,7 @@ def _drop(
         geodesic_degrees(matrix_from_euler(p.angles), matrices) for p in (reference, artifact)
     )
     apart = angle_errors(artifact.angles, reference.angles)
-    spread = np.abs(artifact.spread - reference.spread)
+    spread = artifact.spread_apart(reference)
     frame = worse.mean(axis=1)
     return Drop(
         overall=interval(frame),
@@ -512,7 +514,7 @@ def _drop(
                 int(mask.sum()),
                 interval(frame, mask),
                 float(apart[mask].mean()),
-                float(spread[mask].mean()),
+                mean_or_none(spread, mask),
             )
             if mask.any()
             else BandDrop(low, high, 0, None)
@@ -521,8 +523,8 @@ def _drop(
         mean_difference=_triple(apart.mean(axis=0)),
         mean_difference_overall=float(apart.mean()),
         largest_difference=float(apart.max()),
-        spread_difference=_triple(spread.mean(axis=0)),
-        spread_difference_overall=float(spread.mean()),
+        spread_difference=None if spread is None else _triple(spread.mean(axis=0)),
+        spread_difference_overall=mean_or_none(spread),
     )
 
 
@@ -536,7 +538,7 @@ def _condition(
     before = frame_errors(reference.angles, truth)
     if artifact is None:
         return Condition(
-            name, float(before.mean()), None, None, None, None, float(reference.spread.mean())
+            name, float(before.mean()), None, None, None, None, mean_or_none(reference.spread)
         )
     after = frame_errors(artifact.angles, truth)
     return Condition(
@@ -545,8 +547,8 @@ def _condition(
         artifact_mae=float(after.mean()),
         drop=interval(after - before),
         mean_difference=float(angle_errors(artifact.angles, reference.angles).mean()),
-        spread_difference=float(np.abs(artifact.spread - reference.spread).mean()),
-        reference_spread=float(reference.spread.mean()),
+        spread_difference=mean_or_none(artifact.spread_apart(reference)),
+        reference_spread=mean_or_none(reference.spread),
     )
 
 

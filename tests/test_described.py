@@ -1,0 +1,390 @@
+"""Networks of others: any exporter's ONNX, described by TOML, as deployed graphs and artifacts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import convert_model_to_external_data
+
+from edgehp import pose
+from edgehp.cli.build import command as build_command
+from edgehp.errors import CheckpointError, DataError
+from edgehp.networks.bundled import resolve_network
+from edgehp.networks.described import deployed_graph
+from edgehp.networks.description import load_description
+from edgehp.networks.simplify import run_graph
+from edgehp.quantization.graph import GraphView
+from edgehp.quantization.placement import float_operators
+from edgehp.quantization.quantize import QuantizationConfig, quantize
+
+SIZE = 16
+
+
+def answer_net(
+    path: Path,
+    values: dict[str, np.ndarray],
+    *,
+    channels: int = 3,
+    batch: int | str = "n",
+    opset: int = 17,
+    kind: int = TensorProto.FLOAT,
+    nhwc: bool = False,
+) -> Path:
+    """A network that answers each of `values` plus the mean of its channels times zero point one.
+
+    So that its answer depends on the input, and a wrong normalisation shows.
+    """
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    nodes, constants, outputs = [], [], []
+    axes = [1, 2] if nhwc else [2, 3]
+    if opset < 18:
+        nodes.append(helper.make_node("ReduceMean", ["x"], ["m"], axes=axes, keepdims=0))
+    else:
+        constants.append(numpy_helper.from_array(np.array(axes), "axes"))
+        nodes.append(helper.make_node("ReduceMean", ["x", "axes"], ["m"], keepdims=0))
+    for name, value in values.items():
+        flat = np.asarray(value, dtype).reshape(-1)
+        weight = np.zeros((channels, flat.size), dtype)
+        weight[:, 0] = 0.1
+        constants += [
+            numpy_helper.from_array(weight, f"{name}.w"),
+            numpy_helper.from_array(flat, f"{name}.b"),
+            numpy_helper.from_array(
+                np.array([batch if isinstance(batch, int) else -1, *np.shape(value)]), f"{name}.s"
+            ),
+        ]
+        nodes += [
+            helper.make_node("MatMul", ["m", f"{name}.w"], [f"{name}.p"]),
+            helper.make_node("Add", [f"{name}.p", f"{name}.b"], [f"{name}.a"]),
+            helper.make_node("Reshape", [f"{name}.a", f"{name}.s"], [name]),
+        ]
+        outputs.append(helper.make_tensor_value_info(name, kind, [batch, *np.shape(value)]))
+    shape = [batch, SIZE, SIZE, channels] if nhwc else [batch, channels, SIZE, SIZE]
+    graph = helper.make_graph(
+        nodes, "net", [helper.make_tensor_value_info("x", kind, shape)], outputs, constants
+    )
+    opsets = [helper.make_opsetid("", opset)]
+    ir = helper.find_min_ir_version_for(opsets)
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=ir), str(path))
+    return path
+
+
+def describe(
+    path: Path, output: str, *, colour: str = "RGB", more: str = "", mean: float = 128
+) -> Path:
+    """A description that takes `mean` off and divides by one."""
+    channels = 1 if colour == "GREY" else 3
+    path = path.with_suffix(".toml")
+    path.write_text(
+        f'name = "net"\nfiles = ["{path.stem}.onnx"]\n[input]\nsize = {SIZE}\n'
+        f'colour = "{colour}"\nmean = {[mean] * channels}\nstd = {[1] * channels}\n{more}\n'
+        f"[output]\n{output}\n"
+    )
+    return path
+
+
+def angles_of(description: Path, crops: np.ndarray | None = None, *, simple: bool = False):
+    model, spec = deployed_graph(load_description(description), simple=simple)
+    crops = np.full((2, SIZE, SIZE, 3), 128, np.uint8) if crops is None else crops
+    return run_graph(model, crops, [o.name for o in model.graph.output]), spec
+
+
+POSES = [(20.0, -50.0, 10.0), (-80.0, 5.0, -170.0), (0.0, 89.0, 0.0), (30.0, -100.0, 20.0)]
+
+
+@pytest.mark.parametrize("angles", POSES)
+@pytest.mark.parametrize("kind", ["euler", "quaternion", "wxyz", "sixd", "matrix", "plain matrix"])
+def test_every_kind_of_output_becomes_the_same_pose(
+    tmp_path: Path, kind: str, angles: tuple[float, float, float]
+) -> None:
+    from scipy.spatial.transform import Rotation
+
+    rotation = pose.matrix_from_euler(angles)
+    x, y, z, w = Rotation.from_matrix(rotation).as_quat() * 3
+    theirs = pose.matrix_from_sixdrepnet(rotation)
+    value, text = {
+        "euler": (np.array(angles), 'kind = "euler"'),
+        "quaternion": (np.array([x, y, z, w]), 'kind = "quaternion"'),
+        "wxyz": (np.array([w, x, y, z]), 'kind = "quaternion"\norder = ["w", "x", "y", "z"]'),
+        "sixd": (np.concatenate([2 * theirs[:, 0], theirs[:, 1]]), 'kind = "sixd"'),
+        "matrix": (theirs, 'kind = "matrix"'),
+        "plain matrix": (rotation, 'kind = "matrix"\nsigns = [1, 1, 1]\ntransposed = false'),
+    }[kind]
+    path = describe(answer_net(tmp_path / "net.onnx", {"pose": value}), text)
+    (found,), spec = angles_of(path)
+    assert spec.bins is None
+    apart = pose.geodesic_degrees(pose.matrix_from_euler(found[0]), rotation)
+    assert apart < 0.01, (found[0], angles)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_bins_give_expectation_and_spread(tmp_path: Path, outputs: int) -> None:
+    rng = np.random.default_rng(3)
+    logits = rng.normal(0, 2, (3, 10))
+    names = ["yaw", "pitch", "roll"] if outputs == 3 else ["all"]
+    values = dict(zip(names, logits if outputs == 3 else [logits], strict=True))
+    text = f'kind = "bins"\nnames = {names}\nfirst = -90\nlast = 90\n{SIGNED}'
+    path = describe(answer_net(tmp_path / "net.onnx", values), text)
+    (angles, spread), spec = angles_of(path)
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    bins = np.linspace(-90, 90, 10)
+    mean = p @ bins
+    deviation = np.sqrt((p * (bins - mean[:, None]) ** 2).sum(1))
+    assert spec.bins is not None
+    assert spec.bins.count == 10
+    np.testing.assert_allclose(angles[0], [-mean[1], mean[0], mean[2]], atol=1e-3)
+    np.testing.assert_allclose(spread[0], [deviation[1], deviation[0], deviation[2]], atol=1e-3)
+
+
+SIGNED = 'order = ["yaw", "pitch", "roll"]\nsigns = [-1, 1, 1]'
+
+
+@pytest.mark.parametrize("colour", ["RGB", "BGR", "GREY"])
+@pytest.mark.parametrize("nhwc", [False, True])
+def test_the_input_is_normalised_as_described(tmp_path: Path, colour: str, nhwc: bool) -> None:
+    channels = 1 if colour == "GREY" else 3
+    path = answer_net(tmp_path / "net.onnx", {"pose": np.zeros(3)}, channels=channels, nhwc=nhwc)
+    crops = np.full((2, SIZE, SIZE, 3), (178, 128, 78), np.uint8)
+    (found,), _ = angles_of(describe(path, 'kind = "euler"', colour=colour), crops)
+    grey = 0.299 * 50 - 0.114 * 50
+    assert found[0, 0] == pytest.approx(0.1 * (grey if channels == 1 else 0), abs=1e-3)
+
+
+def test_dark_crops_are_brightened(tmp_path: Path) -> None:
+    path = answer_net(tmp_path / "net.onnx", {"pose": np.zeros(3)}, channels=1)
+    dark = "[input.dark]\npercentile = 90\nbelow = 127\ngain = 100\nfloor = 5"
+    crop = np.zeros((1, SIZE, SIZE, 3), np.uint8)
+    crop[:, :, : SIZE // 2] = 60
+    (found,), _ = angles_of(
+        describe(path, 'kind = "euler"', colour="GREY", more=dark),
+        np.concatenate([crop, crop + 140]),
+    )
+    assert found[0, 0] == pytest.approx(0.1 * (30 * 100 / 60 - 128), abs=1e-2)
+    assert found[1, 0] == pytest.approx(0.1 * (170 - 128), abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"opset": 11},
+        {"opset": 20},
+        {"batch": 1},
+        {"batch": 16},
+        {"kind": TensorProto.FLOAT16},
+        {"kind": TensorProto.DOUBLE},
+    ],
+)
+def test_exports_of_any_kind_are_read(tmp_path: Path, given: dict) -> None:
+    path = answer_net(tmp_path / "net.onnx", {"pose": np.array([1.0, 2.0, 3.0])}, **given)
+    (found,), _ = angles_of(describe(path, 'kind = "euler"'), simple=True)
+    np.testing.assert_allclose(found, [[1, 2, 3]] * 2, atol=1e-3)
+
+
+def test_weights_beside_the_file_and_among_the_inputs_are_read(tmp_path: Path) -> None:
+    path = answer_net(tmp_path / "net.onnx", {"pose": np.array([1.0, 2.0, 3.0])})
+    model = onnx.load(path)
+    for t in model.graph.initializer:
+        value = helper.make_tensor_value_info(t.name, t.data_type, list(t.dims))
+        model.graph.input.append(value)
+    convert_model_to_external_data(model, location="net.data", size_threshold=0)
+    onnx.save(model, path)
+    text = describe(path, 'kind = "euler"')
+    (found,), _ = angles_of(text)
+    np.testing.assert_allclose(found[0], [1, 2, 3], atol=1e-3)
+    (tmp_path / "net.data").unlink()
+    with pytest.raises(CheckpointError, match=r"net\.data, which is not beside it"):
+        angles_of(text)
+
+
+def test_weights_outside_of_the_folder_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    path = answer_net(tmp_path / "a" / "net.onnx", {"pose": np.zeros(3)})
+    model = onnx.load(path)
+    convert_model_to_external_data(model, location="net.data", size_threshold=0)
+    onnx.save(model, path)
+    for t in model.graph.initializer:
+        for e in t.external_data:
+            if e.key == "location":
+                e.value = "../net.data"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(CheckpointError, match="outside of its folder"):
+        angles_of(describe(path, 'kind = "euler"'))
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ('kind = "quaternion"', r"the output is pose \['N', 3\], expected 4 values"),
+        ('kind = "euler"\nname = "angle"', "no output 'angle', found pose"),
+        ('kind = "bins"', "3 values in the output of bins"),
+    ],
+)
+def test_a_network_that_is_not_as_described_is_refused(
+    tmp_path: Path, output: str, message: str
+) -> None:
+    path = answer_net(tmp_path / "net.onnx", {"pose": np.zeros(3)})
+    with pytest.raises(CheckpointError, match=message):
+        angles_of(describe(path, output))
+
+
+def test_another_size_and_a_missing_file_are_refused(tmp_path: Path) -> None:
+    path = describe(answer_net(tmp_path / "net.onnx", {"pose": np.zeros(3)}), 'kind = "euler"')
+    path.write_text(path.read_text().replace("size = 16", "size = 32"))
+    with pytest.raises(CheckpointError, match=r"description says \['N', 3, 32, 32\]"):
+        angles_of(path)
+    (tmp_path / "net.onnx").unlink()
+    with pytest.raises(DataError, match=r"net\.onnx is not in"):
+        load_description(path)
+
+
+def test_operators_of_others_and_unknown_types_are_named(tmp_path: Path) -> None:
+    path = answer_net(tmp_path / "net.onnx", {"pose": np.zeros(3)})
+    text = describe(path, 'kind = "euler"')
+    model = onnx.load(path)
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    other.graph.node[0].domain = "com.microsoft"
+    path.write_bytes(other.SerializeToString())
+    with pytest.raises(CheckpointError, match=r"1 com\.microsoft\.ReduceMean"):
+        angles_of(text)
+    model.graph.input[0].type.tensor_type.elem_type = 99
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(CheckpointError, match="element type 99"):
+        angles_of(text)
+
+
+def torch_net(kind: str):
+    """A small network with what others have: depthwise convolutions, gates, SiLU, PReLU, Concat."""
+    import torch
+    from torch import nn
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16))
+            self.depthwise = nn.Conv2d(16, 16, 3, 1, 1, groups=16)
+            self.gate = nn.Sequential(
+                nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 4, 1), nn.ReLU(), nn.Conv2d(4, 16, 1)
+            )
+            self.leaky, self.prelu = nn.LeakyReLU(0.1), nn.PReLU(16)
+            self.last = nn.Conv2d(32, 8, 3, 2, 1)
+            self.heads = nn.ModuleList(nn.Linear(8, 12) for _ in range(3))
+            self.sixd = nn.Linear(8, 6)
+
+        def forward(self, x):
+            x = nn.functional.silu(self.stem(x))
+            y = nn.functional.relu6(self.depthwise(x))
+            y = x + y * torch.sigmoid(self.gate(y))
+            x = self.last(torch.cat([self.leaky(x), self.prelu(y)], 1))
+            x = nn.functional.hardswish(x).mean((2, 3))
+            if kind == "sixd":
+                return self.sixd(x)
+            return tuple(head(x) for head in self.heads)
+
+    torch.manual_seed(7)
+    net = Gated()
+    for _ in range(3):
+        net(torch.randn(8, 3, 32, 32))  # statistics of the normalisation
+    return net.eval()
+
+
+@pytest.mark.parametrize("kind", ["sixd", "bins"])
+@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.filterwarnings("ignore")
+def test_exports_of_torch_are_quantized(tmp_path: Path, kind: str, dynamo: bool) -> None:
+    torch = pytest.importorskip("torch")
+    if dynamo:
+        pytest.importorskip("onnxscript")
+    names = ["pose"] if kind == "sixd" else ["pitch", "yaw", "roll"]
+    path = tmp_path / "net.onnx"
+    torch.onnx.export(
+        torch_net(kind),
+        (torch.zeros(1, 3, 32, 32),),
+        str(path),
+        input_names=["image"],
+        output_names=names,
+        dynamo=dynamo,
+    )
+    output = 'kind = "sixd"' if kind == "sixd" else f'kind = "bins"\nnames = {names}'
+    text = describe(path, output)
+    text.write_text(text.read_text().replace("size = 16", "size = 32"))
+    model, spec = deployed_graph(load_description(text))
+    crops = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), np.uint8)
+    given = torch.from_numpy(crops[:4].transpose(0, 3, 1, 2).astype(np.float32) - 128)
+    with torch.no_grad():
+        theirs = torch_net(kind)(given)
+    ours = run_graph(model, crops[:4], [o.name for o in model.graph.output])
+    if kind == "bins":
+        p = torch.stack(theirs, 1).softmax(-1).numpy()
+        np.testing.assert_allclose(ours[0], p @ np.linspace(-99, 99, 12), atol=0.05)
+    else:
+        a, b = np.split(theirs.numpy().astype(np.float64), 2, axis=1)
+        x = a / np.linalg.norm(a, axis=1, keepdims=True)
+        z = np.cross(x, b)
+        z /= np.linalg.norm(z, axis=1, keepdims=True)
+        matrices = pose.matrix_from_sixdrepnet(np.stack([x, np.cross(z, x), z], axis=-1))
+        apart = pose.geodesic_degrees(pose.matrix_from_euler(ours[0]), matrices)
+        assert apart.max() < 0.05
+    kinds = Counter(n.op_type for n in model.graph.node)
+    assert kinds["BatchNormalization"] == 0
+    view = GraphView(model)
+    for flavor in ("cpu", "tensorrt"):
+        assert float_operators(view, flavor) == {}
+    config = QuantizationConfig("cpu", "minmax", rounding=True, threads=1)
+    made = quantize(model, list(crops), config)
+    kept = GraphView(made.model)
+    integer = [n.name for n in kept.of_type("Conv", "Gemm") if not kept.has_weight(n)]
+    assert len(integer) == 5 + (3 if kind == "bins" else 1)
+    assert made.difference.angles < 6
+    assert (made.difference.spread is None) == (spec.bins is None)
+
+
+def test_a_described_network_is_resolved_by_its_toml_or_with_it(tmp_path: Path) -> None:
+    path = answer_net(tmp_path / "net.onnx", {"pose": np.zeros(3)})
+    text = describe(path, 'kind = "euler"')
+    alone = resolve_network(str(text))
+    (tmp_path / "other").mkdir()
+    other = path.rename(tmp_path / "other" / "renamed.onnx")
+    named = resolve_network(str(other), text)
+    assert alone.spec == named.spec
+    assert named.description is not None
+    assert named.digest == resolve_network(str(other), text).digest
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_command_builds_an_artifact_without_spread(tmp_path: Path) -> None:
+    pytest.importorskip("onnxsim")
+    path = tmp_path / "net.onnx"
+    torch = pytest.importorskip("torch")
+    torch.onnx.export(torch_net("sixd"), (torch.zeros(1, 3, 32, 32),), str(path), dynamo=False)
+    text = describe(path, 'kind = "sixd"', mean=110.3)
+    text.write_text(
+        text.read_text()
+        .replace("size = 16", "size = 32")
+        .replace("std = [1, 1, 1]", "std = [64, 64, 64]")
+    )
+    arguments = ["--network", str(path), "--describe", str(text), "--target", "cpu"]
+    options = ["--output", str(tmp_path / "dist"), "--max-drop", "90", "--no-mixed"]
+    options += ["--calibration-method", "minmax"]
+    result = CliRunner().invoke(build_command, [*arguments, *options], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    from edgehp.artifact import load_artifact
+    from edgehp.artifact.open import open_artifact, open_reference
+
+    artifact = load_artifact(tmp_path / "dist" / "net-cpu-int8")
+    assert artifact.manifest.golden.spread is None
+    assert artifact.manifest.network.spec is not None
+    assert artifact.manifest.network.spec["bins"] is None
+    assert any("confidence is null" in w for w in artifact.manifest.build.warnings)
+    with open_artifact(artifact.path) as opened:
+        assert opened.bins is None
+        prediction = opened.engine.infer(np.zeros((1, 32, 32, 3), np.uint8))
+        assert prediction.spread is None
+        with open_reference(opened, str(text)) as reference:
+            assert reference.digest == opened.digest
