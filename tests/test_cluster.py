@@ -215,6 +215,7 @@ def test_many_validations_are_one_table(
 
 
 # A cluster finishes the shards of a client that is killed: nobody can tell it not to.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "number"),
     [
@@ -284,6 +285,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_goes_away(tls: dict[str, str], tmp_path: Path) -> None:
     own = Cluster(tmp_path / "dask", tls)
     try:
