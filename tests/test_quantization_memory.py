@@ -56,7 +56,7 @@ def test_peak_memory_is_flat(repo: object) -> None:
                 text=True,
             ).stdout
         )
-        for count in (16, 2048)
+        for count in (144, 2304)
     ]
     assert peaks[1] < 1.1 * peaks[0]
     assert peaks[1] < 700

@@ -7,7 +7,7 @@ import pytest
 
 from edgehp.quantization.compare import Comparison
 from edgehp.quantization.qdq import Emitter, quantize_weight, weight_scales
-from edgehp.quantization.rounding import Moments, round_jointly, round_layers
+from edgehp.quantization.rounding import round_jointly, round_layers
 from edgehp.quantization.table import calibrate
 from tests.helpers import random_crops
 from tests.quantization_graphs import SIZE, small_network
@@ -21,10 +21,7 @@ def test_joint_rounding_leaves_less_error_than_rounding_to_nearest(
     weight = rng.normal(size=(8, 40)).astype(np.float32)
     wanted = x @ weight.T
     scales = weight_scales(weight) * 8  # coarse, so that the grid matters
-    moments = Moments(40)
-    for part in np.array_split(x, 7):
-        moments.update(part)
-    q, found = round_jointly(weight, scales, moments, damping=1e-4)
+    q, found = round_jointly(weight, scales, x, damping=1e-4)
     assert q.dtype == np.int8
     assert np.abs(q.astype(int)).max() <= 127
 
@@ -40,19 +37,16 @@ def test_joint_rounding_leaves_less_error_than_rounding_to_nearest(
 def test_where_the_samples_say_nothing_the_weights_stay(rng: np.random.Generator) -> None:
     weight = rng.normal(size=(4, 6)).astype(np.float32)
     scales = weight_scales(weight)
-    moments = Moments(6)
     x = np.zeros((50, 6), np.float32)
     x[:, 0] = rng.normal(size=50)
-    moments.update(x)
-    q, _ = round_jointly(weight, scales, moments)
+    q, _ = round_jointly(weight, scales, x)
     np.testing.assert_array_equal(q, quantize_weight(weight, scales))
 
 
 def test_the_largest_weight_is_kept_to(rng: np.random.Generator) -> None:
     weight = rng.normal(size=(4, 6)).astype(np.float32)
-    moments = Moments(6)
-    moments.update(rng.normal(size=(50, 6)).astype(np.float32))
-    q, _ = round_jointly(weight, weight_scales(weight, largest=64), moments, largest=64)
+    inputs = rng.normal(size=(50, 6)).astype(np.float32)
+    q, _ = round_jointly(weight, weight_scales(weight, largest=64), inputs, largest=64)
     assert np.abs(q.astype(int)).max() == 64
 
 

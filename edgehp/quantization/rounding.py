@@ -1,16 +1,18 @@
 """Round a layer's weights together instead of one by one, so that their errors cancel.
 
-The output error of a layer is a quadratic form of its weights' errors D, separate for each output
-channel: ``tr(D A D^T)`` with ``A`` the covariance of the inputs as the quantized network sees them.
-It is minimized over the integers by coordinate descent, one column at a time, as in QuantEase
-(Behdin et al., arXiv 2309.01885); the mean error goes into the bias.
+The output error of a layer is ``|X D^T|^2``: X are inputs as the quantized network sees them, D its
+weights' errors. It is minimized over the integers by coordinate descent, one column of weights
+after another, as in QuantEase (Behdin et al., arXiv 2309.01885). Each column makes up for those
+before it, so the inputs that vary most come first, as in GPTQ's "activation order" (Frantar et al.,
+arXiv 2210.17323): one pass then leaves no more error than three in the layer's own order. The mean
+error goes into the bias.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,12 +25,11 @@ from edgehp.quantization.qdq import Emitter, RoundedLayer
 from edgehp.quantization.runner import Runner, input_of
 from edgehp.quantization.table import CalibrationTable
 
-__all__ = ["Moments", "round_jointly", "round_layers"]
+__all__ = ["round_jointly", "round_layers"]
 
-_BLOCK = 128
-# Samples multiplied at once: each product reads and writes the whole matrix.
-_TOGETHER = 1024
-_SWEEPS = 3
+# Columns whose effect on each other is kept in one small matrix, and of those the ones that are
+# brought up to date one by one: the rest is left to matrix products.
+_BLOCK, _INNER = 128, 32
 _BATCH = 8
 _PIXELS = 64  # output pixels taken of a crop: neighbors say almost the same
 _SEED = 20260
@@ -41,59 +42,10 @@ _log = logging.getLogger(__name__)
 Array = npt.NDArray[np.float32]
 
 
-class Moments:
-    """Mean and covariance of a layer's inputs, summed over samples.
-
-    Args:
-        inputs: K, number of weights of an output channel.
-    """
-
-    def __init__(self, inputs: int) -> None:
-        self._products = np.zeros((inputs, inputs), np.float32)
-        self._sum = np.zeros(inputs, np.float64)
-        self._origin: Array | None = None
-        self._waiting: list[Array] = []
-        self._count = 0
-
-    def update(self, x: Array) -> None:
-        """Add samples, float32 [N, K]."""
-        if self._origin is None:
-            # Near the mean: sums of squares in float32 keep their digits.
-            self._origin = x.mean(0)
-        x = x - self._origin
-        self._sum += x.sum(0, dtype=np.float64)
-        self._count += len(x)
-        self._waiting.append(x)
-        if sum(map(len, self._waiting)) >= _TOGETHER:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._waiting:
-            x = np.concatenate(self._waiting)
-            self._waiting.clear()
-            # The upper half only, by strips: a product of the whole size would double the memory.
-            for part in _strips(len(self._products)):
-                self._products[part, part.start :] += x[:, part].T @ x[:, part.start :]
-
-    def finish(self) -> tuple[npt.NDArray[np.float64], Array]:
-        """Mean [K] and covariance [K, K]. To be called once: it works in place."""
-        self._flush()
-        count = max(self._count, 1)
-        mean = self._sum / count
-        small = mean.astype(np.float32)
-        self._products /= np.float32(count)
-        for part in _strips(len(small)):
-            behind = slice(part.start, None)
-            self._products[part, behind] -= np.outer(small[part], small[behind])
-            self._products[behind, part] = self._products[part, behind].T
-        origin = 0.0 if self._origin is None else self._origin.astype(np.float64)
-        return mean + origin, self._products
-
-
 def round_jointly(
     weight: Array,
     scales: npt.NDArray[np.floating],
-    moments: Moments,
+    inputs: Array,
     *,
     largest: int = 127,
     damping: float = 0.01,
@@ -103,7 +55,7 @@ def round_jointly(
     Args:
         weight: float32 [Cout, K].
         scales: [Cout], positive.
-        moments: of the layer; used up.
+        inputs: float32 [N, K], samples of what the layer reads.
         largest: integer magnitude that a weight may have.
         damping: how strongly a weight is held at its own value where the samples say little, as a
             share of the mean variance of an input.
@@ -112,56 +64,51 @@ def round_jointly(
         int8 [Cout, K] in ``-largest..largest``, and what to add to the bias [Cout] to keep the mean
         output.
     """
-    mean, a = moments.finish()
-    a[np.diag_indices_from(a)] += np.float32(damping * max(float(np.trace(a)) / len(a), 1e-20))
+    mean = inputs.mean(0, dtype=np.float64)
+    variance = inputs.var(0, dtype=np.float64)
+    order = np.argsort(-variance, kind="stable")
+    # Rows are columns of the layer, so that a block is contiguous.
+    x = inputs.T[order]
+    x -= mean[order, None].astype(np.float32)
+    x /= np.float32(len(inputs) ** 0.5)
+    hold = np.float32(damping * max(float(variance.mean()), 1e-20))
     step = scales.astype(np.float32)
-    # The first sweep starts from the real weights: each column makes up for those before it.
-    values = weight.astype(np.float32)
-    for sweep in range(_SWEEPS):
-        for part in _strips(len(a)):
-            changed = len(a) if sweep else part.start
-            _sweep(values, weight, part, a[:changed, part], a[part, part], step, largest)
-    q = np.clip(np.round(values / step[:, None]), -largest, largest).astype(np.int8)
+    columns = np.ascontiguousarray(weight.T[order])  # [K, Cout]; real numbers turn into integers
+    answer = np.zeros((x.shape[1], len(weight)), np.float32)  # X D^T of the columns done so far
+    for start in range(0, len(x), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        own = x[block] @ x[block].T
+        own[np.diag_indices_from(own)] += hold
+        before = columns[block].copy()
+        _descend(columns[block], own, x[block] @ answer, step, largest)
+        answer -= x[block].T @ (columns[block] - before)
+    q = np.empty(weight.shape, np.int8)
+    q[:, order] = np.rint(columns / step).T
     error = q * scales.astype(np.float64)[:, None] - weight
     return q, -(error @ mean)
 
 
-def _strips(size: int) -> Iterator[slice]:
-    return (slice(start, start + _BLOCK) for start in range(0, size, _BLOCK))
-
-
-def _sweep(
-    values: Array,
-    weight: Array,
-    part: slice,
-    behind: Array,
-    own: Array,
-    step: Array,
-    largest: int,
-) -> None:
-    """The best integer of each column in `part` given the others, in place.
+def _descend(values: Array, own: Array, rest: Array, step: Array, largest: int) -> None:
+    """The best multiple of `step` for each row of `values` given those before it, in place.
 
     Args:
-        values: [Cout, K], of which the first ``len(behind)`` columns may differ from `weight`.
-        weight: [Cout, K].
-        part: the columns.
-        behind: their covariance with those columns that may differ.
-        own: their covariance with each other.
+        values: real weights [B, Cout]; become integers times `step`.
+        own: covariance [B, B] of their inputs.
+        rest: how the error of all earlier columns varies with these inputs [B, Cout]; used up.
         step: scales [Cout].
         largest: integer magnitude that a weight may have.
     """
-    changed = len(behind)
-    error = weight[:, :changed] - values[:, :changed]
-    rest = (error @ behind).T.copy()  # [block, Cout]: rows are contiguous
-    for j in range(len(own)):
-        column = part.start + j
-        old = values[:, column]
-        new = np.rint((old + rest[j] / own[j, j]) / step)
-        np.clip(new, -largest, largest, out=new)
-        new *= step
-        change = new - old
-        values[:, column] = new
-        rest[j + 1 :] -= own[j, j + 1 :, None] * change
+    for start in range(0, len(own), _INNER):
+        end = min(start + _INNER, len(own))
+        before = values[start:end].copy()
+        for j in range(start, end):
+            new = np.rint((values[j] + rest[j] / own[j, j]) / step)
+            np.clip(new, -largest, largest, out=new)
+            new *= step
+            change = new - values[j]
+            values[j] = new
+            rest[j + 1 : end] -= own[j, j + 1 : end, None] * change
+        rest[end:] -= own[end:, start:end] @ (values[start:end] - before)
 
 
 class _Window(NamedTuple):
@@ -240,14 +187,14 @@ def round_layers(
     rng = np.random.default_rng(_SEED)
     for name in track(layers, "layers", "rounding"):
         weight, window = emitter.weight(name), _window(source, name)
-        moments = Moments(weight[0].size)
+        samples = []
         for part in seen[inputs[name].tensor]:
             x = inputs[name].values(part)
-            moments.update(x.reshape(len(x), -1) if window is None else window.samples(x, rng))
+            samples.append(x.reshape(len(x), -1) if window is None else window.samples(x, rng))
         q, shift = round_jointly(
             weight.reshape(len(weight), -1),
             emitter.scales(name, table, method),
-            moments,
+            np.concatenate(samples),
             largest=emitter.largest(name, table, method),
         )
         done[name] = RoundedLayer(q.reshape(weight.shape), shift.astype(np.float32))
