@@ -17,8 +17,8 @@ import click
 __all__ = ["format_table", "print_json", "print_table", "say", "styled", "use_colour", "wrapped"]
 
 _STYLED = re.compile(r"((?:\x1b\[[0-9;]*m)+)(.*?)(\x1b\[0m)", re.DOTALL)
-# A column is not made narrower than this, or its words would be cut.
-_NARROWEST = 12
+# Longer words may be cut: paths and hashes.
+_LONGEST_WORD = 20
 
 
 def use_colour(stream: TextIO) -> bool:
@@ -81,19 +81,19 @@ def _wrap(cell: str, width: int) -> list[str]:
     return [f"{found[1]}{line}{found[3]}" for line in lines] if found else lines
 
 
-def _fit(widths: list[int], right: Collection[int], width: int) -> list[int]:
+def _fit(widths: list[int], floors: list[int], right: Collection[int], width: int) -> list[int]:
     """Narrower columns where all together are wider than `width`: the widest of text first."""
     widths = list(widths)
     room = width - 2 * (len(widths) - 1)
     while sum(widths) > room:
-        able = [i for i, w in enumerate(widths) if i not in right and w > _NARROWEST]
+        able = [i for i, w in enumerate(widths) if i not in right and w > floors[i]]
         if not able:
             break
         widest = max(able, key=lambda i: widths[i])
         rest = sorted((widths[i] for i in able if i != widest), reverse=True)
-        floor = max([_NARROWEST, *rest[:1]])
         over = sum(widths) - room
-        widths[widest] = max(floor - (floor == widths[widest]), widths[widest] - over)
+        least = max(floors[widest], min(widths[widest] - 1, *rest[:1], widths[widest]))
+        widths[widest] = max(least, widths[widest] - over)
     return widths
 
 
@@ -127,7 +127,13 @@ def format_table(
         max(len(line) for row in cells for line in click.unstyle(row[i]).splitlines() or [""])
         for i in range(len(headers))
     ]
-    widths = _fit(natural, right, _columns() if width is None else width)
+    # Wrapped between words, however long: but a path or a sum of digits may be cut.
+    floors = [
+        max(len(word) for row in cells for word in [*click.unstyle(row[i]).split(), ""])
+        for i in range(len(headers))
+    ]
+    floors = [min(floor, _LONGEST_WORD) for floor in floors]
+    widths = _fit(natural, floors, right, _columns() if width is None else width)
     cells.insert(1, ["-" * width for width in widths])
     if not any(headers):
         del cells[:2]

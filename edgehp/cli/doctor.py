@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgehp.cli._command import Command, json_option
+from edgehp.cli._command import Command, json_option, loudness
 from edgehp.cli._output import print_json, print_table, styled
 from edgehp.cli._remote import over_ssh
 from edgehp.doctor import FAILED, NOT_TESTED, OK, SCHEMA_VERSION, Diagnosis, diagnose
@@ -39,6 +39,43 @@ def _machine(found: Diagnosis) -> list[tuple[str, str]]:
         if jetson.problem:
             rows.append(("", jetson.problem))
     return rows
+
+
+def _print_packages(found: Diagnosis, verbose: bool) -> None:
+    """The packages, the commands that cannot run (all of them with -v), and the verdict."""
+    headers = ["package", "version", "state"]
+    rows = [
+        [
+            state.module,
+            state.version,
+            styled("ok", "green")
+            if state.works
+            else styled(state.problem or "not installed", "yellow"),
+        ]
+        for state in found.packages
+    ]
+    if verbose:
+        headers.append("needed by")
+        for row, state in zip(rows, found.packages, strict=True):
+            row.append(" ".join(state.commands) or "optional")
+    print_table(headers, rows)
+    cannot = [state for state in found.commands if not state.ok]
+    if shown := found.commands if verbose else cannot:
+        click.echo()
+        print_table(
+            ["command", "state", "what to do"],
+            [
+                (
+                    state.name,
+                    styled("ok", "green") if state.ok else styled("cannot run", "red"),
+                    "; ".join(state.remedies) or None,
+                )
+                for state in shown
+            ],
+        )
+    all_, able = len(found.commands), len(found.commands) - len(cannot)
+    verdict = styled(f"{able} of {all_} commands can run here", "yellow" if cannot else "green")
+    click.echo(f"\n{verdict}; -v says what each needs")
 
 
 _COLOURS = {OK: "green", FAILED: "red", NOT_TESTED: "yellow"}
@@ -102,32 +139,7 @@ def command(as_json: bool, test: bool, camera: str | None) -> None:
     else:
         print_table(["machine", ""], _machine(found))
         click.echo()
-        print_table(
-            ["package", "version", "needed by", "state"],
-            [
-                (
-                    state.module,
-                    state.version,
-                    " ".join(state.commands) or "optional",
-                    styled("ok", "green")
-                    if state.works
-                    else styled(state.problem or "not installed", "yellow"),
-                )
-                for state in found.packages
-            ],
-        )
-        click.echo()
-        print_table(
-            ["command", "state", "what to do"],
-            [
-                (
-                    state.name,
-                    styled("ok", "green") if state.ok else styled("cannot run", "red"),
-                    "; ".join(state.remedies) or None,
-                )
-                for state in found.commands
-            ],
-        )
+        _print_packages(found, verbose=loudness() > 0)
     if not found.ok:
         raise EnvironmentalError(
             "a package that every command needs does not work; see the list above"

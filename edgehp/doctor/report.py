@@ -97,6 +97,7 @@ GPU_ENGINES = ("tensorrt_rtx", "tensorrt")
 ENGINES = CPU_ENGINES + GPU_ENGINES
 # Command -> packages it cannot do without; True: and one of `ENGINES`. Every command is here.
 NEEDS: dict[str, tuple[tuple[str, ...], bool]] = {
+    "init": ((), False),
     "build": (("onnx", "onnxsim", "safetensors"), True),
     "validate": ((), True),
     "bench": ((), True),
@@ -119,6 +120,7 @@ NEEDS: dict[str, tuple[tuple[str, ...], bool]] = {
     "init": ((), False),
     "completion": ((), False),
     "report": (("jinja2", "matplotlib"), False),
+    "completion": ((), False),
 }
 
 
