@@ -97,7 +97,6 @@ GPU_ENGINES = ("tensorrt_rtx", "tensorrt")
 ENGINES = CPU_ENGINES + GPU_ENGINES
 # Command -> packages it cannot do without; True: and one of `ENGINES`. Every command is here.
 NEEDS: dict[str, tuple[tuple[str, ...], bool]] = {
-    "init": ((), False),
     "build": (("onnx", "onnxsim", "safetensors"), True),
     "validate": ((), True),
     "bench": ((), True),
@@ -120,7 +119,6 @@ NEEDS: dict[str, tuple[tuple[str, ...], bool]] = {
     "init": ((), False),
     "completion": ((), False),
     "report": (("jinja2", "matplotlib"), False),
-    "completion": ((), False),
 }
 
 
