@@ -184,11 +184,13 @@ def main(folder: Path) -> None:
     (folder / "schemas").mkdir(parents=True, exist_ok=True)
     found = schemas()
     card = bundled_path("kd-resnet18").with_name("MODEL_CARD.md")
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     pages = {
         "commands.md": commands(),
         "formats.md": formats(found),
         "model-card.md": card.read_text(encoding="utf-8"),
-        "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
+        # One folder below the other pages, where the changelog is beside docs/.
+        "changelog.md": changelog.replace("](docs/", "](../"),
         **{f"schemas/{n}.schema.json": json.dumps(s, indent=2) + "\n" for n, s in found.items()},
     }
     for name, text in pages.items():
