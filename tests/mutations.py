@@ -27,13 +27,14 @@ import onnx
 from edgehp.datasets import open_dataset, read_faces
 from edgehp.errors import EdgehpError
 from edgehp.images import decode_photo
+from edgehp.networks.description import load_description
 from edgehp.networks.export import load_graph
 from edgehp.remote.boards import read_boards
 from edgehp.report.files import read_report
 from edgehp.runtime.settings import load_settings
 from edgehp.runtime.sources import parse_source
 from edgehp.training.labelling import read_labels
-from edgehp.training.teachers import Teacher, load_teacher_spec
+from edgehp.training.teachers import Teacher
 from tests.dataset_trees import encoded, photo, write, zip_of
 from tests.pose_graphs import pose_graph
 
@@ -83,7 +84,7 @@ def faces(folder: Path) -> None:
 def teacher(folder: Path) -> None:
     """A description with its network, asked for one photo."""
     pixels = photo(96, 96)
-    Teacher(load_teacher_spec(folder / "t.toml")).rotations(pixels, None)
+    Teacher(load_description(folder / "t.toml")).rotations(pixels, None)
 
 
 def make(kind: str, folder: Path) -> tuple[Path, Read]:

@@ -24,8 +24,8 @@ from edgehp.cli._photos import open_photos
 from edgehp.cluster import Workers, run_shards
 from edgehp.datasets.base import Sample
 from edgehp.datasets.stores import photo_for
+from edgehp.networks.description import load_description
 from edgehp.training.labelling import label_samples
-from edgehp.training.teachers import load_teacher_spec
 
 _GIGABIT = 125e6
 
@@ -51,7 +51,7 @@ def main(
     photos: tuple[Path, ...], teacher: Path, model_dir: Path | None, grid: int, limit: int
 ) -> None:
     """Measure here, and say what would bound more workers."""
-    spec = load_teacher_spec(teacher, model_dir)
+    spec = load_description(teacher, model_dir)
     spec = spec.with_grid(changed(spec.grid, size=grid))
     samples = open_photos(photos, None, False).samples[:limit]
     size = sum(len(s.source.read()) for s in samples) / len(samples)

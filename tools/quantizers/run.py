@@ -97,7 +97,8 @@ def _evaluate(job: Job, made: Made) -> Answers:
         for name, change in {"clean": None, **CONDITIONS}.items():
             found = predict(engine, crops if change is None else change(crops), _BATCH)
             answers[f"{name}.angles"] = found.angles.astype(np.float64)
-            answers[f"{name}.spread"] = found.spread.astype(np.float64)
+            if found.spread is not None:
+                answers[f"{name}.spread"] = found.spread.astype(np.float64)
     return answers
 
 
