@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 import onnx
 
+from edgehp.benchmark.host import peak_memory_mib
 from edgehp.datasets import open_dataset, read_faces
 from edgehp.errors import EdgehpError
 from edgehp.images import decode_photo
@@ -246,7 +247,7 @@ def main() -> None:
     os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "-8"
     cv2.setNumThreads(1)
     refused, failed = run(seed, first, last)
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    held = round(peak_memory_mib() * 2**20)
     print(json.dumps({"refused": refused, "read": last - first - refused, "bytes": held}))
     sys.exit(1 if failed else 0)
 
