@@ -204,18 +204,7 @@ with distributed("cpu") as place:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "harm",
-    [
-        "nan",
-        pytest.param(
-            "kill",
-            marks=pytest.mark.xfail(
-                reason="a killed process is not always resumed: open", strict=False
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("harm", ["nan", "kill"])
 def test_a_process_that_is_hurt_hangs_no_other(
     tmp_path: Path, faces: Dataset, repo: Path, harm: str
 ) -> None:

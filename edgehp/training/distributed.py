@@ -53,7 +53,16 @@ def distributed(device: str) -> Iterator[Place]:
         ) from e
     if device.startswith("cuda"):
         torch.cuda.set_device(place.local_rank)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    # torchrun's agent keeps one store over all restarts: without a prefix of its own, a restarted
+    # process finds the address of the one that was killed there.
+    store, _, _ = next(dist.rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        "nccl" if device.startswith("cuda") else "gloo",
+        store=dist.PrefixStore(f"attempt-{attempt}", store),
+        rank=place.rank,
+        world_size=place.world,
+    )
     try:
         yield place
     finally:
