@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from edgehp.errors import UsageError
 
@@ -55,11 +57,11 @@ def distributed(device: str) -> Iterator[Place]:
         torch.cuda.set_device(place.local_rank)
     # torchrun's agent keeps one store over all restarts: without a prefix of its own, a restarted
     # process finds the address of the one that was killed there.
-    store, _, _ = next(dist.rendezvous("env://"))
+    store, _, _ = next(rendezvous("env://"))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     dist.init_process_group(
         "nccl" if device.startswith("cuda") else "gloo",
-        store=dist.PrefixStore(f"attempt-{attempt}", store),
+        store=PrefixStore(f"attempt-{attempt}", store),
         rank=place.rank,
         world_size=place.world,
     )
