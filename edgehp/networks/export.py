@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgehp.errors import CheckpointError, DataError, EnvironmentalError
-from edgehp.files import stand_in, write_whole
+from edgehp.errors import CheckpointError, DataError
+from edgehp.files import write_whole
+from edgehp.networks.foreign import read_model
 from edgehp.networks.graph import (
     DIGEST_KEY,
     INPUT,
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     import onnx
 
 __all__ = ["load_graph", "save_graph"]
-
-_LARGEST_FILE = 2 << 30  # protobuf's own limit
 
 
 def save_graph(model: onnx.ModelProto, path: str | Path) -> None:
@@ -48,29 +47,9 @@ def load_graph(path: str | Path) -> tuple[onnx.ModelProto, DeployedSpec]:
         EnvironmentalError: the onnx package is not installed.
     """
     path = Path(path)
-    try:
-        import onnx
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    except ImportError as e:
-        raise EnvironmentalError(
-            f"reading an ONNX graph needs the onnx package ({e}); install it with: pip install onnx"
-        ) from e
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise CheckpointError(f"{path} is larger than 2 GiB: not a deployed graph")
-        data = path.read_bytes()
-        if (other := stand_in(data[:512])) is not None:
-            raise CheckpointError(f"{path} is {other}")
-        model = onnx.load_model_from_string(data)
-    except OSError as e:
-        raise CheckpointError(f"{path} cannot be read: {e.strerror or e}") from e
-    except DecodeError as e:
-        raise CheckpointError(
-            f"{path} is truncated or not an ONNX file; copy it again or build it with edgehp"
-        ) from e
-    # Paths in an untrusted file are not followed: a deployed graph is one file.
-    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
-        raise CheckpointError(f"{path} keeps weights in other files; a deployed graph is one file")
+    model = read_model(path)
+    import onnx
+
     _check_interface(model, path)
     try:
         onnx.checker.check_model(model, full_check=True)

@@ -55,7 +55,7 @@ def read_model(path: Path, *, external: bool = False) -> onnx.ModelProto:
         ) from e
     try:
         if path.stat().st_size > _LARGEST_FILE:
-            raise CheckpointError(f"{path} is larger than 2 GiB: no network that edgehp reads")
+            raise CheckpointError(f"{path} is larger than 2 GiB, the most that ONNX allows")
         data = path.read_bytes()
     except OSError as e:
         raise CheckpointError(f"{path} cannot be read: {e.strerror or e}") from e
@@ -67,8 +67,6 @@ def read_model(path: Path, *, external: bool = False) -> onnx.ModelProto:
         raise CheckpointError(
             f"{path} is truncated or not an ONNX file; copy it again or build it with edgehp"
         ) from e
-    if not model.graph.node:
-        raise CheckpointError(f"{path} is empty or holds no network")
     outside = [t for t in _tensors(model.graph) if t.data_location == t.EXTERNAL]
     if outside and not external:
         # Paths in an untrusted file are not followed: a deployed graph is one file.
@@ -129,9 +127,11 @@ def read_network(path: Path, *, as_written: bool = False) -> onnx.ModelProto:
             another domain, control flow, an unknown element type, QLinear operators.
         EnvironmentalError: the onnx package is not installed.
     """
-    import onnx
-
     model = read_model(path, external=True)
+    import onnx  # read_model says it where onnx is missing
+
+    if not model.graph.node:
+        raise CheckpointError(f"{path} is empty or holds no network")
     _inline(model, path)
     if model.functions:
         from onnx import inliner
