@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -75,24 +76,16 @@ def read_aflw2000(
     if not photos:
         raise DataError(f"{folder}: no AFLW2000-3D photos; expected {AFLW2000_LAYOUT}")
     listed = None if boxes == "landmarks" else find_boxes(folder, "AFLW2000.json", boxes)
-    skips = Skips(skip_bad)
-    samples, filtered = _samples(folder, photos, listed, max_angle, skips)
     absent = [] if listed is None else sorted(set(listed.faces) - {p.name for p in photos})
+    found = _read(
+        "aflw2000", folder, photos, listed, max_angle, skip_bad, listed_without_photo=len(absent)
+    )
     if absent:
         logger.warning(
             "aflw2000: %d photos of the box list are not in the folder: figures are of a part",
             len(absent),
         )
-    return build_dataset(
-        "aflw2000",
-        samples,
-        skips,
-        boxes=LANDMARK_RULE if listed is None else listed.source,
-        angle_filter=None if max_angle is None else f"all |angles| <= {max_angle:g} degrees",
-        convention="aflw2000",
-        filtered=filtered,
-        listed_without_photo=len(absent),
-    )
+    return found
 
 
 def read_300w_lp(
@@ -126,18 +119,7 @@ def read_300w_lp(
     if not photos:
         raise DataError(f"{folder}: no 300W-LP photos; expected {W300LP_LAYOUT}")
     listed = None if boxes == "landmarks" else find_boxes(folder, "300W_LP.json", boxes)
-    skips = Skips(skip_bad)
-    samples, filtered = _samples(folder, photos, listed, max_angle, skips)
-    return build_dataset(
-        "300w-lp",
-        samples,
-        skips,
-        boxes=LANDMARK_RULE if listed is None else listed.source,
-        angle_filter=None if max_angle is None else f"all |angles| <= {max_angle:g} degrees",
-        convention="300w-lp",
-        filtered=filtered,
-        folders=present,
-    )
+    return _read("300w-lp", folder, photos, listed, max_angle, skip_bad, folders=present)
 
 
 def _pairs(folder: Path, start: str = "", *, report: str) -> list[Path]:
@@ -167,35 +149,37 @@ def _pairs(folder: Path, start: str = "", *, report: str) -> list[Path]:
     return [folder / f"{stem}.jpg" for stem in sorted(stems)]
 
 
-def _samples(
+def _read(
+    name: str,
     root: Path,
     photos: Iterable[Path],
     boxes: BoxList | None,
     max_angle: float | None,
-    skips: Skips,
-) -> tuple[list[Sample], list[str]]:
-    """Samples of photos with a `.mat` file beside each.
+    skip_bad: bool,
+    **more: Any,
+) -> Dataset:
+    """A data set of photos with a `.mat` file beside each.
 
     Args:
+        name: of the data set and of its convention.
         root: the data set's folder; names are relative to it.
         photos: paths of the photos, there or not.
         boxes: the list to take the boxes from; landmarks where None.
         max_angle: leave out samples with an |angle| above it, degrees; None keeps all.
-        skips: takes the bad ones.
-
-    Returns:
-        The samples, and the names of those left out by their angles.
+        skip_bad: list bad photos instead of raising.
+        more: further JSON values for the protocol.
 
     Raises:
-        DataError: a bad photo, unless `skips` takes it; or labels that cannot be radians.
+        DataError: a bad photo; labels that cannot be radians; or no samples are left.
     """
+    skips = Skips(skip_bad)
     samples: list[Sample] = []
     filtered: list[str] = []
     largest: list[float] = []
     for photo in photos:
         require_utf8(photo)
-        name = photo.relative_to(root).as_posix()
-        with skips.guard(name):
+        own = photo.relative_to(root).as_posix()
+        with skips.guard(own):
             if not photo.is_file():
                 what = "leads nowhere" if photo.is_symlink() else "is missing"
                 raise DataError(f"{photo}: the photo {what}, its .mat file is there")
@@ -203,12 +187,21 @@ def _samples(
             matrix, angles = labels_from_angles(truth.angles, str(photo))
             largest.append(float(np.abs(angles).max()))
             if within(angles, max_angle):
-                box = _box(name, photo, boxes, truth)
-                samples.append(Sample(name, FilePhoto(photo), box, matrix, angles))
+                box = _box(own, photo, boxes, truth)
+                samples.append(Sample(own, FilePhoto(photo), box, matrix, angles))
             else:
-                filtered.append(name)
+                filtered.append(own)
     _refuse_degrees(largest, len(filtered), root)
-    return samples, filtered
+    return build_dataset(
+        name,
+        samples,
+        skips,
+        boxes=LANDMARK_RULE if boxes is None else boxes.source,
+        angle_filter=None if max_angle is None else f"all |angles| <= {max_angle:g} degrees",
+        convention=name,
+        filtered=filtered,
+        **more,
+    )
 
 
 def _refuse_degrees(largest: Sequence[float], filtered: int, root: Path) -> None:

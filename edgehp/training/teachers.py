@@ -44,7 +44,7 @@ class Teacher:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         # A quantized teacher is computed as written, so that labels are those of every machine:
-        # integer kernels saturate on processors without VNNI (opentrack: 3.40 instead of 3.28).
+        # integer kernels saturate on processors without VNNI (opentrack's lost 0.1 degrees).
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         self._sessions = []
         for file in spec.paths:
