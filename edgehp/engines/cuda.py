@@ -300,7 +300,7 @@ class PyCuda(Cuda):
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """See `Cuda.current`."""
+        """Push the primary context for the block, and pop it after it."""
         if self._primary is None:
             raise EnvironmentalError("the GPU's context is closed")
         self._do(self._primary.push)
@@ -310,7 +310,7 @@ class PyCuda(Cuda):
             self._driver.Context.pop()
 
     def buffer(self, size: int) -> Buffer:
-        """See `Cuda.buffer`."""
+        """Pinned memory of `size` bytes: mapped on an integrated GPU, else beside device memory."""
         flags = self._driver.host_alloc_flags.DEVICEMAP
         host = self._do(self._driver.pagelocked_empty, size, np.uint8, "C", flags)
         if self.integrated:
@@ -319,68 +319,68 @@ class PyCuda(Cuda):
         return Buffer(host, int(memory), False, (host.base, memory))
 
     def free(self, buffer: Buffer) -> None:
-        """See `Cuda.free`."""
+        """Free what `buffer` allocated."""
         for handle in reversed(buffer.handles):
             self._do(handle.free)
 
     def upload(self, buffer: Buffer, size: int, stream: int) -> None:
-        """See `Cuda.upload`."""
+        """Copy the first `size` bytes to the device in the stream; mapped memory needs none."""
         if not buffer.mapped:
             copy, host = self._driver.memcpy_htod_async, buffer.host[:size]
             self._do(copy, buffer.address, host, self._streams[stream])
 
     def download(self, buffer: Buffer, size: int, stream: int) -> None:
-        """See `Cuda.download`."""
+        """Copy the first `size` bytes back in the stream; mapped memory needs none."""
         if not buffer.mapped:
             copy, host = self._driver.memcpy_dtoh_async, buffer.host[:size]
             self._do(copy, host, buffer.address, self._streams[stream])
 
     def fill(self, buffer: Buffer, value: int, stream: int) -> None:
-        """See `Cuda.fill`."""
+        """Set every byte on the device to `value`, in the stream."""
         size = buffer.host.nbytes
         self._do(self._driver.memset_d8_async, buffer.address, value, size, self._streams[stream])
 
     def new_stream(self) -> int:
-        """See `Cuda.new_stream`."""
+        """A stream that does not wait for the default one."""
         stream = self._do(self._driver.Stream, _NON_BLOCKING)
         self._streams[int(stream.handle)] = stream
         return int(stream.handle)
 
     def free_stream(self, stream: int) -> None:
-        """See `Cuda.free_stream`: pycuda destroys it with its last reference."""
+        """Forget a stream: pycuda destroys it with its last reference."""
         del self._streams[stream]
 
     def synchronize(self, stream: int) -> None:
-        """See `Cuda.synchronize`."""
+        """Wait for everything in the stream."""
         self._do(self._streams[stream].synchronize)
 
     def new_event(self) -> Any:
-        """See `Cuda.new_event`."""
+        """An event that keeps the time."""
         return self._do(self._driver.Event)
 
     def record(self, event: Any, stream: int, captured: bool = False) -> None:
-        """See `Cuda.record`."""
+        """Record the event in the stream; nothing is ever captured here."""
         self._do(event.record, self._streams[stream])
 
     def elapsed_ms(self, start: Any, end: Any) -> float:
-        """See `Cuda.elapsed_ms`."""
+        """Milliseconds between two recorded events; waits for the second."""
         self._do(end.synchronize)
         return float(self._do(start.time_till, end))
 
     def free_event(self, event: Any) -> None:
-        """See `Cuda.free_event`: pycuda destroys it with its last reference."""
+        """Nothing to do: pycuda destroys an event with its last reference."""
 
     def capture(self, stream: int, work: Callable[[], None]) -> Any:
         """Not offered by pycuda: look at `has_graphs` first."""
         raise EnvironmentalError("pycuda has no CUDA graphs\nhint: install cuda-bindings")
 
     def free_memory(self) -> tuple[int, int]:
-        """See `Cuda.free_memory`."""
+        """Bytes of device memory that are free, and that there are."""
         free, total = self._do(self._driver.mem_get_info)
         return int(free), int(total)
 
     def close(self) -> None:
-        """See `Cuda.close`."""
+        """Release the primary context; calling it again does nothing."""
         context, self._primary = self._primary, None
         if context is not None:
             self._streams.clear()

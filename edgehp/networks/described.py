@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from edgehp.errors import CheckpointError
 from edgehp.networks.description import ANGLES, QUATERNION, Description, OutputSpec
-from edgehp.networks.foreign import read_network
+from edgehp.networks.foreign import free_batch, read_network, shape_of
 from edgehp.networks.graph import INPUT, OUTPUTS, GraphBuilder, decode_bins
 from edgehp.networks.simplify import run_graph, simplify
 from edgehp.networks.spec import Bins, DeployedSpec
@@ -135,8 +135,6 @@ def _spec(description: Description, parts: Sequence[_Part]) -> DeployedSpec:
 
 def _part(path: Path, description: Description, *, as_written: bool = False) -> _Part:
     """Read a network file and look whether it is as described."""
-    from edgehp.networks.foreign import free_batch, shape_of
-
     model = read_network(path, as_written=as_written)
     given = {i.name: i for i in model.graph.input}
     name = description.input.name or next(iter(given), "")
