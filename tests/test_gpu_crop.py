@@ -177,14 +177,17 @@ def test_nvrtc_compiles_for_every_target(
     packages: tuple[str, ...], library: str, capabilities: tuple[str, ...], tmp_path: Path
 ) -> None:
     folder = installed(*packages)
+    nvrtc = next((folder / library).glob("libnvrtc.so.*"))
     code = (
-        "import sys; from edgehp.engines.gpu_crop import kernel_for\n"
-        "for c in sys.argv[1:]: assert kernel_for(c)[:4] == b'\\x7fELF'\n"
+        # Loaded first, it is taken before another NVRTC that may be installed here.
+        "import ctypes, sys; ctypes.CDLL(sys.argv[1])\n"
+        "from edgehp.engines.gpu_crop import kernel_for\n"
+        "for c in sys.argv[2:]: assert kernel_for(c)[:4] == b'\\x7fELF'\n"
         "try: kernel_for('3.0')\n"
         "except Exception as e: print(e)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *capabilities],
+        [sys.executable, "-c", code, str(nvrtc), *capabilities],
         capture_output=True,
         text=True,
         check=False,
