@@ -420,6 +420,13 @@ int cuGetProcAddress(const char *name, void **out, int asked, u64 flags) {
     return cuGetProcAddress_v2(name, out, asked, flags, NULL);
 }
 
+/* NVIDIA's own libraries look for private tables of the driver, NVRTC among them. There are none. */
+int cuGetExportTable(const void **table, const void *id) {
+    (void)id;
+    *table = NULL;
+    return NOT_FOUND;
+}
+
 /* The call `name` answers `status` once, after it was let through `after` times. */
 void double_fail(const char *name, int status, int after) {
     snprintf(fail_name, sizeof fail_name, "%s", name);
