@@ -259,6 +259,16 @@ def test_operators_of_others_and_unknown_types_are_named(tmp_path: Path) -> None
         angles_of(text)
 
 
+def test_names_that_are_no_utf8_are_refused(tmp_path: Path) -> None:
+    path = answer_net(tmp_path / "net.onnx", {"pose": np.zeros(3)})
+    text = describe(path, 'kind = "euler"')
+    data = path.read_bytes()
+    for name in (b"ReduceMean", b"pose"):  # of an operator, of a tensor
+        path.write_bytes(data.replace(name, b"\xff" + name[1:]))
+        with pytest.raises(CheckpointError, match="a name in it is not UTF-8"):
+            angles_of(text)
+
+
 def torch_net(kind: str):
     """A small network with what others have: depthwise convolutions, gates, SiLU, PReLU, Concat."""
     import torch

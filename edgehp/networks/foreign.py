@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +42,8 @@ def read_model(path: Path, *, external: bool = False) -> onnx.ModelProto:
         external: whether weights may lie in other files of its folder.
 
     Raises:
-        CheckpointError: it is missing, truncated, too large or no ONNX, or its weights lie
-            elsewhere.
+        CheckpointError: it is missing, truncated, damaged, too large or no ONNX, or its weights
+            lie elsewhere.
         EnvironmentalError: the onnx package is not installed.
     """
     try:
@@ -67,6 +67,9 @@ def read_model(path: Path, *, external: bool = False) -> onnx.ModelProto:
         raise CheckpointError(
             f"{path} is truncated or not an ONNX file; copy it again or build it with edgehp"
         ) from e
+    # protobuf leaves a name that is not UTF-8 as bytes, which nothing behind this expects.
+    if any(isinstance(text, bytes) for text in _texts(model)):
+        raise CheckpointError(f"{path} is damaged: a name in it is not UTF-8; copy it again")
     outside = [t for t in _tensors(model.graph) if t.data_location == t.EXTERNAL]
     if outside and not external:
         # Paths in an untrusted file are not followed: a deployed graph is one file.
@@ -74,6 +77,19 @@ def read_model(path: Path, *, external: bool = False) -> onnx.ModelProto:
     if outside:
         _load_external(model, outside, path)
     return model
+
+
+def _texts(message: Any) -> Iterator[str | bytes]:
+    """All texts in a protobuf message and in those inside it."""
+    for field, value in message.ListFields():
+        values = (
+            [value] if isinstance(value, (str, bytes)) or hasattr(value, "ListFields") else value
+        )
+        if field.type == field.TYPE_STRING:
+            yield from values
+        elif field.type == field.TYPE_MESSAGE:
+            for one in values:
+                yield from _texts(one)
 
 
 def _load_external(model: onnx.ModelProto, outside: Sequence[onnx.TensorProto], path: Path) -> None:
