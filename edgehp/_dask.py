@@ -32,6 +32,8 @@ except ImportError as e:
 
 __all__ = ["connected"]
 
+_log = logging.getLogger(__name__)
+
 # To reach the scheduler, and for its first worker to be there.
 _PATIENCE_S = 10
 
@@ -134,7 +136,7 @@ def connected(
             f"no Dask scheduler can be reached at {address}: {e}\nhint: 'dask scheduler' starts "
             "one; certificates are named in Dask's configuration (distributed.comm.tls)"
         ) from e
-    with client:
+    with _closing(client):
         try:
             client.wait_for_workers(1, timeout=_PATIENCE_S)
             client.register_plugin(_Cargo(pickled, files), name=token)
@@ -156,6 +158,20 @@ def connected(
             if client.status == "running":
                 with suppress(OSError):  # it may go away now
                     client.unregister_worker_plugin(token)
+
+
+@contextmanager
+def _closing(client: Client) -> Iterator[None]:
+    """Close the client at the end."""
+    try:
+        yield
+    finally:
+        try:
+            client.close()
+        # Closing ends Dask's attempts to reconnect, and raises whatever they met, such as a
+        # ValueError of tornado's: no answer to the work, nor in place of what ended it.
+        except Exception as e:
+            _log.debug("closing the connection to the Dask scheduler: %s", e)
 
 
 def _check(address: str) -> None:
