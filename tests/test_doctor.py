@@ -6,14 +6,24 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from edgehp.cli.main import COMMANDS
 from edgehp.doctor import Probe, RunResult, diagnose, how_to_install
-from edgehp.doctor import report as packages_module
-from edgehp.doctor.report import IMPORT_CODE, NEEDS, PACKAGES, PackageState, command_state
+from edgehp.doctor.report import (
+    BASE,
+    IMPORT_CODE,
+    MISSING,
+    NEEDS,
+    PackageState,
+    command_state,
+    find_engines,
+    find_packages,
+    requirements,
+)
 from edgehp.doctor.system import find_cpu, find_jetson_state, find_nvidia, run
 
 
@@ -26,15 +36,20 @@ def answering(result: RunResult) -> Probe:
 
 def states(**problems: str | None) -> dict[str, PackageState]:
     """Every package works, but for those given: a problem, or None for not installed."""
+    names = {
+        n
+        for extra in (BASE, *(needs.extra for needs in NEEDS.values()))
+        for n in requirements(extra)
+    }
     return {
-        p.module: PackageState(
-            p.module,
-            None if p.module in problems and problems[p.module] is None else "1.0",
-            problems.get(p.module),
+        name: PackageState(
+            name,
+            None if name in problems and problems[name] is None else "1.0",
+            problems.get(name),
             (),
-            how_to_install(p.module) if p.module in problems else None,
+            how_to_install(name) if name in problems else None,
         )
-        for p in PACKAGES
+        for name in sorted(names)
     }
 
 
@@ -164,42 +179,84 @@ def test_no_jetson_here(tmp_path: Path) -> None:
 
 def test_namespace_left_by_stubs_is_no_package(tmp_path: Path) -> None:
     (tmp_path / "hollow").mkdir()
-    code = f"import sys; sys.path.append({str(tmp_path)!r})\n" + IMPORT_CODE.format(module="hollow")
-    found = Probe().python_code(code)
+    code = f"import sys; sys.path.append({str(tmp_path)!r})\n"
+    found = Probe().python_code(code + IMPORT_CODE.format(module="hollow", missing=MISSING))
     assert found.problem is not None and "namespace" in found.problem
 
 
-def test_command_without_its_package_says_what_to_install() -> None:
-    state = command_state("train", states(torch=None), gpu=False)
+@pytest.mark.parametrize("module", ["no_such_module", "no_such_parent.module"])
+def test_a_module_that_is_not_there_is_told_from_one_that_fails(module: str) -> None:
+    assert Probe().python_code(IMPORT_CODE.format(module=module, missing=MISSING)).code == MISSING
+
+
+def test_command_without_its_packages_says_what_to_install() -> None:
+    state = command_state("train", states(torch=None, tensorboard=None), engine=False)
     assert not state.ok
-    assert any("[train]'" in remedy for remedy in state.remedies)
-    assert command_state("train", states(), gpu=False).ok
+    (remedy,) = state.remedies
+    assert remedy.startswith("tensorboard, torch: not installed; ") and "[train]'" in remedy
+    assert command_state("train", states(), engine=False).ok
 
 
 def test_package_that_crashes_stops_its_command() -> None:
-    state = command_state("label", states(onnxruntime="crashed with SIGILL"), gpu=False)
-    assert any("SIGILL" in remedy for remedy in state.remedies)
+    crashed = states(onnxruntime="crashed with SIGILL")
+    assert any("SIGILL" in r for r in command_state("label", crashed, engine=True).remedies)
+    # It uses nothing else of its extra; progress is drawn by rich where that is installed.
+    assert command_state("label", states(torch=None), engine=False).ok
+    assert command_state("train", states(rich=None), engine=False).ok
 
 
-def test_gpu_engine_needs_a_gpu() -> None:
-    only_gpu = states(openvino=None, onnxruntime=None)
-    assert command_state("bench", only_gpu, gpu=True).ok
-    assert not command_state("bench", only_gpu, gpu=False).ok
+def test_a_command_that_runs_artifacts_needs_an_engine() -> None:
+    assert command_state("bench", states(), engine=True).ok
+    assert not command_state("bench", states(), engine=False).ok
 
 
-def test_every_needed_package_is_known() -> None:
-    known = {package.module for package in PACKAGES}
-    assert {module for modules, _ in NEEDS.values() for module in modules} <= known
-
-
-def test_every_command_has_its_line() -> None:
+def test_needs_are_extras_of_the_package_and_every_command_has_its_own() -> None:
     assert set(NEEDS) == set(COMMANDS)
+    for needs in NEEDS.values():
+        assert requirements(needs.extra), needs
+        assert set(needs.only) <= set(requirements(needs.extra))
+
+
+def test_what_is_needed_is_read_from_the_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        "click>=999",
+        "tomli>=2; python_version < '3.11'",
+        "new-thing>=1; extra == 'build'",
+        "elsewhere>=1; sys_platform == 'plan9' and extra == 'build'",
+    ]
+    monkeypatch.setattr(metadata, "requires", lambda name: lines)
+    found = {state.name: state for state in find_packages(Probe())}
+    assert set(found) - {"tomli"} == {"click", "new-thing"}
+    assert "expected >=999" in str(found["click"].problem)
+    assert found["click"].install == "pip install 'click>=999'"
+    assert (found["new-thing"].version, found["new-thing"].commands) == (None, ("build",))
+    assert "[build]'" in str(found["new-thing"].install)
+    assert "[build]'" in how_to_install("new_thing.part")
+
+
+def test_a_package_of_the_system_needs_no_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JetPack's OpenCV is no wheel."""
+    monkeypatch.setattr(metadata, "requires", lambda name: ["opencv-python-headless>=4.8"])
+
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    (found,) = find_packages(Probe())
+    assert found.works and found.version is not None and found.version[0].isdigit()
+
+
+def test_engines_are_judged_where_they_are_opened() -> None:
+    crashed = find_engines(answering(RunResult(-11, "", "", "crashed with SIGSEGV")))
+    assert {state.problem for state in crashed} == {"crashed with SIGSEGV"}
+    said = "no CUDA package for Python is installed\nhint: pip install '.[cuda12]'"
+    found = find_engines(answering(RunResult(0, said + "\n", "", None)))
+    assert {state.problem for state in found} == {said}
+    assert find_engines(answering(RunResult(0, "\n", "", None)))[0].problem is None
 
 
 def test_broken_base_is_not_ok(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    few = tuple(p for p in PACKAGES if p.module in ("click", "numpy", "cv2"))
-    monkeypatch.setattr(packages_module, "PACKAGES", few)
-    monkeypatch.setattr("edgehp.doctor.report.NEEDS", {"targets": ((), False)})
+    monkeypatch.setattr("edgehp.doctor.report._extras", list)
 
     def runner(command: Sequence[str], timeout: float) -> RunResult:
         broken = "cv2" in command[-1]
@@ -209,7 +266,8 @@ def test_broken_base_is_not_ok(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
     found = diagnose(Probe(root=tmp_path, runner=runner, disk=tmp_path))
     assert not found.ok
-    assert "SIGILL" in found.commands[0].remedies[0]
+    targets = next(state for state in found.commands if state.name == "targets")
+    assert "SIGILL" in targets.remedies[0]
 
 
 def test_command_gives_json() -> None:
@@ -221,7 +279,7 @@ def test_command_gives_json() -> None:
     )
     found = json.loads(done.stdout)
     assert done.returncode == 0, done.stderr
-    assert found["schema_version"] == 1
+    assert found["schema_version"] == 2
     assert {row["name"] for row in found["commands"]} == set(NEEDS)
 
 

@@ -43,6 +43,7 @@ def test_each_version_gets_the_branch_meant_for_it(result: dict[str, Any]) -> No
     weakly_typed = result["version"].startswith("8.")
     for precision, build in result["build"].items():
         assert build["network"] == (["EXPLICIT_BATCH"] if weakly_typed else ["STRONGLY_TYPED"])
+        assert build["typing"] == ("weak" if weakly_typed else "strong")
         # FP32 must be FP32: no ten-bit mantissas, which TensorRT allows unless told.
         assert build["cleared"] == ["TF32"]
         wanted = {"fp32": set(), "fp16": {"FP16"}, "int8": {"INT8", "FP16"}}[precision]

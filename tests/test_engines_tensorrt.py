@@ -343,7 +343,7 @@ def test_volta_gets_int8_by_ranges_or_the_truth(
         if ranges is None or not ranges_build:
             assert ("QuantizeLinear" in nodes) == (ranges is None)
             raise EnvironmentalError("Could not find any implementation for node conv1")
-        return b"plan", PrecisionAudit("engine inspector", ()), {}
+        return b"plan", PrecisionAudit("engine inspector", ()), {"typing": "weak"}
 
     monkeypatch.setattr(tensorrt_build, "build_plan", build_plan)
     volta = DriverProbe("12.4", (Gpu("Tesla V100-SXM2-16GB", "7.0"),))
@@ -361,6 +361,9 @@ def test_volta_gets_int8_by_ranges_or_the_truth(
         return
     report = tensorrt_build.build("tensorrt", graph, out, BuildOptions())
     assert "built from the float graph and the ranges" in report.warnings[0]
+    # In an artifact's manifest, as of every engine of 8.6: the types outside INT8 were its choice.
+    assert "this network was weakly typed for TensorRT 10.4.0" in report.warnings[1]
+    assert report.details["typing"] == "weak"
     assert isinstance(asked[1], dict) and {"relu", "maxpool"} & set(asked[1])
 
 

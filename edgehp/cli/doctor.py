@@ -41,12 +41,17 @@ def _machine(found: Diagnosis) -> list[tuple[str, str]]:
     return rows
 
 
+def _line(problem: str) -> str:
+    """A reason and its hint in one line."""
+    return problem.replace("\nhint: ", "; ")
+
+
 def _print_packages(found: Diagnosis, verbose: bool) -> None:
-    """The packages, the commands that cannot run (all of them with -v), and the verdict."""
+    """Packages, engines, the commands that cannot run (all of them with -v), and the verdict."""
     headers = ["package", "version", "state"]
     rows = [
         [
-            state.module,
+            state.name,
             state.version,
             styled("ok", "green")
             if state.works
@@ -59,6 +64,17 @@ def _print_packages(found: Diagnosis, verbose: bool) -> None:
         for row, state in zip(rows, found.packages, strict=True):
             row.append(" ".join(state.commands) or "optional")
     print_table(headers, rows)
+    click.echo()
+    print_table(
+        ["engine", "state"],
+        [
+            (
+                e.kind,
+                styled("ok", "green") if e.problem is None else styled(_line(e.problem), "yellow"),
+            )
+            for e in found.engines
+        ],
+    )
     cannot = [state for state in found.commands if not state.ok]
     if shown := found.commands if verbose else cannot:
         click.echo()

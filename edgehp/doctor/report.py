@@ -1,9 +1,15 @@
-"""The diagnosis: which packages there are, what was found, and what it means for each command."""
+"""The diagnosis: which packages there are, what was found, and what it means for each command.
+
+What an extra brings is read from edgehp's own metadata (Core Metadata, "Requires-Dist"); here is
+only which extra a command cannot do without, and whether it needs an engine.
+"""
 
 from __future__ import annotations
 
 import platform
+import re
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -22,115 +28,146 @@ from edgehp.doctor.system import (
     find_jetson_state,
     find_nvidia,
 )
+from edgehp.engines import ENGINE_KINDS
 
 __all__ = [
     "BASE",
-    "CPU_ENGINES",
-    "ENGINES",
     "FAILED",
-    "GPU_ENGINES",
     "NEEDS",
     "NOT_TESTED",
     "OK",
-    "PACKAGES",
     "SCHEMA_VERSION",
     "CommandState",
     "Diagnosis",
-    "Package",
+    "EngineState",
+    "Needs",
     "PackageState",
     "diagnose",
+    "find_engines",
     "find_packages",
     "how_to_install",
+    "requirements",
 ]
+
+# The "extra" whose packages come with every installation.
+BASE = ""
+# Distributions whose module has another name; None: it has none.
+_MODULES: dict[str, str | None] = {
+    "cuda-bindings": "cuda.bindings",
+    "jetson-stats": "jtop",
+    "nvidia-cuda-nvrtc": None,
+    "nvidia-cuda-nvrtc-cu12": None,
+    "nvidia-ml-py": "pynvml",
+    "opencv-python-headless": "cv2",
+    "pyopenssl": "OpenSSL",
+    "tensorrt-rtx-cu13": "tensorrt_rtx",
+}
+# Without it progress is plain lines.
+_DISPENSABLE = frozenset({"rich"})
 
 
 @dataclass(frozen=True)
-class Package:
-    """A package that some command needs.
+class Needs:
+    """What a command cannot do without.
 
     Attributes:
-        module: what is imported.
-        distributions: names it may be installed under, the one to install first.
-        extra: the extra of edgehp that brings it; None for a dependency of every installation.
-        note: how to get it where no extra brings it.
+        extra: of edgehp, or `BASE`.
+        only: packages of the extra that it uses; empty for all of them.
+        engine: whether it runs artifacts, so that one engine must work.
     """
 
-    module: str
-    distributions: tuple[str, ...]
-    extra: str | None
-    note: str = ""
+    extra: str = BASE
+    only: tuple[str, ...] = ()
+    engine: bool = False
 
 
-PACKAGES = (
-    Package("click", ("click",), None),
-    Package("numpy", ("numpy",), None),
-    Package("cv2", ("opencv-python-headless", "opencv-python", "opencv-contrib-python"), None),
-    Package("onnx", ("onnx",), "build"),
-    Package("onnxsim", ("onnxsim",), "build"),
-    Package("safetensors", ("safetensors",), "build"),
-    Package("onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "cpu"),
-    Package("openvino", ("openvino",), "cpu"),
-    Package("tensorrt_rtx", ("tensorrt-rtx-cu13", "tensorrt_rtx"), "rtx"),
-    Package(
-        "tensorrt",
-        ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
-        None,
-        "it comes with JetPack, or from NVIDIA's own package index",
-    ),
-    Package("cuda.bindings", ("cuda-bindings",), "cuda12"),
-    Package("pycuda", ("pycuda",), None, "JetPack images have it; elsewhere cuda-bindings does"),
-    Package("torch", ("torch",), "train"),
-    Package("tensorboard", ("tensorboard",), "train"),
-    Package("distributed", ("distributed",), "cluster"),
-    Package("jinja2", ("jinja2",), "report"),
-    Package("matplotlib", ("matplotlib",), "report"),
-    Package("jtop", ("jetson-stats",), "jetson"),
-    Package("pynvml", ("nvidia-ml-py",), "nvml"),
-    Package("cryptography", ("cryptography",), "ship"),
-    Package("tuf", ("tuf",), "ship"),
-    Package("model_signing", ("model-signing",), "sign"),
-)
-BASE = ("click", "numpy", "cv2")
-# Any one of these runs an artifact (each its own kind); the second pair only on a GPU.
-CPU_ENGINES = ("openvino", "onnxruntime")
-GPU_ENGINES = ("tensorrt_rtx", "tensorrt")
-ENGINES = CPU_ENGINES + GPU_ENGINES
-# Command -> packages it cannot do without; True: and one of `ENGINES`. Every command is here.
-NEEDS: dict[str, tuple[tuple[str, ...], bool]] = {
-    "build": (("onnx", "onnxsim", "safetensors"), True),
-    "validate": ((), True),
-    "bench": ((), True),
-    "sensitivity": (("onnx",), True),
-    "predict": ((), True),
-    "run": ((), True),
-    "label": (("onnxruntime",), False),
-    "train": (("torch", "safetensors", "tensorboard"), False),
-    "distill": (("torch", "safetensors", "tensorboard"), False),
-    "bundle": (("cryptography", "model_signing"), False),
-    "verify": (("cryptography",), False),
-    "install": (("cryptography",), True),
-    "repo": (("cryptography", "tuf"), False),
-    "update": (("cryptography", "tuf"), True),
-    "status": ((), False),
-    "rollback": ((), True),
-    "confirm": ((), False),
-    "targets": ((), False),
-    "doctor": ((), False),
-    "init": ((), False),
-    "completion": ((), False),
-    "report": (("jinja2", "matplotlib"), False),
+# Every command is here.
+NEEDS = {
+    "build": Needs("build", engine=True),
+    "validate": Needs(engine=True),
+    "bench": Needs(engine=True),
+    "sensitivity": Needs("build", ("onnx",), engine=True),
+    "predict": Needs(engine=True),
+    "run": Needs(engine=True),
+    "label": Needs("train", ("onnxruntime",)),
+    "train": Needs("train"),
+    "distill": Needs("train"),
+    "bundle": Needs("sign"),
+    "verify": Needs("ship"),
+    "install": Needs("ship", engine=True),
+    "repo": Needs("ship"),
+    "update": Needs("ship", engine=True),
+    "status": Needs(),
+    "rollback": Needs(engine=True),
+    "confirm": Needs(),
+    "targets": Needs(),
+    "doctor": Needs(),
+    "init": Needs(),
+    "completion": Needs(),
+    "report": Needs("report"),
 }
 
 
+def requirements(extra: str) -> dict[str, str]:
+    """Distribution -> versions that edgehp asks for on this machine, such as ``">=1.17"``.
+
+    Args:
+        extra: of edgehp, or `BASE`.
+    """
+    # Not above: its own absence is one of the things that are said here.
+    from packaging.requirements import Requirement
+
+    found = {}
+    for line in metadata.requires("edgehp") or ():
+        row = Requirement(line)
+        inside = row.marker is None or row.marker.evaluate({"extra": extra})
+        if inside and (extra == BASE) == ("extra" not in str(row.marker)):
+            found[row.name] = str(row.specifier)
+    return found
+
+
+def _extras() -> list[str]:
+    """All extras but that of edgehp's own developers."""
+    declared = metadata.metadata("edgehp").get_all("Provides-Extra") or []
+    return [extra for extra in declared if extra != "dev"]
+
+
+def _module_of(distribution: str) -> str | None:
+    return _MODULES.get(distribution, distribution.replace("-", "_"))
+
+
+def how_to_install(module: str) -> str:
+    """What to do to have `module` (``"cv2"``, ``"onnx.helper"``), as a clause for people."""
+    for line in metadata.requires("edgehp") or ():
+        found = re.match(r"([\w.-]+)[^;]*(?:;.*extra == ['\"](\w+))?", line)
+        name, extra = found.groups() if found else ("", None)
+        of_it = _module_of(name)
+        if extra != "dev" and of_it and (module == of_it or module.startswith(f"{of_it}.")):
+            return f"install it with: {install_extra(extra) if extra else f'pip install {name}'}"
+    return f"install it with: pip install {module.partition('.')[0]}"
+
+
 # Not from the current directory, and not a directory that merely has the name (stubs leave such a
-# namespace behind): neither is the package.
+# namespace behind): neither is the package. Packages of the system may lack metadata (JetPack's).
 IMPORT_CODE = """
 import sys
+from importlib.util import find_spec
 sys.path[:] = [entry for entry in sys.path if entry]
+try:
+    if find_spec("{module}") is None:
+        raise ModuleNotFoundError
+except ModuleNotFoundError:
+    sys.exit({missing})
 import {module} as module
 if getattr(module, "__file__", None) is None:
     raise ImportError("{module} is an empty namespace, not a package")
 print(getattr(module, "__version__", "unknown"))
+"""
+# Exit status of `IMPORT_CODE` where there is no such module.
+MISSING = 77
+_ENGINE_CODE = """
+from edgehp.engines import engine_available
+print(engine_available("{kind}") or "")
 """
 
 
@@ -139,18 +176,18 @@ class PackageState:
     """What was found of a package.
 
     Attributes:
-        module: what is imported.
+        name: of the distribution.
         version: installed version, or None if the package is not installed.
-        problem: why importing it fails although it is installed, or None.
+        problem: why it cannot be used although it is installed, or None.
         commands: commands that need it.
         install: what to do to have it, or None where it works.
     """
 
-    module: str
+    name: str
     version: str | None
     problem: str | None
-    commands: tuple[str, ...]
-    install: str | None
+    commands: tuple[str, ...] = ()
+    install: str | None = None
 
     @property
     def works(self) -> bool:
@@ -158,53 +195,77 @@ class PackageState:
         return self.version is not None and self.problem is None
 
 
-def how_to_install(module: str) -> str:
-    """What to do to have `module` (``"cv2"``, ``"onnx.helper"``), as a clause for people."""
-    for package in PACKAGES:
-        if module == package.module or module.startswith(f"{package.module}."):
-            if package.note:
-                return package.note
-            if package.extra:
-                return f"install it with: {install_extra(package.extra)}"
-            return f"install it with: pip install {package.distributions[0]}"
-    return f"install it with: pip install {module.partition('.')[0]}"
+@dataclass(frozen=True)
+class EngineState:
+    """An engine, and why it cannot be opened here, None where it can."""
+
+    kind: str
+    problem: str | None
 
 
-def _version(package: Package) -> str | None:
-    for name in package.distributions:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
+def _state(name: str, asked: list[tuple[str, str]], probe: Probe) -> PackageState:
+    """The state of a package that extras ask for, each with the versions that it takes."""
+    from packaging.specifiers import SpecifierSet
 
-
-def _state(package: Package, probe: Probe) -> PackageState:
-    version = _version(package)
-    commands = tuple(
-        name
-        for name, (modules, engine) in NEEDS.items()
-        if package.module in (*BASE, *modules) or (engine and package.module in ENGINES)
-    )
+    module = _module_of(name)
+    try:
+        version: str | None = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        version = None
     problem = None
-    # JetPack's TensorRT and pycuda may be there without the metadata that pip leaves.
-    if version is not None or package.note:
-        found = probe.python_code(IMPORT_CODE.format(module=package.module))
+    if module is not None:
+        found = probe.python_code(IMPORT_CODE.format(module=module, missing=MISSING))
         if found.problem is None:
-            version = version or found.stdout.strip()
-        elif version is not None or found.code is None or found.code < 0:
-            version, problem = version or "unknown", found.problem
-    install = None if version and not problem else how_to_install(package.module)
-    return PackageState(package.module, version, problem, commands, install)
+            version = version or found.stdout.strip() or "unknown"
+        elif version is not None or found.code != MISSING:
+            problem = "its module is missing" if found.code == MISSING else found.problem
+            version = version or "unknown"
+    # Which of cuda12 and cuda13 fits is the driver's matter: see the engines.
+    fits = version is None or not version[0].isdigit()
+    if not fits and problem is None:
+        fits = any(SpecifierSet(v).contains(str(version), prereleases=True) for v, _ in asked)
+        problem = None if fits else f"found {version}, expected {' or '.join(v for v, _ in asked)}"
+    versions, extra = asked[0]
+    install = install_extra(extra) if extra else f"pip install '{name}{versions}'"
+    return PackageState(
+        name,
+        version,
+        problem,
+        tuple(command for command, needs in NEEDS.items() if name in _needed(needs)),
+        install if problem or version is None else None,
+    )
+
+
+def _needed(needs: Needs) -> set[str]:
+    """Distributions that a command cannot do without."""
+    of_extra = set(requirements(needs.extra)) if needs.extra else set()
+    if needs.only:
+        of_extra &= set(needs.only)
+    return (set(requirements(BASE)) | of_extra) - _DISPENSABLE
 
 
 def find_packages(probe: Probe) -> tuple[PackageState, ...]:
-    """The state of every package of `PACKAGES`; each is imported in a process of its own."""
+    """The state of every package of every extra; each is imported in a process of its own."""
+    rows: dict[str, list[tuple[str, str]]] = {}
+    for extra in (BASE, *_extras()):
+        for name, versions in requirements(extra).items():
+            rows.setdefault(name, []).append((versions, extra))
     with ThreadPoolExecutor(max_workers=2) as pool:
-        return tuple(pool.map(lambda package: _state(package, probe), PACKAGES))
+        return tuple(pool.map(lambda name: _state(name, rows[name], probe), rows))
 
 
-SCHEMA_VERSION = 1
+def find_engines(probe: Probe) -> tuple[EngineState, ...]:
+    """What `edgehp.engines.engine_available` says of each engine, in a process of its own."""
+
+    def state(kind: str) -> EngineState:
+        found = probe.python_code(_ENGINE_CODE.format(kind=kind))
+        return EngineState(kind, found.problem or found.stdout.strip() or None)
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return tuple(pool.map(state, ENGINE_KINDS))
+
+
+SCHEMA_VERSION = 2
 # How a check of `edgehp doctor --test` ends.
 OK, FAILED, NOT_TESTED = "ok", "failed", "not tested"
 
@@ -230,28 +291,35 @@ class Diagnosis:
     nvidia: Nvidia
     jetson: Jetson | None
     packages: tuple[PackageState, ...]
+    engines: tuple[EngineState, ...]
     commands: tuple[CommandState, ...]
 
     @property
     def ok(self) -> bool:
         """Whether the dependencies of every installation work."""
-        return all(state.works for state in self.packages if state.module in BASE)
+        base = requirements(BASE)
+        return all(state.works for state in self.packages if state.name in base)
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for JSON."""
         return {"schema_version": SCHEMA_VERSION, "ok": self.ok, **asdict(self)}
 
 
-def command_state(name: str, packages: dict[str, PackageState], gpu: bool) -> CommandState:
-    """What the packages (by module) and a working `gpu` mean for the command `name`."""
-    modules, engine = NEEDS[name]
+def command_state(name: str, packages: Mapping[str, PackageState], engine: bool) -> CommandState:
+    """What the packages, by name, and whether an `engine` works mean for the command `name`."""
+    needs = NEEDS[name]
+    base = requirements(BASE)
+    broken = [p for n, p in packages.items() if n in _needed(needs) and not p.works]
+    # What an extra lacks is installed at once; what is broken or of every installation, by itself.
+    lacking = [p.name for p in broken if p.version is None and p.name not in base]
     remedies = [
-        f"{module}: {state.problem or 'is missing'}; {state.install}"
-        for module in (*BASE, *modules)
-        if not (state := packages[module]).works
+        f"{p.name}: {p.problem or 'not installed'}; {p.install}"
+        for p in broken
+        if p.name not in lacking
     ]
-    engines = CPU_ENGINES + GPU_ENGINES if gpu else CPU_ENGINES
-    if engine and not any(packages[module].works for module in engines):
+    if lacking:
+        remedies.append(f"{', '.join(lacking)}: not installed; {install_extra(needs.extra)}")
+    if needs.engine and not engine:
         remedies.append(f"no engine: {install_extra('cpu')} brings OpenVINO and onnxruntime")
     return CommandState(name, not remedies, tuple(remedies))
 
@@ -264,16 +332,18 @@ def diagnose(probe: Probe | None = None) -> Diagnosis:
     """
     probe = probe or Probe()
     packages = find_packages(probe)
-    by_module = {state.module: state for state in packages}
-    nvidia = find_nvidia(probe)
+    engines = find_engines(probe)
+    by_name = {state.name: state for state in packages}
+    works = any(state.problem is None for state in engines)
     return Diagnosis(
         edgehp=__version__,
         python=f"{platform.python_version()} ({sys.executable})",
         platform=platform.platform(),
         cpu=find_cpu(probe),
         disk=find_disk(probe.disk),
-        nvidia=nvidia,
+        nvidia=find_nvidia(probe),
         jetson=find_jetson_state(probe),
         packages=packages,
-        commands=tuple(command_state(name, by_module, nvidia.problem is None) for name in NEEDS),
+        engines=engines,
+        commands=tuple(command_state(name, by_name, works) for name in NEEDS),
     )

@@ -45,7 +45,8 @@ __all__ = [
     "run",
 ]
 
-TIMEOUT_SECONDS = 30.0
+# A first import of torch from an SD card takes half a minute.
+TIMEOUT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)

@@ -283,9 +283,18 @@ class PyCuda(Cuda):
         self._streams: dict[int, Any] = {}
         self._do(driver.init)
         device = self._do(driver.Device, index)
-        self.name = str(device.name())
-        self.compute_capability = "{}.{}".format(*device.compute_capability())
-        self.integrated = bool(device.get_attribute(driver.device_attribute.INTEGRATED))
+        self.name = str(self._do(device.name))
+        names = driver.device_attribute
+        major, minor, integrated = (
+            int(self._do(device.get_attribute, name))
+            for name in (
+                names.COMPUTE_CAPABILITY_MAJOR,
+                names.COMPUTE_CAPABILITY_MINOR,
+                names.INTEGRATED,
+            )
+        )
+        self.compute_capability = f"{major}.{minor}"
+        self.integrated = bool(integrated)
         self.waiting = "as the driver chooses"
         self._primary: Any = self._do(device.retain_primary_context)
 
@@ -382,9 +391,14 @@ class PyCuda(Cuda):
     def close(self) -> None:
         """Release the primary context; calling it again does nothing."""
         context, self._primary = self._primary, None
-        if context is not None:
-            self._streams.clear()
-            context.detach()
+        if context is None:
+            return
+        # Where it is current any thread may release it; elsewhere pycuda leaks it without a word.
+        self._do(context.push)
+        self._streams.clear()
+        self._do(context.detach)
+        # pycuda's cuda.hpp believes that this popped it, which is true of other contexts only.
+        ctypes.CDLL("libcuda.so.1").cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
 
 
 def _failure(function: str, status: int, reason: str) -> EnvironmentalError:

@@ -206,7 +206,7 @@ class CropKernel:
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
         if not cuda.has_kernels:
-            raise EnvironmentalError(f"{cuda.package} runs no kernels here, cuda-bindings does")
+            raise EnvironmentalError(f"{cuda.package} runs no kernels, cuda-bindings does")
         self._module, self._function = cuda.load(kernel_for(cuda.compute_capability), FUNCTION)
 
     def launch(self, source: int, crops: int, size: int, count: int, stream: int) -> None:

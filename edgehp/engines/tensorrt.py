@@ -201,7 +201,7 @@ class TensorRtEngine(EngineBase):
                 "compute_capability": self._cuda.compute_capability,
                 "cuda_package": self._cuda.package,
                 "batch": [self._shapes.smallest, self._shapes.largest],
-                "cuda_graph": bool(graphs),
+                "cuda_graph": self._graphs_words(graphs),
                 "cuda_graph_batches": graphs,
                 "cropping": "on the GPU"
                 if self.crops_frames
@@ -213,6 +213,16 @@ class TensorRtEngine(EngineBase):
                 "convolutions": self._audit.convolutions,
             },
         )
+
+    def _graphs_words(self, batches: list[int]) -> str:
+        """How the GPU's work is launched, for reports."""
+        if not self.captures:
+            return "captured by TensorRT for RTX"
+        if batches:
+            return f"for batches of {', '.join(map(str, batches))}"
+        if not self._cuda.has_graphs:
+            return f"none: {self._cuda.package} has no CUDA graphs, cuda-bindings has"
+        return "none was asked for" if self._batch is None else "none: capturing failed"
 
     @property
     def audit(self) -> PrecisionAudit:

@@ -87,6 +87,8 @@ def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> 
             f"TensorRT has no explicit INT8 for {gpu.name}: the engine was built from the float "
             "graph and the ranges of its Q/DQ nodes, and TensorRT rounds the weights itself",
         )
+    if details["typing"] == "weak" and options.precision != "fp32":
+        warnings = (*warnings, _weakly_typed(str(trt.__version__)))
     if options.dla is not None:
         warnings = (*warnings, _placed(options.dla, details["gpu_layers"]))
     write_atomically(out_path, plan)
@@ -221,6 +223,7 @@ def build_plan(
     details: dict[str, object] = {
         "builder_flags": flags,
         "batch": list(options.batch),
+        "typing": "strong" if dialect.strongly_typed else "weak",
         "int8_by": "Q/DQ nodes" if ranges is None else "ranges of the float graph's tensors",
     }
     if options.dla is not None:
@@ -323,6 +326,15 @@ def audit_engine(trt: Any, plan: bytes, logger: Any, dla: int | None = None) -> 
         runtime.deserialize_cuda_engine(plan), "load the engine it built", logger
     )
     return inspect(trt, engine, None, logger)
+
+
+def _weakly_typed(version: str) -> str:
+    """A sentence about an engine whose types the builder chose."""
+    return (
+        f"this network was weakly typed for TensorRT {version}: where nothing asks for INT8, it "
+        "chose FP16 or FP32 for each layer by its speed, the decoding apart, which was held in "
+        "FP32; the audit has what it chose, and another build may choose otherwise"
+    )
 
 
 def _placed(core: int, on_gpu: object) -> str:

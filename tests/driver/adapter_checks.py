@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from edgehp.crop import Box, Picture, Preprocessing, crop_face
-from edgehp.engines.cuda import Cuda, open_cuda
+from edgehp.engines.cuda import Cuda, GpuLostError, open_cuda
 from edgehp.engines.gpu_crop import kernel_path
 from edgehp.engines.tensorrt import TensorRtEngine
-from edgehp.errors import DataError
+from edgehp.errors import DataError, EnvironmentalError, UsageError
+from tests.driver.double import Driver
 from tests.driver.tensorrt import KERNEL, SIZE, TensorRtDouble, expected
 
 
@@ -128,8 +129,15 @@ def check_stream(trt: TensorRtDouble, cuda: Cuda) -> None:
 
 
 def check_threads(image: bytes) -> None:
-    """Opened, used and closed in threads that end, again and again."""
+    """Opened, used and closed in threads that end, again and again, and closed by another one."""
     failures: list[BaseException] = []
+    live = Driver().live
+    engine = open_double(TensorRtDouble(image=image), open_cuda())
+    engine.infer(crops_of(2))
+    thread = threading.Thread(target=engine.close)
+    thread.start()
+    thread.join()
+    assert Driver().live == live, "a thread that did not open the engine could not close it"
 
     def work() -> None:
         try:
@@ -145,6 +153,39 @@ def check_threads(image: bytes) -> None:
         raise failures[0]
 
 
+def check_waiting(cuda: Cuda, image: bytes) -> None:
+    """The way to wait is chosen and said; pycuda cannot choose, which is an error."""
+    if cuda.package == "pycuda":
+        with pytest.raises(UsageError, match="pycuda cannot choose how the processor waits"):
+            open_cuda(wait="block")
+        return
+    with open_double(TensorRtDouble(image=image), open_cuda(wait="block"), 1) as engine:
+        assert engine.info.details["spin_wait"] == "blocks"
+        engine.infer(crops_of(1))
+
+
+def check_pycuda(trt: TensorRtDouble, cuda: Cuda) -> None:
+    """Without graphs and kernels it says so; contexts and failures are as of the other package."""
+    with open_double(trt, cuda, batch=8) as engine:
+        said = engine.info.details
+        assert (said["cuda_package"], said["cuda_graph_batches"]) == ("pycuda", [])
+        assert said["cuda_graph"] == "none: pycuda has no CUDA graphs, cuda-bindings has"
+        assert said["cropping"] == "on the processor: pycuda runs no kernels, cuda-bindings does"
+        with pytest.raises(EnvironmentalError, match="pycuda has no CUDA graphs"):
+            cuda.capture(0, lambda: None)
+        for status, kind in ((1, EnvironmentalError), (700, GpuLostError)):
+            trt.driver.fail("cuStreamSynchronize", status)
+            with pytest.raises(EnvironmentalError, match="CUDA synchronize failed") as caught:
+                engine.infer(crops_of(1))
+            assert type(caught.value) is kind
+            # Its frames hold pycuda's stream.
+            del caught
+        assert trt.driver.abandoned == 0, "a context is left on the stack after a failure"
+        engine.infer(crops_of(1))
+    with pytest.raises(EnvironmentalError, match="the GPU's context is closed"), cuda.current():
+        pass
+
+
 def main(package: str, nvrtc: bool) -> None:
     cuda = open_cuda()
     assert cuda.package == package, cuda.package
@@ -153,7 +194,9 @@ def main(package: str, nvrtc: bool) -> None:
     print(f"{cuda.name} {cuda.compute_capability}, {package}, integrated {cuda.integrated}")
     print({name: round(ms, 4) for name, ms in check_batches(trt, cuda).items()})
     check_stream(TensorRtDouble(image=image), open_cuda())
-    if package != "pycuda":
+    if package == "pycuda":
+        check_pycuda(TensorRtDouble(image=image), open_cuda())
+    else:
         if not nvrtc:
             # The double runs the C itself, whatever the image is.
             kept = kernel_path(cuda.compute_capability)
@@ -162,10 +205,7 @@ def main(package: str, nvrtc: bool) -> None:
         found = check_frames(TensorRtDouble(image=image), open_cuda())
         print({name: round(ms, 4) for name, ms in found.items()})
     check_threads(image)
-    if package != "pycuda":
-        with open_double(TensorRtDouble(image=image), open_cuda(wait="block"), 1) as engine:
-            assert engine.info.details["spin_wait"] == "blocks"
-            engine.infer(crops_of(1))
+    check_waiting(cuda, image)
     assert trt.driver.live == 0, f"{trt.driver.live} things are left"
     assert trt.driver.abandoned == 0, f"{trt.driver.abandoned} contexts were left on stacks"
     print("ok: batches, times, graphs, streams, frames, threads, waiting, closing")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from edgehp.engines.gpu_crop import KERNEL
 
 SOURCE = Path(__file__).with_name("driver.c")
 NAME = "libcuda.so.1"
+PYCUDA = "2026.1"
 
 
 @cache
@@ -62,6 +64,55 @@ def installed(*requirements: str) -> Path:
         if done.returncode:
             pytest.skip(f"{', '.join(requirements)} cannot be installed: {done.stderr[-200:]}")
         (folder / "complete").touch()
+    return folder
+
+
+# The headers of CUDA 12.6 that pycuda includes: of the index's wheels, as no toolkit is installed.
+_HEADERS = (
+    *("nvidia-cuda-runtime-cu12>=12.6,<12.7", "nvidia-cuda-nvcc-cu12>=12.6,<12.7"),
+    *("nvidia-curand-cu12>=10.3,<10.4", "nvidia-cuda-profiler-api-cu12>=12.6,<12.7"),
+)
+# pycuda's own settings file. Unoptimized, it compiles in a third of the time.
+_PYCUDA_SETTINGS = """\
+CUDA_ROOT = {root!r}
+CUDA_ENABLE_CURAND = False
+CXXFLAGS = ["-O0", "-g0", "-w"]
+"""
+
+
+@cache
+def built_pycuda() -> Path:
+    """A folder with pycuda, built from its source against the double once for the machine.
+
+    It takes some minutes; the test is skipped where it cannot be built.
+    """
+    python = f"{sys.version_info[0]}{sys.version_info[1]}"
+    folder = Path(tempfile.gettempdir()) / f"edgehp-pycuda-{PYCUDA}-{python}-{os.getuid()}"
+    if (folder / "complete").exists():
+        return folder
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler: pycuda cannot be built")
+    headers = installed(*_HEADERS)
+    with tempfile.TemporaryDirectory() as name:
+        home, root = Path(name), Path(name) / "cuda"
+        for found in headers.glob("nvidia/*/include"):
+            shutil.copytree(found, root / "include", dirs_exist_ok=True)
+        (root / "lib64").mkdir()
+        (root / "lib64/libcuda.so").symlink_to(double_folder() / NAME)
+        (home / ".aksetup-defaults.py").write_text(_PYCUDA_SETTINGS.format(root=str(root)))
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-cache-dir"),
+                *("--no-binary", "pycuda", "--target", folder, f"pycuda=={PYCUDA}"),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "HOME": name},
+        )
+    if done.returncode:
+        pytest.skip(f"pycuda cannot be built: {done.stderr[-300:]}")
+    (folder / "complete").touch()
     return folder
 
 

@@ -30,7 +30,7 @@ typedef struct Block { u64 address, size; void *memory; int host; struct Block *
 enum {
     INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEVICE = 100, BAD_DEVICE = 101,
     INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_FOUND = 500, NOT_READY = 600,
-    ILLEGAL_ADDRESS = 700, CONTEXT_DESTROYED = 709, CAPTURE_UNSUPPORTED = 900,
+    ILLEGAL_ADDRESS = 700, CONTEXT_DESTROYED = 709, NOT_SUPPORTED = 801, CAPTURE_UNSUPPORTED = 900,
     CAPTURE_INVALIDATED = 901, CAPTURE_UNMATCHED = 903, CAPTURED_EVENT = 907
 };
 #define TAG (1ull << 52)
@@ -426,6 +426,35 @@ int cuGetExportTable(const void **table, const void *id) {
     *table = NULL;
     return NOT_FOUND;
 }
+
+/* What pycuda's module is linked to besides, or it cannot be loaded; edgehp calls none of it. */
+#define NO(name) int name(void) { return NOT_SUPPORTED; }
+NO(cuArray3DCreate_v2) NO(cuArray3DGetDescriptor_v2) NO(cuArrayCreate_v2) NO(cuArrayDestroy)
+NO(cuArrayGetDescriptor_v2) NO(cuCtxAttach) NO(cuCtxCreate_v2) NO(cuCtxDetach)
+NO(cuCtxDisablePeerAccess) NO(cuCtxEnablePeerAccess) NO(cuCtxGetCacheConfig) NO(cuCtxGetLimit)
+NO(cuCtxGetSharedMemConfig) NO(cuCtxSetCacheConfig) NO(cuCtxSetLimit) NO(cuCtxSetSharedMemConfig)
+NO(cuDeviceCanAccessPeer) NO(cuDeviceComputeCapability) NO(cuDeviceGetByPCIBusId)
+NO(cuDeviceGetPCIBusId) NO(cuFuncGetAttribute) NO(cuFuncSetAttribute) NO(cuFuncSetBlockShape)
+NO(cuFuncSetCacheConfig) NO(cuFuncSetSharedSize) NO(cuIpcCloseMemHandle) NO(cuIpcGetEventHandle)
+NO(cuIpcGetMemHandle) NO(cuIpcOpenEventHandle) NO(cuIpcOpenMemHandle_v2) NO(cuLaunch)
+NO(cuLaunchGrid) NO(cuLaunchGridAsync) NO(cuLinkAddData_v2) NO(cuLinkAddFile_v2) NO(cuLinkComplete)
+NO(cuLinkCreate_v2) NO(cuLinkDestroy) NO(cuMemAllocManaged) NO(cuMemAllocPitch_v2)
+NO(cuMemGetAddressRange_v2) NO(cuMemHostGetFlags) NO(cuMemHostRegister_v2) NO(cuMemHostUnregister)
+NO(cuMemcpy2DAsync_v2) NO(cuMemcpy2DUnaligned_v2) NO(cuMemcpy2D_v2) NO(cuMemcpy3DAsync_v2)
+NO(cuMemcpy3DPeer) NO(cuMemcpy3DPeerAsync) NO(cuMemcpy3D_v2) NO(cuMemcpyAtoA_v2) NO(cuMemcpyAtoD_v2)
+NO(cuMemcpyAtoH_v2) NO(cuMemcpyDtoA_v2) NO(cuMemcpyDtoDAsync_v2) NO(cuMemcpyDtoD_v2)
+NO(cuMemcpyDtoH_v2) NO(cuMemcpyHtoA_v2) NO(cuMemcpyHtoD_v2) NO(cuMemcpyPeer) NO(cuMemcpyPeerAsync)
+NO(cuMemsetD16Async) NO(cuMemsetD16_v2) NO(cuMemsetD2D16Async) NO(cuMemsetD2D16_v2)
+NO(cuMemsetD2D32Async) NO(cuMemsetD2D32_v2) NO(cuMemsetD2D8Async) NO(cuMemsetD2D8_v2)
+NO(cuMemsetD32Async) NO(cuMemsetD32_v2) NO(cuMemsetD8_v2) NO(cuModuleGetGlobal_v2)
+NO(cuModuleGetSurfRef) NO(cuModuleGetTexRef) NO(cuModuleLoad) NO(cuModuleLoadDataEx)
+NO(cuParamSetSize) NO(cuParamSetTexRef) NO(cuParamSetf) NO(cuParamSeti) NO(cuParamSetv)
+NO(cuProfilerInitialize) NO(cuProfilerStart) NO(cuProfilerStop) NO(cuStreamAttachMemAsync)
+NO(cuStreamWaitEvent) NO(cuSurfRefGetArray) NO(cuSurfRefSetArray) NO(cuTexRefCreate)
+NO(cuTexRefDestroy) NO(cuTexRefGetAddressMode) NO(cuTexRefGetAddress_v2) NO(cuTexRefGetArray)
+NO(cuTexRefGetFilterMode) NO(cuTexRefGetFlags) NO(cuTexRefGetFormat) NO(cuTexRefSetAddress2D_v3)
+NO(cuTexRefSetAddressMode) NO(cuTexRefSetAddress_v2) NO(cuTexRefSetArray) NO(cuTexRefSetFilterMode)
+NO(cuTexRefSetFlags) NO(cuTexRefSetFormat)
 
 /* The call `name` answers `status` once, after it was let through `after` times. */
 void double_fail(const char *name, int status, int after) {

@@ -9,16 +9,14 @@ from pathlib import Path
 import pytest
 
 from edgehp.engines.gpu_crop import kernel_path
-from tests.driver.double import environment, installed
+from tests.driver.double import built_pycuda, environment, installed
 
 REPO = Path(__file__).resolve().parents[2]
 
 
-def run(
-    module: str, *arguments: str, version: int, devices: str, packages: Path, cache: Path
-) -> str:
+def run(*arguments: str, version: int, devices: str, packages: Path, cache: Path) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
+        [sys.executable, *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -48,9 +46,29 @@ def test_whole_adapter_with_real_bindings(
 ) -> None:
     packages = installed(requirement)
     module = "tests.driver.adapter_checks"
-    said = run(module, version=version, devices=device, packages=packages, cache=tmp_path)
+    said = run("-m", module, version=version, devices=device, packages=packages, cache=tmp_path)
     assert "ok: batches, times, graphs, streams, frames, threads, waiting, closing" in said
     assert f"integrated {device.endswith('1')}" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [12020, 12060, 13000])
+@pytest.mark.parametrize("device", ["L4;8;9;0", "Orin;8;7;1"])
+def test_whole_adapter_with_real_pycuda(version: int, device: str, tmp_path: Path) -> None:
+    """pycuda, built from its source against the double, where cuda-bindings is not installed."""
+    code = (
+        "import importlib.util, sys\n"
+        "real = importlib.util.find_spec\n"
+        "def without(name, package=None):\n"
+        "    return None if name == 'cuda.bindings' else real(name, package)\n"
+        "importlib.util.find_spec = without\n"
+        "from tests.driver.adapter_checks import main\n"
+        "main('pycuda', nvrtc=False)\n"
+    )
+    found = {"version": version, "devices": device, "packages": built_pycuda(), "cache": tmp_path}
+    said = run("-c", code, **found)
+    assert "ok: batches, times, graphs, streams, frames, threads, waiting, closing" in said
+    assert f"pycuda, integrated {device.endswith('1')}" in said
 
 
 @pytest.mark.slow
@@ -62,7 +80,7 @@ def test_doctor_tests_a_gpu(device: str, tmp_path: Path) -> None:
     # The double runs the C itself, whatever the image is.
     kept.write_bytes(b"double")
     found = {"version": 12060, "devices": device, "packages": packages, "cache": tmp_path}
-    said = run("edgehp", "doctor", "--test", **found)
+    said = run("-m", "edgehp", "doctor", "--test", **found)
     for name in (
         "NVIDIA driver",
         "CUDA package",

@@ -149,6 +149,7 @@ def build(
         "calls": sorted({k for k, _ in calls}),
         "details": sorted({row.detail for row in audit.rows}),
         "dla_core": details.get("dla_core"),
+        "typing": details["typing"],
     }
 
 
