@@ -36,6 +36,7 @@ __all__ = [
     "Record",
     "decode_text",
     "finite",
+    "is_utf8",
     "json_digest",
     "output_to",
     "parse_json",
@@ -44,6 +45,7 @@ __all__ = [
     "read_json",
     "read_toml",
     "replacing",
+    "require_utf8",
     "resource_dir",
     "sha256_bytes",
     "sha256_file",
@@ -219,6 +221,28 @@ def stand_in(head: bytes) -> str | None:
     if head.startswith((b"\0\5\x16\7", b"\0\5\x16\0")):
         return "macOS's AppleDouble data, not the file itself\nhint: use the file without '._'"
     return None
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a file's name is UTF-8: Python stands surrogates for bytes that are not."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def require_utf8(path: Path | str) -> None:
+    """Refuse a path that is not UTF-8: OpenCV, JSON and zips cannot hold it.
+
+    Raises:
+        DataError: it is not.
+    """
+    if not is_utf8(os.fspath(path)):
+        raise DataError(
+            f"{os.fspath(path)!a}: the file name is not UTF-8\n"
+            "hint: rename it, e.g. with 'convmv -f latin1 -t utf8 --notest FILE'"
+        )
 
 
 def read_bytes(

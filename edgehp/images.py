@@ -2,8 +2,9 @@
 
 OpenCV decodes half of a truncated photo without a word and fills the rest with grey, and takes 16
 bits for 8 by dropping the lower ones. So the container is read first: how many pixels, how many
-bits, which way up, and whether all of it is there. Damage inside the entropy-coded data of an
-otherwise complete JPEG is beyond any such check.
+bits, which way up, and whether all of it is there. A JPEG that lacks its last rows alone is taken,
+as by libjpeg, and said. Damage inside the entropy-coded data of an otherwise complete JPEG is
+beyond any such check.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.errors import DataError
-from edgehp.files import stand_in
+from edgehp.files import is_utf8, require_utf8, stand_in
 
 __all__ = [
     "LIST_SUFFIXES",
@@ -34,7 +35,6 @@ __all__ = [
     "is_apple_double",
     "kinds_of",
     "report_left_out",
-    "require_utf8",
     "to_8_bits",
 ]
 
@@ -55,12 +55,22 @@ _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _BARE = frozenset({0x01, *range(0xD0, 0xD9)})
 _TIFF = (b"II*\0", b"MM\0*")
 _ORIENTATION = 0x0112
+# PhotometricInterpretation of a sensor's own pixels, behind a mosaic of color filters (DNG).
+_MOSAIC = 32803
+# A JPEG that is cut off is used where so much of its height is there.
+_LEAST_SHARE = 0.9
 # What else photos come as: name, place and first bytes there.
 _OTHERS = (
     ("GIF", 0, b"GIF8"),
     ("BMP", 0, b"BM"),
-    ("HEIC or AVIF", 4, b"ftyp"),
+    ("HEIC", 4, b"ftyphei"),
+    ("HEIC", 4, b"ftypmif1"),
+    ("AVIF", 4, b"ftypavi"),
+    ("a camera's raw data", 4, b"ftypcrx"),
+    ("a camera's raw data", 0, b"FUJIFILM"),
+    ("a video", 4, b"ftyp"),
     ("JPEG XL", 0, b"\xff\x0a"),
+    ("JPEG XL", 4, b"JXL "),
     ("JPEG 2000", 4, b"jP  "),
     ("PGM or PPM", 0, b"P5"),
     ("PGM or PPM", 0, b"P6"),
@@ -69,8 +79,8 @@ _OTHERS = (
     ("a zip", 0, b"PK\x03\x04"),
 )
 LIST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".xml")
-# Of files that are for people.
-_NOTES = (".txt", ".md")
+# Names, without their suffixes, of files that are for people.
+_NOTES = ("LICENSE", "LICENCE", "README")
 
 
 @dataclass(frozen=True)
@@ -94,27 +104,6 @@ class _Header:
     orientation: int = 1
     turned_by_opencv: bool = False
     unfinished: bool = False
-
-
-def require_utf8(path: Path | str) -> None:
-    """Refuse a path that is not UTF-8: OpenCV, JSON and zips cannot hold it.
-
-    Raises:
-        DataError: it is not.
-    """
-    if not _is_utf8(os.fspath(path)):
-        raise DataError(
-            f"{os.fspath(path)!a}: the file name is not UTF-8\n"
-            "hint: rename it, e.g. with 'convmv -f latin1 -t utf8 --notest FILE'"
-        )
-
-
-def _is_utf8(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def is_apple_double(name: str) -> bool:
@@ -160,7 +149,7 @@ def files_below(root: Path) -> tuple[tuple[str, ...], Counter[str]]:
             elif not path.is_file():
                 kind = "that are links to nowhere" if path.is_symlink() else "of no usual kind"
                 left_out[kind] += 1
-            elif _is_utf8(name):
+            elif is_utf8(name):
                 names.append(name)
             elif suffix in PHOTO_SUFFIXES or suffix in LIST_SUFFIXES:
                 require_utf8(path)
@@ -189,18 +178,18 @@ def find_photos(root: Path) -> tuple[Path, ...]:
 
 
 def kinds_of(names: Iterable[str], but: Collection[str] = ()) -> Counter[str]:
-    """How many of `names` are neither photos nor notes, by kind.
+    """How many of `names` are neither photos nor called README and the like, by kind.
 
     Args:
         names: of files, with ``/``.
         but: further suffixes not to count.
     """
-    quiet = (*PHOTO_SUFFIXES, *_NOTES, *but)
+    quiet = (*PHOTO_SUFFIXES, *but)
     kinds = Counter[str]()
     for name in names:
         path = PurePosixPath(name)
         suffix = path.suffix.lower()
-        if suffix not in quiet and path.stem.upper() not in ("LICENSE", "LICENCE", "README"):
+        if suffix not in quiet and path.stem.upper() not in _NOTES:
             kinds[f"called {suffix}" if suffix else "without a suffix"] += 1
     return kinds
 
@@ -235,8 +224,9 @@ def decode_photo(
         uint8 [H, W, 3], RGB.
 
     Raises:
-        DataError: of another kind, truncated, damaged, of more than 100 megapixels, or of 16 bits a
-            sample of which nobody says how many are used.
+        DataError: of another kind, truncated (a JPEG: by more than a tenth of its height), damaged,
+            of more than 100 megapixels, or of 16 bits a sample of which nobody says how many are
+            used.
     """
     header = _header(data, where)
     if not 0 < header.width * header.height <= _LARGEST_PIXELS:
@@ -244,9 +234,7 @@ def decode_photo(
             f"{where}: a photo of {header.width}x{header.height} pixels, expected "
             f"1..{_LARGEST_PIXELS} in all"
         )
-    pixels = _decode(data, where)
-    if header.unfinished:
-        pixels = _whole_without_end(data, where)
+    pixels = (_without_end if header.unfinished else _decode)(data, where)
     size = (header.height, header.width)
     if header.turned_by_opencv and header.orientation >= 5:
         size = size[::-1]
@@ -299,20 +287,35 @@ def _decode(data: bytes, where: str) -> npt.NDArray[Any] | None:
         raise DataError(f"{where}: the photo cannot be decoded: {e.err}") from e
 
 
-def _whole_without_end(data: bytes, where: str) -> npt.NDArray[Any]:
-    """The pixels of a JPEG that lacks nothing but its end marker, as some cameras write it.
+def _without_end(data: bytes, where: str) -> npt.NDArray[Any]:
+    """The pixels of a JPEG without its end marker, as some cameras write it, or cut off.
 
-    A missing part would be decoded from whatever follows, so what follows must make no difference.
+    What is missing is decoded from whatever follows, so the rows that are there are those for
+    which it makes no difference what follows. As in libjpeg the others are grey.
 
     Raises:
-        DataError: it does.
+        DataError: more than a tenth of the rows is missing.
     """
-    fills = (b"", b"\xa5\x3c\x96" * 50, b"\x5a\xc3\x69" * 50)
-    found = [_decode(data.removesuffix(b"\xff") + fill + b"\xff\xd9", where) for fill in fills]
-    first = found[0]
-    if first is None or any(f is None or not np.array_equal(f, first) for f in found):
-        raise _truncated(data, "JPEG", where)
-    return first
+    found: list[npt.NDArray[Any]] = []
+    for fill in (b"", b"\xa5\x3c\x96" * 50, b"\x5a\xc3\x69" * 50):
+        pixels = _decode(data.removesuffix(b"\xff") + fill + b"\xff\xd9", where)
+        if pixels is None or (found and pixels.shape != found[0].shape):
+            raise _truncated(data, "JPEG", where)
+        found.append(pixels)
+    height = len(found[0])
+    same = [np.equal(pixels, found[0]).reshape(height, -1).all(axis=1) for pixels in found]
+    changed = np.flatnonzero(~np.all(same, axis=0))
+    missing = height - int(changed[0]) if len(changed) else 0
+    if missing > (1 - _LEAST_SHARE) * height:
+        raise _truncated(data, "JPEG", where, f", without the last {missing} of {height} rows")
+    if missing:
+        logger.warning(
+            "%s: a JPEG that is cut off: the last %d of %d rows are missing, and grey",
+            where,
+            missing,
+            height,
+        )
+    return found[0]
 
 
 def _turned(pixels: npt.NDArray[Any], orientation: int, back: bool) -> npt.NDArray[Any]:
@@ -329,8 +332,10 @@ def _turned(pixels: npt.NDArray[Any], orientation: int, back: bool) -> npt.NDArr
     return np.ascontiguousarray(pixels)
 
 
-def _truncated(data: bytes, kind: str, where: str) -> DataError:
-    return DataError(f"{where}: truncated {kind} of {len(data)} bytes; fetch the file again")
+def _truncated(data: bytes, kind: str, where: str, detail: str = "") -> DataError:
+    return DataError(
+        f"{where}: truncated {kind} of {len(data)} bytes{detail}\nhint: fetch the file again"
+    )
 
 
 def _header(data: bytes, where: str) -> _Header:
@@ -348,10 +353,11 @@ def _header(data: bytes, where: str) -> _Header:
         raise _truncated(data, kind, where) from e
     if (other := stand_in(data[:512])) is not None:
         raise DataError(f"{where} is {other}")
-    found = next((n for n, at, start in _OTHERS if data[at:].startswith(start)), "")
+    unknown = f"bytes {data[:8].hex(' ')!r}" if data else "an empty file"
+    found = next((n for n, at, start in _OTHERS if data.startswith(start, at)), "")
     raise DataError(
-        f"{where}: expected a JPEG, PNG, TIFF or WebP photo, found "
-        + (f"{found}\nhint: convert it to PNG" if found else f"bytes {data[:8].hex(' ')!r}")
+        f"{where}: expected a JPEG, PNG, TIFF or WebP photo, found {found or unknown}"
+        + "\nhint: convert it to PNG" * bool(found)
     )
 
 
@@ -434,6 +440,11 @@ def _png(data: bytes, where: str) -> _Header:
 def _tiff(data: bytes, where: str) -> _Header:
     """Of a classic TIFF's first picture (TIFF 6.0); OpenCV's decoder turns it by itself."""
     tags, following = _tiff_tags(data)
+    if tags.get(254, 0) & 1 or tags.get(262) == _MOSAIC:
+        raise DataError(
+            f"{where}: a TIFF whose first picture is a thumbnail or a camera's raw data\n"
+            "hint: convert it to PNG with the camera's own tool"
+        )
     # Further pictures may be reductions of the first one (bit 0 of NewSubfileType).
     for _ in range(_MOST_PAGES):
         if not following:

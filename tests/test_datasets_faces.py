@@ -10,7 +10,7 @@ import pytest
 
 from edgehp.crop import Box
 from edgehp.datasets import Dataset, read_faces
-from edgehp.datasets.lists import parse_table
+from edgehp.datasets.lists import load_boxes, parse_table
 from edgehp.errors import DataError
 from edgehp.pose import geodesic_degrees, matrix_from_euler
 from tests.dataset_trees import encoded, photo, write, zip_of
@@ -259,7 +259,47 @@ def test_a_list_of_another_name_is_not_passed_over(
     write(tmp_path / "a" / "Boxes.csv", b"image,x,y,w,h\n0.jpg,10,10,20,20\n")
     write(tmp_path / "a" / "faces.csv", b"image,x,y,w,h\n0.jpg,10,10,20,20\n")
     assert read_faces(tmp_path / "a").samples[0].box == Box(10, 10, 30, 30)
-    assert "1 lists are not used (faces.csv)" in caplog.text
+    assert "lists that are not used: faces.csv; those that are used" in caplog.text
+
+
+def test_columns_have_other_usual_names_and_those_not_used_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = "filename,class,xmin,ymin,xmax,ymax\na/00000.jpg,face,1,2,31,42\n"
+    assert one(tmp_path / "1", rows).samples[0].box == Box(1, 2, 31, 42)
+    assert "columns that are not used: class" in caplog.text
+    # A label without the box that its list has under an unknown name.
+    one(tmp_path / "2", "image,bbox,pitch,yaw,roll\na/00000.jpg,1 2 31 42,1,2,3\n")
+    assert "columns that are not used: bbox" in caplog.text
+
+
+def test_boxes_and_labels_in_a_list_each_are_one(tmp_path: Path) -> None:
+    write(tmp_path / "0.jpg", encoded())
+    write(tmp_path / "boxes.json", '{"0.jpg": [{"bbox": [1, 2, 31, 42]}]}')
+    write(tmp_path / "labels.csv", "image,pitch,yaw,roll\n0.jpg,1,2,3\n")
+    (sample,) = read_faces(tmp_path).samples
+    assert sample.box == Box(1, 2, 31, 42) and not sample.upright
+    assert sample.angles is not None and sample.angles.tolist() == [1, 2, 3]
+    write(tmp_path / "boxes.csv", "image,x,y,w,h\n0.jpg,10,10,20,20\n")
+    with pytest.raises(DataError, match=r"boxes\.json: 0\.jpg is listed twice"):
+        read_faces(tmp_path)
+
+
+def test_box_lists_are_json_or_csv_and_name_a_face_once(tmp_path: Path) -> None:
+    row = "a.jpg,1,2,31,42\n"
+    header = "image,x_min,y_min,x_max,y_max\n"
+    table = load_boxes(write(tmp_path / "a.csv", header + row + "a.jpg,5,5,25,25\nb.jpg,1,2,9,9\n"))
+    assert [e.box for e in table.of("./a.jpg")] == [Box(1, 2, 31, 42), Box(5, 5, 25, 25)]
+    face = '{"bbox": [1, 2, 31, 42]}'
+    for name, text in (
+        ("t.csv", header + row + row),
+        ("t.json", f'{{"a.jpg": [{face}, {face}]}}'),
+        ("u.json", f'{{"a.jpg": [{face}], "./a.jpg": [{face}]}}'),
+    ):
+        with pytest.raises(DataError, match="listed twice"):
+            load_boxes(write(tmp_path / name, text))
+    with pytest.raises(DataError, match="no columns of a box"):
+        load_boxes(write(tmp_path / "l.csv", "image,pitch,yaw,roll\na.jpg,1,2,3\n"))
 
 
 def test_names_are_compared_in_one_spelling_and_a_near_one_is_suggested(
@@ -272,6 +312,10 @@ def test_names_are_compared_in_one_spelling_and_a_near_one_is_suggested(
     write(tmp_path / "boxes.csv", table)
     (sample,) = read_faces(tmp_path).samples
     assert sample.box == Box(10, 10, 30, 30) and sample.load().shape == (48, 64, 3)
+    # Linux can hold both spellings; each then means itself.
+    other = write(tmp_path / "x" / "Bjo\N{COMBINING DIAERESIS}rn.jpg", encoded())
+    assert read_faces(tmp_path).samples[0].name == f"x/{other.name}"
+    other.unlink()
     assert "1 of 2 photos are not in its list" in caplog.text
     write(tmp_path / "boxes.csv", "image,x,y,w,h\nx/B.JPG,10,10,20,20\n")
     with pytest.raises(DataError, match=r"B\.JPG is not there.*\nhint: did you mean x/b\.jpg\?"):

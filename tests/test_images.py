@@ -122,6 +122,21 @@ def test_odd_jpegs_of_cameras_are_read_as_libjpeg_reads_them() -> None:
         assert np.array_equal(decode_photo(odd, "here"), decode_photo(plain, "here"))
 
 
+def test_a_jpeg_without_its_last_rows_is_taken_and_said(
+    rng: np.random.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = encoded(rng.integers(0, 255, (320, 48, 3)).astype(np.uint8))
+    whole = decode_photo(data, "here")
+    found = decode_photo(data[: int(len(data) * 0.96)], "here")
+    (said,) = caplog.records
+    missing = int(str(said.args[1]))  # type: ignore[index]
+    assert "cut off" in said.message and 12 <= missing <= 32
+    assert np.array_equal(found[:-missing], whole[:-missing])
+    assert not np.array_equal(found, whole)
+    with pytest.raises(DataError, match=r"without the last \d+ of 320 rows"):
+        decode_photo(data[: int(len(data) * 0.8)], "here")
+
+
 def test_photos_of_other_kinds_are_named() -> None:
     whole = encoded()
     frame = whole.index(b"\xff\xc0")
@@ -130,12 +145,25 @@ def test_photos_of_other_kinds_are_named() -> None:
     start = struct.unpack_from("<I", pages, 4)[0]
     end = start + 2 + 12 * struct.unpack_from("<H", pages, start)[0]
     pages[end : end + 4] = struct.pack("<I", start)
+    thumbnail = bytearray(cv2.imencode(".tiff", photo())[1].tobytes())
+    mosaic = bytearray(thumbnail)
+    for i in range(struct.unpack_from("<H", thumbnail, start)[0]):
+        at = start + 2 + 12 * i
+        tag = struct.unpack_from("<H", thumbnail, at)[0]
+        if tag == 256:  # the width is not reached any more: the kind of the picture comes first
+            struct.pack_into("<HHII", thumbnail, at, 254, 4, 1, 1)
+        if tag == 262:
+            struct.pack_into("<HHIHH", mosaic, at, 262, 3, 1, 32803, 0)
     for data, named in (
         (deep, "JPEG of 12 bits a sample"),
         (whole[:frame] + b"\xff\xc3" + whole[frame + 2 :], "lossless JPEG"),
         (bytes(pages), "TIFF of several pictures"),
         (b"GIF89a" + bytes(50), "found GIF\nhint: convert it to PNG"),
         (bytes(4) + b"ftypheic" + bytes(50), "found HEIC"),
+        (bytes(4) + b"ftypisom" + bytes(50), "found a video"),
+        (bytes(thumbnail), "first picture is a thumbnail or a camera's raw data"),
+        (bytes(mosaic), "first picture is a thumbnail or a camera's raw data"),
+        (b"", "found an empty file"),
     ):
         with pytest.raises(DataError, match=named):
             decode_photo(data, "here")
@@ -158,9 +186,11 @@ def test_a_folder_says_what_it_leaves_out(tmp_path: Path, caplog: pytest.LogCapt
     write(tmp_path / "a" / "._0.jpg", b"\0\5\x16\7")
     write(tmp_path / "b.heic", b"x")
     write(tmp_path / "b.csv", b"x")
+    write(tmp_path / "0.txt", b"0 0.5 0.5 0.2 0.2")  # a box, of YOLO
+    write(tmp_path / "README.txt", b"for people")
     (tmp_path / "c.jpg").symlink_to("nowhere.jpg")
     assert find_photos(tmp_path) == (kept,)
-    for part in ("1 of macOS", "1 called .heic", "1 that are links to nowhere"):
+    for part in ("1 of macOS", "1 called .heic", "1 called .txt", "1 that are links to nowhere"):
         assert part in caplog.text
     # A folder that is linked is read, once; a second link and one to itself are left out.
     linked = tmp_path / "linked"

@@ -54,8 +54,8 @@ logger = logging.getLogger(__name__)
 @click.option("--network", help="A float network (bundled name or file) in place of an artifact.")
 @click.option(
     "--boxes",
-    help='Face boxes: {"file": [{"bbox": [x_min, y_min, x_max, y_max]}]} in a file, used as they '
-    "are; or x_min,y_min,x_max,y_max for all.",
+    help="Face boxes, used as they are: x_min,y_min,x_max,y_max for all, or a file: CSV with these "
+    'columns and image, or {"file": [{"bbox": [x_min, y_min, x_max, y_max]}]}.',
 )
 @output_option("Draw the poses: a folder; or a photo for a photo, a video for a video or camera.")
 @click.option(

@@ -65,7 +65,7 @@ SHIPPED = "rendered-validation.zip"
 )
 @click.option(
     "--boxes",
-    help="A box list (JSON), 'landmarks', or 'detect' for the face detector's, with its misses "
+    help="A box list (JSON or CSV), 'landmarks', or 'detect' for the face detector's, with its misses "
     "counted. Default: the published list beside the data.",
 )
 @click.option("--split", type=click.Choice(("train", "test")), help="Of the box list.")

@@ -1,8 +1,8 @@
 """Folders and zips of face photos, with or without boxes and labels.
 
-``NAME/NNNNN.jpg`` with ``NAME/boxes.csv`` (see `edgehp.datasets.lists` for the columns); a plain
-folder of photos without a list, where the whole photo is the box; a folder of such zips. Zips are
-read in place: nothing is extracted.
+``NAME/NNNNN.jpg`` with ``NAME/boxes.csv`` or ``boxes.json`` (see `edgehp.datasets.lists`), or
+``labels.csv``, or boxes and labels in one each; a plain folder of photos without a list, where the
+whole photo is the box; a folder of such zips. Zips are read in place: nothing is extracted.
 
 Rendered heads are such a zip or folder, with the renderer's ``labels.csv``: size, box, angles and
 matrix, which is known exactly, and ``nir`` (0 or 1: pseudo near-infrared) and ``seed`` (of the
@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from edgehp.datasets.base import Dataset, Sample, Skips, build_dataset, join_datasets
-from edgehp.datasets.lists import ANGLES, BOX, MATRIX, Row, parse_table, read_table
+from edgehp.datasets.lists import ANGLES, BOX, MATRIX, Row, parse_list, parse_table, read_table
 from edgehp.datasets.stores import NameIndex, PhotoSource, Store, inside, open_store
 from edgehp.errors import DataError
 from edgehp.files import read_bytes
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 _LIST = "boxes.csv"
 # Rendered heads call the same table, with labels in it, by its content.
 _LABELS = "labels.csv"
-_LISTS = (_LIST, _LABELS)
+_LISTS = (_LIST, "boxes.json", _LABELS)
 
 
 def read_faces(
@@ -93,13 +93,14 @@ def _read(store: Store, skip_bad: bool, labels: Path | str | None, name: str) ->
     for member in lists:
         where = f"{store.where}/{member}"
         folder = str(PurePosixPath(member).parent)
-        _collect(parse_table(store.read(member), where), index, folder, where, rows, skips)
+        _collect(parse_list(store.read(member), where), index, folder, where, rows, skips)
     listed = bool(rows) or bool(skips.found)
     chosen: Mapping[str, Row] = rows
+    upright = False
     if labels is not None:
         chosen = _labelled(Path(labels), index, rows, skips)
     elif not listed:
-        chosen = {p: Row(0, p) for p in photos}
+        chosen, upright = {p: Row(0, p) for p in photos}, True
     if not_listed := len(photos) - len(chosen):
         logger.warning(
             "%s: %d of %d photos are not in its list and are left out",
@@ -109,7 +110,7 @@ def _read(store: Store, skip_bad: bool, labels: Path | str | None, name: str) ->
         )
     samples = [
         # Boxes and labels refer to the pixels as stored; without them, up is up.
-        Sample(p, store.photo(p), r.box, r.matrix, r.angles, r.size, upright=r.line == 0)
+        Sample(p, store.photo(p), r.box, r.matrix, r.angles, r.size, upright=upright)
         for p, r in chosen.items()
     ]
     boxed = sum(s.box is not None for s in samples)
@@ -131,11 +132,10 @@ def _report(store: Store, used: Sequence[str]) -> None:
     report_left_out(store.where, store.left_out + kinds_of(rest, LIST_SUFFIXES))
     if lists:
         logger.warning(
-            "%s: %d lists are not used (%s): a list of boxes or labels is called %s",
+            "%s: lists that are not used: %s; those that are used are called %s",
             store.where,
-            len(lists),
-            ", ".join(lists[:3]),
-            " or ".join(_LISTS),
+            ", ".join(lists[:3]) + (f" and {len(lists) - 3} more" if len(lists) > 3 else ""),
+            ", ".join(_LISTS),
         )
 
 
@@ -147,13 +147,26 @@ def _collect(
     into: dict[str, Row],
     skips: Skips,
 ) -> None:
-    """Add the rows of one list under the names of their photos."""
+    """Add the rows of one list under the names of their photos, to those of other lists."""
     for row in table:
         with skips.guard(row.image):
-            photo = _resolve(row.image, folder, photos, f"{where}: line {row.line}")
-            if photo in into:
-                raise DataError(f"{where}: line {row.line}: {row.image} is listed twice")
-            into[photo] = row
+            at = f"{where}: line {row.line}" if row.line else where
+            photo = _resolve(row.image, folder, photos, at)
+            joined = _joined(into[photo], row) if photo in into else row
+            if joined is None:
+                raise DataError(f"{at}: {row.image} is listed twice; expected one face a photo")
+            into[photo] = joined
+
+
+def _joined(one: Row, other: Row) -> Row | None:
+    """What two rows say of one photo, a box and a label; None where both give a box or a label."""
+    if (one.box is not None and other.box is not None) or (
+        one.angles is not None and other.angles is not None
+    ):
+        return None
+    box, labelled = one.box or other.box, one if other.angles is None else other
+    size = one.size or other.size
+    return Row(other.line, other.image, size, box, labelled.matrix, labelled.angles)
 
 
 def _resolve(image: str, folder: str, photos: NameIndex, at: str) -> str:
@@ -177,13 +190,11 @@ def _labelled(
     rows: dict[str, Row] = {}
     table = parse_table(read_bytes(path, "a CSV file of labels"), str(path), ANGLES)
     _collect(table, photos, ".", str(path), rows, skips)
-    merged = {}
     for photo, row in rows.items():
-        own = boxes.get(photo)
-        if own is not None and row.box is None:
-            row = Row(row.line, row.image, own.size, own.box, row.matrix, row.angles)
-        merged[photo] = row
-    return merged
+        if (own := boxes.get(photo)) is not None:
+            without_label = replace(own, matrix=None, angles=None)
+            rows[photo] = _joined(without_label, row) or row
+    return rows
 
 
 @dataclass(frozen=True)

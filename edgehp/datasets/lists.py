@@ -1,16 +1,19 @@
-"""Lists of faces: CSV tables with a row a photo, and the JSON box lists published for data sets.
+"""Lists of faces: CSV tables with a row a face, and the JSON box lists published for data sets.
 
 Columns of a table: ``image`` (required); ``width,height`` of the photo; ``x_min,y_min,x_max,y_max``
 or ``x,y,w,h`` in pixels; ``pitch,yaw,roll`` in degrees, convention ``"aflw2000"``;
-``r00,r01,...,r22``, the canonical rotation matrix. Each group is there whole or not at all; unknown
-columns are ignored.
+``r00,r01,...,r22``, the canonical rotation matrix. Each group is there whole or not at all; some
+have other usual names too (`_OTHER_NAMES`). A warning names the columns that are not used.
 
 A box list, as published with Sheka & Samun, is ``{"file": [{"bbox": [x_min, y_min, x_max, y_max],
 "type": "train" | "test", "faceid": 46712}]}``, in pixels; ``type`` and ``faceid`` may be missing.
+
+Wherever boxes alone are asked for, either form is taken.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import logging
@@ -26,7 +29,7 @@ import numpy.typing as npt
 
 from edgehp.crop import Box
 from edgehp.datasets.base import labels_from_angles
-from edgehp.datasets.stores import NameIndex, plain_name
+from edgehp.datasets.stores import NameIndex, inside, plain_name
 from edgehp.errors import DataError, UsageError
 from edgehp.files import decode_text, parse_json, read_bytes, sha256_bytes
 from edgehp.images import LIST_SUFFIXES
@@ -43,6 +46,7 @@ __all__ = [
     "find_boxes",
     "load_boxes",
     "parse_box",
+    "parse_list",
     "parse_table",
     "read_table",
     "require_split",
@@ -56,6 +60,16 @@ BOX = ("x_min", "y_min", "x_max", "y_max")
 CORNER = ("x", "y", "w", "h")
 ANGLES = ("pitch", "yaw", "roll")
 MATRIX = tuple(f"r{i}{j}" for i in range(3) for j in range(3))
+# What other tools call these columns -> the name here.
+_OTHER_NAMES = {
+    **dict.fromkeys(("file", "filename", "file_name"), "image"),
+    **dict.fromkeys(("xmin", "x1"), "x_min"),
+    **dict.fromkeys(("ymin", "y1"), "y_min"),
+    **dict.fromkeys(("xmax", "x2"), "x_max"),
+    **dict.fromkeys(("ymax", "y2"), "y_max"),
+}
+# Of the renderer (`edgehp.datasets.faces.Origin`).
+_ORIGIN = ("nir", "seed")
 SPLITS = ("train", "test")
 # Fewer rows may all be near-frontal by chance; then nothing can be said about the unit.
 _ROWS_TO_TELL_RADIANS = 50
@@ -77,7 +91,10 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One row: a photo, and what the list says of it (see `edgehp.datasets.base.Sample`)."""
+    """One row: a photo, and what the list says of it (see `edgehp.datasets.base.Sample`).
+
+    The line is 0 where the list has none.
+    """
 
     line: int
     image: str
@@ -88,7 +105,7 @@ class Row:
 
 
 def read_table(data: bytes, where: str) -> Table:
-    """Read a CSV file with a header line; names of columns become lower case.
+    """Read a CSV file with a header line; columns get the names of this module, in lower case.
 
     Args:
         data: the file, UTF-8, with or without a byte order mark.
@@ -111,6 +128,7 @@ def read_table(data: bytes, where: str) -> Table:
             f"{where}: the columns are separated by {other!r}, expected commas\n"
             "hint: save it as CSV with commas, and with a point in decimals"
         )
+    header = [c if _OTHER_NAMES.get(c, c) in header else _OTHER_NAMES.get(c, c) for c in header]
     if len(set(header)) != len(header):
         raise DataError(f"{where}: a column name occurs twice in {','.join(header)}")
     for number, cells in lines:
@@ -151,12 +169,18 @@ def _columns(header: list[str], required: Sequence[str], where: str) -> set[str]
         if have & set(group):
             missing += [c for c in group if c not in have and c not in missing]
     if missing:
-        raise DataError(f"{where}: missing columns {','.join(missing)}; found {','.join(header)}")
+        raise DataError(
+            f"{where}: missing columns {','.join(missing)}; found {','.join(header)}\n"
+            "hint: the first line names the columns"
+        )
     if not have & {*BOX, *CORNER, *ANGLES, *MATRIX}:
         raise DataError(
             f"{where}: no columns of boxes or labels are known in {','.join(header)}\n"
             f"hint: call a box {','.join(BOX)} or {','.join(CORNER)}, angles {','.join(ANGLES)}"
         )
+    known = {"image", *SIZE, *BOX, *CORNER, *ANGLES, *MATRIX, *_ORIGIN}
+    if unknown := [c for c in header if c not in known]:
+        logger.warning("%s: columns that are not used: %s", where, ", ".join(unknown[:8]))
     return have
 
 
@@ -234,6 +258,22 @@ def _labels(
             "canonical matrix and AFLW2000-3D's signs (see edgehp.pose)"
         )
     return matrix, given[1]
+
+
+def parse_list(data: bytes, where: str) -> list[Row]:
+    """Read a list of boxes or labels that lies beside photos, a CSV table or a JSON box list.
+
+    Raises:
+        DataError: as of `parse_table` and `load_boxes`.
+    """
+    if not _is_json(data):
+        return parse_table(data, where)
+    listed = _published(data, where)
+    return [Row(0, file, box=entry.box) for file, entries in listed.items() for entry in entries]
+
+
+def _is_json(data: bytes) -> bool:
+    return data.removeprefix(codecs.BOM_UTF8).lstrip().startswith((b"{", b"["))
 
 
 def _refuse_radians(rows: list[Row], where: str) -> None:
@@ -324,25 +364,41 @@ class BoxList:
 
 
 def load_boxes(path: Path) -> BoxList:
-    """Read a published box list.
+    """Read a list of boxes: as published in JSON, or a CSV table with a row a face.
 
     Raises:
-        DataError: missing, not JSON, or an entry is not as described above; the message names it.
+        DataError: missing, not as described above, or with the same face twice; the message names
+            the entry.
     """
-    data = read_bytes(path, "a JSON list of face boxes")
-    listed = parse_json(data, dict[str, list[_Face]], str(path))
+    data, where = read_bytes(path, "a list of face boxes"), str(path)
+    listed: dict[str, list[BoxEntry]] = {}
+    if _is_json(data):
+        listed = _published(data, where)
+    else:
+        for row in parse_table(data, where):
+            at = f"{where}: line {row.line}"
+            if row.box is None:
+                raise DataError(f"{where}: no columns of a box; expected {','.join(BOX)}")
+            faces = listed.setdefault(str(inside(row.image, at)), [])
+            if (entry := BoxEntry(row.box)) in faces:
+                raise DataError(f"{at}: this box of {row.image} is listed twice")
+            faces.append(entry)
+    return BoxList(listed, f"{path.name} (sha256 {sha256_bytes(data)[:16]})")
+
+
+def _published(data: bytes, where: str) -> dict[str, list[BoxEntry]]:
+    listed = parse_json(data, dict[str, list[_Face]], where)
     if not listed:
-        raise DataError(f'{path}: expected {{"file": [{{"bbox": [...]}}]}}, found no files')
-    faces: dict[str, tuple[BoxEntry, ...]] = {}
+        raise DataError(f'{where}: expected {{"file": [{{"bbox": [...]}}]}}, found no files')
+    faces: dict[str, list[BoxEntry]] = {}
     for file, entries in listed.items():
         if not entries:
-            raise DataError(f"{path}: {file}: expected a list of faces")
-        if (name := plain_name(file)) in faces:
-            raise DataError(f"{path}: {file} is listed twice")
-        faces[name] = tuple(
-            BoxEntry(_box(e.bbox, f"{path}: {file}"), e.type, e.faceid) for e in entries
-        )
-    return BoxList(faces, f"{path.name} (sha256 {sha256_bytes(data)[:16]})")
+            raise DataError(f"{where}: {file}: expected a list of faces")
+        found = [BoxEntry(_box(e.bbox, f"{where}: {file}"), e.type, e.faceid) for e in entries]
+        if (name := plain_name(file)) in faces or len(set(found)) < len(found):
+            raise DataError(f"{where}: {file} is listed twice")
+        faces[name] = found
+    return faces
 
 
 def find_boxes(root: Path, file: str, boxes: Path | str | None) -> BoxList | None:

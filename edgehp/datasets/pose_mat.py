@@ -26,7 +26,8 @@ from edgehp.datasets.lists import BoxList, find_boxes
 from edgehp.datasets.mat5 import read_mat
 from edgehp.datasets.stores import FilePhoto
 from edgehp.errors import DataError
-from edgehp.images import LIST_SUFFIXES, is_apple_double, kinds_of, report_left_out, require_utf8
+from edgehp.files import require_utf8
+from edgehp.images import LIST_SUFFIXES, is_apple_double, kinds_of, report_left_out
 from edgehp.pose import to_aflw2000
 
 __all__ = [

@@ -14,7 +14,7 @@ from edgehp.datasets import aflw, biwi, pose_mat
 from edgehp.datasets.base import Dataset
 from edgehp.datasets.faces import read_faces, read_rendered
 from edgehp.errors import DataError, UsageError
-from edgehp.images import require_utf8
+from edgehp.files import require_utf8
 
 __all__ = ["DATASETS", "Entry", "dataset_entry", "find_root", "open_dataset"]
 

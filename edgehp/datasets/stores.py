@@ -16,8 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from edgehp.errors import DataError
-from edgehp.files import read_bytes, stand_in
-from edgehp.images import files_below, is_apple_double, require_utf8
+from edgehp.files import read_bytes, require_utf8, stand_in
+from edgehp.images import files_below, is_apple_double
 
 __all__ = [
     "Archive",
@@ -183,7 +183,9 @@ class Archive:
                     other = stand_in(file.read(512))
                 if other is not None:
                     raise DataError(f"{self.path} is {other}") from e
-                raise DataError(f"{self.path}: expected a complete zip file: {e}") from e
+                raise DataError(
+                    f"{self.path}: expected a folder of photos or a complete zip of them: {e}"
+                ) from e
             self._process = os.getpid()
         return self._zip
 
@@ -321,13 +323,14 @@ class NameIndex:
     """Names of files, found by any spelling that `plain_name` makes the same."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        """Index `names`."""
-        self._names = {plain_name(name): name for name in names}
+        """Index `names`; one that is spelled exactly as asked for goes before its like."""
+        known = list(names)
+        self._names = {plain_name(name): name for name in known} | {name: name for name in known}
         self._by_stem: dict[str, str] | None = None
 
     def find(self, name: str) -> str | None:
         """The indexed name that `name` means, None if there is none."""
-        return self._names.get(plain_name(name))
+        return self._names.get(name) or self._names.get(plain_name(name))
 
     def hint(self, name: str) -> str:
         """A line that suggests a near name, such as one in other case; empty if there is none."""
@@ -351,7 +354,7 @@ def inside(image: str, at: str) -> PurePosixPath:
     Raises:
         DataError: absolute, or with ``..``.
     """
-    path = PurePosixPath(plain_name(image))
+    path = PurePosixPath(image.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or (path.parts[:1] and ":" in path.parts[0]):
         raise DataError(f"{at}: {image!r} leaves the data set; expected a path inside it")
     return path

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from edgehp._installed import install_networks
 from edgehp.errors import EnvironmentalError, UsageError
-from edgehp.files import PACKAGE, json_digest, sha256_file
-from edgehp.images import require_utf8
+from edgehp.files import PACKAGE, json_digest, require_utf8, sha256_file
 from edgehp.networks.checkpoint import SUFFIXES, load_weights
 from edgehp.networks.described import deployed_graph, described_spec
 from edgehp.networks.description import Description, load_description

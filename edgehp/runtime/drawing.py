@@ -30,8 +30,8 @@ import numpy.typing as npt
 
 from edgehp.crop import Box
 from edgehp.errors import DataError, UsageError
-from edgehp.files import output_to, write_whole
-from edgehp.images import PHOTO_SUFFIXES, require_utf8
+from edgehp.files import output_to, require_utf8, write_whole
+from edgehp.images import PHOTO_SUFFIXES
 from edgehp.pose import matrix_from_euler
 from edgehp.runtime.predict import FrameResult
 from edgehp.runtime.sources import Source

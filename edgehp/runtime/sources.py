@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from edgehp._opencv import opencv_silenced
 from edgehp.errors import DataError, EdgehpError, EnvironmentalError, UsageError
-from edgehp.files import read_bytes, stand_in
-from edgehp.images import PHOTO_SUFFIXES, decode_photo, find_photos, require_utf8
+from edgehp.files import read_bytes, require_utf8, stand_in
+from edgehp.images import PHOTO_SUFFIXES, decode_photo, find_photos
 from edgehp.runtime.frames import to_rgb
 
 __all__ = [
