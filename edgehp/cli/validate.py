@@ -65,8 +65,8 @@ SHIPPED = "rendered-validation.zip"
 )
 @click.option(
     "--boxes",
-    help="A box list (JSON or CSV), 'landmarks', or 'detect' for the face detector's, with its misses "
-    "counted. Default: the published list beside the data.",
+    help="A box list (JSON or CSV), 'landmarks', or 'detect' for the face detector's, with its "
+    "misses counted. Default: the published list beside the data.",
 )
 @click.option("--split", type=click.Choice(("train", "test")), help="Of the box list.")
 @click.option("--rgb-cal", is_flag=True, help="BIWI: labels in the color camera's axes.")
