@@ -65,10 +65,10 @@ _OPTIONS = [
     click.option("--learning-rate", default=2e-3, show_default=True, help="At its highest."),
     click.option(
         "--precision",
-        type=click.Choice(["bf16", "fp16", "fp32"]),
-        default="bf16",
+        type=click.Choice(["auto", "bf16", "fp16", "fp32"]),
+        default="auto",
         show_default=True,
-        help="Of the training, not of the artifact.",
+        help="Of the training, not of the artifact. auto: bf16 on a GPU, fp32 on the processor.",
     ),
     click.option(
         "--augmentation",
@@ -145,9 +145,15 @@ def _run_of(photos: tuple[Path, ...], network: str, output: Path, options: dict[
 
     if not 0 < options["held_back"] < 0.5:
         raise UsageError(f"--held-back is {options['held_back']}, expected 0 to 0.5")
-    names = ("epochs", "batch", "learning_rate", "precision", "seed", "start_size")
+    names = ("epochs", "batch", "learning_rate", "seed", "start_size")
+    device, precision = _device(options["device"]), options["precision"]
+    if precision == "auto":
+        # On processors bf16 loses in the backward pass what it gains in the forward one, even
+        # with AMX: docs/training.md has the times.
+        precision = "bf16" if device == "cuda" else "fp32"
     settings = TrainConfig(
         **{n: options[n] for n in names},
+        precision=precision,
         workers=options["crop_threads"],
         flatten=options["flatten"],
         augmentation=AUGMENTATIONS[options["augmentation"]],
@@ -160,7 +166,7 @@ def _run_of(photos: tuple[Path, ...], network: str, output: Path, options: dict[
         output,
         extra=extra,
         start=options["start"],
-        device=_device(options["device"]),
+        device=device,
         held_back=options["held_back"],
     )
 
