@@ -27,8 +27,7 @@ PYTEST_ARGS ?=
 # An invalid measurement (a busy machine) is called so in the report, and is no reason to stop here.
 run: setup
 	$(VENV)/bin/edgehp build --network $(NETWORK) --target cpu --precision int8
-	$(VENV)/bin/edgehp validate $(ARTIFACT) --no-robustness \
-	    --output $(ARTIFACT)/reports/validation.json
+	$(VENV)/bin/edgehp validate $(ARTIFACT) --no-robustness
 	$(VENV)/bin/edgehp bench $(ARTIFACT) --duration $(SECONDS_MEASURED) --warm-up 10 --idle 2 \
 	    --allow-invalid
 	$(VENV)/bin/edgehp report $(ARTIFACT)

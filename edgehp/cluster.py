@@ -198,7 +198,8 @@ def do_shard(
         except EdgehpError as e:
             return e
 
-    return list(prefetch(shard, attempt, workers=threads))
+    # One at a time in this thread: whoever listens here hears of its steps.
+    return list(prefetch(shard, attempt, workers=threads) if threads > 1 else map(attempt, shard))
 
 
 @lru_cache(maxsize=1)

@@ -280,7 +280,7 @@ def resolve_target(
     if not sized:
         raise UsageError(
             f"'{ORIN}': this Jetson calls itself {module.description!r}, which is no Orin module "
-            f"known here; name the target: {', '.join(target.name for target in orins)}"
+            f"known here\nhint: name the target: {', '.join(target.name for target in orins)}"
         )
     target = min(sized, key=lambda pair: pair[0])[1]
     note = f"'{ORIN}' is {target.name}, by the memory of this {module.description}"

@@ -16,9 +16,9 @@ from tests import helpers
 SIZE = 64
 
 
-def checkpoint(path: Path, size: int = SIZE) -> Path:
+def checkpoint(path: Path, size: int = SIZE, seed: int = 3) -> Path:
     """A random ResNet18 for crops of `size` pixels."""
-    weights, spec = helpers.random_network(size=size, seed=3)
+    weights, spec = helpers.random_network(size=size, seed=seed)
     save_weights(path, weights, spec)
     return path
 

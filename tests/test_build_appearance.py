@@ -144,16 +144,13 @@ def test_a_validation_warns_and_breaks_down_too(
 
 
 def test_the_command_shows_all_of_it(unlike: BuildResult, caplog: pytest.LogCaptureFixture) -> None:
-    report = unlike.path / "reports" / "validation.json"
-    report.parent.mkdir()
     arguments = [str(unlike.path), "--limit", "24", "--threads", "1", "--max-drop", "90"]
-    result = CliRunner().invoke(
-        command, [*arguments, "--output", str(report)], catch_exceptions=False
-    )
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert result.exit_code == 0
+    report = unlike.path / "reports" / "validation-rendered.json"
     assert "|spread|" in result.output
-    table = [line for line in result.output.splitlines() if line.startswith("  near-infrared")]
-    assert len(table[0].split()) == 7
+    table = [line for line in result.output.splitlines() if line.startswith("near-infrared")]
+    assert len(table[0].split()) == 8  # its interval are three words
     assert "look unlike those validated on" in caplog.text
     assert "look unlike" in json.loads(report.read_text("utf-8"))["appearance"]["warning"]
     page = html_page(gather([unlike.path]))

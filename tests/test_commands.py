@@ -19,7 +19,7 @@ OTHERS = ("Makefile", "edgehp/runtime/edgehp-run.service", "examples/**/*")
 @pytest.fixture(autouse=True)
 def _files_need_not_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(click.Path, "convert", lambda self, value, *_: Path(value))
-    monkeypatch.setattr("edgehp.cli.project.read_recipe", lambda _: {})
+    monkeypatch.setattr("edgehp.cli.project.read_recipe", lambda _: ({}, None))
 
 
 def lines_of(text: str) -> Iterator[list[str]]:

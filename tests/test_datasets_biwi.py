@@ -121,7 +121,7 @@ def test_broken_calibration(tmp_path: Path) -> None:
 
 def test_no_boxes(tmp_path: Path) -> None:
     (tree(tmp_path) / "BIWI.json").unlink()
-    with pytest.raises(DataError, match="no face boxes of its own; give a box list"):
+    with pytest.raises(DataError, match="no face boxes of its own\nhint: give a box list"):
         read_biwi(tmp_path)
 
 

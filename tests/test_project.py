@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import click
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
 from edgehp.cli.main import cli, main
-from edgehp.cli.project import read_project, read_recipe
-from edgehp.errors import UsageError
+from edgehp.cli.project import SHARED, differences, read_project, read_recipe
+from edgehp.errors import CompatibilityError, UsageError
 from tests import build_parts
 
 
@@ -57,6 +59,15 @@ def test_init_writes_a_file_that_every_command_takes(tmp_path: Path) -> None:
             parsed(name, *words, *[__file__ if w == "x" else w for w in more])
     with pytest.raises(UsageError, match="is there already"):
         edgehp("init")
+
+
+def test_the_page_on_the_project_file_has_every_key_and_the_file(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "project-file.md").read_text("utf-8")
+    rows = re.findall(r"^\| `([a-z-]+)` \| (.*?) \|", page, re.M)
+    told = {key: tuple(re.findall(r"`([a-z -]+)`", commands)) for key, commands in rows}
+    assert told == {"targets": ("build --all", "validate", "bench"), **SHARED}
+    assert edgehp("init").exit_code == 0
+    assert f"```toml\n{(tmp_path / 'edgehp.toml').read_text()}```" in page
 
 
 def test_what_is_typed_comes_before_the_file(tmp_path: Path) -> None:
@@ -123,13 +134,35 @@ def test_three_commands_are_a_release_and_a_recipe_repeats_it(tmp_path: Path) ->
     first = json.loads(built.read_text())
     assert again["build"]["recipe"] == first["build"]["recipe"]
     assert again["network"] == first["network"]
-    assert read_recipe(built.parent)["target"] == "cpu"
+    options, manifest = read_recipe(built.parent)
+    assert options["target"] == "cpu" and manifest is not None
+    assert differences(manifest, manifest) == ()
+    other = msgspec.structs.replace(manifest.network, weights_sha256="0" * 64)
+    found = differences(manifest, msgspec.structs.replace(manifest, network=other))
+    assert len(found) == 1 and "the network's weights are not those of" in found[0]
+
+
+def test_a_recipe_says_what_is_another(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The file of the network has changed since: the build is no repetition, and says so."""
+    common = ("--precision", "fp32", "--max-drop", "90", "--validate-on", "val.zip")
+    build_parts.checkpoint(tmp_path / "net.safetensors")
+    build_parts.faces(tmp_path / "val.zip", 66, 2)
+    run = edgehp("build", "--target", "cpu", "--network", "net.safetensors", *common)
+    assert run.exit_code == 0, run.output
+    made = next(tmp_path.glob("dist/*"))
+    build_parts.checkpoint(tmp_path / "net.safetensors", seed=8)
+    run = edgehp("build", "--recipe", made, "--output", "again")
+    assert run.exit_code == 0, run.output
+    assert f"the network's weights are not those of {made.name}" in caplog.text
 
 
 def test_no_recipe(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(UsageError, match="holds no recipe"):
         edgehp("build", "--recipe", "x.json")
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(CompatibilityError, match="manifest"):
+        edgehp("build", "--recipe", "manifest.json")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

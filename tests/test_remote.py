@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -164,9 +165,10 @@ def test_a_benchmark_runs_there_and_its_report_lands_here(rack: Rack, run, tmp_p
     report = artifact / "reports" / REPORT
     assert json.loads(report.read_text())["kind"] == "benchmark"
     # The path that is printed is the one here.
-    assert f"report: {report.relative_to(tmp_path)}" in out
+    assert f"measured {report.relative_to(tmp_path)}" in out
     assert "edgehp-" not in out
     assert "orin: turn 1: artifact" in err
+    assert re.search(r"^edgehp: orin: send: [\d.]+ s$", err, re.M)
 
 
 def test_what_travels_is_the_artifact_and_the_frames(rack: Rack, run, tmp_path: Path) -> None:
@@ -468,7 +470,9 @@ def test_a_signed_bundle_is_installed_there(rack: Rack, run, tmp_path: Path) -> 
     code, out, err = run(*install)
     assert code == 0, err
     assert out.startswith("slot a (current): one")
-    assert [s for s in ("verify", "unpack", "self-test", "switch") if f"{s} ..." not in err] == []
+    assert [
+        s for s in ("verify", "unpack", "self-test", "switch") if f"orin: {s}: " not in err
+    ] == []
     code, out, err = run("status", "--json", *there)
     assert code == 0, err
     said = json.loads(out)

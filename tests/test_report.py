@@ -26,6 +26,7 @@ from edgehp.benchmark.report import Context, Subject, assemble
 from edgehp.benchmark.roofline import GraphCost, roofline
 from edgehp.benchmark.run import Measured
 from edgehp.cli.main import main
+from edgehp.cli.validate import default_report
 from edgehp.crop import Preprocessing
 from edgehp.errors import DataError
 from edgehp.report.figures import figures, verdict
@@ -292,10 +293,11 @@ def test_a_page_without_validation_says_how_to_make_one(
     err = capsys.readouterr().err
     assert "no validation report was found" in err
     words = shlex.split(err.partition("make one with: ")[2])
-    assert words[:4] == ["edgehp", "validate", str(artifact), "--output"]
-    # A report in that place is one that the page takes.
-    Path(words[4]).parent.mkdir(exist_ok=True)
-    shutil.copy(sources / "b.json", words[4])
+    assert words == ["edgehp", "validate", str(artifact)]
+    # What that command writes is what the page takes.
+    report = default_report(artifact, None)
+    report.parent.mkdir(exist_ok=True)
+    shutil.copy(sources / "b.json", report)
     assert run(artifact) == 0
     assert capsys.readouterr().err == ""
 
@@ -304,7 +306,7 @@ def test_markdown_has_the_figures(sources: Path) -> None:
     page_of(sources)
     text = (sources / "out" / "report.md").read_text()
     assert "| MAE | 3.000 | 3.020 | +0.020 (+0.010 to +0.030) |" in text
-    assert "| artifact int8 inference | 1200 |" in text
+    assert "| artifact inference | 1200 |" in text
     assert "face<0>.png (31.0°)" in text
     assert "mJ an image" in text
 

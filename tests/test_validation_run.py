@@ -298,6 +298,26 @@ def test_an_artifact_within_the_gate_passes_and_says_so(biwi, tmp_path, capsys):
     assert "PASS" in out and "+0.0167" in out and "near-infrared" in out and "6 sequences" in out
 
 
+def test_the_report_lies_in_the_artifact_unless_another_place_is_named(biwi, tmp_path, capsys):
+    folder = artifact_of(tmp_path / "dist" / "a", {"offset": (1.05, 1, 1)}, {"offset": (1,) * 3})
+    common = (folder, "--dataset", "biwi", "--data-root", biwi, "--no-robustness")
+    assert cli(*common, "--output", tmp_path / "r.json") == 0
+    assert not (folder / "reports").exists()
+    assert cli(*common) == 0
+    out = capsys.readouterr().out
+    report = folder / "reports" / "validation-biwi.json"
+    assert report.read_text() == (tmp_path / "r.json").read_text()
+    assert out.splitlines()[-2:] == [f"measured {report}", f"next: edgehp bench {folder}"]
+    # Where nothing can be written, the figures are said all the same.
+    report.unlink()
+    report.parent.rmdir()
+    report.parent.touch()
+    assert cli(*common) == 0
+    found = capsys.readouterr()
+    assert "PASS" in found.out and "measured" not in found.out
+    assert f"{report} cannot be written: --output takes the report elsewhere" in found.err
+
+
 def test_a_drop_over_the_gate_ends_with_exit_code_3_after_the_report(
     biwi, tmp_path, capsys, monkeypatch
 ):

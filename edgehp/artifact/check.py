@@ -137,7 +137,7 @@ def read_manifest(root: Path) -> Manifest:
     """
     if not root.is_dir():
         raise DataError(
-            f"{root}: no such artifact directory; make one with 'edgehp build', or name one "
+            f"{root}: no such artifact directory\nhint: make one with 'edgehp build', or name one "
             f"that holds a {MANIFEST_NAME}"
         )
     path = root / MANIFEST_NAME
@@ -257,14 +257,14 @@ def _check_files(root: Path, manifest: Manifest) -> None:
         if status.st_size != record.size:
             raise CompatibilityError(
                 f"{root / record.path}: found {status.st_size} bytes, the manifest says "
-                f"{record.size}; copy the artifact again or build it again"
+                f"{record.size}\nhint: copy the artifact again or build it again"
             )
     for record in manifest.files:
         found = sha256_file(root / record.path)
         if found != record.sha256:
             raise CompatibilityError(
                 f"{root / record.path} was changed: found SHA-256 {found[:16]}..., the manifest "
-                f"says {record.sha256[:16]}...; copy the artifact again or build it again"
+                f"says {record.sha256[:16]}...\nhint: copy the artifact again or build it again"
             )
     listed = {record.path for record in manifest.files} | {MANIFEST_NAME}
     for found_path in sorted(root.rglob("*")):
@@ -288,13 +288,13 @@ def _require_plain(root: Path, name: str) -> os.stat_result:
             status = step.lstat()
         except OSError as e:
             raise CompatibilityError(
-                f"{step}: missing ({e.strerror}), expected the artifact's file; copy the artifact "
-                "again or build it again"
+                f"{step}: missing ({e.strerror}), expected the artifact's file\n"
+                "hint: copy the artifact again or build it again"
             ) from e
         if stat.S_ISLNK(status.st_mode):
             raise CompatibilityError(
-                f"{step}: found a symbolic link, expected a file inside the artifact; copy the "
-                "artifact again, following links"
+                f"{step}: found a symbolic link, expected a file inside the artifact\n"
+                "hint: copy the artifact again, following links"
             )
     if not stat.S_ISREG(status.st_mode):
         raise CompatibilityError(f"{step}: expected a regular file; build the artifact again")
@@ -303,7 +303,7 @@ def _require_plain(root: Path, name: str) -> os.stat_result:
 
 def _deferred(root: Path, manifest: Manifest) -> CompatibilityError:
     return CompatibilityError(
-        f"{root} is deferred: its engine is not built yet; finish it on the device "
+        f"{root} is deferred: its engine is not built yet\nhint: finish it on the device "
         f"({manifest.target.name}) with: edgehp build --finish {root}"
     )
 
@@ -322,7 +322,7 @@ def golden_crops(artifact: Artifact) -> Crops:
         found = "no picture" if picture is None else f"{list(picture.shape)}"
         raise CompatibilityError(
             f"{artifact.path / golden.file}: found {found}, expected {count} crops of "
-            f"{size}x{size} pixels; build the artifact again"
+            f"{size}x{size} pixels\nhint: build the artifact again"
         )
     rgb = np.ascontiguousarray(picture[..., ::-1]).astype(np.uint8, copy=False)
     return rgb.reshape(count, size, size, 3)
@@ -349,7 +349,7 @@ def verify_golden(artifact: Artifact, engine: Engine) -> float:
         raise CompatibilityError(
             f"{artifact.path}: golden crop {crop} gives a {name} that is {worst:.2f} degrees off, "
             f"at most {golden.tolerance_degrees:.2f} allowed: this device "
-            "does not compute what was validated; build the artifact here again"
+            "does not compute what was validated\nhint: build the artifact here again"
         )
     if (able := crops_frames(engine)) is not None:
         _verify_cropping(artifact, able, crops)
@@ -378,7 +378,8 @@ def _verify_cropping(artifact: Artifact, engine: FrameEngine, crops: Crops) -> N
         if worst > 1:
             raise CompatibilityError(
                 f"{artifact.path}: the GPU cuts crops that differ by {worst} of 255 levels from "
-                "those that were validated, at most 1 allowed; update the NVIDIA driver and NVRTC"
+                "those that were validated, at most 1 allowed\n"
+                "hint: update the NVIDIA driver and NVRTC"
             )
 
 
@@ -405,7 +406,6 @@ def newest_artifact(dist: Path | str = "dist") -> Path:
             found.append((manifest.created, path.stat().st_mtime, path.parent))
     if not found:
         raise DataError(
-            f"no complete artifact under {root}; make one with: edgehp build --target cpu "
-            "--precision int8"
+            f"no complete artifact under {root}\nhint: make one with: edgehp build --target cpu"
         )
     return max(found)[2]

@@ -478,7 +478,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     if document.digest != (found := canonical_digest(values)):
         raise CompatibilityError(
             f"{where}: the manifest was altered: its digest is {found[:16]}..., "
-            f"it says {document.digest[:16]}...; build the artifact again or copy it again"
+            f"it says {document.digest[:16]}...\nhint: build the artifact again or copy it again"
         )
     return document.manifest()
 

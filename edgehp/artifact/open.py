@@ -200,15 +200,15 @@ def open_reference(
         if text is not None or isinstance(e, EnvironmentalError):
             raise
         raise UsageError(
-            f"{found.path} was made from {source!r}, which was not found ({e}); give its FP32 "
-            "reference with --reference"
+            f"{found.path} was made from {source!r}, which was not found ({e})\n"
+            "hint: give its FP32 reference with --reference"
         ) from e
     if reference.digest != record.weights_sha256:
         reference.__exit__(None, None, None)
         raise CompatibilityError(
             f"{source} is not the network that {found.path} was made from: found SHA-256 "
-            f"{str(reference.digest)[:16]}..., the manifest says {record.weights_sha256[:16]}...; "
-            "give the right one with --reference, or build the artifact again"
+            f"{str(reference.digest)[:16]}..., the manifest says {record.weights_sha256[:16]}...\n"
+            "hint: give the right one with --reference, or build the artifact again"
         )
     return reference
 

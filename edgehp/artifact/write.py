@@ -190,7 +190,7 @@ def _require_replaceable(destination: Path) -> None:
     if any(destination.iterdir()):
         raise UsageError(
             f"{destination} holds files but no {MANIFEST_NAME}, so it is not an artifact and is "
-            "not replaced; move it away or choose another --output"
+            "not replaced\nhint: move it away or choose another --output"
         )
 
 

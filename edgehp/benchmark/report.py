@@ -335,8 +335,6 @@ def summary_rows(report: Mapping[str, Any]) -> Table:
     notes: list[str] = []
     scenario = report["scenario"]
     for role, result in report["results"].items():
-        subject = report["subjects"][role]
-        label = f"{role} {subject['precision']}"
         offline = result["offline"]
         if offline is not None:
             nothing = ("-",) * (len(PERCENTILES) + 2)
@@ -344,7 +342,7 @@ def summary_rows(report: Mapping[str, Any]) -> Table:
                 ("end to end", "end_to_end_images_per_s"),
                 ("inference only", "inference_images_per_s"),
             ):
-                rows.append((f"{label} {title}", *nothing, number(offline[key], 4)))
+                rows.append((f"{role} {title}", *nothing, number(offline[key], 4)))
             if offline["overlap"] is not None:
                 span = ""
                 if offline.get("overlap_low") is not None:
@@ -370,7 +368,7 @@ def summary_rows(report: Mapping[str, Any]) -> Table:
             at = {q["p"]: q for q in latency["percentiles"]}
             rate = number(result["images_per_s"], 4) if stage == "end_to_end" else ""
             rows.append(
-                (f"{label} {title}", str(latency["count"]),
+                (f"{role} {title}", str(latency["count"]),
                  *(number(at[p]["ms"]) + ("" if at[p]["enough"] else "?") for p in PERCENTILES),
                  number(latency["max_ms"]), rate)
             )  # fmt: skip
@@ -400,13 +398,12 @@ def summary_rows(report: Mapping[str, Any]) -> Table:
     notes += _power_notes(report)
     if report["state"] == "partial":
         notes.append("PARTIAL: the run was interrupted")
-    validity = report["validity"]
-    notes += [f"condition: {text}" for text in validity["conditions"]]
-    notes.append("valid" if validity["valid"] else "INVALID: " + "; ".join(validity["reasons"]))
+    notes += [f"condition: {text}" for text in report["validity"]["conditions"]]
     threads = report["subjects"]["artifact"]["engine"]["threads"]
+    names = [subject["name"] for subject in report["subjects"].values()]
     title = (
-        f"{report['subjects']['artifact']['name']}, {scenario['duration_s']:g} s a network, "
-        f"{threads or 'unknown number of'} threads"
+        f"{' against '.join(names)}, {scenario['duration_s']:g} s a network, "
+        f"{threads or 'unknown number of'} thread{'' if threads == 1 else 's'}"
     )
     percentiles = (f"p{p:g}" for p in PERCENTILES)
     headers = ("milliseconds", "count", *percentiles, "max", "images/s")

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgehp.cli._output import wrapped
 from edgehp.errors import UsageError
+from edgehp.shipping import PASSWORD_VARIABLE
 
 if TYPE_CHECKING:
     from edgehp.shipping.signature import PublicKey
 
 __all__ = [
+    "PATH",
     "TYPED",
     "Command",
     "Group",
     "Notes",
     "Positional",
     "json_option",
+    "key_password",
+    "live",
     "loudness",
     "loudness_options",
     "note",
@@ -29,11 +36,15 @@ __all__ = [
     "read_keys",
     "root_option",
     "start_logging",
+    "subcommand",
     "threads_option",
     "trust_option",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# Of options and arguments that name a file or folder; whether it is there is said by its reader.
+PATH = click.Path(path_type=Path)
 
 # Where a context's `meta` holds the arguments of the command as they were typed, and how much
 # the user wants to hear: -1 with --quiet, 1 with -v, 2 with -vv.
@@ -62,7 +73,7 @@ class Notes(logging.Handler):
                 self.say(text, record.levelno)
             else:
                 mark = "warning: " if record.levelno >= logging.WARNING else ""
-                click.echo(f"edgehp: {mark}{text}", err=True)
+                _stderr(f"edgehp: {mark}{text}")
         except Exception:  # as every handler of logging does
             self.handleError(record)
 
@@ -77,11 +88,19 @@ def note(text: str, *, always: bool = False) -> None:
     """Say something beside the results on stderr; ``--quiet`` leaves it out unless `always`."""
     if not always and loudness() < 0:
         return
-    say = next((h.say for h in logging.getLogger().handlers if isinstance(h, Notes)), None)
-    if say is not None:
+    if (say := live()) is not None:
         say(text, logging.INFO)
     else:
-        click.echo(f"edgehp: {text}", err=True)
+        _stderr(f"edgehp: {text}")
+
+
+def live() -> Callable[[str, int], None] | None:
+    """Where lines for people go while a live display owns the terminal; None where none does."""
+    return next((h.say for h in logging.getLogger().handlers if isinstance(h, Notes)), None)
+
+
+def _stderr(text: str) -> None:
+    click.echo(wrapped(text) if sys.stderr.isatty() else text, err=True)
 
 
 def _hear(context: click.Context, parameter: click.Parameter, value: int | bool) -> None:
@@ -209,6 +228,21 @@ class Command(_Common):
 class Group(_Common, click.Group):
     """Commands under one name, such as ``edgehp repo``."""
 
+    command_class = Command
+
+
+def subcommand(
+    name: str, *examples: str, renamed: Mapping[str, str] | None = None
+) -> Callable[[Callable[..., Any]], Command]:
+    """Make a function the command called `name`, as which its module is looked up by `main`.
+
+    Args:
+        name: of the command.
+        examples: command lines that work, for its help.
+        renamed: options of the last release -> their names now.
+    """
+    return click.command(name, cls=Command, examples=examples, renamed=renamed)
+
 
 class Positional(click.Argument):
     """An argument of the last release: still taken, not shown."""
@@ -218,18 +252,22 @@ class Positional(click.Argument):
         return []
 
 
-def json_option(function: F) -> F:
-    """``--json``."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(
-        function
-    )
-
-
-def threads_option(function: F) -> F:
-    """``--threads``: of the processor, for the network."""
-    return click.option(
-        "--threads", type=click.IntRange(1), help="Processor threads for inference."
-    )(function)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(1), help="Processor threads for inference."
+)
+trust_option = click.option(
+    "--public-key",
+    "public_keys",
+    type=PATH,
+    multiple=True,
+    help="A key that is trusted (PEM). Several may be given.",
+)
+root_option = click.option(
+    "--root",
+    type=PATH,
+    help="Where the slots are. Default: $EDGEHP_ROOT, else /var/lib/edgehp.",
+)
 
 
 def output_option(
@@ -239,32 +277,12 @@ def output_option(
     return click.option(
         "-o",
         "--output",
-        type=click.Path(path_type=Path),
+        type=PATH,
         required=required,
         default=default,
         show_default=default is not None,
         help=text,
     )
-
-
-def trust_option(function: F) -> F:
-    """``--public-key``, again and again."""
-    return click.option(
-        "--public-key",
-        "public_keys",
-        type=click.Path(path_type=Path),
-        multiple=True,
-        help="A key that is trusted (PEM). Several may be given.",
-    )(function)
-
-
-def root_option(function: F) -> F:
-    """``--root``: where the slots are."""
-    return click.option(
-        "--root",
-        type=click.Path(path_type=Path),
-        help="Where the slots are. Default: $EDGEHP_ROOT, else /var/lib/edgehp.",
-    )(function)
 
 
 def read_keys(public_keys: Sequence[Path]) -> list[PublicKey]:
@@ -278,6 +296,11 @@ def read_keys(public_keys: Sequence[Path]) -> list[PublicKey]:
     if not public_keys:
         raise UsageError("no trusted key was given\nhint: add --public-key FILE")
     return [read_public_key(path) for path in public_keys]
+
+
+def key_password() -> str | None:
+    """The password of encrypted private keys, None where there is none."""
+    return os.environ.get(PASSWORD_VARIABLE) or None
 
 
 def start_logging() -> None:

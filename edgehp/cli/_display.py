@@ -114,10 +114,11 @@ class Display:
         if depth is None:
             return
         part = self._parts.pop(depth)
+        # An error says itself what failed; how long it took matters where that was long.
+        said = completed or part.seconds >= _PLAIN_SECONDS
         if step.name and (depth == 1 or (depth == 0 and not part.had_parts)):
-            self._done.append((step.name, part.seconds, completed))
-            # An error says itself what failed; how long it took matters where that was long.
-            said = completed or part.seconds >= _PLAIN_SECONDS
+            if said or self._done:
+                self._done.append((step.name, part.seconds, completed))
             if self._live is None and said and (depth == 1 or step.total is not None):
                 how = (
                     f"{part.seconds:.1f} s" if completed else f"stopped after {part.seconds:.1f} s"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import textwrap
@@ -14,7 +15,17 @@ from typing import Any, TextIO
 
 import click
 
-__all__ = ["format_table", "print_json", "print_table", "say", "styled", "use_colour", "wrapped"]
+__all__ = [
+    "answer",
+    "conclude",
+    "format_table",
+    "print_json",
+    "print_table",
+    "say",
+    "styled",
+    "use_colour",
+    "wrapped",
+]
 
 _STYLED = re.compile(r"((?:\x1b\[[0-9;]*m)+)(.*?)(\x1b\[0m)", re.DOTALL)
 # Longer words may be cut: paths and hashes.
@@ -34,25 +45,37 @@ def styled(text: str, colour: str, stream: TextIO | None = None, **how: Any) -> 
 def wrapped(text: str, indent: str = "") -> str:
     """`text` in lines that fit the terminal, those after the first indented.
 
-    Commands to copy, which begin with two blanks, stay whole.
+    Commands to copy, which begin with two blanks, stay whole, and so do words.
     """
-    return "\n".join(
-        line
-        if line.startswith("  ")
-        else textwrap.fill(
-            line,
-            max(40, _columns()),
-            subsequent_indent=indent,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for line in text.splitlines() or [""]
-    )
+    width, lines = max(40, _columns()), []
+    for line in text.splitlines() or [""]:
+        if line.startswith("  "):
+            lines.append(line)
+            continue
+        at = 0
+        for word in line.split(" "):
+            # What colours a word takes no place.
+            length = len(click.unstyle(word))
+            if at and at + 1 + length <= width:
+                lines[-1] += f" {word}"
+                at += 1 + length
+            else:
+                lines.append(indent + word if at else word)
+                at = len(indent) + length if at else length
+    return "\n".join(lines)
 
 
 def say(text: str) -> None:
     """Print a sentence on stdout, in lines that fit where it is a terminal."""
     click.echo(wrapped(text) if sys.stdout.isatty() else text)
+
+
+def conclude(word: str, colour: str, text: str, following: Sequence[object] = ()) -> None:
+    """Print the last lines: the verdict, coloured, and the command that comes next."""
+    click.echo("")
+    say(f"{styled(word, colour, bold=True)}  {text}")
+    if following:
+        click.echo(f"next: {shlex.join(map(str, following))}")
 
 
 def _columns() -> int:
@@ -167,14 +190,24 @@ def _plain(value: object) -> Any:
         convert = getattr(value, method, None)
         if callable(convert):
             return convert()
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+    from edgehp.files import plain
+
+    return plain(value)
+
+
+def answer(as_json: bool, values: object, text: str) -> None:
+    """Print `values` as JSON where that was asked for, else `text`."""
+    if as_json:
+        print_json(values)
+    else:
+        click.echo(text)
 
 
 def print_json(value: object) -> None:
     """Print `value` on stdout as indented JSON.
 
     Paths become strings, numpy values plain numbers and lists, objects with ``to_dict`` its
-    result.
+    result, records and dataclasses dictionaries.
 
     Raises:
         ValueError: a number is NaN or infinite, which JSON does not have: say null and why.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgehp.cli._command import TYPED, loudness
+from edgehp.cli._command import PATH, TYPED, live, loudness
+from edgehp.cli._output import print_json, print_table, styled
 from edgehp.errors import UsageError
-from edgehp.files import strict_json
-from edgehp.remote.boards import DEFAULT_COMMAND, Board, parse_board, parse_lab, read_boards
 
 if TYPE_CHECKING:
+    from edgehp.remote.boards import Board
     from edgehp.remote.errand import Errand, Listener, Outcome, Returned, Sent
 
     Part = str | Sent | Returned
@@ -33,7 +33,7 @@ _OPTIONS = [
     click.option("--host", metavar="USER@HOST", help="Run there over SSH; results come back here."),
     click.option(
         "--hosts",
-        type=click.Path(path_type=Path),
+        type=PATH,
         metavar="FILE",
         help="Run on many boards at once: a host a line, after it its --remote-command if need be.",
     ),
@@ -49,7 +49,7 @@ _OPTIONS = [
     ),
     click.option(
         "--remote-command",
-        default=DEFAULT_COMMAND,
+        default="edgehp",
         show_default=True,
         metavar="COMMAND",
         help="How edgehp is started there, such as '~/venv/bin/edgehp'.",
@@ -101,16 +101,16 @@ class Trip:
 
 def over_ssh(
     *sends: str,
-    plan: Callable[[Trip], Changes] | None = None,
     any_version: bool = False,
     data_root: bool = False,
 ) -> Callable[[F], F]:
     """Give a command ``--host`` and its companions. The lowest of its decorators.
 
+    What else of its parameters changes is said by ``plan_COMMAND`` in `edgehp.cli._remote_plans`.
+
     Args:
         sends: parameters that name a file or folder here, which is sent; a text that names none
             goes as it is.
-        plan: what else changes, once a board.
         any_version: whether a board with another edgehp may run it.
         data_root: whether there is ``--remote-data-root``, for photos that are there already.
     """
@@ -118,8 +118,6 @@ def over_ssh(
     def decorate(function: F) -> F:
         @functools.wraps(function)
         def command(**parameters: Any) -> None:
-            from edgehp.remote.errand import Errand
-
             own = {name: parameters.pop(name, None) for name in _OWN}
             boards = _boards(own)
             if not boards:
@@ -127,6 +125,11 @@ def over_ssh(
                     parameters["remote_data_root"] = own["remote_data_root"]
                 function(**parameters)
                 return
+            from edgehp.cli import _remote_plans
+            from edgehp.remote.errand import Errand
+
+            name = click.get_current_context().command.name
+            plan = getattr(_remote_plans, f"plan_{name}", None)
             given = parameters | {"remote_data_root": own["remote_data_root"]}
             errands = []
             for board in boards:
@@ -152,6 +155,8 @@ def over_ssh(
 
 def _boards(own: Mapping[str, Any]) -> tuple[Board, ...]:
     """The boards that the user named."""
+    from edgehp.remote.boards import parse_board, read_boards
+
     context = click.get_current_context()
     if sum(own[name] is not None for name in ("host", "hosts", "lab")) > 1:
         raise UsageError("give one of --host, --hosts and --lab")
@@ -179,6 +184,8 @@ def _several(own: Mapping[str, Any]) -> bool:
 
 def _lab_boards(own: Mapping[str, Any]) -> tuple[Board, ...]:
     """One board with the tags, or all of them by their names."""
+    from edgehp.remote.boards import parse_lab
+
     wanted = parse_lab(own["lab"], own["remote_command"], power_cycle=own["power_cycle"])
     if not own["all_boards"] or wanted.lab is None:
         return (wanted,)
@@ -311,16 +318,15 @@ class _Show:
             if self._stdout:
                 self._line(line, err=False)
 
-        def step(text: str) -> None:
-            if sys.stderr.isatty():
-                self._line(f"{board.name}: {text}", err=True)
-
-        return Listener(stdout, stderr, step)
+        return Listener(stdout, stderr)
 
     def _line(self, text: str, err: bool) -> None:
         with self._lock:
             try:
-                click.echo(text, err=err)
+                if err and (say := live()) is not None:
+                    say(text, logging.INFO)
+                else:
+                    click.echo(text, err=err)
             except BrokenPipeError:
                 # Raised in a thread, it would leave what the board still says unread, and the
                 # board's command waiting for ever.
@@ -328,8 +334,6 @@ class _Show:
 
 
 def _print_all(outcomes: list[Outcome], as_json: bool) -> None:
-    from edgehp.cli._output import print_json, print_table, styled
-
     if as_json:
         print_json(
             [
@@ -371,6 +375,8 @@ def _print_all(outcomes: list[Outcome], as_json: bool) -> None:
 
 def _json(text: str) -> Any:
     """What a board printed, None where it is no JSON: no board may cost the others their rows."""
+    from edgehp.files import strict_json
+
     try:
         value = strict_json(text.encode())
         # A lone surrogate is JSON, but nothing that can be printed.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgehp.cli._remote import Trip, sent_artifact
+from edgehp.cli.validate import default_report
 from edgehp.errors import EnvironmentalError, UsageError
 
 if TYPE_CHECKING:
@@ -45,11 +46,13 @@ def plan_validate(trip: Trip) -> Changes:
 
     given = trip.given
     changes: dict[str, list[str | Sent | Returned]] = {}
+    artifacts: list[Sent] = []
     if given["network"] is None:
-        changes["artifacts"] = [
+        artifacts = [
             sent_artifact(path, allow_deferred=given["emulate"])
             for path in given["artifacts"] or (None,)
         ]
+        changes["artifacts"] = [*artifacts]
     root, there = given["data_root"], given["remote_data_root"]
     if root is not None and there is not None:
         raise UsageError("give --data-root (sent) or --remote-data-root (on the board), not both")
@@ -62,10 +65,15 @@ def plan_validate(trip: Trip) -> Changes:
         changes["data_root"] = [Sent(root)]
     elif there is not None:
         changes["data_root"] = [there]
-    if (report := given["output"]) is not None:
-        name = f"{report.stem}-{trip.board.folder}{report.suffix}" if trip.several else report.name
-        many = len(given["artifacts"]) > 1 or len(given["datasets"]) > 1 or given["workers"]
-        changes["output"] = [Returned(report.with_name(name), folder=bool(many))]
+    many = len(artifacts) > 1 or len(given["datasets"]) > 1
+    report = given["output"]
+    if report is None and artifacts and not many:
+        own = default_report(artifacts[0].source, next(iter(given["datasets"]), None))
+        report = trip.own(own.parent) / own.name
+    elif report is not None and trip.several:
+        report = report.with_name(f"{report.stem}-{trip.board.folder}{report.suffix}")
+    if report is not None:
+        changes["output"] = [Returned(report, folder=many)]
     return changes
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-if TYPE_CHECKING:
-    from edgehp.cluster import Workers
-
-__all__ = ["worker_options", "workers_of"]
+__all__ = ["worker_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -32,14 +29,3 @@ def worker_options(function: F) -> F:
     ):
         function = option(function)
     return function
-
-
-def workers_of(workers: int, cluster: str | None) -> Workers:
-    """Where the user wants the work to be done.
-
-    Raises:
-        UsageError: both were given.
-    """
-    from edgehp.cluster import Workers
-
-    return Workers(workers, cluster)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgehp.cli._command import Command, json_option, output_option, threads_option
+from edgehp.cli._command import (
+    PATH,
+    json_option,
+    loudness,
+    output_option,
+    subcommand,
+    threads_option,
+)
+from edgehp.cli._output import conclude, print_json, print_table, say, styled
 from edgehp.cli._photos import photo_depth
 from edgehp.cli._remote import over_ssh
-from edgehp.cli._remote_plans import plan_bench
 from edgehp.cli.project import artifacts_here
 from edgehp.errors import EnvironmentalError, MeasurementError, UsageError
 from edgehp.progress import Step, step
@@ -25,20 +33,17 @@ __all__ = ["command"]
 
 SCENARIOS = ("single-stream", "offline", "multi-camera")
 INTERRUPTED = 130
+_LONGEST_NOTE = 160
 
 
-@click.command(
+@subcommand(
     "bench",
-    cls=Command,
-    short_help="Measure latency, throughput and power on this device.",
+    "edgehp bench",
+    "edgehp bench dist/kd-resnet18-112-cpu-int8 --scenario all --duration 20",
+    "edgehp bench dist/kd-resnet18-112-orin-nano-8gb-int8 --host me@orin",
     renamed={"--workers": "--crop-threads"},
-    examples=(
-        "edgehp bench",
-        "edgehp bench dist/kd-resnet18-112-cpu-int8 --scenario all --duration 20",
-        "edgehp bench dist/kd-resnet18-112-orin-nano-8gb-int8 --host me@orin",
-    ),
 )
-@click.argument("artifact", required=False, type=click.Path(path_type=Path))
+@click.argument("artifact", required=False, type=PATH)
 @click.option(
     "--scenario",
     "scenarios",
@@ -81,7 +86,7 @@ INTERRUPTED = 130
 )
 @click.option(
     "--frames",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Folder or zip of faces; by default 1920x1080 frames around the golden crops.",
 )
 @photo_depth
@@ -100,7 +105,7 @@ INTERRUPTED = 130
 @click.option("--allow-invalid", is_flag=True, help="Exit 0 although the run is invalid.")
 @output_option("Directory of the reports; by default reports/ in the artifact.")
 @json_option
-@over_ssh("frames", plan=plan_bench)
+@over_ssh("frames")
 def command(
     artifact: Path | None,
     scenarios: tuple[str, ...],
@@ -123,15 +128,16 @@ def command(
     A run that was throttled, disturbed or too short is called invalid and ends
     with exit code 6. Ctrl-C ends the run, writes what was measured and marks it partial.
     """
-    if artifact is None and len(several := artifacts_here()) > 1:
-        for one in several:
-            click.get_current_context().forward(command, artifact=one)
-        return
-    from edgehp.artifact import newest_artifact
+    if artifact is None:
+        first, *others = artifacts_here()
+        if others:
+            for one in (first, *others):
+                click.get_current_context().forward(command, artifact=one)
+            return
+        artifact = first
+    from edgehp.artifact.manifest import MANIFEST_NAME
     from edgehp.benchmark.plan import DEFAULT_DURATION_S, OFFICIAL_DURATION_S, Plan
-    from edgehp.benchmark.report import summary_rows
     from edgehp.benchmark.session import Request, benchmark
-    from edgehp.cli._output import print_json, print_table
     from edgehp.report.files import require_writable, write_report
 
     if duration is None:
@@ -140,7 +146,6 @@ def command(
     if as_json and len(names) > 1 and output is None:
         raise UsageError("--json prints one report: ask for one scenario")
     plans = [Plan(n, duration, official, **options) for n in names]
-    artifact = newest_artifact() if artifact is None else artifact
     place = output or artifact / "reports"
     if output is not None or artifact.is_dir():
         # Before minutes of measuring, not after; an artifact that is not there is said below.
@@ -162,28 +167,50 @@ def command(
             unwritten = e
         reports.append(report)
         if not as_json:
-            table = summary_rows(report)
-            click.echo(f"{plan.scenario}: {table.title}")
-            print_table(table.headers, table.rows, right=range(1, len(table.headers)))
-            for line in table.notes:
-                click.echo(line)
-            click.echo(f"report: {path or 'not written'}\n")
-        invalid += [f"{plan.scenario}: {r}" for r in report["validity"]["reasons"]]
+            _print(report, path, allow_invalid)
+        where = f"{plan.scenario}: " if len(plans) > 1 else ""
+        invalid += [f"- {where}{r}" for r in report["validity"]["reasons"]]
         interrupted = report["state"] == "partial"
         if interrupted or unwritten is not None:
             break
     if as_json:
         print_json(reports[0] if len(names) == 1 else reports)
+    elif unwritten is None and (artifact / MANIFEST_NAME).is_file():
+        click.echo(f"next: {shlex.join(['edgehp', 'report', str(artifact)])}")
     if unwritten is not None:
         raise unwritten
     if interrupted:
         click.echo("edgehp: interrupted; the report is marked partial", err=True)
         click.get_current_context().exit(INTERRUPTED)
     if invalid and not allow_invalid:
+        lines = "\n".join(invalid)
         raise MeasurementError(
-            f"the measurement is invalid: {'; '.join(invalid)}\n"
+            f"the measurement is invalid\n{lines}\n"
             "hint: repeat it on a quiet machine, or accept it with --allow-invalid"
         )
+
+
+def _print(report: dict[str, Any], path: Path | None, allow_invalid: bool) -> None:
+    """The table, what there is to know about it, and the verdict."""
+    from edgehp.benchmark.report import summary_rows
+    from edgehp.report.figures import figures, verdict
+    from edgehp.report.gather import Material
+
+    table = summary_rows(report)
+    say(f"{report['scenario']['scenario']}: {table.title}")
+    print_table(table.headers, table.rows, right=range(1, len(table.headers)))
+    for line in table.notes:
+        # Why there is no power takes a sentence a meter.
+        cut = len(line) > _LONGEST_NOTE and loudness() < 1
+        say(f"{line[:_LONGEST_NOTE].rpartition(' ')[0]} ... (-v says all)" if cut else line)
+    valid = report["validity"]["valid"]
+    claims = {c.name: c.text for c in verdict(figures(Material((report,), (), None)))}
+    conclude("VALID" if valid else "INVALID", "green" if valid else "red", claims["Speed"])
+    if allow_invalid and not valid:
+        # Else the error says so.
+        say(f"accepted although {'; '.join(report['validity']['reasons'])}")
+    if path is not None:
+        click.echo(f"{styled('measured', 'green', bold=True)} {path}")
 
 
 def _show(going: Step, p: Progress, power: PowerRecorder | None, watch: HostWatch) -> None:

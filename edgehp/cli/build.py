@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgehp.cli._command import Command, Positional, json_option, output_option, threads_option
+from edgehp.cli._command import (
+    PATH,
+    Positional,
+    json_option,
+    output_option,
+    subcommand,
+    threads_option,
+)
+from edgehp.cli._output import print_json, print_table, say, styled
 from edgehp.cli._photos import photo_depth
 from edgehp.cli._remote import over_ssh
-from edgehp.cli._remote_plans import plan_build
 from edgehp.errors import UsageError
 from edgehp.progress import step
 
@@ -21,30 +29,32 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+logger = logging.getLogger(__name__)
+
+# Where a context's `meta` holds the manifest that --recipe named.
+_REPEATED = "edgehp.cli.repeated"
+
 
 def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) -> None:
     """Make the recipe's values the defaults of this command line."""
     from edgehp.cli.project import read_recipe
 
     if path is not None:
+        recipe, context.meta[_REPEATED] = read_recipe(path)
         known = {p.name for p in context.command.params}
-        values = {k: v for k, v in read_recipe(path).items() if k in known}
+        values = {k: v for k, v in recipe.items() if k in known}
         context.default_map = {**(context.default_map or {}), **values}
 
 
-@click.command(
+@subcommand(
     "build",
-    cls=Command,
-    short_help="Turn a checkpoint into a checked INT8 artifact for a target.",
+    "edgehp build --target cpu",
+    "edgehp build --target orin --network net.safetensors --calibration faces/ --defer",
+    "edgehp build --finish dist/kd-resnet18-112-orin-nano-8gb-int8",
+    "edgehp build --recipe dist/kd-resnet18-112-cpu-int8/manifest.json --output again",
     renamed={"--batch": "--batch-sizes"},
-    examples=(
-        "edgehp build --target cpu",
-        "edgehp build --target orin --network net.safetensors --calibration faces/ --defer",
-        "edgehp build --finish dist/kd-resnet18-112-orin-nano-8gb-int8",
-        "edgehp build --recipe dist/kd-resnet18-112-cpu-int8/manifest.json --output again",
-    ),
 )
-@click.argument("artifact", cls=Positional, required=False, type=click.Path(path_type=Path))
+@click.argument("artifact", cls=Positional, required=False, type=PATH)
 @click.option("--target", help="What to build for; 'edgehp targets' lists them.")
 @click.option(
     "--all",
@@ -59,7 +69,7 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     expose_value=False,
     callback=_take_recipe,
     help="Repeat a build: an artifact, its manifest.json, or the recipe of it alone. Options that "
-    "are typed come first.",
+    "are typed come first; another network or other calibration crops are said.",
 )
 @click.option(
     "--precision",
@@ -77,13 +87,13 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
 )
 @click.option(
     "--describe",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="TOML",
     help="Description of --network, an ONNX file of any exporter or the folder of several.",
 )
 @click.option(
     "--calibration",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Folder or zip of faces to calibrate on, 64 at least. Default: the shipped crops.",
 )
 @click.option(
@@ -95,7 +105,7 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
 )
 @click.option(
     "--validate-on",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Folder or zip of held-out faces for the accuracy gate. Default: the shipped ones.",
 )
 @photo_depth
@@ -119,7 +129,7 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
 )
 @click.option(
     "--finish",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="DIR",
     help="Build the engine of a deferred artifact on this device.",
 )
@@ -159,7 +169,7 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     help="TensorRT: for every discrete GPU from Ampere on, at some cost in speed.",
 )
 @json_option
-@over_ssh("network", "describe", "calibration", "validate_on", plan=plan_build)
+@over_ssh("network", "describe", "calibration", "validate_on")
 def command(**given: Any) -> None:
     """Build dist/NETWORK-TARGET-PRECISION, or --finish a deferred artifact on its device.
 
@@ -170,7 +180,7 @@ def command(**given: Any) -> None:
     predicted milliseconds as the search finds, named in the output and in the manifest.
     """
     # Imported here: `edgehp --help` must not pay for numpy and onnx.
-    from edgehp.cli._output import print_json
+    from edgehp.cli.project import differences
     from edgehp.pipeline.finish import finish as finish_artifact
     from edgehp.pipeline.pipeline import build
     from edgehp.pipeline.plan import BuildRequest, unfinished_artifact
@@ -196,6 +206,9 @@ def command(**given: Any) -> None:
         request = BuildRequest.from_options(given, max_drop_typed=_typed("max_drop"))
         with step("build"):
             result = build(request)
+        repeated = click.get_current_context().meta.get(_REPEATED)
+        for text in () if repeated is None else differences(repeated, result.manifest):
+            logger.warning("%s", text)
     if given["as_json"]:
         print_json({"path": str(result.path), "manifest": result.manifest.to_dict()})
     else:
@@ -209,7 +222,6 @@ def _typed(name: str) -> bool:
 
 def _build_all(given: dict[str, Any]) -> None:
     """Build every target of the project; engines that need their own device are deferred."""
-    from edgehp.cli._output import print_json
     from edgehp.cli.project import Project
     from edgehp.pipeline.pipeline import build
     from edgehp.pipeline.plan import BuildRequest
@@ -258,7 +270,7 @@ def _mixed_rows(mixed: MixedRecord) -> list[tuple[str, object]]:
 
 
 def _print(result: BuildResult, validate_on: Path | None, threads: int | None) -> None:
-    from edgehp.cli._output import print_table
+    from edgehp.report.figures import PARTS, gate_rows
 
     manifest = result.manifest
     precision, engine, accuracy = manifest.precision, manifest.engine, manifest.accuracy
@@ -293,50 +305,32 @@ def _print(result: BuildResult, validate_on: Path | None, threads: int | None) -
         rows.append(("measured on", f"{accuracy.count} crops of {accuracy.dataset}"))
         rows.append(("measured with", accuracy.measured_with))
     print_table(("what", "result"), rows)
-    if accuracy is not None and accuracy.subsets:
+    if subsets := gate_rows(manifest.to_dict()):
         click.echo("")
-        print_table(
-            ("drop on", "crops", "degrees", "95 % interval", "|angles|", "|spread|"),
-            [
-                (
-                    s.name,
-                    s.count,
-                    f"{s.drop:+.4f}",
-                    f"{s.interval[0]:+.4f}..{s.interval[1]:+.4f}",
-                    f"{s.difference:.4f}",
-                    None if s.spread_difference is None else f"{s.spread_difference:.4f}",
-                )
-                for s in accuracy.subsets
-            ],
-            range(1, 6),
-        )
+        print_table(PARTS, subsets, range(1, 5))
     _verdict(result, validate_on, threads)
 
 
 def _verdict(result: BuildResult, validate_on: Path | None, threads: int | None) -> None:
     """The last lines: what was made, what it loses, where it is, what comes next."""
-    from edgehp.cli._output import styled
     from edgehp.pipeline.plan import finish_command
 
-    manifest = result.manifest
+    manifest, path = result.manifest, result.path
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
     size = sum(f.size for f in manifest.files) / 1e6
     seconds = sum(s.seconds for s in manifest.build.steps)
     click.echo("")
     if (accuracy := manifest.accuracy) is not None:
         low, high = accuracy.interval
-        click.echo(
+        say(
             f"{styled('PASS', 'green', bold=True)}  drop {accuracy.drop:+.4f} degrees (95 %: "
             f"{low:+.4f} to {high:+.4f}), {accuracy.max_drop:g} allowed"
         )
-    path = result.path
-    if path.is_absolute() and path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
     deferred = manifest.state == "deferred"
-    what = (
-        styled("deferred", "yellow", bold=True) if deferred else styled("built", "green", bold=True)
-    )
-    click.echo(f"{what} {path}  {size:.1f} MB in {seconds:.0f} s")
+    word, colour = ("deferred", "yellow") if deferred else ("built", "green")
+    click.echo(f"{styled(word, colour, bold=True)} {path}  {size:.1f} MB in {seconds:.0f} s")
     if deferred:
-        click.echo(f"next, on the device: {finish_command(str(path), validate_on, threads)}")
+        click.echo(f"next, on the device:\n  {finish_command(str(path), validate_on, threads)}")
     else:
         click.echo(f"next: {shlex.join(['edgehp', 'validate', str(path)])}")

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
 
-from edgehp.cli._command import Command, json_option, output_option, read_keys, trust_option
+from edgehp.cli._command import (
+    PATH,
+    json_option,
+    key_password,
+    output_option,
+    read_keys,
+    subcommand,
+    trust_option,
+)
+from edgehp.cli._output import print_json, print_table
 from edgehp.progress import step
-from edgehp.shipping.signature import PASSWORD_VARIABLE
+from edgehp.shipping import PASSWORD_VARIABLE
 
 __all__ = ["bundle", "verify"]
 
 
-@click.command(
+@subcommand(
     "bundle",
-    cls=Command,
-    short_help="Put an artifact into one signed file.",
-    examples=(
-        "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out release.pem",
-        "openssl ec -in release.pem -pubout -out release.pub",
-        "edgehp bundle dist/kd-resnet18-112-cpu-int8 --key release.pem",
-    ),
+    "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out release.pem",
+    "openssl ec -in release.pem -pubout -out release.pub",
+    "edgehp bundle dist/kd-resnet18-112-cpu-int8 --key release.pem",
 )
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=PATH)
 @click.option(
     "--key",
-    type=click.Path(path_type=Path),
+    type=PATH,
     required=True,
     help="Private key (PEM; P-256, P-384 or P-521). The password of an encrypted one is taken "
     f"from ${PASSWORD_VARIABLE}.",
@@ -59,7 +63,6 @@ def bundle(
     Signed with OpenSSF Model Signing. The examples begin with making a key pair.
     """
     # Imported here: `edgehp --help` must not pay for OpenCV.
-    from edgehp.cli._output import print_json
     from edgehp.shipping.bundle import make_bundle
 
     with step("sign"):
@@ -67,7 +70,7 @@ def bundle(
             artifact,
             output,
             key=key,
-            password=os.environ.get(PASSWORD_VARIABLE),
+            password=key_password(),
             max_latency_ms=max_latency_ms,
             rxswin=rxswin,
         )
@@ -81,13 +84,8 @@ def bundle(
     click.echo(f"signed by {made.signer}")
 
 
-@click.command(
-    "verify",
-    cls=Command,
-    short_help="Check the signature and the hashes of a bundle.",
-    examples=("edgehp verify network.edgehp --public-key release.pub",),
-)
-@click.argument("file", type=click.Path(path_type=Path))
+@subcommand("verify", "edgehp verify network.edgehp --public-key release.pub")
+@click.argument("file", type=PATH)
 @trust_option
 @json_option
 def verify(file: Path, public_keys: tuple[Path, ...], as_json: bool) -> None:
@@ -95,7 +93,6 @@ def verify(file: Path, public_keys: tuple[Path, ...], as_json: bool) -> None:
 
     Ends with 4 if it was signed by somebody else or altered.
     """
-    from edgehp.cli._output import print_json, print_table
     from edgehp.shipping.bundle import verify_bundle
 
     found = verify_bundle(file, read_keys(public_keys))

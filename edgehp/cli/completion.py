@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import click
 
-from edgehp.cli._command import Command
+from edgehp.cli._command import subcommand
 
 __all__ = ["command"]
 
 _VARIABLE = "_EDGEHP_COMPLETE"
 
 
-@click.command(
+@subcommand(
     "completion",
-    cls=Command,
-    short_help="Print the completion of edgehp for your shell.",
-    examples=(
-        "edgehp completion bash >> ~/.bashrc",
-        "edgehp completion zsh >> ~/.zshrc",
-        "edgehp completion fish > ~/.config/fish/completions/edgehp.fish",
-    ),
+    "edgehp completion bash >> ~/.bashrc",
+    "edgehp completion zsh >> ~/.zshrc",
+    "edgehp completion fish > ~/.config/fish/completions/edgehp.fish",
 )
 @click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
 def command(shell: str) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from edgehp.cli._command import Command, json_option, loudness
+from edgehp.cli._command import json_option, loudness, subcommand
 from edgehp.cli._output import print_json, print_table, styled
 from edgehp.cli._remote import over_ssh
-from edgehp.doctor import FAILED, NOT_TESTED, OK, SCHEMA_VERSION, Diagnosis, diagnose
 from edgehp.errors import EnvironmentalError, UsageError
 from edgehp.progress import step
+
+if TYPE_CHECKING:
+    from edgehp.doctor import Diagnosis
 
 
 def _machine(found: Diagnosis) -> list[tuple[str, str]]:
@@ -94,19 +98,16 @@ def _print_packages(found: Diagnosis, verbose: bool) -> None:
     click.echo(f"\n{verdict}; -v says what each needs")
 
 
-_COLOURS = {OK: "green", FAILED: "red", NOT_TESTED: "yellow"}
-
-
 def _self_test(camera: str | None, as_json: bool) -> None:
+    from edgehp.doctor import FAILED, NOT_TESTED, OK, SCHEMA_VERSION
     from edgehp.doctor.selftest import run_checks
 
+    colours = {OK: "green", FAILED: "red", NOT_TESTED: "yellow"}
     checks = []
     for check in run_checks(camera=camera):
         checks.append(check)
         if not as_json:
-            click.echo(
-                f"{styled(check.state, _COLOURS[check.state])}: {check.name}: {check.detail}"
-            )
+            click.echo(f"{styled(check.state, colours[check.state])}: {check.name}: {check.detail}")
             if check.hint:
                 click.echo(f"  hint: {check.hint}")
     failed = [check.name for check in checks if check.state == FAILED]
@@ -124,14 +125,11 @@ def _self_test(camera: str | None, as_json: bool) -> None:
         )
 
 
-@click.command(
+@subcommand(
     "doctor",
-    cls=Command,
-    examples=(
-        "edgehp doctor",
-        "edgehp doctor --test --camera camera:0",
-        "edgehp doctor --host me@orin",
-    ),
+    "edgehp doctor",
+    "edgehp doctor --test --camera camera:0",
+    "edgehp doctor --host me@orin",
 )
 @json_option
 @click.option(
@@ -148,6 +146,8 @@ def command(as_json: bool, test: bool, camera: str | None) -> None:
     if test:
         _self_test(camera, as_json)
         return
+    from edgehp.doctor import diagnose
+
     with step("look at this machine"):
         found = diagnose()
     if as_json:

@@ -8,24 +8,21 @@ from typing import Any
 
 import click
 
-from edgehp.cli._command import Command, json_option, output_option
+from edgehp.cli._command import PATH, json_option, output_option, subcommand
+from edgehp.cli._output import print_json
 from edgehp.cli._photos import photo_depth
-from edgehp.cli._workers import worker_options, workers_of
+from edgehp.cli._workers import worker_options
 from edgehp.errors import UsageError
 from edgehp.progress import step as begin
 
 __all__ = ["command"]
 
 
-@click.command(
+@subcommand(
     "label",
-    cls=Command,
-    short_help="Label photos with an ensemble of teacher networks.",
+    "edgehp label faces.zip --teacher docs/teachers/fsanet.toml --output labels",
+    "edgehp label faces.zip --teacher base.toml --workers 4 --output labels",
     renamed={"--out": "--output", "--threads": "--photos-at-once"},
-    examples=(
-        "edgehp label faces.zip --teacher docs/teachers/fsanet.toml --output labels",
-        "edgehp label faces.zip --teacher base.toml --workers 4 --output labels",
-    ),
 )
 @click.argument("photos", nargs=-1, type=click.Path(exists=True, path_type=Path))
 @click.option("--dataset", help="A named data set (aflw2000, ...) in place of folders and zips.")
@@ -49,7 +46,7 @@ __all__ = ["command"]
 @worker_options
 @click.option(
     "--remote-data-root",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="DIR",
     help="With --cluster: where PHOTOS are on the workers. Default: they are sent.",
 )
@@ -88,13 +85,13 @@ def command(
     """
     from msgspec.structs import replace
 
-    from edgehp.cli._output import print_json
     from edgehp.cli._photos import open_photos
+    from edgehp.cluster import Workers
     from edgehp.datasets.base import Skips
     from edgehp.networks.description import load_description
     from edgehp.training.labelling import label_samples
 
-    place = workers_of(workers, cluster)
+    place = Workers(workers, cluster)
     specs = []
     for file in teacher_files:
         spec = load_description(file, model_dir)

@@ -12,13 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgehp.cli._command import (
-    Command,
-    json_option,
-    note,
-    output_option,
-    threads_option,
-)
+from edgehp.cli._command import PATH, json_option, note, output_option, subcommand, threads_option
+from edgehp.cli._output import styled
 from edgehp.cli._photos import photo_depth
 from edgehp.errors import DataError, UsageError
 
@@ -34,21 +29,17 @@ __all__ = ["command"]
 logger = logging.getLogger(__name__)
 
 
-@click.command(
+@subcommand(
     "predict",
-    cls=Command,
-    short_help="Head pose of the faces in photos, folders, videos or a camera.",
+    "edgehp predict *.jpg",
+    "edgehp predict drive.mp4 --output drawn/ --json > poses.jsonl",
+    "edgehp predict camera:0 --artifact dist/kd-resnet18-112-cpu-int8",
     renamed={"--save": "--output"},
-    examples=(
-        "edgehp predict *.jpg",
-        "edgehp predict drive.mp4 --output drawn/ --json > poses.jsonl",
-        "edgehp predict camera:0 --artifact dist/kd-resnet18-112-cpu-int8",
-    ),
 )
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.option(
     "--artifact",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Default: the newest one in dist/, else the bundled network in floating point.",
 )
 @click.option("--network", help="A float network (bundled name or file) in place of an artifact.")
@@ -218,8 +209,6 @@ def _faces(boxes: str | None, sources: Sequence[Source], score: float) -> FaceFi
 
 def _line(record: dict[str, Any]) -> str:
     """One face for people."""
-    from edgehp.cli._output import styled
-
     where = record["file"] or record["source"]
     if record["seconds"] is not None:
         where += f" {record['seconds']:.2f} s"

@@ -7,22 +7,34 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgehp.cli._command import Command, json_option, note
+from edgehp.cli._command import json_option, note, subcommand
+from edgehp.cli._output import print_json
 from edgehp.errors import CompatibilityError, EnvironmentalError, UsageError
-from edgehp.files import read_toml, write_whole
 
-__all__ = ["PROJECT", "Project", "artifacts_here", "init", "read_project", "read_recipe"]
+if TYPE_CHECKING:
+    from edgehp.artifact.manifest import Manifest
+
+__all__ = [
+    "PROJECT",
+    "SHARED",
+    "Project",
+    "artifacts_here",
+    "differences",
+    "init",
+    "read_project",
+    "read_recipe",
+]
 
 logger = logging.getLogger(__name__)
 
 PROJECT = "edgehp.toml"
 _TARGETS = "targets"
 # Keys outside tables: options that several commands have, and which ones take them from there.
-_SHARED = {
+SHARED = {
     "network": ("build",),
     "calibration": ("build",),
     "validate-on": ("build", "install"),
@@ -93,6 +105,7 @@ def read_project(path: Path) -> Project:
         UsageError: it is no TOML, or has a key or table that no command takes.
     """
     from edgehp.cli.main import COMMANDS
+    from edgehp.files import read_toml
 
     values = read_toml(path, dict[str, Any], error=UsageError)
     defaults: dict[str, dict[str, Any]] = {}
@@ -104,9 +117,9 @@ def read_project(path: Path) -> Project:
                 raise UsageError(f'{path}: targets is {value!r}\nhint: targets = ["cpu", "orin"]')
             targets = tuple(value)
         elif key not in tables:
-            if key not in _SHARED:
-                raise _unknown(path, key, [*_SHARED, _TARGETS], "key outside tables")
-            for name in _SHARED[key]:
+            if key not in SHARED:
+                raise _unknown(path, key, [*SHARED, _TARGETS], "key outside tables")
+            for name in SHARED[key]:
                 group, _, part = name.partition(" ")
                 place = defaults.setdefault(group, {})
                 (place.setdefault(part, {}) if part else place)[key] = value
@@ -123,40 +136,69 @@ def _unknown(path: Path, name: str, known: list[str], what: str) -> UsageError:
     return UsageError(f"{path}: no {what} is called {name!r}\nhint: {hint}")
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The options of ``edgehp build`` that repeat a build.
+def read_recipe(path: Path) -> tuple[dict[str, Any], Manifest | None]:
+    """The options of ``edgehp build`` that repeat a build, and the manifest that they are from.
 
     Args:
-        path: a manifest, the artifact that holds it, or the recipe alone (JSON).
+        path: an artifact, its manifest.json, or the recipe alone (JSON), which has no manifest.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: the file is neither a recipe nor a manifest.
+        CompatibilityError: a manifest that was altered or is of another version.
+        DataError: the file is missing.
     """
+    from edgehp.artifact.check import read_manifest
+    from edgehp.artifact.manifest import MANIFEST_NAME
     from edgehp.files import read_json
 
-    file = path / "manifest.json" if path.is_dir() else path
-    values = read_json(file, dict[str, Any], error=UsageError)
-    recipe = values.get("build", {}).get("recipe", {}) if "build" in values else values
-    if not isinstance(recipe, dict) or not {"target", "network"} <= set(recipe):
-        raise UsageError(f"{file} holds no recipe\nhint: give the manifest.json of an artifact")
+    manifest = None
+    if path.is_dir() or path.name == MANIFEST_NAME:
+        manifest = read_manifest(path if path.is_dir() else path.parent)
+        recipe = manifest.build.recipe
+    else:
+        recipe = read_json(path, dict[str, Any], error=UsageError)
+    if not {"target", "network"} <= set(recipe):
+        raise UsageError(f"{path} holds no recipe\nhint: give the manifest.json of an artifact")
     found = {k: v for k, v in recipe.items() if v is not None}
     if isinstance(batch := found.pop("batch", None), list):
         found["batch"] = ",".join(map(str, batch))
-    return found
+    return found, manifest
+
+
+def differences(before: Manifest, now: Manifest) -> tuple[str, ...]:
+    """What a build that repeats another was made of that is not the same, in a sentence each."""
+
+    def listed(manifest: Manifest) -> str | None:
+        return None if manifest.calibration is None else manifest.calibration.list_sha256
+
+    pairs = (
+        ("the network's weights", before.network.weights_sha256, now.network.weights_sha256),
+        ("the calibration crops", listed(before), listed(now)),
+    )
+    return tuple(
+        f"{what} are not those of {before.name}: SHA-256 {str(new)[:16]}..., the recipe's "
+        f"{str(old)[:16]}..."
+        for what, old, new in pairs
+        if old != new
+    )
 
 
 def artifacts_here(folder: Path = Path("dist")) -> tuple[Path, ...]:
-    """The complete artifacts of the project's targets that run on this machine, by name.
+    """What a command works on that names no artifact.
 
-    Nothing where there is no project or none of its artifacts runs here: the newest one it is then.
+    The complete artifacts of the project's targets that run on this machine, by name; where there
+    is no project or none of its artifacts runs here, the newest artifact.
+
+    Raises:
+        DataError: there is none.
     """
-    from edgehp.artifact import load_artifact
+    from edgehp.artifact import load_artifact, newest_artifact
     from edgehp.artifact.check import read_manifest
     from edgehp.targets import resolve_target
 
     project = click.get_current_context().find_root().obj
     if not isinstance(project, Project):
-        return ()
+        return (newest_artifact(folder),)
     names = {resolve_target(target).target.name for target in project.targets}
     found = []
     for file in sorted(folder.glob("[!.]*/manifest.json")):
@@ -169,17 +211,13 @@ def artifacts_here(folder: Path = Path("dist")) -> tuple[Path, ...]:
             note(f"{file.parent} does not run here: {str(e).splitlines()[0]}")
             continue
         found.append(file.parent)
-    return tuple(found)
+    return tuple(found) or (newest_artifact(folder),)
 
 
-@click.command(
+@subcommand(
     "init",
-    cls=Command,
-    short_help="Write a project file, so that commands need no options.",
-    examples=(
-        "edgehp init",
-        "edgehp init --network net.safetensors --target cpu --target orin-nano-8gb",
-    ),
+    "edgehp init",
+    "edgehp init --network net.safetensors --target cpu --target orin-nano-8gb",
 )
 @click.option(
     "--network",
@@ -205,7 +243,7 @@ def init(network: str, targets: tuple[str, ...], as_json: bool) -> None:
     """
     import json
 
-    from edgehp.cli._output import print_json
+    from edgehp.files import write_whole
     from edgehp.targets import resolve_target
 
     path = Path(PROJECT)

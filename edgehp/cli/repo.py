@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import click
 
-from edgehp.cli._command import Command, Group, json_option, read_keys, trust_option
-from edgehp.cli._output import print_json
-from edgehp.files import plain
-from edgehp.shipping.signature import PASSWORD_VARIABLE
+from edgehp.cli._command import PATH, Group, json_option, key_password, read_keys, trust_option
+from edgehp.cli._output import answer
+from edgehp.shipping import PASSWORD_VARIABLE
 
 __all__ = ["command"]
 
-_FOLDER = click.argument("repository", type=click.Path(path_type=Path))
+_FOLDER = click.argument("repository", type=PATH)
 _KEYS = click.option(
     "--keys",
-    type=click.Path(path_type=Path),
+    type=PATH,
     required=True,
     help="Folder with root.pem, targets.pem, snapshot.pem and timestamp.pem, or those needed. "
     f"The password of encrypted ones is taken from ${PASSWORD_VARIABLE}.",
@@ -27,20 +25,9 @@ _KEYS = click.option(
 _BUNDLE = click.argument("bundle")
 _PUBLISH = click.option(
     "--keys",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Publish at once, with the keys in this folder.",
 )
-
-
-def _show(values: dict[str, Any], text: str, as_json: bool) -> None:
-    if as_json:
-        print_json(values)
-    else:
-        click.echo(text)
-
-
-def _password() -> str | None:
-    return os.environ.get(PASSWORD_VARIABLE) or None
 
 
 @click.group(
@@ -63,7 +50,6 @@ def command() -> None:
 
 @command.command(
     "init",
-    cls=Command,
     short_help="Make an empty repository and its keys.",
     examples=("edgehp repo init repository --keys keys",),
 )
@@ -77,18 +63,17 @@ def init(repository: Path, keys: Path, as_json: bool) -> None:
     """
     from edgehp.shipping import repository as work
 
-    root = work.init(repository, keys, password=_password())
-    _show({"root": root}, f"{root}  give it to every device, with its image", as_json)
+    root = work.init(repository, keys, password=key_password())
+    answer(as_json, {"root": root}, f"{root}  give it to every device, with its image")
 
 
 @command.command(
     "add",
-    cls=Command,
     short_help="Put a bundle into it, as its newest.",
     examples=("edgehp repo add repository network.edgehp --public-key release.pub --share 10",),
 )
 @_FOLDER
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=PATH)
 @trust_option
 @click.option(
     "--share",
@@ -104,17 +89,16 @@ def add(
     from edgehp.shipping import repository as work
 
     offer = work.add(repository, bundle, read_keys(public_keys), share=share)
-    _show(
-        plain(offer),
+    answer(
+        as_json,
+        offer,
         f"{offer.path}  serial {offer.serial}, for {offer.target.name}, {offer.precision}, "
         f"content {offer.content[:16]}",
-        as_json,
     )
 
 
 @command.command(
     "share",
-    cls=Command,
     short_help="Offer a bundle to so many percent of the devices.",
     examples=("edgehp repo share repository network.edgehp 50 --keys keys",),
 )
@@ -133,7 +117,6 @@ def share(repository: Path, bundle: str, percent: int, keys: Path | None, as_jso
 
 @command.command(
     "pause",
-    cls=Command,
     short_help="Offer a bundle to no further device for now.",
     examples=("edgehp repo pause repository network.edgehp --keys keys",),
 )
@@ -148,7 +131,6 @@ def pause(repository: Path, bundle: str, keys: Path | None, as_json: bool) -> No
 
 @command.command(
     "withdraw",
-    cls=Command,
     short_help="Offer a bundle to no device any more.",
     examples=("edgehp repo withdraw repository network.edgehp --keys keys",),
 )
@@ -171,15 +153,14 @@ def _rollout(
 
     offer = work.set_rollout(repository, bundle, **change)
     if keys is not None:
-        work.publish(repository, keys, password=_password())
+        work.publish(repository, keys, password=key_password())
     seen = "" if keys is not None else "; devices see it after 'edgehp repo publish'"
     shown = f"{offer.share} % of the devices" if offer.state == "offered" else offer.state
-    _show(plain(offer), f"{offer.path}  serial {offer.serial}: {shown}{seen}", as_json)
+    answer(as_json, offer, f"{offer.path}  serial {offer.serial}: {shown}{seen}")
 
 
 @command.command(
     "publish",
-    cls=Command,
     short_help="Sign what is new, or renew the timestamp.",
     examples=("edgehp repo publish repository --keys keys",),
 )
@@ -198,14 +179,13 @@ def publish(repository: Path, keys: Path, days: int | None, as_json: bool) -> No
     """
     from edgehp.shipping import repository as work
 
-    made = work.publish(repository, keys, days=days, password=_password())
+    made = work.publish(repository, keys, days=days, password=key_password())
     lines = (f"{role}  version {version}" for role, version in made.versions.items())
-    _show({"versions": dict(made.versions)}, "\n".join(lines), as_json)
+    answer(as_json, {"versions": made.versions}, "\n".join(lines))
 
 
 @command.command(
     "rotate-key",
-    cls=Command,
     short_help="Replace the key of a role by a new one.",
     examples=("edgehp repo rotate-key repository timestamp --keys keys",),
 )
@@ -220,5 +200,5 @@ def rotate_key(repository: Path, role: str, keys: Path, as_json: bool) -> None:
     """
     from edgehp.shipping import repository as work
 
-    key = work.rotate_key(repository, role, keys, password=_password())
-    _show({"key": key}, f"{key}  is the new key", as_json)
+    key = work.rotate_key(repository, role, keys, password=key_password())
+    answer(as_json, {"key": key}, f"{key}  is the new key")

@@ -7,26 +7,24 @@ from pathlib import Path
 
 import click
 
-from edgehp.cli._command import Command, json_option, note, output_option
+from edgehp.cli._command import PATH, json_option, note, output_option, subcommand
+from edgehp.cli._output import print_json
+from edgehp.cli.project import artifacts_here
 
 __all__ = ["command"]
 
 
-@click.command(
+@subcommand(
     "report",
-    cls=Command,
-    short_help="Results as Markdown, HTML and plots.",
-    examples=(
-        "edgehp report",
-        "edgehp report dist/kd-resnet18-112-cpu-int8 --output public",
-        "edgehp report dist/*",
-    ),
+    "edgehp report",
+    "edgehp report dist/kd-resnet18-112-cpu-int8 --output public",
+    "edgehp report dist/*",
 )
-@click.argument("sources", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("sources", nargs=-1, type=PATH)
 @output_option("Directory of the results. Default: reports/ in the artifact.")
 @click.option(
     "--faces",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Folder or zip that the worst cases of a validation are taken from, to show them.",
 )
 @json_option
@@ -39,14 +37,12 @@ def command(
     and lies beside them. To compare two exactly, measure them in one run: 'edgehp bench A
     --against B'.
     """
-    from edgehp.artifact import newest_artifact
     from edgehp.artifact.manifest import MANIFEST_NAME
-    from edgehp.cli._output import print_json
     from edgehp.report.files import write_text
     from edgehp.report.gather import gather
     from edgehp.report.page import fleet_page, html_page, markdown
 
-    given = sources or (newest_artifact(),)
+    given = sources or artifacts_here()
     artifacts = [path for path in given if (path / MANIFEST_NAME).is_file()]
     first = given[0]
     if len(artifacts) > 1:
@@ -60,8 +56,7 @@ def command(
         directory = output or (first / "reports" if first.is_dir() else first.parent)
         page = html_page(materials[0], faces)
         if artifacts and not materials[0].validations:
-            report = artifacts[0] / "reports" / "validation.json"
-            words = ["edgehp", "validate", str(artifacts[0]), "--output", str(report)]
+            words = ["edgehp", "validate", str(artifacts[0])]
             note(
                 "no validation report was found, so the page has no validation; make one with: "
                 + shlex.join(words)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgehp._memory import keep_little
-from edgehp.cli._command import Command, note, threads_option
+from edgehp.cli._command import PATH, note, subcommand, threads_option
 from edgehp.cli._photos import photo_depth
 from edgehp.errors import DataError, UsageError
 
@@ -34,31 +34,25 @@ _UNIT = "edgehp-run.service"
 _WHOLE, _REGION = 480, 160
 
 
-@click.command(
+@subcommand(
     "run",
-    cls=Command,
-    short_help="Follow a driver's head: camera to JSON lines, without end.",
+    "edgehp run camera:0",
+    "edgehp run camera:0 --root /var/lib/edgehp --quiet --socket /run/edgehp/pose.sock",
+    "edgehp run drive.mp4 --every-frame --artifact dist/kd-resnet18-112-cpu-int8",
     renamed={"--slots": "--root", "--box": "--boxes"},
-    examples=(
-        "edgehp run camera:0",
-        "edgehp run camera:0 --root /var/lib/edgehp --quiet --socket /run/edgehp/pose.sock",
-        "edgehp run drive.mp4 --every-frame --artifact dist/kd-resnet18-112-cpu-int8",
-    ),
 )
 @click.argument("source", required=False)
 @click.option("--source", "former_source", hidden=True)
 @click.option(
     "--artifact",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Default: the current slot of $EDGEHP_ROOT where that is set, else the newest in dist/.",
 )
-@click.option("--root", type=click.Path(path_type=Path), help="Run the current slot of this root.")
+@click.option("--root", type=PATH, help="Run the current slot of this root.")
 @click.option("--network", help="A float network (bundled name or file) in place of an artifact.")
 @click.option("--boxes", help="The face: x_min,y_min,x_max,y_max in pixels; no detector then.")
-@click.option(
-    "--config", type=click.Path(path_type=Path), help="Settings in TOML; see docs/runtime.md."
-)
-@click.option("--socket", type=click.Path(path_type=Path), help="Lines to readers of this socket.")
+@click.option("--config", type=PATH, help="Settings in TOML; see docs/runtime.md.")
+@click.option("--socket", type=PATH, help="Lines to readers of this socket.")
 @click.option("-q", "--quiet", is_flag=True, help="No lines on stdout, no notes.")
 @click.option("--metrics", type=click.IntRange(0, 65535), help="Prometheus on 127.0.0.1:PORT.")
 @click.option("--fps", type=click.FloatRange(0.1, 1000), help="Play a file at this rate.")

@@ -7,19 +7,15 @@ from typing import Any
 
 import click
 
-from edgehp.cli._command import Command, json_option, threads_option
+from edgehp.cli._command import PATH, json_option, subcommand, threads_option
+from edgehp.cli._output import print_json, print_table
 from edgehp.progress import step
 
 __all__ = ["command"]
 
 
-@click.command(
-    "sensitivity",
-    cls=Command,
-    short_help="Say what each layer's INT8 costs in degrees.",
-    examples=("edgehp sensitivity dist/kd-resnet18-112-cpu-int8 --plot layers.svg",),
-)
-@click.argument("artifact", required=False, type=click.Path(path_type=Path))
+@subcommand("sensitivity", "edgehp sensitivity dist/kd-resnet18-112-cpu-int8 --plot layers.svg")
+@click.argument("artifact", required=False, type=PATH)
 @click.option(
     "--crops",
     type=click.IntRange(1, 10_000),
@@ -28,7 +24,7 @@ __all__ = ["command"]
     help="Rendered heads to measure on.",
 )
 @threads_option
-@click.option("--plot", type=click.Path(path_type=Path), help="Write the plot here, as SVG.")
+@click.option("--plot", type=PATH, help="Write the plot here, as SVG.")
 @json_option
 def command(
     artifact: Path | None,
@@ -46,7 +42,6 @@ def command(
     # Imported here: `edgehp --help` must not pay for numpy and onnx.
     from edgehp.artifact import load_artifact, newest_artifact
     from edgehp.artifact.check import REPORTS
-    from edgehp.cli._output import print_json
     from edgehp.pipeline.crops import held_out_crops
     from edgehp.pipeline.sensitivity import (
         artifact_graphs,
@@ -90,8 +85,6 @@ def _number(value: float | None) -> str:
 
 
 def _print(values: dict[str, Any], kept: tuple[str, ...]) -> None:
-    from edgehp.cli._output import print_table
-
     full = values["all_int8"]
     click.echo(
         f"{values['artifact']}: mean |difference| to FP32 with every layer in INT8 "

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgehp.cli._command import (
-    Command,
+    PATH,
     json_option,
     note,
     read_keys,
     root_option,
+    subcommand,
     trust_option,
 )
+from edgehp.cli._output import print_json
 from edgehp.cli._remote import over_ssh
+from edgehp.progress import step
 
 if TYPE_CHECKING:
     from edgehp.shipping.slots import Slot
@@ -43,33 +46,23 @@ def _describe(slot: Slot, role: str) -> str:
 
 
 def _show(slot: Slot, role: str, as_json: bool) -> None:
-    from edgehp.cli._output import print_json
-
     if as_json:
         print_json(slot.to_dict())
     else:
         click.echo(_describe(slot, role))
 
 
-def _say(step: str) -> None:
-    note(f"{step} ...")
-
-
-@click.command(
+@subcommand(
     "install",
-    cls=Command,
-    short_help="Install a bundle beside what runs, test it, switch to it.",
-    examples=(
-        "edgehp install network.edgehp --public-key release.pub",
-        "edgehp install network.edgehp --public-key release.pub --host me@orin",
-    ),
+    "edgehp install network.edgehp --public-key release.pub",
+    "edgehp install network.edgehp --public-key release.pub --host me@orin",
 )
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=PATH)
 @trust_option
 @root_option
 @click.option(
     "--validate-on",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="For a deferred artifact that was validated on other faces than the shipped ones.",
 )
 @json_option
@@ -95,20 +88,18 @@ def install(
 
         finish(path, validate_on=validate_on)
 
-    _say("verify")
-    bundle = verify_bundle(file, read_keys(public_keys))
-    slot = slots.install(bundle, _root(root), finisher=finisher, progress=_say)
+    keys = read_keys(public_keys)
+    with step("install"):
+        with step("verify"):
+            bundle = verify_bundle(file, keys)
+        slot = slots.install(bundle, _root(root), finisher=finisher)
     _show(slot, "current", as_json)
 
 
-@click.command(
+@subcommand(
     "update",
-    cls=Command,
-    short_help="Install the newest bundle of a repository that fits here.",
-    examples=(
-        "edgehp update --repository https://updates.example.com/heads \\\n"
-        "      --root-metadata root.json --public-key release.pub",
-    ),
+    "edgehp update --repository https://updates.example.com/heads \\\n"
+    "      --root-metadata root.json --public-key release.pub",
 )
 @click.option(
     "--repository",
@@ -118,7 +109,7 @@ def install(
 )
 @click.option(
     "--root-metadata",
-    type=click.Path(path_type=Path),
+    type=PATH,
     required=True,
     help="The repository's 1.root.json, as it came with this device's image.",
 )
@@ -144,18 +135,12 @@ def update(
     A download that was cut goes on where it ended. The bundle is then installed as by 'edgehp
     install'. Without an update nothing happens, and the exit code is 0.
     """
-    from edgehp.cli._output import print_json
     from edgehp.shipping.fetch import open_source
     from edgehp.shipping.update import update as update_slots
 
-    done = update_slots(
-        open_source(repository),
-        root_metadata,
-        read_keys(public_keys),
-        _root(root),
-        device_id=device_id,
-        progress=_say,
-    )
+    source, keys = open_source(repository), read_keys(public_keys)
+    with step("update"):
+        done = update_slots(source, root_metadata, keys, _root(root), device_id=device_id)
     if as_json:
         print_json(done.to_dict())
         return
@@ -183,18 +168,12 @@ def _values(slot: Slot | None) -> dict[str, Any] | None:
     return {**slot.to_dict(), "identity": identity}
 
 
-@click.command(
-    "status",
-    cls=Command,
-    short_help="Say what is installed on this device.",
-    examples=("edgehp status", "edgehp status --json --host me@orin"),
-)
+@subcommand("status", "edgehp status", "edgehp status --json --host me@orin")
 @root_option
 @json_option
 @over_ssh()
 def status(root: Path | None, as_json: bool) -> None:
     """Say which slots are installed, which one is in use, and what failed. Nothing is run."""
-    from edgehp.cli._output import print_json
     from edgehp.shipping import slots
     from edgehp.shipping.offers import read_memory
     from edgehp.shipping.update import FOLDER
@@ -235,12 +214,7 @@ def status(root: Path | None, as_json: bool) -> None:
         click.echo("an installer is at work")
 
 
-@click.command(
-    "confirm",
-    cls=Command,
-    short_help="Say that the slot in use runs well.",
-    examples=("edgehp confirm",),
-)
+@subcommand("confirm", "edgehp confirm")
 @root_option
 @json_option
 def confirm(root: Path | None, as_json: bool) -> None:
@@ -255,12 +229,7 @@ def confirm(root: Path | None, as_json: bool) -> None:
     _show(slots.current(_root(root)), "current, confirmed", as_json)
 
 
-@click.command(
-    "rollback",
-    cls=Command,
-    short_help="Test the other slot and switch to it.",
-    examples=("edgehp rollback", "edgehp rollback --host me@orin"),
-)
+@subcommand("rollback", "edgehp rollback", "edgehp rollback --host me@orin")
 @root_option
 @json_option
 @over_ssh()

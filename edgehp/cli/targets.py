@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
-from edgehp.cli._command import Command, Group, json_option, note
-from edgehp.cli._output import print_json, print_table
-from edgehp.targets import (
-    Target,
-    list_targets,
-    load_target,
-    resolve_target,
-)
+from edgehp.cli._command import Group, json_option, note
+from edgehp.cli._output import print_json, print_table, say
+
+if TYPE_CHECKING:
+    from edgehp.targets import Target
 
 
 def _precisions(target: Target) -> str:
@@ -58,6 +56,8 @@ def command(ctx: click.Context, as_json: bool) -> None:
     """List the targets an artifact can be built for, or explain one."""
     if ctx.invoked_subcommand is not None:
         return
+    from edgehp.targets import list_targets, load_target, resolve_target
+
     targets = [load_target(name) for name in list_targets()]
     if as_json:
         print_json([target.to_dict() for target in targets])
@@ -77,15 +77,18 @@ def command(ctx: click.Context, as_json: bool) -> None:
         ],
     )
     orin = resolve_target("orin").note
-    click.echo(f"\n(!) with a warning. {orin}. `edgehp targets show NAME` explains one.")
+    click.echo()
+    say(f"(!) with a warning. {orin}. 'edgehp targets show NAME' explains one.")
 
 
-@command.command("show", cls=Command, examples=("edgehp targets show orin-nano-8gb",))
+@command.command("show", examples=("edgehp targets show orin-nano-8gb",))
 @click.argument("name")
 @json_option
 @click.pass_context
 def show(ctx: click.Context, name: str, as_json: bool) -> None:
     """Explain the target NAME."""
+    from edgehp.targets import resolve_target
+
     resolution = resolve_target(name)
     target = resolution.target
     if resolution.note:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import msgspec
 
 from edgehp._installed import install_extra
-from edgehp.cli._command import Command, json_option, output_option
+from edgehp.cli._command import json_option, output_option, subcommand
+from edgehp.cli._output import print_json
 from edgehp.cli._photos import open_photos, photo_depth
 from edgehp.errors import EnvironmentalError, UsageError
 from edgehp.progress import step
@@ -201,10 +201,12 @@ def student_spec(network: str, size: int, licence: str = "") -> NetworkSpec:
     edgehp's own networks keep the face's aspect ratio (box rule ``square``), unlike the published
     KD-ResNet, which stretches the box.
     """
+    from msgspec.structs import replace as changed
+
     from edgehp.networks.spec import EHPNET, KD_RESNET
 
     if network == "ehpnet":
-        preprocessing = msgspec.structs.replace(EHPNET.preprocessing, size=size)
+        preprocessing = changed(EHPNET.preprocessing, size=size)
         return replace(EHPNET, preprocessing=preprocessing, licence=licence)
     depth = network.removeprefix("kd-resnet")
     if not depth.isdecimal():
@@ -214,9 +216,7 @@ def student_spec(network: str, size: int, licence: str = "") -> NetworkSpec:
         KD_RESNET,
         name=f"kd-resnet{depth}{suffix}",
         depth=int(depth),
-        preprocessing=msgspec.structs.replace(
-            KD_RESNET.preprocessing, size=size, box_rule="square"
-        ),
+        preprocessing=changed(KD_RESNET.preprocessing, size=size, box_rule="square"),
         licence=licence,
     )
 
@@ -235,8 +235,6 @@ def _progress_bar(epochs: int) -> Iterator[Callable[[Progress], None]]:
 
 def _print_result(result: RunResult, as_json: bool) -> None:
     """The figures of every epoch, and where the weights are."""
-    from edgehp.cli._output import print_json
-
     if as_json:
         print_json(
             {
@@ -257,13 +255,7 @@ def _print_result(result: RunResult, as_json: bool) -> None:
     click.echo(f"weights: {result.weights}")
 
 
-@click.command(
-    "train",
-    cls=Command,
-    short_help="Train the base network (stage 1) or a network on labels.",
-    renamed=_RENAMED,
-    examples=("edgehp train faces.zip --labels labels --output runs/base",),
-)
+@subcommand("train", "edgehp train faces.zip --labels labels --output runs/base", renamed=_RENAMED)
 @click.argument("photos", nargs=-1, type=click.Path(exists=True, path_type=Path))
 @click.option(
     "--network",
@@ -290,15 +282,11 @@ def train(photos: tuple[Path, ...], network: str, depth: int, output: Path, **op
     _print_result(result, options["as_json"])
 
 
-@click.command(
+@subcommand(
     "distill",
-    cls=Command,
-    short_help="Distil teachers into the student network.",
+    "edgehp distill faces.zip --labels labels-base --output runs/student",
+    "edgehp distill faces.zip --teacher a.safetensors --teacher b.safetensors --output runs/kd",
     renamed=_RENAMED,
-    examples=(
-        "edgehp distill faces.zip --labels labels-base --output runs/student",
-        "edgehp distill faces.zip --teacher a.safetensors --teacher b.safetensors --output runs/kd",
-    ),
 )
 @click.argument("photos", nargs=-1, type=click.Path(exists=True, path_type=Path))
 @click.option(

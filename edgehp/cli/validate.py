@@ -4,52 +4,54 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+import os
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgehp.cli._command import Command, json_option, note, output_option, threads_option
+from edgehp.cli._command import PATH, json_option, note, output_option, subcommand, threads_option
+from edgehp.cli._output import conclude, print_json, print_table, say, styled
 from edgehp.cli._photos import photo_depth
 from edgehp.cli._remote import over_ssh
-from edgehp.cli._remote_plans import plan_validate
-from edgehp.cli._workers import worker_options, workers_of
+from edgehp.cli._workers import worker_options
 from edgehp.cli.project import artifacts_here
-from edgehp.errors import AccuracyError, EnvironmentalError, UsageError
-from edgehp.progress import step
+from edgehp.errors import AccuracyError, EdgehpError, EnvironmentalError, UsageError
+from edgehp.progress import Step, step
 
 if TYPE_CHECKING:
     from edgehp.artifact.open import OpenedNetwork
+    from edgehp.cluster import Workers
     from edgehp.crop import Box
     from edgehp.datasets.base import Dataset, Sample
     from edgehp.validation.gate import GateResult
     from edgehp.validation.run import BoxSource, Image, ValidationReport
-    from edgehp.validation.statistics import Interval
 
-__all__ = ["Asked", "command", "validated"]
+__all__ = ["command", "default_report"]
 
 logger = logging.getLogger(__name__)
+
+# An artifact (None: a float network alone) and the name of a data set (None: the shipped heads).
+Pair = tuple[Path | None, str | None]
 
 DATASETS = ("aflw2000", "biwi", "aflw", "300w-lp", "rendered")
 DETECT = "detect"
 SHIPPED = "rendered-validation.zip"
 
 
-@click.command(
+@subcommand(
     "validate",
-    cls=Command,
-    short_help="Measure an artifact's accuracy against its FP32 reference.",
+    "edgehp validate",
+    "edgehp validate dist/kd-resnet18-112-cpu-int8 --dataset aflw2000 --data-root AFLW2000",
+    "edgehp validate dist/* --dataset aflw2000 --dataset biwi --data-root data --workers 4",
+    "edgehp validate --network net.safetensors --dataset biwi --data-root BIWI",
     renamed={"--report": "--output"},
-    examples=(
-        "edgehp validate",
-        "edgehp validate dist/kd-resnet18-112-cpu-int8 --dataset aflw2000 --data-root AFLW2000",
-        "edgehp validate dist/* --dataset aflw2000 --dataset biwi --data-root data --workers 4",
-        "edgehp validate --network net.safetensors --dataset biwi --data-root BIWI",
-    ),
 )
-@click.argument("artifacts", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("artifacts", nargs=-1, type=PATH)
 @click.option(
     "--dataset",
     "datasets",
@@ -60,7 +62,7 @@ SHIPPED = "rendered-validation.zip"
 )
 @click.option(
     "--data-root",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Where the data set is; of several, the folder that has each under its name.",
 )
 @click.option(
@@ -103,9 +105,12 @@ SHIPPED = "rendered-validation.zip"
     "The report says so.",
 )
 @json_option
-@output_option("Write the report as JSON here; of several, a file each into this folder.")
+@output_option(
+    "Write the report as JSON here; of several, a file each into this folder. Default: reports/ in "
+    "the artifact."
+)
 @worker_options
-@over_ssh("network", "reference", "boxes", plan=plan_validate, data_root=True)
+@over_ssh("network", "reference", "boxes", data_root=True)
 def command(
     artifacts: tuple[Path, ...],
     datasets: tuple[str, ...],
@@ -124,62 +129,112 @@ def command(
     a paired interval of 95 %; where its upper end is over --max-drop the exit code is 3. Several
     artifacts or data sets give one table.
     """
-    # Imported here: `edgehp --help` must not pay for OpenCV and the engines.
-    from edgehp.cli._output import print_json
-    from edgehp.report.files import require_writable, write_text
-    from edgehp.validation.gate import check_drop
+    from edgehp.cluster import Workers
+    from edgehp.report.files import write_text
 
-    where = workers_of(workers, cluster)
-    if not artifacts and options["network"] is None and not where.elsewhere:
-        artifacts = artifacts_here()
-    asked = Asked(
-        artifacts[0] if artifacts else None,
-        datasets[0] if datasets else None,
-        data_root,
-        **options,
-    )
-    if len(artifacts) > 1 or len(datasets) > 1 or where.elsewhere:
-        from edgehp.cli._validate_many import Place, validate_many
-
-        there = None if remote_data_root is None else Path(remote_data_root)
-        root = data_root if cluster is None else there
-        place = Place(where, root, output, as_json, max_drop)
-        validate_many(artifacts, datasets, asked, place)
-        return
-    if output is not None:
-        require_writable(output)
-    result = validated(asked)
-    gate = None if result.drop is None else check_drop(result.drop.overall, max_drop)
-    values = result.to_dict()
-    if gate is not None:
-        values["gate"] = asdict(gate)
+    where, network = Workers(workers, cluster), options["network"]
+    if network is not None and artifacts:
+        raise UsageError("give an artifact or --network, not both")
+    found = artifacts or (() if network else artifacts_here())
+    pairs: list[Pair] = [(a, d) for a in found or (None,) for d in datasets or (None,)]
+    if where.processes and options["threads"] is None:
+        # Each would take all processors, and be in the way of the others.
+        options["threads"] = max(1, (os.cpu_count() or 1) // where.processes)
+    several = len(datasets) > 1
+    if cluster is not None:
+        data_root = None if remote_data_root is None else Path(remote_data_root)
+        if set(datasets) - {"rendered"} and data_root is None:
+            raise UsageError(
+                "--cluster with --dataset: say with --remote-data-root where the photos are there\n"
+                "hint: with several data sets that folder holds each under its name"
+            )
+    asked = Asked(None, datasets[0] if datasets else None, data_root, several, **options)
+    places = _places(pairs, output, network)
+    results: dict[int, ValidationReport | EdgehpError] = {}
     unwritten: EnvironmentalError | None = None
-    if output is not None:
-        text = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False)
-        try:
-            write_text(output, text + "\n")
-        except EnvironmentalError as e:
-            # The disk may have filled meanwhile: that costs the file, not the figures.
-            unwritten = e
-    if result.appearance is not None and result.appearance["warning"]:
-        logger.warning("%s", result.appearance["warning"])
-    if as_json:
-        print_json(values)
+    several_steps = step("validate", len(pairs), "validations")
+    with several_steps if len(pairs) > 1 else nullcontext(Step("")) as going:
+        for i, result in _results(_Validations(asked, _files(found, asked)), pairs, where):
+            results[i] = result
+            going.advance()
+            place = places[i]
+            if isinstance(result, EdgehpError) or place is None:
+                continue
+            values = _values(result, max_drop)
+            text = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False)
+            try:
+                write_text(place, text + "\n")
+            except EnvironmentalError as e:
+                # The disk may have filled meanwhile: that costs the file, not the figures.
+                unwritten, places[i] = e, None
+    ordered = [results[i] for i in range(len(pairs))]
+    for result in ordered:
+        unlike = None if isinstance(result, EdgehpError) else result.appearance
+        if unlike is not None and unlike["warning"]:
+            logger.warning("%s", unlike["warning"])
+    if len(pairs) == 1:
+        if isinstance(ordered[0], EdgehpError):
+            raise ordered[0]
+        failed = _one(ordered[0], max_drop, as_json)
     else:
-        _print(result, gate)
+        failed = _many(pairs, ordered, network, max_drop, as_json)
+    written = [p for p in places if p is not None and p.is_file()]
+    if written and not as_json:
+        place = written[0] if len(written) == 1 else written[0].parent
+        click.echo(f"{styled('measured', 'green', bold=True)} {place}")
     if unwritten is not None:
         raise unwritten
-    if gate is not None and not gate.passed:
-        raise AccuracyError(f"{gate.sentence}\nhint: {gate.hint}")
+    if failed is not None:
+        raise failed
+    if not as_json and len(found) == 1:
+        click.echo(f"next: {shlex.join(['edgehp', 'bench', str(found[0])])}")
+
+
+def default_report(artifact: Path, dataset: str | None) -> Path:
+    """Where the report of an artifact on a data set lies unless --output says so."""
+    return artifact / "reports" / f"validation-{dataset or 'rendered'}.json"
+
+
+def _places(pairs: Sequence[Pair], output: Path | None, network: str | None) -> list[Path | None]:
+    """Where the reports are written; what cannot be is said before anything is measured."""
+    from edgehp.report.files import require_writable
+
+    if output is None:
+        places = [None if a is None else default_report(a, d) for a, d in pairs]
+    elif len(pairs) == 1:
+        places = [output]
+    else:
+        names = [f"{Path(a or network or '').name}-{d or 'shipped'}.json" for a, d in pairs]
+        if len(set(names)) < len(names):
+            raise UsageError("two artifacts have the same name, so their reports would too")
+        places = [output / name for name in names]
+    for i, place in enumerate(places):
+        # An artifact that is not there is said by whoever opens it.
+        if place is None or (output is None and not place.parent.parent.is_dir()):
+            places[i] = None
+            continue
+        try:
+            require_writable(place)
+        except EnvironmentalError:
+            if output is not None:
+                raise
+            note(f"{place} cannot be written: --output takes the report elsewhere")
+            places[i] = None
+    return places
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line asks to be measured, checked for options that exclude each other."""
+    """What the command line asks to be measured, checked for options that exclude each other.
+
+    Attributes:
+        several: whether `data_root` holds each of several data sets under its name.
+    """
 
     artifact: Path | None
     dataset: str | None
     data_root: Path | None
+    several: bool
     boxes: str | None
     split: str | None
     rgb_cal: bool
@@ -195,10 +250,12 @@ class Asked:
     emulate: bool
 
     def __post_init__(self) -> None:
+        if self.several and (self.split or self.rgb_cal or self.boxes not in (None, DETECT)):
+            raise UsageError(
+                "--split, --rgb-cal and lists of --boxes are for one --dataset at a time"
+            )
         if self.network is None:
             return
-        if self.artifact is not None:
-            raise UsageError("give an artifact or --network, not both")
         if self.emulate:
             raise UsageError("--emulate runs an artifact's graph: a float network needs none")
         if self.reference is not None:
@@ -210,7 +267,76 @@ class Asked:
         return self.dataset in (None, "rendered") and self.data_root is None
 
 
-def validated(asked: Asked) -> ValidationReport:
+@dataclass(frozen=True)
+class _Validations:
+    """Validations as work for `edgehp.cluster`."""
+
+    asked: Asked
+    files: Mapping[str, Path]
+
+    def open(self, folder: Path | None) -> Callable[[Pair], ValidationReport]:
+        def place(path: Path) -> Path:
+            return path if folder is None else folder / _name(path)
+
+        def given(text: str | None) -> str | None:
+            """A file travels; anything else is a name."""
+            travels = text is not None and _name(Path(text)) in self.files
+            return str(place(Path(str(text)))) if travels else text
+
+        def validate(pair: Pair) -> ValidationReport:
+            (artifact, dataset), root = pair, self.asked.data_root
+            if root is not None and dataset is not None and self.asked.several:
+                root = root / dataset
+            return _validated(
+                replace(
+                    self.asked,
+                    artifact=None if artifact is None else place(artifact),
+                    dataset=dataset,
+                    data_root=root,
+                    network=given(self.asked.network),
+                    reference=given(self.asked.reference),
+                    boxes=given(self.asked.boxes),
+                )
+            )
+
+        return validate
+
+
+def _name(path: Path) -> str:
+    """The name of a file or an artifact among those that travel."""
+    return path.resolve().as_posix().lstrip("/")
+
+
+def _files(artifacts: Sequence[Path], asked: Asked) -> dict[str, Path]:
+    """All files that the work needs, by `_name`; what cannot be read fails as its own row."""
+    from edgehp.artifact.check import read_manifest
+    from edgehp.artifact.manifest import MANIFEST_NAME
+
+    found = [Path(t) for t in (asked.network, asked.reference, asked.boxes) if t]
+    for artifact in artifacts:
+        found.append(artifact / MANIFEST_NAME)
+        try:
+            found += [artifact / f.path for f in read_manifest(artifact).files]
+        except EdgehpError:
+            continue
+    return {_name(path): path for path in found if path.is_file()}
+
+
+def _results(
+    work: _Validations, pairs: Sequence[Pair], where: Workers
+) -> Iterator[tuple[int, ValidationReport | EdgehpError]]:
+    """The index of a pair and its report, or why there is none, as they are done."""
+    from edgehp.cluster import ShardsLostError, run_shards
+
+    try:
+        for shard in run_shards(work, pairs, where, size=1):
+            yield from shard
+    except ShardsLostError as e:
+        for i in (i for lost in e.shards for i in lost):
+            yield i, EnvironmentalError("it killed its worker twice")
+
+
+def _validated(asked: Asked) -> ValidationReport:
     """Do what was asked for.
 
     Raises:
@@ -317,10 +443,91 @@ def _nearest_face() -> BoxSource:
     return find
 
 
-def _print(result: ValidationReport, gate: GateResult | None) -> None:
-    from edgehp.cli._output import print_table, say, styled
+def _gate(result: ValidationReport, max_drop: float) -> GateResult | None:
+    from edgehp.validation.gate import check_drop
 
-    protocol = result.protocol
+    return None if result.drop is None else check_drop(result.drop.overall, max_drop)
+
+
+def _values(result: ValidationReport, max_drop: float) -> dict[str, Any]:
+    """A report as it is written and printed, with the answer of the gate."""
+    gate = _gate(result, max_drop)
+    return result.to_dict() | ({} if gate is None else {"gate": asdict(gate)})
+
+
+def _many(
+    pairs: Sequence[Pair],
+    results: Sequence[ValidationReport | EdgehpError],
+    network: str | None,
+    max_drop: float,
+    as_json: bool,
+) -> AccuracyError | None:
+    """Print the table or the JSON; the error of those that fail the gate."""
+    rows: list[list[object]] = []
+    document = []
+    codes, over = set(), 0
+    for (artifact, dataset), result in zip(pairs, results, strict=True):
+        name = str(network) if artifact is None else artifact.name
+        row: dict[str, Any] = {"artifact": name, "dataset": dataset, "report": None, "error": None}
+        cells: list[object] = [name, dataset or "shipped heads"]
+        if isinstance(result, EdgehpError):
+            codes.add(result.exit_code)
+            row["error"] = str(result)
+            cells += [None] * 5 + [styled("ERROR", "red")]
+            click.echo(f"edgehp: error: {name} on {cells[1]}: {result}", err=True)
+        else:
+            row["report"] = _values(result, max_drop)
+            gate, drop = _gate(result, max_drop), result.drop
+            passed = gate is None or gate.passed
+            over += not passed
+            word = styled("PASS", "green") if passed else styled("FAIL", "red")
+            cells += [
+                result.protocol["frames"],
+                f"{result.reference_mae.value:.3f}",
+                None if result.artifact_mae is None else f"{result.artifact_mae.value:.3f}",
+                None if drop is None else f"{drop.overall.value:+.4f}",
+                None if drop is None else f"{drop.overall.low:+.4f}..{drop.overall.high:+.4f}",
+                None if gate is None else word,
+            ]
+        rows.append(cells)
+        document.append(row)
+    if as_json:
+        print_json(document)
+    else:
+        headers = ["", "data set", "frames", "MAE FP32", "MAE", "drop", "95 % interval", "gate"]
+        print_table(headers, rows, right=range(2, 7))
+    if codes:
+        click.get_current_context().exit(codes.pop() if len(codes) == 1 else 1)
+    if not over:
+        return None
+    return AccuracyError(
+        f"{over} of {len(pairs)} fail the limit of {max_drop:g} degrees\n"
+        "hint: validate each by itself for what to do"
+    )
+
+
+def _one(result: ValidationReport, max_drop: float, as_json: bool) -> AccuracyError | None:
+    """Print one report in full; the error where it fails the gate."""
+    gate = _gate(result, max_drop)
+    if as_json:
+        print_json(_values(result, max_drop))
+    else:
+        _print(result.to_dict())
+        if gate is not None:
+            word, colour = ("PASS", "green") if gate.passed else ("FAIL", "red")
+            conclude(word, colour, f"{gate.sentence}.")
+    return (
+        None
+        if gate is None or gate.passed
+        else AccuracyError(f"{gate.sentence}\nhint: {gate.hint}")
+    )
+
+
+def _print(report: Mapping[str, Any]) -> None:
+    """The tables of one report."""
+    from edgehp.report.figures import ACCURACY, PARTS, accuracy_rows, breakdown_rows
+
+    protocol, drop = report["protocol"], report["drop"]
     say(
         f"{protocol['dataset']}: {protocol['frames']} frames (sha256 "
         f"{str(protocol['sha256'])[:16]}), boxes: {protocol.get('boxes')}, filter: "
@@ -328,93 +535,26 @@ def _print(result: ValidationReport, gate: GateResult | None) -> None:
     )
     left_out = {
         "without a detected face": protocol["detector_misses"],
-        "skipped as bad": len(result.skipped),
+        "skipped as bad": len(report["skipped"]),
         "filtered by angle": len(protocol.get("filtered") or ()),
     }
     if any(left_out.values()):
         text = ", ".join(f"{n} {what}" for what, n in left_out.items() if n)
         say(f"left out: {text}")
-    for role, subject in (("reference", result.reference), ("artifact", result.artifact)):
-        if subject is not None:
-            say(f"{role}: {subject.name}")
-    say(f"degrees; preprocessing {result.preprocessing_digest[:16]}\n")
-    print_table(*_accuracy_table(result))
-    if result.drop is not None:
+    for role in ("reference", "artifact"):
+        if report[role] is not None:
+            say(f"{role}: {report[role]['name']}")
+    say(f"degrees; preprocessing {report['preprocessing_digest'][:16]}\n")
+    print_table(ACCURACY, accuracy_rows(report), range(1, 4))
+    if drop is not None:
         click.echo("")
-        print_table(*_drop_table(result))
-        d = result.drop
+        print_table(PARTS, breakdown_rows(report), range(1, 5))
         click.echo("")
-        wide = d.spread_difference_overall
+        wide = drop["spread_difference_overall"]
         say(
-            f"Artifact and reference differ by {d.mean_difference_overall:.4f} degrees on "
-            f"average ({d.largest_difference:.2f} at most)"
+            f"Artifact and reference differ by {drop['mean_difference_overall']:.4f} degrees on "
+            f"average ({drop['largest_difference']:.2f} at most)"
             + ("." if wide is None else f", their spreads by {wide:.4f}.")
         )
-    worst = (result.artifact_accuracy or result.reference_accuracy).worst
-    if worst:
-        say("Worst frames: " + ", ".join(f"{w.name} ({w.error:.1f})" for w in worst))
-    if gate is not None:
-        word, color = ("PASS", "green") if gate.passed else ("FAIL", "red")
-        click.echo("")
-        say(f"{styled(word, color, bold=True)}: {gate.sentence}.")
-
-
-def _accuracy_table(
-    result: ValidationReport,
-) -> tuple[list[str], list[list[object]], range]:
-    headers = ["", "frames", "pitch", "yaw", "roll", "MAE", "95 %", "geodesic", "MAEV"]
-    rows: list[list[object]] = []
-    for role, accuracy, mae in (
-        ("reference", result.reference_accuracy, result.reference_mae),
-        ("artifact", result.artifact_accuracy, result.artifact_mae),
-    ):
-        if accuracy is None or mae is None:
-            continue
-        lines = [(role, accuracy.overall, f"{mae.low:.2f}..{mae.high:.2f}")]
-        lines += [
-            (f"  |yaw| {b.low:g}-{b.high:g}", b.summary, "") for b in accuracy.bands if b.summary
-        ]
-        for name, s, interval in lines:
-            numbers = (*s.mae, s.mae_mean)
-            rows.append(
-                [name, s.frames, *(f"{v:.3f}" for v in numbers), interval]
-                + [f"{v:.3f}" for v in (s.geodesic, s.maev)]
-            )
-    return headers, rows, range(1, len(headers))
-
-
-def _drop_table(result: ValidationReport) -> tuple[list[str], list[list[object]], range]:
-    # The last two: mean absolute differences of angles and spreads to FP32.
-    headers = ["drop on", "frames", "degrees", "95 % interval", "MAE", "|angles|", "|spread|"]
-    rows: list[list[object]] = []
-    drop, accuracy = result.drop, result.artifact_accuracy
-
-    def row(name: str, frames: int, d: Interval | None, *figures: float | None) -> None:
-        """A row with the MAE and the differences of angles and spreads; none without a drop."""
-        if d is not None:
-            shown = [
-                None if v is None else f"{v:.{digits}f}"
-                for v, digits in zip(figures, (3, 4, 4), strict=True)
-            ]
-            rows.append([name, frames, f"{d.value:+.4f}", f"{d.low:+.4f}..{d.high:+.4f}", *shown])
-
-    if drop is not None and accuracy is not None:
-        whole = accuracy.overall
-        frames = whole.frames
-        means: tuple[float, float | None] = (
-            drop.mean_difference_overall,
-            drop.spread_difference_overall,
-        )
-        row("all", frames, drop.overall, whole.mae_mean, *means)
-        for i, name in enumerate(("pitch", "yaw", "roll")):
-            wide = None if drop.spread_difference is None else drop.spread_difference[i]
-            means = (drop.mean_difference[i], wide)
-            row(f"  {name}", frames, drop.angles[i], whole.mae[i], *means)
-        for band, accurate in zip(drop.bands, accuracy.bands, strict=True):
-            mae = None if accurate.summary is None else accurate.summary.mae_mean
-            apart = (band.mean_difference, band.spread_difference)
-            row(f"  |yaw| {band.low:g}-{band.high:g}", band.frames, band.drop, mae, *apart)
-        for c in result.robustness:
-            apart = (c.mean_difference, c.spread_difference)
-            row(f"  {c.name}", frames, c.drop, c.artifact_mae, *apart)
-    return headers, rows, range(1, 7)
+    if worst := (report["artifact_accuracy"] or report["reference_accuracy"])["worst"]:
+        say("Worst frames: " + ", ".join(f"{w['name']} ({w['error']:.1f})" for w in worst))

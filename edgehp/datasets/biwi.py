@@ -59,8 +59,8 @@ def read_biwi(
     listed = find_boxes(folder, LIST, boxes)
     if listed is None:
         raise DataError(
-            f"{folder}: BIWI has no face boxes of its own; give a box list (--boxes {LIST}), or "
-            "put it into the folder"
+            f"{folder}: BIWI has no face boxes of its own\n"
+            f"hint: give a box list (--boxes {LIST}), or put it into the folder"
         )
     require_split(split, listed, "biwi")
     skips = Skips(skip_bad)

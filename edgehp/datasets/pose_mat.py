@@ -221,7 +221,7 @@ def _refuse_degrees(largest: Sequence[float], filtered: int, root: Path) -> None
     raise DataError(
         f"{root}: half of the {len(largest)} .mat files hold an angle beyond {median:.0f} degrees "
         f"({filtered} are left out by the angle filter): Pose_Para must be pitch, yaw, roll in "
-        f"radians, and {np.radians(median):.3g} looks like degrees; multiply them by pi/180"
+        f"radians, and {np.radians(median):.3g} looks like degrees\nhint: multiply them by pi/180"
     )
 
 

@@ -436,7 +436,7 @@ def input_size_of(
     wrong = DataError(
         f"{path}: expected one input {INPUT_NAME!r} uint8 [N, S, S, 3] and the outputs "
         f"{', '.join(OUTPUT_NAMES)} (of bins); found {shown or 'no input'} and "
-        f"{', '.join(outputs)}; build the graph with edgehp"
+        f"{', '.join(outputs)}\nhint: build the graph with edgehp"
     )
     if list(inputs) != [INPUT_NAME] or OUTPUT_NAMES[0] not in outputs:
         raise wrong

@@ -211,7 +211,7 @@ def check_asked(onnx_path: Path, precision: str) -> tuple[str, ...]:
     if precision != "int8" and quantised:
         raise DataError(
             f"{onnx_path}: {precision} was asked for, but {len(quantised)} convolutions of the "
-            "graph have Q/DQ nodes; give the graph without them, or ask for int8"
+            "graph have Q/DQ nodes\nhint: give the graph without them, or ask for int8"
         )
     return quantised
 

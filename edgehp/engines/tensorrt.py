@@ -140,7 +140,7 @@ class TensorRtEngine(EngineBase):
                 if engine.get_tensor_dtype(name) != self._trt.DataType.FLOAT:
                     raise DataError(
                         f"{self._path}: output {name!r} is {engine.get_tensor_dtype(name).name}, "
-                        "expected FLOAT; build the engine from a deployed graph of edgehp"
+                        "expected FLOAT\nhint: build the engine from a deployed graph of edgehp"
                     )
         self._size = input_size_of(inputs, outputs, self._path)
         self._answers = answers_of(outputs)
@@ -160,7 +160,7 @@ class TensorRtEngine(EngineBase):
         if batch is not None and not low <= batch <= high:
             raise UsageError(
                 f"{self._path}: batch size {batch} asked for, the engine was built for {low} to "
-                f"{high}; choose one of those or build it again"
+                f"{high}\nhint: choose one of those or build it again"
             )
         self._batch = batch
         first = self._new_stream()

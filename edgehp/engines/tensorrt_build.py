@@ -138,7 +138,7 @@ def check_support(version: str, capability: str, options: BuildOptions) -> Diale
         wanted = ", ".join(options.compute_capabilities)
         raise CompatibilityError(
             f"the target has compute capability {wanted}, the GPU here has {capability}: TensorRT "
-            "builds for the GPU it runs on; build on the device itself"
+            "builds for the GPU it runs on\nhint: build on the device itself"
         )
     if tuple(map(int, capability.split("."))) < (7, 5) and numbers[:2] >= _WITHOUT_VOLTA:
         raise CompatibilityError(

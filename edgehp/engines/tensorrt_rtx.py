@@ -256,7 +256,7 @@ def _check_bytes(trt: Any, content: bytes, name: str) -> str:
     if loaded is None and "header.size" in logger.reasons():
         raise DataError(
             f"{name}: its {len(content)} bytes are not the number its header gives: it is "
-            "truncated or was added to; copy it again"
+            "truncated or was added to\nhint: copy it again"
         )
     return "unknown"
 

@@ -223,7 +223,7 @@ def parse(trt: Any, network: INetworkDefinition, path: Path, logger: Any) -> Onn
             reasons.append(" ".join(error.desc().split()) + where)
         text = "; ".join(reasons) or logger.reasons()
         raise DataError(
-            f"{path}: TensorRT's parser refuses the graph: {text}; build it again with this "
+            f"{path}: TensorRT's parser refuses the graph: {text}\nhint: build it again with this "
             "release of edgehp and run its lint"
         )
     return parser

@@ -471,8 +471,8 @@ def _torch() -> Any:
         import torch
     except ImportError as e:
         raise EnvironmentalError(
-            f"torch checkpoints and modules need torch ({e}); install it with: pip install torch, "
-            "or use a .safetensors file, which needs none"
+            f"torch checkpoints and modules need torch ({e})\n"
+            "hint: install it with: pip install torch, or use a .safetensors file, which needs none"
         ) from e
     return torch
 

@@ -72,15 +72,15 @@ def _specification(model: onnx.ModelProto, path: Path) -> DeployedSpec:
     if spec is None:
         raise CheckpointError(
             f"{path} carries no network specification (metadata {SPEC_KEY}), without which nobody "
-            "knows how to crop for it; build the graph with edgehp from its checkpoint"
+            "knows how to crop for it\nhint: build the graph with edgehp from its checkpoint"
         )
     size = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
     digest = {p.key: p.value for p in model.metadata_props}.get(DIGEST_KEY)
     if digest != spec.digest or size != spec.preprocessing.size:
         raise CheckpointError(
             f"{path}: its specification was altered (input of {size} pixels, specified "
-            f"{spec.preprocessing.size}; digest {str(digest)[:12]}, computed {spec.digest[:12]}); "
-            "build the graph again from its checkpoint"
+            f"{spec.preprocessing.size}; digest {str(digest)[:12]}, computed {spec.digest[:12]})\n"
+            "hint: build the graph again from its checkpoint"
         )
     return spec
 
@@ -113,7 +113,7 @@ def _check_interface(model: onnx.ModelProto, path: Path) -> None:
         raise CheckpointError(
             f"{path} is not a deployed graph: it takes {text[0]} and gives {text[1]}; expected "
             f"{INPUT} uint8[N, S, S, 3] to angles float[N, 3] and spread float[N, 3] with a "
-            "dynamic batch N. Give the checkpoint it was exported from instead"
+            "dynamic batch N\nhint: give the checkpoint it was exported from instead"
         )
 
 

@@ -90,7 +90,7 @@ def build_graph(weights: Weights, spec: NetworkSpec, opset: int = DEFAULT_OPSET)
         raise UsageError(f"opset {opset} is outside {_OPSETS.start}..{_OPSETS.stop - 1}")
     if spec.preprocessing.colour == "GREY":
         raise UsageError(
-            f"{spec.name}: {spec.architecture} takes three channels; train it on RGB or BGR "
+            f"{spec.name}: {spec.architecture} takes three channels\nhint: train it on RGB or BGR "
             "(grey crops with three equal channels are fine)"
         )
     check_weights({k: v.shape for k, v in weights.items()}, spec, f"the weights of {spec.name}")

@@ -205,8 +205,8 @@ def check_weights(shapes: Mapping[str, Shape], spec: NetworkSpec, source: str) -
     if problems:
         raise CheckpointError(
             f"{source} does not fit {spec.architecture} of depth {spec.depth} with "
-            f"{spec.bins.count} bins: of {len(expected)} tensors {'; '.join(problems)}. "
-            "Give the checkpoint of this network, or the network this checkpoint belongs to."
+            f"{spec.bins.count} bins: of {len(expected)} tensors {'; '.join(problems)}\n"
+            "hint: give the checkpoint of this network, or the network this checkpoint belongs to."
         )
 
 

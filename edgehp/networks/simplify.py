@@ -81,7 +81,8 @@ def simplify(model: onnx.ModelProto, count: int = 8, seed: int = 0) -> onnx.Mode
         ]:
             raise EnvironmentalError(
                 f"onnxsim {_version()} changed the graph's {field}s (expected a symbolic "
-                "batch and the same names); install another version of onnxsim or uninstall it"
+                "batch and the same names)\n"
+                "hint: install another version of onnxsim or uninstall it"
             )
     size = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
     crops = np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
@@ -91,7 +92,7 @@ def simplify(model: onnx.ModelProto, count: int = 8, seed: int = 0) -> onnx.Mode
     if not worst <= _TOLERANCE:  # not the same as >, for a NaN
         raise EnvironmentalError(
             f"onnxsim {_version()} changed the answer by {worst:.3g} degrees, expected at "
-            f"most {_TOLERANCE}; install another version of onnxsim or uninstall it"
+            f"most {_TOLERANCE}\nhint: install another version of onnxsim or uninstall it"
         )
     return simple
 
@@ -117,8 +118,8 @@ def _onnxsim(model: onnx.ModelProto) -> onnx.ModelProto:
 def _failed(why: str) -> EnvironmentalError:
     first = (why.strip().splitlines() or ["without a word"])[0][:200]
     return EnvironmentalError(
-        f"onnxsim {_version()} failed on the graph ({first}); install another version of onnxsim, "
-        "or uninstall it to use the graph as it was built"
+        f"onnxsim {_version()} failed on the graph ({first})\n"
+        "hint: install another version of onnxsim, or uninstall it to use the graph as it was built"
     )
 
 

@@ -383,6 +383,6 @@ def load_reference(path: Path, crops: CropSet) -> Answers:
     if digests.tolist() != list(crops.digests):
         raise CompatibilityError(
             f"{path}: made on {len(digests)} other held-out crops than the {len(crops)} of "
-            f"{crops.source}; give the same ones with --validate-on"
+            f"{crops.source}\nhint: give the same ones with --validate-on"
         )
     return Answers(clean, degraded)

@@ -121,8 +121,8 @@ def load_calibration(
         doubled = f" ({found.duplicates} duplicates not counted)" if found.duplicates else ""
         raise DataError(
             f"{path or found.source}: {len(found)} different calibration crops{doubled}, at least "
-            f"{FEWEST_CALIBRATION} are needed for scales that mean something; add crops from the "
-            "camera that will be used"
+            f"{FEWEST_CALIBRATION} are needed for scales that mean something\n"
+            "hint: add crops from the camera that will be used"
         )
     return found
 

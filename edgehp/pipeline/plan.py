@@ -398,8 +398,7 @@ def how_to_finish(plan: Plan, request: BuildRequest, reason: Exception) -> Envir
     # 'orin' may be another module there.
     note = resolve_target(request.target).note
     return EnvironmentalError(
-        f"{why}: the engine for {name} is built on its own "
-        f"device{needs}\n"
+        f"the engine for {name} is built on its own device{needs}; here: {why}\n"
         "hint: make everything else here, then the engine there over SSH:\n"
         f"  {shlex.join([*_same_build(plan, request), '--defer'])}\n"
         f"  {finish} --host USER@BOARD" + (f"\n{note}" if note else "")

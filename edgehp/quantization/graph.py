@@ -130,8 +130,8 @@ class GraphView:
         for node in model.graph.node:
             if not node.name or node.name in self.nodes:
                 raise DataError(
-                    f"the graph's {node.op_type} node {node.name!r} has no name of its own; "
-                    "export it again with named nodes, or build it with edgehp"
+                    f"the graph's {node.op_type} node {node.name!r} has no name of its own\n"
+                    "hint: export it again with named nodes, or build it with edgehp"
                 )
             self.nodes[node.name] = node
             for output in node.output:

@@ -106,8 +106,8 @@ def _raised(model: onnx.ModelProto) -> onnx.ModelProto:
             light = version_converter.convert_version(light, HALF_OPSET)
         except RuntimeError as e:
             raise UsageError(
-                f"FP16 scales need opset {HALF_OPSET} and this graph cannot be raised to it ({e}); "
-                f"export it at opset {HALF_OPSET}"
+                f"FP16 scales need opset {HALF_OPSET} and this graph cannot be raised to it ({e})\n"
+                f"hint: export it at opset {HALF_OPSET}"
             ) from e
         out = with_constants(light, (constants.get(t.name, t) for t in light.graph.initializer))
         out.ir_version = helper.find_min_ir_version_for(list(out.opset_import))

@@ -9,13 +9,16 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from edgehp.errors import EdgehpError, EnvironmentalError
 from edgehp.files import replacing
+from edgehp.progress import Step, step
 from edgehp.remote.boards import Board
 from edgehp.remote.lab import Booking
 from edgehp.remote.lease import Lease
@@ -123,27 +126,28 @@ class Listener:
     Attributes:
         stdout: each line of the command's stdout.
         stderr: each line of its stderr.
-        step: what is going on, in words for a person.
     """
 
     stdout: Callable[[str], None]
     stderr: Callable[[str], None]
-    step: Callable[[str], None]
 
 
 class _Job:
     """One errand under way, in a thread of its own."""
 
-    def __init__(self, board: Board, errand: Errand, listener: Listener) -> None:
+    def __init__(self, board: Board, errand: Errand, listener: Listener, alone: bool) -> None:
         self.board, self.errand, self.listener = board, errand, listener
         self.outcome: Outcome | None = None
+        self.doing = "wait"
         # What is held of the board so far, for `abandon`: a reservation, then a folder there.
         self._held: Booking | Lease | None = None
         self._stdout: list[str] = []
         self._results: list[Path] = []
         self._said = ""
         self._running = self._interrupted = False
-        self.thread = threading.Thread(target=self._run, name=board.name)
+        # Whoever listens here hears of the steps of one errand; those of two would mix.
+        run = partial(copy_context().run, self._run) if alone else self._run
+        self.thread = threading.Thread(target=run, name=board.name)
 
     def interrupt(self) -> None:
         """As Ctrl-C: a running command may finish its report, everything else ends at once."""
@@ -195,19 +199,27 @@ class _Job:
                 self.board = stack.enter_context(booking)
             if self._interrupted:
                 raise EnvironmentalError("interrupted")
-            self.listener.step("connecting")
-            self._held = Lease(self.board)
-            lease = stack.enter_context(self._held)
-            if not self.errand.any_version:
-                lease.require_same_version()
+            with self._doing("connect"):
+                self._held = Lease(self.board)
+                lease = stack.enter_context(self._held)
+                if not self.errand.any_version:
+                    lease.require_same_version()
             if cargo:
                 size = sum(path.stat().st_size for path in cargo.values())
-                self.listener.step(f"sending {size / 1e6:.1f} MB")
-                send(lease, cargo)
-            self.listener.step("running")
+                with self._doing("send", size) as going:
+                    send(lease, cargo, going)
+            # Its own steps are among the lines that it writes.
+            self.doing = "run"
             status = self._command(lease)
             self._fetch(lease, status)
         return status, self._said if status else ""
+
+    @contextmanager
+    def _doing(self, name: str, size: float | None = None) -> Iterator[Step]:
+        """Say what is going on: to `run_all`, and where it is the only errand to who listens."""
+        self.doing = name
+        with step(f"{self.board.name}: {name}", size, "B") as going:
+            yield going
 
     def _there(self, folder: str, index: int, word: Sent | Returned) -> str:
         """The path on the board of what travels."""
@@ -285,7 +297,7 @@ class _Job:
                 lease.close()
                 raise EnvironmentalError(
                     f"the command did not end on {self.board.name} within {limit:g} s and was "
-                    "stopped; allow more with --remote-timeout, or look at the board"
+                    "stopped\nhint: allow more with --remote-timeout, or look at the board"
                 )
 
     def _fetch(self, lease: Lease, status: int) -> None:
@@ -298,8 +310,7 @@ class _Job:
                 coming[f"in/{i}"] = word
         if not coming:
             return
-        self.listener.step("fetching results")
-        with tempfile.TemporaryDirectory(prefix="edgehp-") as folder:
+        with self._doing("fetch"), tempfile.TemporaryDirectory(prefix="edgehp-") as folder:
             fetch(
                 lease, ["out", *(name for name in coming if name.startswith("in/"))], Path(folder)
             )
@@ -338,7 +349,8 @@ def run_all(
     Ctrl-C or SIGTERM interrupts the commands on the boards and waits for what they still have to
     say; a second one ends everything at once.
     """
-    jobs = [_Job(board, errand, listener(board)) for board, errand in errands]
+    alone = len(errands) == 1
+    jobs = [_Job(board, errand, listener(board), alone) for board, errand in errands]
     # Counted, not raised: an exception in the middle of a lock or a start would leave it broken.
     presses: list[int] = []
     before = {
@@ -349,17 +361,21 @@ def run_all(
         for job in jobs:
             job.thread.start()
         passed_on, end = 0, float("inf")
-        while any(job.thread.is_alive() for job in jobs):
-            time.sleep(_LOOK_S)
-            overdue = time.monotonic() > end
-            if len(presses) > passed_on or overdue:
-                for job in jobs:
-                    if passed_on or overdue:
-                        job.abandon()
-                    else:
-                        job.interrupt()
-                passed_on = len(presses)
-                end = float("inf") if overdue else time.monotonic() + _GRACE_S
+        with nullcontext() if alone else step("run", len(jobs), "boards") as going:
+            while alive := [job for job in jobs if job.thread.is_alive()]:
+                if going is not None:
+                    text = ", ".join(f"{job.board.name}: {job.doing}" for job in alive)
+                    going.update(len(jobs) - len(alive), text=text)
+                time.sleep(_LOOK_S)
+                overdue = time.monotonic() > end
+                if len(presses) > passed_on or overdue:
+                    for job in jobs:
+                        if passed_on or overdue:
+                            job.abandon()
+                        else:
+                            job.interrupt()
+                    passed_on = len(presses)
+                    end = float("inf") if overdue else time.monotonic() + _GRACE_S
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -129,8 +129,8 @@ class Lease:
         host, command = self.board.host, " ".join(self.board.command)
         if "lacks" in said:
             raise EnvironmentalError(
-                f"{host} lacks the command {said['lacks']!r}, which running there needs; install "
-                "it (Debian, Ubuntu: coreutils, tar, util-linux)"
+                f"{host} lacks the command {said['lacks']!r}, which running there needs\n"
+                "hint: install it (Debian, Ubuntu: coreutils, tar, util-linux)"
             )
         if "nofolder" in said:
             raise EnvironmentalError(
@@ -149,7 +149,7 @@ class Lease:
         if status != "0":
             reason = said.get("reason") or f"exit code {status}"
             raise EnvironmentalError(
-                f"edgehp was not found on {host}: {command!r} ended with: {reason}; install "
+                f"edgehp was not found on {host}: {command!r} ended with: {reason}\nhint: install "
                 f"edgehp {__version__} there, or say where it is with --remote-command"
             )
         self.version = words.split()[-1] if words.split() else ""

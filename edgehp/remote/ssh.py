@@ -227,8 +227,8 @@ class Session:
             )
         except OSError as e:
             raise EnvironmentalError(
-                f"the SSH client cannot be started ({e.strerror or e}: {e.filename}); install "
-                f"OpenSSH's (apt install openssh-client) or name one in {PROGRAM}"
+                f"the SSH client cannot be started ({e.strerror or e}: {e.filename})\n"
+                f"hint: install OpenSSH's (apt install openssh-client) or name one in {PROGRAM}"
             ) from e
         self._stderr = threading.Thread(target=self._drain, daemon=True)
         self._stderr.start()

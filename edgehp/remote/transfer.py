@@ -6,13 +6,16 @@ hashed here: a stream arrives whole, or the errand fails.
 
 from __future__ import annotations
 
+import io
 import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from edgehp.errors import DataError, EnvironmentalError
+from edgehp.progress import Step
 from edgehp.remote.lease import Lease
 from edgehp.remote.ssh import FETCH, SEND, Session, plain
 
@@ -50,12 +53,13 @@ def files_below(path: Path) -> Iterator[Path]:
         yield from (below / file for file in sorted(files) if Path(root, file).is_file())
 
 
-def send(lease: Lease, files: Mapping[str, Path]) -> None:
+def send(lease: Lease, files: Mapping[str, Path], going: Step) -> None:
     """Put files into ``in/`` on the board.
 
     Args:
         lease: of the board.
         files: by their paths below ``in/``, with ``/``.
+        going: is told of the bytes that are on their way.
 
     Raises:
         EnvironmentalError: the connection was lost, and the folder with it; the board has no space.
@@ -75,7 +79,7 @@ def send(lease: Lease, files: Mapping[str, Path]) -> None:
                         info, status = tarfile.TarInfo(name), os.fstat(file.fileno())
                         info.size, info.mode = status.st_size, 0o600
                         info.mtime = int(status.st_mtime)
-                        tar.addfile(info, file)
+                        tar.addfile(info, _Counted(file, going))
                 except BrokenPipeError:
                     raise
                 except OSError as e:
@@ -84,6 +88,18 @@ def send(lease: Lease, files: Mapping[str, Path]) -> None:
             session.stdin.close()
         session.begin().read()
         _check_end(lease, session, "sending files")
+
+
+class _Counted(io.RawIOBase):
+    """A file whose bytes are counted as they are read."""
+
+    def __init__(self, file: BinaryIO, going: Step) -> None:
+        self._file, self._going = file, going
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._going.advance(len(data))
+        return data
 
 
 def fetch(lease: Lease, what: Sequence[str], into: Path) -> None:

@@ -1,14 +1,36 @@
-"""What one artifact comes to: the few figures that a verdict or a row of a fleet is made of."""
+"""What one artifact comes to: the figures of a verdict or a row of a fleet, and its tables.
+
+The tables are those of pages and of terminals: rows of text from reports and manifests as JSON.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edgehp.benchmark.report import number
 from edgehp.report.gather import Material
 
-__all__ = ["Claim", "Figures", "figures", "verdict"]
+__all__ = [
+    "ACCURACY",
+    "PARTS",
+    "Claim",
+    "Figures",
+    "accuracy_rows",
+    "breakdown_rows",
+    "figures",
+    "float_layers",
+    "gate_rows",
+    "mixed_text",
+    "verdict",
+]
+
+_ANGLES = ("pitch", "yaw", "roll")
+ACCURACY = ("degrees", "reference", "artifact", "drop")
+# |angles| and |spread| are mean absolute differences to FP32, whatever the truth is.
+PARTS = ("artifact against FP32", "frames", "drop, degrees", "|angles|", "|spread|")
+Rows = list[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -28,7 +50,8 @@ class Figures:
         p50: median end to end, ms, one frame after the other.
         p99: of the same.
         rate: images a second: offline, else one frame after the other.
-        speedup: times as fast as FP32, with its interval.
+        speedup: times as fast as `against`, with its interval.
+        against: what the artifact took turns with.
         watts: gross.
         millijoules: gross, an image.
         no_power: why power was not measured.
@@ -49,6 +72,7 @@ class Figures:
     p99: float | None = None
     rate: float | None = None
     speedup: tuple[float, float | None, float | None] | None = None
+    against: str = "FP32"
     watts: float | None = None
     millijoules: float | None = None
     no_power: str | None = None
@@ -134,6 +158,8 @@ def _measured(report: Any) -> dict[str, Any]:
         # The last: of everything that a caller waits for.
         last = report["comparison"][-1]
         found["speedup"] = last["ratio"], last["low"], last["high"]
+        other = report["subjects"]["reference"]
+        found["against"] = "FP32" if other["precision"] == "fp32" else other["name"]
     energy = result["energy"]
     total = (report["power"]["meter"] or {}).get("total_rails") or ()
     if energy is None:
@@ -165,12 +191,12 @@ def verdict(f: Figures) -> list[Claim]:
     else:
         parts = []
         if f.p50 is not None:
-            parts.append(f"{number(f.p50)} ms in the middle, {number(f.p99)} ms at p99")
+            parts.append(f"{number(f.p50)} ms at p50, {number(f.p99)} at p99")
         parts.append(f"{number(f.rate, 4)} images/s")
         if f.speedup is not None:
             ratio, low, high = f.speedup
             span = "" if low is None or high is None else f" ({low:.2f} to {high:.2f})"
-            parts.append(f"{ratio:.2f} times as fast as FP32{span}")
+            parts.append(f"{ratio:.2f} times as fast as {f.against}{span}")
         claims.append(Claim("Speed", "; ".join(parts), None))
     if f.millijoules is not None:
         text = f"{number(f.millijoules)} mJ an image, {number(f.watts)} W"
@@ -183,3 +209,140 @@ def verdict(f: Figures) -> list[Claim]:
         text = "valid" if f.valid else "INVALID: " + "; ".join(f.reasons)
         claims.append(Claim("Measurement", text, f.valid))
     return claims
+
+
+def accuracy_rows(report: Mapping[str, Any]) -> Rows:
+    """Errors of the reference and the artifact and the drop, in degrees, a row a figure.
+
+    Intervals are of 95 %.
+    """
+    reference, artifact = report["reference_accuracy"], report.get("artifact_accuracy")
+    drop = report.get("drop")
+    rows: Rows = []
+
+    def add(name: str, before: float, after: float | None, change: Any) -> None:
+        rows.append((name, f"{before:.3f}", "-" if after is None else f"{after:.3f}", change))
+
+    one = reference["overall"]
+    two = artifact["overall"] if artifact else None
+
+    def mean(role: str, summary: Any) -> str:
+        # Reports of earlier releases have no interval.
+        interval = report.get(f"{role}_mae")
+        if interval is not None:
+            return _interval(interval, sign="")
+        return "-" if summary is None else f"{summary['mae_mean']:.3f}"
+
+    change = _interval(drop["overall"]) if drop else "-"
+    rows.append(("MAE", mean("reference", one), mean("artifact", two), change))
+    for i, angle in enumerate(_ANGLES):
+        change = _interval(drop["angles"][i]) if drop else "-"
+        add(f"MAE {angle}", one["mae"][i], two and two["mae"][i], change)
+    add(
+        "geodesic",
+        one["geodesic"],
+        two and two["geodesic"],
+        _interval(drop["geodesic"]) if drop else "-",
+    )
+    add("MAEV", one["maev"], two and two["maev"], "-")
+    for i, band in enumerate(reference["bands"]):
+        if band["summary"] is None:
+            continue
+        after = artifact["bands"][i]["summary"]["mae_mean"] if artifact else None
+        banded = drop["bands"][i]["drop"] if drop else None
+        add(
+            f"MAE, |yaw| {band['low']:g} to {band['high']:g}° ({band['summary']['frames']} frames)",
+            band["summary"]["mae_mean"],
+            after,
+            _interval(banded) if banded else "-",
+        )
+    return rows
+
+
+def breakdown_rows(report: Mapping[str, Any]) -> Rows:
+    """The artifact against its reference by |yaw| and on degraded versions of the crops.
+
+    Rows of `PARTS`; empty where a network alone was validated.
+    """
+    drop = report.get("drop")
+    if not drop:
+        return []
+    frames = report["reference_accuracy"]["overall"]["frames"]
+    rows = [
+        _part(
+            "all",
+            frames,
+            drop["overall"],
+            drop["mean_difference_overall"],
+            drop["spread_difference_overall"],
+        )
+    ]
+    for band in drop["bands"]:
+        if band["drop"] is not None:
+            name = f"|yaw| {band['low']:g} to {band['high']:g}°"
+            # Reports of earlier releases have no differences by band.
+            apart = band.get("mean_difference"), band.get("spread_difference")
+            rows.append(_part(name, band["frames"], band["drop"], *apart))
+    for c in report.get("robustness") or ():
+        if c["drop"] is not None:
+            apart = c["mean_difference"], c["spread_difference"]
+            rows.append(_part(c["name"], frames, c["drop"], *apart))
+    return rows
+
+
+def gate_rows(manifest: Mapping[str, Any] | None) -> Rows:
+    """What the build's gate measured, as `breakdown_rows`."""
+    accuracy = (manifest or {}).get("accuracy")
+    if not accuracy or not accuracy.get("subsets"):
+        return []
+
+    def row(name: str, values: Mapping[str, Any]) -> tuple[str, ...]:
+        low, high = values["interval"]
+        interval = {"value": values["drop"], "low": low, "high": high}
+        apart = values["difference"], values["spread_difference"]
+        return _part(name, values["count"], interval, *apart)
+
+    return [row("all", accuracy), *(row(s["name"], s) for s in accuracy["subsets"])]
+
+
+def float_layers(manifest: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Layers that the accuracy gate keeps in floating point."""
+    mixed = ((manifest or {}).get("precision") or {}).get("mixed")
+    return tuple(mixed["float_layers"]) if mixed else ()
+
+
+def mixed_text(manifest: Mapping[str, Any] | None) -> str | None:
+    """Which layers stay in floating point and what that costs, in a sentence; None for none."""
+    mixed = ((manifest or {}).get("precision") or {}).get("mixed")
+    if not mixed:
+        return None
+    cost = mixed["predicted_ms"] - mixed["predicted_all_int8_ms"]
+    text = (
+        f"To keep the drop, {', '.join(mixed['float_layers'])} stay in "
+        f"{mixed['float_precision'].upper()}; INT8 throughout dropped by "
+        f"{mixed['all_int8_drop']:+.4f} degrees. Predicted cost: {number(cost, 3)} ms on "
+        f"{number(mixed['predicted_all_int8_ms'], 3)} ms ({mixed['latency_model']})."
+    )
+    if mixed["measured_ms"] is not None and mixed["measured_all_int8_ms"] is not None:
+        text += (
+            f" Measured: {number(mixed['measured_ms'], 3)} ms against "
+            f"{number(mixed['measured_all_int8_ms'], 3)} ms."
+        )
+    return text
+
+
+def _part(
+    name: str,
+    frames: int,
+    drop: Mapping[str, Any],
+    angles: float | None,
+    spread: float | None,
+) -> tuple[str, ...]:
+    apart = ("-" if v is None else f"{v:.4f}" for v in (angles, spread))
+    return (name, str(frames), _interval(drop, 4), *apart)
+
+
+def _interval(interval: Mapping[str, Any], digits: int = 3, sign: str = "+") -> str:
+    ends = [interval["low"], interval["high"]]
+    value, *shown = (f"{v:{sign}.{digits}f}" for v in (interval["value"], *ends) if v is not None)
+    return value if None in ends else f"{value} ({' to '.join(shown)})"

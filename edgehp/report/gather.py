@@ -109,8 +109,8 @@ def gather(sources: Sequence[Path]) -> Material:
     validations = tuple(r for r in reports if r["kind"] == "validation")
     if not benchmarks and not validations and manifest is None:
         raise DataError(
-            f"no report in {', '.join(map(str, sources))}; make some with 'edgehp bench' or "
-            "'edgehp validate --output FILE'"
+            f"no report in {', '.join(map(str, sources))}\n"
+            "hint: make some with 'edgehp bench' or 'edgehp validate'"
         )
     return Material(benchmarks, validations, manifest, sensitivity)
 

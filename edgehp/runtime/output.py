@@ -206,8 +206,8 @@ class SocketSink:
         except OSError as e:
             self._server.close()
             raise EnvironmentalError(
-                f"{path}: cannot listen on this Unix socket ({e.strerror or e}); give a path of at "
-                "most 107 bytes in a folder that you may write to"
+                f"{path}: cannot listen on this Unix socket ({e.strerror or e})\n"
+                "hint: give a path of at most 107 bytes in a folder that you may write to"
             ) from e
         except EnvironmentalError:
             self._server.close()

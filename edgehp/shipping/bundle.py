@@ -471,8 +471,8 @@ def _checked(descriptor: int, path: Path) -> Container:
         raise DataError(f"{path} is no bundle; give a file made by 'edgehp bundle'")
     if version != VERSION:
         raise DataError(
-            f"{path} is a bundle of version {version}, this edgehp reads {VERSION}; install a "
-            "newer edgehp or make the bundle with this one"
+            f"{path} is a bundle of version {version}, this edgehp reads {VERSION}\n"
+            "hint: install a newer edgehp or make the bundle with this one"
         )
     if not 1 <= count <= MAX_FILES:
         raise _damaged(path, f"{count} files, expected 1 to {MAX_FILES}")

@@ -286,7 +286,7 @@ def require_space(folder: Path, needed: int, purpose: str) -> None:
     if free < needed:
         raise EnvironmentalError(
             f"{folder} has {free / 2**20:.0f} MiB free, {needed / 2**20:.0f} MiB are needed to "
-            f"{purpose}; make room or choose another --root"
+            f"{purpose}\nhint: make room or choose another --root"
         )
 
 

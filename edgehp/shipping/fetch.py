@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Protocol
 
 from edgehp import __version__
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError
+from edgehp.progress import Step, step
 from edgehp.shipping import disk
 
 __all__ = [
@@ -199,14 +200,15 @@ class HttpSource:
             if seconds > self.pace.grace_s and count < seconds * self.pace.bytes_per_s:
                 raise EnvironmentalError(
                     f"{url} came at {count / seconds:.0f} bytes a second, expected "
-                    f"{self.pace.bytes_per_s:.0f} at least; use a better connection or a USB stick"
+                    f"{self.pace.bytes_per_s:.0f} at least\n"
+                    "hint: use a better connection or a USB stick"
                 )
             yield piece
         # Twenty digits are more than any file has; Python refuses to read some thousand.
         if promised.isdecimal() and len(promised) < 20 and count < int(promised):
             raise EnvironmentalError(
-                f"{url}: the connection ended after {count} of {promised} bytes; run the command "
-                "again, it goes on from there"
+                f"{url}: the connection ended after {count} of {promised} bytes\n"
+                "hint: run the command again, it goes on from there"
             )
 
 
@@ -222,8 +224,9 @@ def open_source(repository: str, pace: Pace | None = None) -> Source:
     folder = Path(urllib.parse.unquote(parts.path) if parts.scheme == "file" else repository)
     if not (folder / "metadata").is_dir():
         raise DataError(
-            f"{folder} is no repository: it has no folder 'metadata'; give the folder made by "
-            "'edgehp repo init', or a URL that begins with http:// or https://"
+            f"{folder} is no repository: it has no folder 'metadata'\n"
+            "hint: give the folder made by 'edgehp repo init', or a URL that begins with http:// "
+            "or https://"
         )
     return DirectorySource(folder)
 
@@ -245,9 +248,7 @@ def read_bounded(source: Source, path: str, limit: int) -> bytes:
     return bytes(data)
 
 
-def download(
-    source: Source, path: str, target: Path, length: int, advance: Callable[[int], None]
-) -> None:
+def download(source: Source, path: str, target: Path, length: int) -> None:
     """Make `target` the file `path` of `length` bytes; what it holds already is not fetched again.
 
     Nothing is verified. What was fetched stays when this raises `EnvironmentalError`.
@@ -257,7 +258,6 @@ def download(
         path: in it.
         target: on this disk.
         length: in bytes, as signed.
-        advance: told the number of bytes that are there.
 
     Raises:
         MissingError: there is no such file.
@@ -273,7 +273,8 @@ def download(
             os.ftruncate(descriptor, 0)
             at = 0
         if at < length:
-            at = _fetched(source, path, descriptor, at, length, advance)
+            with step("download", length, "B") as going:
+                at = _fetched(source, path, descriptor, at, length, going)
         if at < length:
             raise EnvironmentalError(
                 f"{source.name}: {path} ended after {at} of {length} bytes; copy or publish the "
@@ -294,7 +295,7 @@ def _fetched(
     descriptor: int,
     at: int,
     length: int,
-    advance: Callable[[int], None],
+    going: Step,
 ) -> int:
     """Append what is missing and return the length reached."""
     with source.pieces(path, at) as (start, pieces):
@@ -310,7 +311,7 @@ def _fetched(
             left = memoryview(piece)
             while left:
                 left = left[os.write(descriptor, left) :]
-            advance(at)
+            going.update(at)
     return at
 
 

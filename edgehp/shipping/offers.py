@@ -304,7 +304,7 @@ def refresh(source: Source, root_metadata: Path, folder: Path) -> Lists:
             )
         except (RepositoryError, ValueError) as e:
             raise UsageError(
-                f"{root_metadata} is no TUF root metadata ({_short(e)}); give the file "
+                f"{root_metadata} is no TUF root metadata ({_short(e)})\nhint: give the file "
                 "'1.root.json' of the repository, brought here by a way that is trusted"
             ) from e
         try:
@@ -350,8 +350,8 @@ def _fetcher(source: Source, asked: list[str]) -> FetcherInterface:
             if _LIST.fullmatch(url) is None or not 0 < max_length <= _LARGEST_LIST:
                 raise CompatibilityError(
                     f"{source.name}: the lists name a file {url[:80]!r} of {max_length} bytes, "
-                    f"expected metadata/VERSION.ROLE.json of at most {_LARGEST_LIST}; get the "
-                    "repository from its publisher"
+                    f"expected metadata/VERSION.ROLE.json of at most {_LARGEST_LIST}\n"
+                    "hint: get the repository from its publisher"
                 )
             # These have their length signed, and python-tuf checks it: what is a little longer is
             # another list, and is told as that.
@@ -422,19 +422,19 @@ def _refusal(name: str, asked: str, error: Exception) -> CompatibilityError | Da
     if isinstance(error, tuf.UnsignedMetadataError):
         return CompatibilityError(
             f"{where} is not signed by a key that counts (wrong or revoked key): forged, or "
-            "published with a key that was rotated; get the repository from its publisher"
+            "published with a key that was rotated\nhint: get the repository from its publisher"
         )
     if isinstance(error, tuf.LengthOrHashMismatchError) or (
         isinstance(error, tuf.BadVersionNumberError) and file.endswith("targets.json")
     ):
         return CompatibilityError(
-            f"{where} does not belong to the other lists (mix and match): {said}; copy or publish "
-            "the repository again, whole"
+            f"{where} does not belong to the other lists (mix and match): {said}\n"
+            "hint: copy or publish the repository again, whole"
         )
     if isinstance(error, tuf.BadVersionNumberError):
         return CompatibilityError(
-            f"{where} is older than what this device has seen (rollback): {said}; get the newest "
-            "copy of the repository"
+            f"{where} is older than what this device has seen (rollback): {said}\n"
+            "hint: get the newest copy of the repository"
         )
     if isinstance(error, tuf.DownloadHTTPError):
         return DataError(f"{said}; it is no complete repository: publish or copy it again")

@@ -295,8 +295,8 @@ class _Signing:
         item.sign(signer)
         if not _counts(self.root, role, item):
             raise UsageError(
-                f"{key} is not the key that the root names for {role}; give the folder with the "
-                "newest keys, or rotate: edgehp repo rotate-key"
+                f"{key} is not the key that the root names for {role}\n"
+                "hint: give the folder with the newest keys, or rotate: edgehp repo rotate-key"
             )
         data = item.to_bytes()
         name = f"{role}.json" if role == "timestamp" else f"{version}.{role}.json"
@@ -495,8 +495,8 @@ def _check_apart(folder: Path, keys: Path) -> None:
     public, private = folder.resolve(), keys.resolve()
     if private == public or public in private.parents:
         raise UsageError(
-            f"the keys would be in {keys}, inside the repository, and public with it; choose a "
-            "folder elsewhere with --keys"
+            f"the keys would be in {keys}, inside the repository, and public with it\n"
+            "hint: choose a folder elsewhere with --keys"
         )
 
 

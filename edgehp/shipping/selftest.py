@@ -116,8 +116,8 @@ def run_self_test(artifact: Path, *, timeout_s: float = _TIMEOUT_S) -> SelfTestR
 def _answer(artifact: Path, done: subprocess.CompletedProcess[bytes]) -> SelfTestResult:
     if done.returncode < 0:
         raise CompatibilityError(
-            f"{artifact}: the engine crashed in the self-test (signal {-done.returncode}); build "
-            "the artifact again for this device"
+            f"{artifact}: the engine crashed in the self-test (signal {-done.returncode})\n"
+            "hint: build the artifact again for this device"
         )
     # The last line: runtimes write what they like before it.
     lines = done.stdout.decode(errors="replace").strip().splitlines()

@@ -30,10 +30,10 @@ from edgehp._installed import install_extra
 from edgehp.artifact.manifest import FileName, Sha256
 from edgehp.errors import CompatibilityError, EnvironmentalError, UsageError
 from edgehp.files import Record, decode_text, read_bytes, strict_json
+from edgehp.shipping import PASSWORD_VARIABLE
 
 __all__ = [
     "MAX_FILES",
-    "PASSWORD_VARIABLE",
     "PublicKey",
     "Statement",
     "described",
@@ -47,8 +47,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Holds the password of encrypted private keys: not an option, which every process could read.
-PASSWORD_VARIABLE = "EDGEHP_KEY_PASSWORD"
 # Those that Model Signing signs with.
 CURVES = ("secp256r1", "secp384r1", "secp521r1")
 # A PEM text of the longest curve is below 1 kB; more is a mistake.
@@ -96,8 +94,8 @@ def read_public_key(path: Path) -> PublicKey:
     data = _key_file(path)
     if b"PRIVATE KEY" in data:
         raise UsageError(
-            f"{path} is a private key, expected the public one: it belongs on no device; make the "
-            f"public half with: openssl ec -in {path.name} -pubout"
+            f"{path} is a private key, expected the public one: it belongs on no device\n"
+            f"hint: make the public half with: openssl ec -in {path.name} -pubout"
         )
     serialization = require("cryptography.hazmat.primitives.serialization", "ship")
     unsupported = require("cryptography.exceptions", "ship").UnsupportedAlgorithm
@@ -134,8 +132,8 @@ def read_private_key(path: Path, password: str | None) -> tuple[Any, str | None]
             return serialization.load_pem_private_key(data, password.encode()), password
         except ValueError as e:
             raise UsageError(
-                f"the password in ${PASSWORD_VARIABLE} does not open {path}; give the right one, "
-                "or another copy of the file if it was damaged"
+                f"the password in ${PASSWORD_VARIABLE} does not open {path}\n"
+                "hint: give the right one, or another copy of the file if it was damaged"
             ) from e
     except (ValueError, unsupported) as e:
         raise _no_key(path, e) from e
@@ -168,8 +166,8 @@ def described(key: Any, path: Path) -> PublicKey:
     curve = getattr(getattr(key, "curve", None), "name", type(key).__name__)
     if curve not in CURVES:
         raise UsageError(
-            f"{path} is a key of the kind {curve}, expected one of {', '.join(CURVES)}; make one "
-            "with: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256"
+            f"{path} is a key of the kind {curve}, expected one of {', '.join(CURVES)}\n"
+            "hint: make one with: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256"
         )
     serialization = require("cryptography.hazmat.primitives.serialization", "ship")
     pem: bytes = key.public_bytes(
@@ -304,7 +302,7 @@ def verify_signature(
             return parse_statement(payload, path), key.fingerprint
     known = ", ".join(f"{k.fingerprint[:16]} ({k.source})" for k in trust)
     raise CompatibilityError(
-        f"{path} was signed with the key {hint[:16]!r}, trusted: {known}; get a bundle from "
+        f"{path} was signed with the key {hint[:16]!r}, trusted: {known}\nhint: get a bundle from "
         "whoever holds a trusted key"
     )
 
@@ -328,8 +326,8 @@ def parse_statement(payload: bytes, path: Path) -> Statement:
         return _statement(_parsed(payload, _InToto))
     except ValueError as e:
         raise CompatibilityError(
-            f"{path} is signed, but not an artifact: its statement has {e}; make the bundle again "
-            "with 'edgehp bundle'"
+            f"{path} is signed, but not an artifact: its statement has {e}\n"
+            "hint: make the bundle again with 'edgehp bundle'"
         ) from e
 
 

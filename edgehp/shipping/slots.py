@@ -40,6 +40,7 @@ from edgehp.errors import (
     EnvironmentalError,
 )
 from edgehp.files import Record, sha256_file
+from edgehp.progress import step
 from edgehp.shipping import disk
 from edgehp.shipping.bundle import VerifiedBundle
 from edgehp.shipping.selftest import SelfTestResult, run_self_test
@@ -212,7 +213,6 @@ def install(
     device: DeviceProbe | None = None,
     selftest: SelfTest | None = None,
     finisher: Finisher | None = None,
-    progress: Callable[[str], None] | None = None,
 ) -> Slot:
     """Unpack a verified bundle into the slot that is not current, test it and switch to it.
 
@@ -226,7 +226,6 @@ def install(
         device: facts about this device; probed when omitted.
         selftest: runs the golden vectors; `edgehp.shipping.selftest.run_self_test` when omitted.
         finisher: builds the engine of a deferred artifact; `edgehp build --finish` when omitted.
-        progress: told the name of every step as it begins.
 
     Raises:
         CompatibilityError: the bundle is for another device, its file has changed since it was
@@ -252,20 +251,19 @@ def install(
         needed = bundle.size * factor + _SPARE_BYTES
         disk.require_space(root, needed, "install beside what runs")
         stage = root / "slots" / f".staging-{secrets.token_hex(4)}"
-        say = progress or (lambda _: None)
         try:
-            say("unpack")
-            bundle.extract(stage / "artifact")
+            with step("unpack"):
+                bundle.extract(stage / "artifact")
             try:
-                result = _proved(bundle, stage / "artifact", selftest, finisher, say)
+                result = _proved(bundle, stage / "artifact", selftest, finisher)
             except (CompatibilityError, AccuracyError) as e:
                 with _state_lock(root):
                     state = read_state(root)
                     _write(root, replace(state, failed=state.with_failure(bundle.digest, str(e))))
                 raise
             slot = _recorded(bundle, stage, root, result)
-            say("switch")
-            return _switched(root, stage, slot)
+            with step("switch"):
+                return _switched(root, stage, slot)
         except BaseException:
             # Interruptions too: what was staged is of no use to anybody.
             disk.remove_tree(stage)
@@ -277,15 +275,14 @@ def _proved(
     artifact: Path,
     selftest: SelfTest | None,
     finisher: Finisher | None,
-    say: Callable[[str], None],
 ) -> SelfTestResult:
     """Build the engine if need be, and test it."""
     if bundle.manifest.state == "deferred":
-        say("build the engine")
-        (finisher or _finish)(artifact)
-        disk.flush_tree(artifact)
-    say("self-test")
-    return (selftest or run_self_test)(artifact)
+        with step("build the engine"):
+            (finisher or _finish)(artifact)
+            disk.flush_tree(artifact)
+    with step("self-test"):
+        return (selftest or run_self_test)(artifact)
 
 
 def _finish(artifact: Path) -> None:
@@ -547,8 +544,8 @@ def boot(
             discard(found.tested)
         logger.warning("the slots of %s were changed while a start tested them: anew", root)
     raise EnvironmentalError(
-        f"{root}: the slots were changed {_TRIES} times while a start tested them; wait for the "
-        "installer and start again"
+        f"{root}: the slots were changed {_TRIES} times while a start tested them\n"
+        "hint: wait for the installer and start again"
     )
 
 

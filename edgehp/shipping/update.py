@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from msgspec.structs import replace
 from edgehp.device import DeviceProbe, HostProbe
 from edgehp.errors import AccuracyError, CompatibilityError
 from edgehp.files import sha256_file
+from edgehp.progress import step
 from edgehp.shipping import disk, slots
 from edgehp.shipping.bundle import verify_bundle
 from edgehp.shipping.fetch import Source, download
@@ -88,7 +89,6 @@ def update(
     device_id: str | None = None,
     selftest: slots.SelfTest | None = None,
     finisher: slots.Finisher | None = None,
-    progress: Callable[[str], None] | None = None,
 ) -> Update:
     """Install the newest bundle of a repository that fits this board and is newer than its own.
 
@@ -106,7 +106,6 @@ def update(
             leaves it; ``/etc/machine-id`` when omitted, else one that is drawn once.
         selftest: as in `slots.install`.
         finisher: as in `slots.install`.
-        progress: told the name of every step as it begins.
 
     Raises:
         CompatibilityError: the repository or the bundle was refused, or the self-test failed. The
@@ -117,7 +116,6 @@ def update(
         AccuracyError: an engine built here drops more than the gate allows.
         UsageError: `root_metadata` is not what it should be.
     """
-    say = progress or (lambda _: None)
     here = device or HostProbe()
     folder = root / FOLDER
     with disk.writing(str(root), "check its owner and the disk, or choose another --root"):
@@ -125,8 +123,8 @@ def update(
         busy = f"another update is at work in {folder}; wait for it"
         with disk.exclusive(folder / "lock", busy):
             disk.sweep(folder, ".work-", ".memory.json.")
-            say("refresh")
-            lists = refresh(source, root_metadata, folder)
+            with step("refresh"):
+                lists = refresh(source, root_metadata, folder)
             memory, state = read_memory(folder), slots.read_state(root)
             have = _newest_here(root, state, lists, memory)
             fits = _Fit(state, here, device_id or _device_id(folder))
@@ -136,10 +134,9 @@ def update(
             slot = None
             if chosen is not None:
                 slots.require_spare(root)
-                say(f"download {chosen.offer.path}")
-                part = _fetched(source, chosen, folder, say)
-                say("verify")
-                bundle = verify_bundle(part, trust)
+                part = _fetched(source, chosen, folder)
+                with step("verify"):
+                    bundle = verify_bundle(part, trust)
                 if bundle.digest != chosen.offer.content:
                     raise CompatibilityError(
                         f"{chosen.offer.path} holds content {bundle.digest[:16]}, listed is "
@@ -152,7 +149,6 @@ def update(
                         device=here,
                         selftest=selftest,
                         finisher=finisher,
-                        progress=say,
                     )
                 except (CompatibilityError, AccuracyError):
                     disk.remove_tree(part)
@@ -226,7 +222,7 @@ def _device_id(folder: Path) -> str:
     return text
 
 
-def _fetched(source: Source, chosen: Listed, folder: Path, say: Callable[[str], None]) -> Path:
+def _fetched(source: Source, chosen: Listed, folder: Path) -> Path:
     """The bundle file, as listed; resumed if a part is there."""
     part = folder / f"{chosen.sha256}{_PART}"
     _forget_parts(folder, part)
@@ -234,26 +230,18 @@ def _fetched(source: Source, chosen: Listed, folder: Path, say: Callable[[str], 
     length = chosen.length
     missing = length - (part.stat().st_size if resumed else 0)
     disk.require_space(folder, missing + _SPARE_BYTES, "download")
-    told = -1
-
-    def advance(at: int) -> None:
-        nonlocal told
-        if (percent := at * 100 // max(length, 1)) // 10 > told:
-            told = percent // 10
-            logger.info("%s: %d %% of %d bytes", chosen.offer.path, percent, length)
-
-    download(source, chosen.location, part, length, advance)
+    download(source, chosen.location, part, length)
     if not _is_listed(part, chosen):
         disk.remove_tree(part)
         if resumed:
             # What a power cut left of a file need not be what was written.
-            say("download again")
-            download(source, chosen.location, part, length, advance)
+            logger.info("%s: what was here of it is damaged: it is fetched anew", part.name)
+            download(source, chosen.location, part, length)
         if not resumed or not _is_listed(part, chosen):
             disk.remove_tree(part)
             raise CompatibilityError(
                 f"{source.name}: {chosen.location} is not the bundle that is listed (another "
-                "SHA-256); copy or publish the repository again, whole"
+                "SHA-256)\nhint: copy or publish the repository again, whole"
             )
     return part
 

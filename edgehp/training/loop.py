@@ -242,8 +242,8 @@ class Trainer:
         wanted = _config_text(self.config, self.spec, len(self.faces))
         if found != wanted:
             raise DataError(
-                f"{path}: a run with other settings; use another folder, or remove it.\n"
-                f"found    {found}\nexpected {wanted}"
+                f"{path}: a run with other settings\nfound    {found}\nexpected {wanted}\n"
+                "hint: use another folder, or remove it"
             )
         self.network.load_state_dict(state["network"])
         self.average = state["average"]

@@ -175,7 +175,7 @@ class JtopMeter:
             rails = self._rails()
         except self._failures as e:
             raise EnvironmentalError(
-                f"the service of jetson-stats does not answer ({e}); start it with: "
+                f"the service of jetson-stats does not answer ({e})\nhint: start it with: "
                 "sudo systemctl restart jtop.service"
             ) from e
         if not rails:
