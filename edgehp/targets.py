@@ -264,7 +264,8 @@ def resolve_target(
         )
         return Resolution(load_target(ORIN_DEFAULT, directory), note)
     orins = [load_target(each, directory) for each in names]
-    if (found := target_of_part(module.part_number, directory)) is not None and found in orins:
+    found = target_of_part(module.part_number, directory)
+    if found in orins:
         return Resolution(found, f"'{ORIN}' is {found.name}: this is a {module.description}")
     # Without a part number: the family, and the smallest memory that holds what Linux sees. A part
     # that no target names is another module: p3701-0008 has an AGX Orin's memory, not its clocks.
@@ -278,9 +279,10 @@ def resolve_target(
         and module.memory_gib <= target.memory_gb
     ]
     if not sized:
+        fitting = [found] if found is not None else orins
         raise UsageError(
             f"'{ORIN}': this Jetson calls itself {module.description!r}, which is no Orin module "
-            f"known here\nhint: name the target: {', '.join(target.name for target in orins)}"
+            f"known here\nhint: name the target: {', '.join(target.name for target in fitting)}"
         )
     target = min(sized, key=lambda pair: pair[0])[1]
     note = f"'{ORIN}' is {target.name}, by the memory of this {module.description}"

@@ -217,31 +217,6 @@ def test_the_host_is_described(machine: Path) -> None:
     assert found["cpu_mhz_limits"] == [800, 2400]
 
 
-GPU = "sys/class/devfreq/17000000.gpu"
-
-
-def test_clocks_of_a_jetson_move_unless_jetson_clocks_ran(machine: Path) -> None:
-    found = run(machine, {f"{GPU}/cur_freq": 306_000_000}, jetson=True)
-    assert found.reasons == [
-        "clocks: the GPU went between 306 and 918 MHz; run: sudo jetson_clocks"
-    ]
-
-
-def test_a_board_of_a_jetson_tells_its_clock_limits(machine: Path) -> None:
-    put(
-        machine,
-        {
-            f"{GPU}/min_freq": 306_000_000,
-            f"{GPU}/max_freq": 918_000_000,
-            "sys/kernel/nvpmodel_clk_cap/emc": 2_133_000_000,
-        },
-    )
-    found = describe_host(machine)
-    assert (found["gpu_mhz_limits"], found["emc_mhz"]) == ([306, 918], 2133)
-    put(machine, {"sys/kernel/debug/bpmp/debug/clk/emc/rate": 3_199_000_000})
-    assert describe_host(machine)["emc_mhz"] == 3199
-
-
 def quota_files(version: int, group: str, stops: int) -> dict[str, object]:
     """A limit of 0.6 processors on a control group, as docker sets it."""
     stat = f"nr_periods 900\nnr_throttled {stops}"
@@ -280,19 +255,6 @@ def test_a_group_without_a_limit_is_no_quota(machine: Path) -> None:
     put(machine, {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "max 100000"})
     put(machine, {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": -1})
     assert cpu_quota(machine) is None
-
-
-def test_a_board_at_its_cap_is_a_condition() -> None:
-    states = [
-        HostState(float(t), gpu_mhz=1500.0 - 300 * (t % 2), conditions=("at its power cap",))
-        for t in range(10)
-    ]
-    found = assess(Evidence(states, WINDOW, 2))
-    assert found.valid
-    assert found.conditions == [
-        "at its power cap",
-        "clocks: the GPU went between 1200 and 1500 MHz",
-    ]
 
 
 def test_gpu_load_of_others_is_looked_for_before_the_run() -> None:

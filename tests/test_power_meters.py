@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from edgehp.benchmark.host import HostState
 from edgehp.benchmark.power.base import PowerRecorder, energy_over, open_meter
 from edgehp.benchmark.power.jetson import Ina3221Meter, JtopMeter
-from edgehp.benchmark.power.nvml import GpuState, NvmlMeter
+from edgehp.benchmark.power.nvml import NvmlMeter
 from edgehp.benchmark.power.rapl import RaplMeter
 from edgehp.benchmark.power.text import CommandMeter, CsvMeter, parse_time
 from edgehp.errors import DataError, EnvironmentalError, MeasurementError, UsageError
@@ -65,31 +64,6 @@ def test_ina3221_reads_rails_and_leaves_out_what_is_not_connected(tmp_path: Path
     meter = Ina3221Meter(tmp_path)
     assert meter.read().values == pytest.approx({"VDD_IN": 6.0, "VDD_SOC": 1.5})
     assert meter.info.total == ("VDD_IN",)
-
-
-def test_the_total_of_an_agx_orin_is_the_documented_sum_and_says_so(tmp_path: Path) -> None:
-    ina(
-        tmp_path,
-        "1-0040",
-        {
-            1: ("VDD_GPU_SOC", 19000, 100),
-            2: ("VDD_CPU_CV", 19000, 50),
-            3: ("VIN_SYS_5V0", 5000, 800),
-        },
-    )
-    ina(tmp_path, "1-0041", {1: ("NC", 0, 0), 2: ("VDDQ_VDD2_1V8AO", 5000, 200)})
-    clock = Clock()
-    meter = Ina3221Meter(tmp_path, clock)
-    samples = []
-    for _ in range(21):
-        samples.append(meter.read())
-        clock.now += 0.1
-    energy = energy_over(meter.info, samples, [(100.5, 101.5)])
-    # Without VDDQ_VDD2_1V8AO, which is behind VIN_SYS_5V0.
-    assert energy.total == pytest.approx(1.9 + 0.95 + 4.0)
-    assert "the sum that NVIDIA documents" in meter.info.includes
-    assert energy.joules["VIN_SYS_5V0"] == pytest.approx(4.0)
-    assert energy.joules["VDD_GPU_SOC"] == pytest.approx(1.9)
 
 
 def test_ina3221_that_goes_away_is_an_error(tmp_path: Path) -> None:
@@ -224,30 +198,6 @@ def test_of_several_gpus_the_one_that_is_measured_is_read(monkeypatch: pytest.Mo
     assert asked == [1, "GPU-5ebe9f43", 0]
 
 
-def test_throttling_of_a_gpu_is_named() -> None:
-    nvml = fake_nvml(nvmlDeviceGetCurrentClocksEventReasons=0x1 | 0x4 | 0x40)
-    state = GpuState(module=nvml).fill(HostState(0.0))
-    # 0x1 is idleness, no throttling.
-    assert state.reasons == ("power cap", "hardware thermal slowdown")
-    assert (state.gpu_mhz, state.temperatures) == (1500.0, {"GPU": 61.0})
-    assert (state.gpu_load, state.gpu_others, state.conditions) == (None, None, ())
-
-
-@pytest.mark.parametrize(("cap_w", "normal"), [(70, True), (250, False)])
-def test_the_power_cap_of_a_board_like_the_t4_is_its_normal_state(cap_w: int, normal: bool) -> None:
-    nvml = fake_nvml(
-        nvmlDeviceGetCurrentClocksEventReasons=0x4,
-        nvmlDeviceGetEnforcedPowerLimit=1000 * cap_w,
-        nvmlDeviceGetUtilizationRates=SimpleNamespace(gpu=40, memory=10),
-        nvmlDeviceGetComputeRunningProcesses=("this process", "another"),
-    )
-    state = GpuState(module=nvml).fill(HostState(0.0))
-    assert state.reasons == (() if normal else ("power cap",))
-    said = ("the GPU works at its power cap of 70 W",)
-    assert state.conditions == (said if normal else ())
-    assert (state.gpu_load, state.gpu_others) == (0.4, 1)
-
-
 class JtopException(Exception):  # noqa: N818 - as jetson-stats names it
     pass
 
@@ -289,22 +239,10 @@ def rail(milliwatts: int) -> dict[str, int]:
     return {"VDD_IN": milliwatts, "VDD_SOC": 1000, "NC": 5}
 
 
-def test_the_total_of_jtop_is_its_tot() -> None:
-    meter = JtopMeter(fake_jtop([rail(5000), rail(6000), rail(7000)]))
-    assert meter.info.total == ("VDD_IN",)
-    assert [meter.read().values["VDD_IN"] for _ in range(2)] == [6.0, 7.0]
-    agx = {"VDD_GPU_SOC": 4000, "VDD_CPU_CV": 2000, "VIN_SYS_5V0": 3000, "VDDQ_VDD2_1V8AO": 500}
-    # There the library adds what is behind another rail; the documented sum does not.
-    assert JtopMeter(fake_jtop([agx])).info.total == tuple(agx)[:3]
+def test_without_an_input_or_a_documented_sum_the_total_is_that_of_jtop() -> None:
     other = JtopMeter(fake_jtop([{"GPU": 4000, "CPU": 2000}] * 2))
     assert other.info.total == ("tot",) and "jetson-stats adds" in other.info.includes
     assert other.read().values["tot"] == 6.0
-
-
-def test_the_interval_of_jtop_is_that_of_its_service() -> None:
-    # With the window of jtop open the service keeps its own; gaps are judged by it.
-    meter = JtopMeter(fake_jtop([rail(5000)], interval=1.0))
-    assert meter.info.period_s == 1.0
 
 
 def test_jtop_whose_service_is_dead_or_dies_says_so() -> None:

@@ -29,7 +29,7 @@ from edgehp.device import (
 )
 from edgehp.driver import PROBE_CODE, Gpu, read_answer
 from edgehp.errors import EdgehpError, EnvironmentalError
-from edgehp.targets import resolve_target
+from edgehp.targets import resolve_target, target_of_part
 
 __all__ = [
     "Cpu",
@@ -225,7 +225,8 @@ def find_jetson_state(probe: Probe) -> Jetson | None:
     l4t = l4t_release(probe.root)
     target, jetpack, problem = None, None, None
     try:
-        found = resolve_target("orin", root=probe.root).target
+        found = target_of_part(module.part_number)
+        found = found or resolve_target("orin", root=probe.root).target
         target = found.name
         row = found.jetpack_for(l4t) if l4t else None
         jetpack = row.jetpack if row else None

@@ -2,7 +2,8 @@
 
 INA3221: ``/sys/bus/i2c/devices/*/hwmon/hwmon*/in{n}_label``, ``in{n}_input`` (mV),
 ``curr{n}_input`` (mA): Linux kernel, Documentation/hwmon/ina3221.rst. Channels 1 to 3 are inputs; a
-channel called ``NC`` is not connected, and channel 7 is a sum of shunt voltages, no rail.
+channel called ``NC`` is not connected, and channel 7 is a sum of shunt voltages, no rail. Thor's
+kit has an INA238 too (ina238.rst), without labels, at its carrier's input, which is called ``VIN``.
 
 jetson-stats (jtop) is AGPL-3.0 and the user's own choice to install; nothing of it is here. Its
 ``avg`` is a moving figure, so only instantaneous readings are used.
@@ -27,13 +28,14 @@ from edgehp.errors import EnvironmentalError, MeasurementError
 __all__ = ["Ina3221Meter", "JtopMeter", "describe_rail", "total_of"]
 
 # The input of the whole module: the other rails are behind it and must not be added to it.
-_INPUTS = ("VDD_IN", "POM_5V_IN", "VIN")
+_VIN = "VIN"
+_INPUTS = ("VDD_IN", "POM_5V_IN", _VIN)
 # Of AGX modules, whose rails are disjoint but for the one behind the last of these.
 _AGX_SUM = ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")
 _MEANING = {
     "VDD_IN": "the whole module",
     "POM_5V_IN": "the whole module",
-    "VIN": "the whole module",
+    "VIN": "the whole board, at the input of its carrier",
     "VDD_CPU_GPU_CV": "CPU, GPU, DLA and PVA",
     "VDD_SOC": "memory controller, codecs and the rest of the chip",
     "VDD_GPU_SOC": "GPU and the rest of the chip",
@@ -83,7 +85,7 @@ class _Channel:
 
 
 class Ina3221Meter:
-    """All connected rails of all INA3221 of a board."""
+    """All connected rails of all INA3221 of a board, and its INA238."""
 
     def __init__(self, root: Path = SYSTEM_ROOT, clock: Callable[[], float] = perf_counter) -> None:
         """Find the rails.
@@ -130,10 +132,11 @@ class Ina3221Meter:
 def _channels(root: Path) -> tuple[_Channel, ...]:
     found: dict[str, _Channel] = {}
     for device in sorted((root / "sys/bus/i2c/devices").glob("*")):
-        if (read_text(device / "name", 64) or "").strip() != "ina3221":
-            continue
+        chip = (read_text(device / "name", 64) or "").strip()
         for monitor in sorted(device.glob("hwmon/hwmon*")):
-            for n in _CHANNELS:
+            if chip == "ina238":
+                found[_VIN] = _Channel(_VIN, monitor / "in1_input", monitor / "curr1_input")
+            for n in _CHANNELS if chip == "ina3221" else ():
                 label = (read_text(monitor / f"in{n}_label", 64) or "").strip()
                 if not label or label.upper() == "NC":
                     continue
