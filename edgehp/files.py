@@ -46,12 +46,14 @@ __all__ = [
     "read_toml",
     "replacing",
     "require_utf8",
+    "require_writable",
     "resource_dir",
     "sha256_bytes",
     "sha256_file",
     "stand_in",
     "strict_json",
     "to_record",
+    "write_output",
     "write_whole",
 ]
 
@@ -528,6 +530,51 @@ def output_to(path: Path, option: str) -> Iterator[None]:
         raise EnvironmentalError(
             f"{path} cannot be written ({e.strerror or e}); free space or choose another {option}"
         ) from e
+
+
+def require_writable(path: Path, option: str = "--output") -> None:
+    """Refuse a file that cannot be written, before the work whose result it is to hold.
+
+    Nothing is left behind, and missing folders are not made: what is tried is a file in the
+    nearest folder that is there.
+
+    Args:
+        path: the file to be.
+        option: what the user chooses the place with, for the message.
+
+    Raises:
+        EnvironmentalError: it is a folder, or no file can be made there.
+    """
+    place = path.parent
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    trial = place / f".{path.name[:100]}.{secrets.token_hex(4)}"
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(None, "it is a folder, a file is expected")
+        os.close(os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        trial.unlink()
+    except OSError as e:
+        raise EnvironmentalError(
+            f"{path} cannot be written ({e.strerror or e}); nothing was measured: choose another "
+            f"{option}"
+        ) from e
+
+
+def write_output(path: Path, content: bytes | str, option: str = "--output") -> None:
+    """Replace `path` by `content`, whole or not at all; missing folders are made.
+
+    Args:
+        path: the file.
+        content: what it is to hold; text as UTF-8.
+        option: what the user chooses the place with, for the message.
+
+    Raises:
+        EnvironmentalError: it cannot be written.
+    """
+    with output_to(path, option):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
 
 
 def resource_dir(name: str) -> Path:

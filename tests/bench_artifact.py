@@ -11,19 +11,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from edgehp.artifact.manifest import (
-    BuildRecord,
-    EngineRecord,
-    Golden,
-    Manifest,
-    NetworkRecord,
-    PrecisionRecord,
-    TargetRecord,
-)
+from edgehp.artifact.manifest import EngineRecord, Golden, NetworkRecord
 from edgehp.artifact.write import ArtifactWriter
 from edgehp.engines.openvino import OpenVinoEngine
 from edgehp.networks.graph import build_graph, graph_bytes
-from tests.helpers import random_crops, random_network
+from tests.helpers import a_manifest, random_crops, random_network
 
 GOLDEN = 4
 
@@ -41,31 +33,22 @@ def make_artifact(directory: Path, size: int = 32, name: str = "random-cpu-fp32"
         # PNG is lossless; OpenCV writes BGR.
         picture = np.ascontiguousarray(crops.reshape(GOLDEN * size, size, 3)[..., ::-1])
         cv2.imwrite(str(writer.path / "golden.png"), picture)
-        manifest = Manifest(
-            state="complete",
+        golden = Golden(
+            "golden.png",
+            tuple(tuple(map(float, a)) for a in answer.angles),  # type: ignore[misc]
+            tuple(tuple(map(float, s)) for s in answer.spread),  # type: ignore[misc]
+            0.5,
+        )
+        engine_record = EngineRecord(
+            "openvino", ("engine.onnx",), {"openvino": version}, 1, 1, 8, "x86_64"
+        )
+        weights_sha256 = hashlib.sha256(graph).hexdigest()
+        manifest = a_manifest(
+            spec,
+            golden,
             name=name,
-            created="2026-01-02T03:04:05Z",
-            edgehp_version="0",
-            network=NetworkRecord(
-                spec.to_dict(), spec.digest, hashlib.sha256(graph).hexdigest(), "random", "none"
-            ),
-            preprocessing=spec.preprocessing,
-            target=TargetRecord("cpu"),
-            precision=PrecisionRecord("fp32", "fp32", "compiled model", {"fp32": 1}, ()),
-            engine=EngineRecord(
-                "openvino", ("engine.onnx",), {"openvino": version}, 1, 1, 8, "x86_64"
-            ),
-            graph="engine.onnx",
-            calibration=None,
-            accuracy=None,
-            golden=Golden(
-                "golden.png",
-                tuple(tuple(map(float, a)) for a in answer.angles),  # type: ignore[misc]
-                tuple(tuple(map(float, s)) for s in answer.spread),  # type: ignore[misc]
-                0.5,
-            ),
-            build=BuildRecord({}, (), ()),
-            files=(),
+            network=NetworkRecord(spec.to_dict(), spec.digest, weights_sha256, "random", "none"),
+            engine=engine_record,
         )
         roles = {"engine.onnx": "engine", "reference.onnx": "graph", "golden.png": "golden"}
         writer.commit(manifest, roles)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
 
+from edgehp.artifact.manifest import (
+    BuildRecord,
+    EngineRecord,
+    Golden,
+    Manifest,
+    NetworkRecord,
+    PrecisionRecord,
+    TargetRecord,
+)
 from edgehp.networks.graph import INPUT, build_graph, graph_bytes
 from edgehp.networks.layout import ANGLES, Weights, expected_shapes, heads_prefix
 from edgehp.networks.spec import EHPNET, KD_RESNET, NetworkSpec
@@ -109,3 +119,25 @@ def random_crops(count: int, size: int, seed: int = 0) -> npt.NDArray[np.uint8]:
     smooth = coarse[:, index][:, :, index]
     noisy = smooth + rng.normal(0, 15, smooth.shape)
     return np.clip(noisy, 0, 255).astype(np.uint8)
+
+
+def a_manifest(spec: NetworkSpec, golden: Golden, **changes: Any) -> Manifest:
+    """The manifest of a complete FP32 artifact for the processor; its files are not listed yet."""
+    values = {
+        "state": "complete",
+        "name": "small-cpu-fp32",
+        "created": "2026-01-02T03:04:05Z",
+        "edgehp_version": "0",
+        "network": NetworkRecord(spec.to_dict(), spec.digest, "a" * 64, "random", "none"),
+        "preprocessing": spec.preprocessing,
+        "target": TargetRecord("cpu"),
+        "precision": PrecisionRecord("fp32", "fp32", "compiled model", {"fp32": 1}, ()),
+        "engine": EngineRecord("openvino", ("engine.onnx",), {"openvino": "1"}, 1, 1, 8, "x86_64"),
+        "graph": "engine.onnx",
+        "calibration": None,
+        "accuracy": None,
+        "golden": golden,
+        "build": BuildRecord({}, (), ()),
+        "files": (),
+    }
+    return Manifest(**{**values, **changes})

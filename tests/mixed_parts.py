@@ -53,8 +53,3 @@ def convolutions_in_float(path: Path) -> set[str]:
     graph = onnx.load(str(path)).graph
     made = {o for n in graph.node if n.op_type == "DequantizeLinear" for o in n.output}
     return {n.name for n in graph.node if n.op_type == "Conv" and not set(n.input[:2]) <= made}
-
-
-def as_crops(values: np.ndarray) -> np.ndarray:
-    """Values 0..255 as uint8 crops."""
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)

@@ -31,11 +31,10 @@ from edgehp.images import decode_photo
 from edgehp.networks.description import load_description
 from edgehp.networks.export import load_graph
 from edgehp.remote.boards import read_boards
-from edgehp.report.files import read_report
+from edgehp.report.gather import read_report
 from edgehp.runtime.settings import load_settings
 from edgehp.runtime.sources import parse_source
-from edgehp.training.labelling import read_labels
-from edgehp.training.teachers import Teacher
+from edgehp.training.labelling import Teacher, read_labels
 from tests.dataset_trees import encoded, photo, write, zip_of
 from tests.pose_graphs import pose_graph
 

@@ -26,31 +26,25 @@ def pose_graph(
     path: Path,
     *,
     offset=(0.0, 0.0, 0.0),
-    signs=(1, 1, 1),
-    order=(0, 1, 2),
     constant=None,
     spread: float = 2.0,
     size: int = SPEC.preprocessing.size,
 ) -> Path:
-    """A deployed graph: the mean colour is the pose, then `order`, `signs` and `offset`.
+    """A deployed graph: the mean colour is the pose, then `offset`.
 
     Args:
         path: where to write it.
         offset: the network's error in degrees.
-        signs: factors on pitch, yaw, roll.
-        order: which of pitch, yaw, roll stands where.
         constant: answer this whatever the photo shows.
         spread: of every angle.
         size: input size.
     """
     spec = SPEC.with_size(size)
-    keep = 0.0 if constant is not None else 1.0
     shift = np.asarray(offset if constant is None else constant, np.float32)
     constants = {
         "zero": np.float32(_ZERO),
         "axes": np.array([1, 2], np.int64),
-        "order": np.asarray(order, np.int64),
-        "signs": np.asarray(signs, np.float32) * np.float32(keep),
+        "keep": np.float32(constant is None),
         "shift": shift,
         "nothing": np.float32(0),
         "wide": np.float32(spread),
@@ -60,8 +54,7 @@ def pose_graph(
         n("Cast", [INPUT], ["f"], to=TensorProto.FLOAT),
         n("Sub", ["f", "zero"], ["c"]),
         n("ReduceMean", ["c", "axes"], ["m"], keepdims=0),
-        n("Gather", ["m", "order"], ["g"], axis=1),
-        n("Mul", ["g", "signs"], ["s"]),
+        n("Mul", ["m", "keep"], ["s"]),
         n("Add", ["s", "shift"], ["angles"]),
         n("Mul", ["angles", "nothing"], ["z"]),
         n("Add", ["z", "wide"], ["spread"]),

@@ -15,21 +15,14 @@ import onnxruntime
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from edgehp.artifact.manifest import (
-    BuildRecord,
-    EngineRecord,
-    Golden,
-    Manifest,
-    NetworkRecord,
-    PrecisionRecord,
-    TargetRecord,
-)
+from edgehp.artifact.manifest import EngineRecord, Golden, Manifest, PrecisionRecord
 from edgehp.artifact.write import ArtifactWriter
 from edgehp.driver import Gpu
 from edgehp.shipping import slots
 from edgehp.shipping.bundle import pack_front, verify_bundle
 from edgehp.shipping.selftest import SelfTestResult, self_test
 from edgehp.shipping.signature import PublicKey, read_public_key
+from tests.helpers import a_manifest
 from tests.pose_graphs import SPEC, pose_graph
 
 SIZE = 16
@@ -79,31 +72,17 @@ def started_whole(root: Path) -> str:
     return found.slot.artifact_name
 
 
-def a_manifest(name: str, *, deferred: bool = False, budget: float | None = 60_000) -> Manifest:
-    spec = SPEC.with_size(SIZE)
+def tiny_manifest(name: str, *, deferred: bool = False, budget: float | None = 60_000) -> Manifest:
     engine = EngineRecord("onnxruntime", ("engine.onnx",), {"onnxruntime": VERSION}, 1, 1, 8, "any")
-    return Manifest(
+    angles = tuple((float(p), float(y), float(r)) for p, y, r in GOLDEN)
+    return a_manifest(
+        SPEC.with_size(SIZE),
+        Golden("golden.png", angles, ((2.0, 2.0, 2.0),) * len(GOLDEN), 0.5, budget),
         state="deferred" if deferred else "complete",
         name=name,
-        created="2026-01-02T03:04:05Z",
-        edgehp_version="0",
-        network=NetworkRecord(spec.to_dict(), spec.digest, "a" * 64, "colours", "none"),
-        preprocessing=spec.preprocessing,
-        target=TargetRecord("cpu"),
         precision=PrecisionRecord("fp32", None if deferred else "fp32", "graph", {}, ()),
         engine=None if deferred else engine,
         graph="graph.onnx",
-        calibration=None,
-        accuracy=None,
-        golden=Golden(
-            "golden.png",
-            tuple((float(p), float(y), float(r)) for p, y, r in GOLDEN),
-            ((2.0, 2.0, 2.0),) * len(GOLDEN),
-            0.5,
-            budget,
-        ),
-        build=BuildRecord({}, (), ()),
-        files=(),
     )
 
 
@@ -119,7 +98,7 @@ def tiny_artifact(
         picture = crops.reshape(-1, SIZE, 3).astype(np.uint8)
         cv2.imwrite(str(writer.path / "golden.png"), np.ascontiguousarray(picture[..., ::-1]))
         roles = {k: v for k, v in ROLES.items() if not (deferred and v == "engine")}
-        writer.commit(a_manifest(path.name, deferred=deferred, budget=budget), roles)
+        writer.commit(tiny_manifest(path.name, deferred=deferred, budget=budget), roles)
     return path
 
 
@@ -128,7 +107,7 @@ def finish_tiny(path: Path) -> None:
     from edgehp.artifact import load_artifact
 
     artifact = load_artifact(path, allow_deferred=True)
-    complete = a_manifest(artifact.manifest.name)
+    complete = tiny_manifest(artifact.manifest.name)
     with ArtifactWriter(path) as writer:
         for file in artifact.manifest.files:
             (writer.path / file.path).write_bytes((path / file.path).read_bytes())

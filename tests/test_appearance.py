@@ -12,13 +12,13 @@ from edgehp.errors import DataError
 from edgehp.quantization.clipping import measure_clipping
 from edgehp.quantization.quantize import QuantizationConfig, quantize
 from edgehp.validation.appearance import (
+    CONDITIONS,
     STATISTICS,
     AppearanceCheck,
     Clipped,
     appearance_of,
     measure_crops,
 )
-from edgehp.validation.robustness import CONDITIONS
 from tests.helpers import random_crops
 from tests.quantization_graphs import SIZE, small_network
 

@@ -22,7 +22,6 @@ from edgehp.artifact.manifest import (
     EngineRecord,
     Golden,
     Manifest,
-    NetworkRecord,
     PrecisionRecord,
     StepTime,
     TargetRecord,
@@ -37,6 +36,7 @@ from edgehp.engines.base import EngineInfo, Prediction
 from edgehp.engines.tensorrt_build import AMPERE_AND_LATER
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
 from edgehp.networks.spec import KD_RESNET
+from tests import helpers
 
 SIZE = 32
 SPEC = KD_RESNET.with_size(SIZE)
@@ -61,24 +61,19 @@ class Device:
 
 
 def a_manifest(created: str = "2026-01-02T03:04:05Z") -> Manifest:
-    return Manifest(
-        state="complete",
+    return helpers.a_manifest(
+        SPEC,
+        Golden("golden.png", ((1.0, 2.0, 3.0),) * 2, ((1.0, 1.0, 1.0),) * 2, 0.5),
         name="kd-resnet18-orin-int8",
         created=created,
-        edgehp_version="0.1",
-        network=NetworkRecord(SPEC.to_dict(), SPEC.digest, "a" * 64, "kd-resnet18", "research"),
-        preprocessing=SPEC.preprocessing,
         target=TargetRecord("orin-agx-64gb", ("8.7",), "NVIDIA Jetson AGX Orin", "Orin"),
         precision=PrecisionRecord(
             "int8", "int8", "engine", {"int8": 1}, (LayerPrecision("c", "Convolution", "int8"),)
         ),
         engine=EngineRecord("tensorrt", ("e.plan",), {"tensorrt": "10.3.0"}, 1, 1, 8, "aarch64"),
         graph="g.onnx",
-        calibration=None,
         accuracy=Accuracy("heads", 99, "mae-drop", 4.0, 4.01, 0.01, (0.0, 0.02), 0.1, "engine"),
-        golden=Golden("golden.png", ((1.0, 2.0, 3.0),) * 2, ((1.0, 1.0, 1.0),) * 2, 0.5),
         build=BuildRecord({"target": "orin"}, (StepTime("engine", 1.5),), ("a warning",)),
-        files=(),
     )
 
 

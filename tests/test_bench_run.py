@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -30,11 +31,14 @@ from edgehp.benchmark.roofline import (
 )
 from edgehp.cli.main import main
 from edgehp.errors import DataError, MeasurementError, UsageError
+from edgehp.shipping.sbom import measured_energy
 from edgehp.targets import list_targets, load_target
 from tests.bench_artifact import make_artifact, report_schema
 
 QUICK = ("--duration", "0.6", "--warm-up", "0", "--threads", "1", "--idle", "0.3")
+ALONE = ("--against", "none")
 METER = f"command:{sys.executable} -S -c print(12.5)"
+Bench = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +54,17 @@ def peaks(monkeypatch: pytest.MonkeyPatch) -> MeasuredPeaks:
     return found
 
 
-def bench(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as leaving:
-        main(["bench", *map(str, arguments)])
-    out = capsys.readouterr()
-    return int(leaving.value.code or 0), out.out, out.err
+@pytest.fixture
+def bench(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Bench:
+    """Run ``edgehp bench`` on the artifact, quickly and with its reports in `tmp_path`."""
+
+    def run(*arguments: object, of: Path = artifact) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as leaving:
+            main(["bench", *map(str, (of, *QUICK, "--output", tmp_path, *arguments))])
+        out = capsys.readouterr()
+        return int(leaving.value.code or 0), out.out, out.err
+
+    return run
 
 
 def report_of(text: str) -> dict[str, Any]:
@@ -66,12 +76,10 @@ def report_of(text: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("scenario", ["single-stream", "offline", "multi-camera"])
-def test_every_scenario_measures_both_networks(
-    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], scenario: str
-) -> None:
+def test_every_scenario_measures_both_networks(bench: Bench, tmp_path: Path, scenario: str) -> None:
     code, out, _ = bench(
-        capsys, artifact, *QUICK, "--scenario", scenario, "--allow-invalid", "--json",
-        "--output", tmp_path, "--batch", "2", "--cameras", "2", "--fps", "50",
+        "--scenario", scenario, "--allow-invalid", "--json",
+        "--batch", "2", "--cameras", "2", "--fps", "50",
     )  # fmt: skip
     assert code == 0
     report = report_of(out)
@@ -102,31 +110,30 @@ def test_every_scenario_measures_both_networks(
     assert report["subjects"]["artifact"]["engine"]["threads"] == 1
 
 
-def test_an_invalid_run_is_written_and_ends_with_6(
-    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_invalid_run_is_written_and_ends_with_6(bench: Bench, tmp_path: Path) -> None:
     # Two cameras for a fifth of a second: far below the 459 frames that p99 needs.
-    arguments = (artifact, *QUICK, "--scenario", "multi-camera", "--cameras", "2",
-                 "--duration", "0.2", "--against", "none", "--output", tmp_path)  # fmt: skip
-    code, out, err = bench(capsys, *arguments)
+    arguments = ("--scenario", "multi-camera", "--cameras", "2", "--duration", "0.2", *ALONE)
+    code, out, err = bench(*arguments)
     assert code == 6
     assert "INVALID" in out
     assert "459 are needed" in err
     report = json.loads((tmp_path / "bench-multi-camera.json").read_text())
     assert not report["validity"]["valid"]
     assert report["reference_reason"] == "measured alone, as asked for"
-    assert bench(capsys, *arguments, "--allow-invalid")[0] == 0
+    assert bench(*arguments, "--allow-invalid")[0] == 0
 
 
-def test_power_is_measured_in_the_same_run_gross_and_net(
-    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_power_is_measured_in_the_same_run_gross_and_net(bench: Bench, tmp_path: Path) -> None:
     code, out, _ = bench(
-        capsys, artifact, *QUICK, "--against", "none", "--power", METER, "--require-power",
-        "--idle", "2", "--duration", "2", "--allow-invalid", "--json", "--output", tmp_path,
+        *ALONE, "--power", METER, "--require-power", "--idle", "2", "--duration", "2",
+        "--allow-invalid", "--json", "--output", tmp_path / "reports",
     )  # fmt: skip
     assert code == 0
     report = report_of(out)
+    # What a bundle of the artifact says of it.
+    digest = report["subjects"]["artifact"]["manifest_digest"]
+    per_image = report["results"]["artifact"]["energy"]["joules_per_image"]
+    assert measured_energy(tmp_path, digest) == per_image
     energy = report["results"]["artifact"]["energy"]
     assert energy["watts"]["total"] == pytest.approx(12.5)
     assert energy["joules_per_image"]["total"] == pytest.approx(
@@ -137,35 +144,28 @@ def test_power_is_measured_in_the_same_run_gross_and_net(
 
 
 def test_power_that_cannot_be_had_is_null_with_a_reason_or_exit_6(
-    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bench: Bench, tmp_path: Path
 ) -> None:
-    common = (artifact, *QUICK, "--against", "none", "--power", "none", "--output", tmp_path)
-    code, out, _ = bench(capsys, *common, "--allow-invalid", "--json")
+    common = (*ALONE, "--power", "none")
+    code, out, _ = bench(*common, "--allow-invalid", "--json")
     assert code == 0
     report = report_of(out)
     assert report["results"]["artifact"]["energy"] is None
     assert report["power"]["reason"] == "not measured, as asked for"
-    code, _, err = bench(capsys, *common, "--require-power")
+    code, _, err = bench(*common, "--require-power")
     assert code == 6
     assert "power was required" in err
 
 
-def test_a_meter_asked_for_by_name_is_never_replaced(
-    artifact: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, _, err = bench(capsys, artifact, *QUICK, "--power", "jtop")
+def test_a_meter_asked_for_by_name_is_never_replaced(bench: Bench) -> None:
+    code, _, err = bench("--power", "jtop")
     assert code == 5
     assert "jetson-stats" in err
 
 
-def test_another_artifact_takes_turns(
-    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_artifact_takes_turns(bench: Bench, tmp_path: Path) -> None:
     other = make_artifact(tmp_path / "dist", name="other-cpu-fp32")
-    code, out, _ = bench(
-        capsys, artifact, *QUICK, "--against", other, "--allow-invalid", "--json",
-        "--output", tmp_path,
-    )  # fmt: skip
+    code, out, _ = bench("--against", other, "--allow-invalid", "--json")
     assert code == 0
     report = report_of(out)
     assert report["subjects"]["reference"]["name"].startswith("other-cpu-fp32")
@@ -200,15 +200,11 @@ class EmulatedJetson(Ina3221Meter):
 
 
 def test_an_emulated_jetson_that_throttles_is_invalid_and_its_energy_stands(
-    artifact: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "open_meter", lambda *_: (EmulatedJetson(tmp_path), None))
     monkeypatch.setattr(session, "HostWatch", lambda sources: HostWatch(sources, tmp_path))
-    arguments = (artifact, *QUICK, "--duration", "3", "--against", "none", "--require-power")
-    code, out, err = bench(capsys, *arguments, "--output", tmp_path)
+    code, out, err = bench("--duration", "3", *ALONE, "--require-power")
     assert code == 6
     assert re.search(r"throttling: over-current event oc1 counted \d+ more", err)
     report = report_of((tmp_path / "bench-single-stream.json").read_text())
@@ -238,14 +234,11 @@ class DyingMeter:
 
 
 def test_a_service_that_dies_leaves_no_energy_and_fails_where_power_is_required(
-    artifact: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "open_meter", lambda *_: (DyingMeter(), None))
-    common = (artifact, *QUICK, "--against", "none", "--output", tmp_path, "--allow-invalid")
-    code, out, _ = bench(capsys, *common, "--json")
+    common = (*ALONE, "--allow-invalid")
+    code, out, _ = bench(*common, "--json")
     assert code == 0
     report = report_of(out)
     assert report["power"]["reason"] == "the service of jetson-stats stopped during the run"
@@ -254,22 +247,19 @@ def test_a_service_that_dies_leaves_no_energy_and_fails_where_power_is_required(
     assert "before the measured time: the meter stopped" in energy["reasons"]["VDD_IN"]
     # The latencies of the same run stand.
     assert report["results"]["artifact"]["stages"]["inference"]["count"] > 0
-    code, _, err = bench(capsys, *common, "--require-power")
+    code, _, err = bench(*common, "--require-power")
     assert code == 6
     assert "stopped during the run" in err
 
 
 def test_an_interruption_before_the_first_turn_leaves_an_honest_report(
-    artifact: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("edgehp.benchmark.run.warm_up", interrupted)
-    code, _, err = bench(capsys, artifact, *QUICK, "--against", "none", "--output", tmp_path)
+    code, _, err = bench(*ALONE)
     assert code == 130
     assert "marked partial" in err
     report = report_of((tmp_path / "bench-single-stream.json").read_text())
@@ -332,17 +322,14 @@ def test_ctrl_c_writes_what_was_measured(artifact: Path, tmp_path: Path) -> None
 
 
 def test_a_place_that_cannot_be_written_is_found_before_measuring(
-    artifact: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_: object) -> None:
         raise RuntimeError("measured")
 
     monkeypatch.setattr(session, "benchmark", never)
     (tmp_path / "file").touch()
-    code, out, err = bench(capsys, artifact, "--output", tmp_path / "file" / "reports", *QUICK)
+    code, out, err = bench("--output", tmp_path / "file" / "reports")
     assert (code, out) == (5, "")
     assert "cannot be written" in err and "another --output" in err
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
@@ -350,20 +337,14 @@ def test_a_place_that_cannot_be_written_is_found_before_measuring(
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_disk_that_fills_meanwhile_costs_the_file_but_not_the_figures(
-    artifact: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    as_json: bool,
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("edgehp.report.files.write_whole", full)
+    monkeypatch.setattr("edgehp.files.write_whole", full)
     options = ["--json"] if as_json else []
-    code, out, err = bench(
-        capsys, artifact, "--output", tmp_path / "r", *QUICK, *options, "--allow-invalid"
-    )
+    code, out, err = bench("--output", tmp_path / "r", *options, "--allow-invalid")
     assert code == 5
     assert "No space left" in err and "another --output" in err
     if as_json:
@@ -373,11 +354,11 @@ def test_a_disk_that_fills_meanwhile_costs_the_file_but_not_the_figures(
 
 
 def test_frames_that_are_none_are_found_before_networks_are_opened(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bench: Bench, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
     # Not even the artifact, which is not there either, has been looked at.
-    code, _, err = bench(capsys, tmp_path / "none", "--frames", tmp_path / "empty", *QUICK)
+    code, _, err = bench("--frames", tmp_path / "empty", of=tmp_path / "none")
     assert code == 1 and "empty: no photos" in err
 
 

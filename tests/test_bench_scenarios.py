@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 from edgehp.benchmark.lanes import Frame, Frames, Lane, Turn, warm_up
-from edgehp.benchmark.plan import OFFICIAL_DURATION_S, Plan, slice_seconds
 from edgehp.benchmark.run import (
     INFERENCE,
+    OFFICIAL_DURATION_S,
+    Plan,
     largest_useful_batch,
     measure,
     multi_camera,
     offline,
     single_stream,
+    slice_seconds,
 )
 from edgehp.benchmark.stats import speedup
 from edgehp.crop import Preprocessing, crop_face

@@ -15,7 +15,6 @@ from edgehp.benchmark.stats import (
     summarize,
     upper_bound,
 )
-from edgehp.errors import DataError, UsageError
 
 
 def test_percentiles_are_nearest_ranks() -> None:
@@ -23,10 +22,6 @@ def test_percentiles_are_nearest_ranks() -> None:
     assert [percentile(values, p) for p in (0, 50, 90, 99, 99.9, 100)] == [
         *(1, 500, 900, 990, 999, 1000),
     ]
-    with pytest.raises(DataError):
-        percentile(np.empty(0), 50)
-    with pytest.raises(UsageError):
-        percentile(values, 101)
 
 
 def test_the_slowest_is_never_clipped() -> None:

@@ -143,7 +143,7 @@ def test_spdx_has_the_gate_the_data_and_measured_energy(artifact: Path, tmp_path
     (tmp_path / "reports").mkdir()
     report = {
         "kind": "benchmark",
-        "manifest_digest": "x",
+        "subjects": {"artifact": {"manifest_digest": "x"}},
         "results": {"artifact": {"energy": {"joules_per_image": {"VDD": 0.25, "SYS": None}}}},
     }
     (tmp_path / "reports" / "bench.json").write_text(json.dumps(report))

@@ -186,38 +186,16 @@ def labels(count: int, scale: float) -> str:
     return f"image,pitch,yaw,roll\n{rows}"
 
 
-def test_labels_file(tmp_path: Path) -> None:
-    for i in range(3):
-        write(tmp_path / "photos" / f"{i:05d}.jpg")
-    write(tmp_path / "photos" / "boxes.csv", BOXES + "00001.jpg,64,48,1,2,3,4\n")
-    table = write(tmp_path / "labels.csv", "yaw,image,roll,pitch\n20,00001.jpg,30,10\n")
-    faces = read_faces(tmp_path / "photos", labels=table)
-    assert [s.name for s in faces.samples] == ["00001.jpg"]
-    assert faces.samples[0].angles is not None
-    assert faces.samples[0].angles.tolist() == [10, 20, 30]
-    assert faces.samples[0].box == Box(1, 2, 3, 4)
-    assert faces.protocol["photos_not_listed"] == 2
-
-
-def test_labels_file_without_a_column(tmp_path: Path) -> None:
-    write(tmp_path / "photos" / "00000.jpg")
-    table = write(tmp_path / "labels.csv", "image,yaw,roll\n00000.jpg,1,2\n")
-    with pytest.raises(DataError, match=r"labels\.csv: missing columns pitch"):
-        read_faces(tmp_path / "photos", labels=table)
-
-
 def test_labels_in_radians_are_refused(tmp_path: Path) -> None:
-    photos = tmp_path / "photos"
     for i in range(60):
-        write(photos / f"{i:05d}.jpg", b"x")
-    radians = write(tmp_path / "radians.csv", labels(60, math.pi / 6))
+        write(tmp_path / f"{i:05d}.jpg", b"x")
+    write(tmp_path / "labels.csv", labels(60, math.pi / 6))
     with pytest.raises(DataError, match="looks like radians"):
-        read_faces(photos, labels=radians)
-    degrees = write(tmp_path / "degrees.csv", labels(60, 30.0))
-    assert len(read_faces(photos, labels=degrees)) == 60
-    # Too few to tell the unit: a handful of frontal faces.
-    few = write(tmp_path / "few.csv", labels(20, 0.5))
-    assert len(read_faces(photos, labels=few)) == 20
+        read_faces(tmp_path)
+    # In degrees; and too few to tell the unit: a handful of frontal faces.
+    for count, scale in ((60, 30.0), (20, 0.5)):
+        write(tmp_path / "labels.csv", labels(count, scale))
+        assert len(read_faces(tmp_path)) == count
 
 
 def test_digest_follows_names_boxes_and_labels(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from edgehp.datasets import DATASETS, open_dataset
-from edgehp.datasets.registry import find_root
 from edgehp.errors import DataError, UsageError
 from tests.dataset_trees import write
 
@@ -21,32 +20,13 @@ def test_names() -> None:
 @pytest.mark.parametrize(("typed", "meant"), [("alfw2000", "aflw2000"), ("BIWI", "biwi")])
 def test_near_name_is_suggested(typed: str, meant: str) -> None:
     with pytest.raises(UsageError, match=f"did you mean {meant}"):
-        open_dataset(typed)
+        open_dataset(typed, None)
 
 
-def test_root_given_then_environment_then_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for folder in ("given", "env/faces", "data/faces"):
-        write(tmp_path / folder / f"{folder.replace('/', '-')}.jpg")
-    monkeypatch.delenv("EDGEHP_DATA", raising=False)
-    assert find_root("faces") == Path("data/faces")
-    monkeypatch.setenv("EDGEHP_DATA", str(tmp_path / "env"))
-    assert [s.name for s in open_dataset("faces").samples] == ["env-faces.jpg"]
-    assert [s.name for s in open_dataset("faces", "given").samples] == ["given.jpg"]
-
-
-def test_root_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("EDGEHP_DATA", raising=False)
-    with pytest.raises(DataError, match=r"biwi: not found at data/biwi .*01/frame_00003_rgb\.png"):
-        open_dataset("biwi")
-    (tmp_path / "BIWI").mkdir()
-    monkeypatch.setenv("EDGEHP_DATA", str(tmp_path))
-    with pytest.raises(DataError, match=r"\(\$EDGEHP_DATA/biwi\)"):
-        open_dataset("biwi")
-    with pytest.raises(DataError, match=r"AFLW200 \(--data-root\)"):
+def test_root_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"biwi: say where .* --data-root; .*frame_00003_rgb\.png"):
+        open_dataset("biwi", None)
+    with pytest.raises(DataError, match=r"not found at .*AFLW200; expected there: imageNNNNN"):
         open_dataset("aflw2000", tmp_path / "AFLW200")
 
 
@@ -58,16 +38,14 @@ def test_near_folder_is_suggested(tmp_path: Path) -> None:
 
 def test_option_that_means_nothing(tmp_path: Path) -> None:
     write(tmp_path / "a.jpg")
-    assert len(open_dataset("faces", tmp_path, boxes=None, split=None, labels=None)) == 1
-    with pytest.raises(UsageError, match="faces has no option 'split'; it has: labels"):
+    assert len(open_dataset("faces", tmp_path, boxes=None, split=None)) == 1
+    with pytest.raises(UsageError, match="faces has no option 'split'; it has: none"):
         open_dataset("faces", tmp_path, split="test")
-    with pytest.raises(UsageError, match="no option 'max_angle'"):
-        open_dataset("faces", tmp_path, max_angle=None)
 
 
 def test_options_reach_the_reader(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no 300W-LP photos"):
-        open_dataset("300w-lp", tmp_path, max_angle=90, skip_bad=True, flipped=False)
+        open_dataset("300w-lp", tmp_path, boxes="landmarks", skip_bad=True)
 
 
 def test_the_device_can_read_data_without_the_extras(repo: Path) -> None:

@@ -15,8 +15,7 @@ from edgehp.datasets import open_dataset
 from edgehp.datasets.base import Dataset
 from edgehp.errors import CheckpointError, DataError
 from edgehp.networks.description import Description, Grid, load_description
-from edgehp.training.labelling import ensemble_label, label_samples, read_labels
-from edgehp.training.teachers import Teacher
+from edgehp.training.labelling import Teacher, ensemble_label, label_samples, read_labels
 from tests.faces import teacher_toml, write_faces
 
 

@@ -26,7 +26,7 @@ from edgehp.runtime.detection import (
     overlap,
 )
 from edgehp.runtime.drawing import axis_ends, draw_pose, open_saver
-from edgehp.runtime.predict import DetectorFaces, FrameResult, predict
+from edgehp.runtime.predict import FrameResult, detected, predict
 from edgehp.runtime.records import StateRules, classify_pose
 from edgehp.runtime.sources import Frame, Source, parse_source
 from tests.pose_graphs import SPEC, colour_photo, pose_graph
@@ -148,9 +148,7 @@ def engine(tmp_path):
 
 def test_every_face_of_a_frame_is_a_record_with_its_pose(engine):
     photo = colour_photo((10, -20, 5))
-    (result,) = predict(
-        frames_of(photo), engine, SPEC.preprocessing, DetectorFaces(TwoFaces()), RULES
-    )
+    (result,) = predict(frames_of(photo), engine, SPEC.preprocessing, detected(TwoFaces()), RULES)
     records = result.records()
     assert [r["face"] for r in records] == [0, 1]
     assert records[0]["angles"] == {"pitch": 10, "yaw": -20, "roll": 5}
@@ -161,7 +159,7 @@ def test_every_face_of_a_frame_is_a_record_with_its_pose(engine):
 
 def test_no_face_is_a_record_with_that_state(engine):
     frames = frames_of(colour_photo((0, 0, 0)))
-    (result,) = predict(frames, engine, SPEC.preprocessing, DetectorFaces(NoFaces()), RULES)
+    (result,) = predict(frames, engine, SPEC.preprocessing, detected(NoFaces()), RULES)
     (record,) = result.records()
     assert record["state"] == "no_face" and record["angles"] is None and record["problem"] is None
 
@@ -196,13 +194,15 @@ def test_a_photo_is_turned_as_its_exif_says_unless_boxes_need_it_as_stored(tmp_p
         ("notes.txt", UsageError, "expected a photo"),
         ("empty", DataError, "no photos"),
         ("camera0", DataError, "camera:0"),
+        ("gstreamer:", UsageError, "pipeline"),
     ],
 )
-def test_what_is_no_source_is_refused(tmp_path, name, error, words):
-    (tmp_path / "notes.txt").write_text("x")
-    (tmp_path / "empty").mkdir()
+def test_what_is_no_source_is_refused(tmp_path, monkeypatch, name, error, words):
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("x")
+    Path("empty").mkdir()
     with pytest.raises(error, match=words):
-        parse_source(str(tmp_path / name) if name != "camera0" else name)
+        parse_source(name)
 
 
 def test_a_camera_that_is_not_there_is_a_matter_of_the_environment(monkeypatch):
@@ -452,7 +452,7 @@ def test_what_a_camera_gave_before_it_stopped_is_saved(tmp_path, engine):
         open_saver(target, source) as saver,
     ):
         for result in predict(
-            source.frames(), engine, SPEC.preprocessing, DetectorFaces(NoFaces()), RULES
+            source.frames(), engine, SPEC.preprocessing, detected(NoFaces()), RULES
         ):
             saver.add(result)
     assert len(list(parse_source(str(target)).frames())) == 5

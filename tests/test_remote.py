@@ -19,15 +19,7 @@ import pytest
 
 from edgehp import __version__
 from edgehp.artifact import load_artifact
-from edgehp.artifact.manifest import (
-    BuildRecord,
-    EngineRecord,
-    Golden,
-    Manifest,
-    NetworkRecord,
-    PrecisionRecord,
-    TargetRecord,
-)
+from edgehp.artifact.manifest import Golden
 from edgehp.artifact.write import ArtifactWriter
 from edgehp.cli import main as root
 from edgehp.files import sha256_file
@@ -36,6 +28,7 @@ from edgehp.remote import boards, lease
 from edgehp.shipping.bundle import make_bundle
 from tests import bench_artifact, build_parts, ship_parts
 from tests.board_tensorrt import MODULE
+from tests.helpers import a_manifest
 from tests.ssh_server import EDGEHP, PROGRAM, REPO, TENSORRT, Server
 
 # ruff: noqa: SIM905
@@ -51,23 +44,7 @@ def small_artifact(folder: Path, size: int = 1000) -> Path:
     with ArtifactWriter(folder / "small-cpu-fp32") as writer:
         (writer.path / "engine.onnx").write_bytes(np.random.default_rng(0).bytes(size))
         cv2.imwrite(str(writer.path / "golden.png"), crops)
-        manifest = Manifest(
-            state="complete",
-            name="small-cpu-fp32",
-            created="2026-01-02T03:04:05Z",
-            edgehp_version="0",
-            network=NetworkRecord(spec.to_dict(), spec.digest, "0" * 64, "random", "none"),
-            preprocessing=spec.preprocessing,
-            target=TargetRecord("cpu"),
-            precision=PrecisionRecord("fp32", "fp32", "compiled model", {"fp32": 1}, ()),
-            engine=EngineRecord("openvino", ("engine.onnx",), {"openvino": "1"}, 1, 1, 8, "x86_64"),
-            graph="engine.onnx",
-            calibration=None,
-            accuracy=None,
-            golden=Golden("golden.png", zeros, zeros, 0.5),
-            build=BuildRecord({}, (), ()),
-            files=(),
-        )
+        manifest = a_manifest(spec, Golden("golden.png", zeros, zeros, 0.5))
         writer.commit(manifest, {"engine.onnx": "engine", "golden.png": "golden"})
     return folder / "small-cpu-fp32"
 

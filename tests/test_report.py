@@ -20,18 +20,16 @@ import pytest
 
 from edgehp.benchmark.host import HostState
 from edgehp.benchmark.lanes import Frame, Frames, Turn, WarmUp
-from edgehp.benchmark.plan import Plan
 from edgehp.benchmark.power.base import MeterInfo, PowerRecorder, Rail, Sample
 from edgehp.benchmark.report import Context, Subject, assemble
 from edgehp.benchmark.roofline import GraphCost, roofline
-from edgehp.benchmark.run import Measured
+from edgehp.benchmark.run import Measured, Plan
 from edgehp.cli.main import main
 from edgehp.cli.validate import default_report
 from edgehp.crop import Preprocessing
 from edgehp.errors import DataError
 from edgehp.report.figures import figures, verdict
-from edgehp.report.files import read_report
-from edgehp.report.gather import gather
+from edgehp.report.gather import gather, read_report
 from edgehp.report.page import html_page
 from edgehp.targets import load_target
 from tests.bench_artifact import make_artifact, report_schema

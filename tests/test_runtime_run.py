@@ -125,11 +125,11 @@ def opener(tmp_path) -> Callable[[], OpenedNetwork]:
 FAST = Settings(capture=CaptureSettings(retry_first=0.02, retry_longest=0.1, heartbeat=0.1))
 
 
-def run(source, opener, enough=lambda _: False, settings: Settings = FAST, **options):
+def run(source, opener, enough=lambda _: False, settings=FAST, tracker=None, **options):
     """Run until enough; the records and the summary."""
     sink = Records(enough)
-    runtime = Runtime(source, EngineHost(opener, pause=0.02, longest=0.05), FixedBox(BOX), [sink],
-                      settings, **options)  # fmt: skip
+    host = EngineHost(opener, pause=0.02, longest=0.05)
+    runtime = Runtime(source, host, tracker or FixedBox(BOX), [sink], settings, **options)
     sink.runtime = runtime
     late = threading.Timer(WAIT, runtime.stop, ("late",))
     late.start()
@@ -233,10 +233,6 @@ def test_a_photo_that_cannot_be_read_is_a_state_and_not_the_end(opener, tmp_path
 
 
 # --- faults ---------------------------------------------------------------------------------------
-
-
-def fault_between(first: int, last: int, fault: Callable[[int], object]):
-    return lambda n: fault(n) if first <= n < last else good(n)
 
 
 def black(_: int) -> np.ndarray:
@@ -384,17 +380,14 @@ def test_a_detector_that_fails_for_a_moment_is_told_and_asked_again(opener):
                 raise ValueError("not even OpenCV's own error")
             return [DetectedFace(BOX, 0.9)]
 
-    sink = Records(lambda r: "detector_fault" in states(r) and states(r)[-1] == "ok")
     # In the loop's own thread: on a busy machine the flow of this texture carries no box for long.
     tracker = FaceTracker(InlineDetection(Faulty(), Faulty()), every=1)
-    runtime = Runtime(live(), EngineHost(opener), tracker, [sink], FAST)
-    sink.runtime = runtime
-    late = threading.Timer(WAIT, runtime.stop, ("late",))
-    late.start()
-    summary = runtime.run()
-    late.cancel()
-    assert summary.reason == "enough" and summary.totals["detector_faults"] == 2
-    reasons = [r["reason"] for r in sink.records if r.get("state") == "detector_fault"]
+    records, summary = run(
+        live(), opener, lambda r: "detector_fault" in states(r) and states(r)[-1] == "ok",
+        tracker=tracker,
+    )  # fmt: skip
+    assert summary.totals["detector_faults"] == 2
+    reasons = [r["reason"] for r in records if r.get("state") == "detector_fault"]
     assert "not even OpenCV's" in reasons[0]
     assert summary.totals["engine_faults"] == 0
 
@@ -425,22 +418,14 @@ def test_before_the_detector_has_looked_nobody_is_said_to_be_missing(opener, pau
         opened.append(None)
         return Camera(lambda n: None if gone.is_set() and len(opened) == 1 else good(n))
 
-    sink = Records(enough)
-    tracker = FaceTracker(BackgroundDetection(InlineDetection(Nobody(), Nobody())), every=1)
+    tracker = FaceTracker(BackgroundDetection(Nobody(), Nobody()), every=1)
     settings = struct_replace(
         FAST, capture=struct_replace(FAST.capture, retry_first=pause, retry_longest=pause)
     )
     source = Source("camera:0", True, open_camera)
-    runtime = Runtime(source, EngineHost(opener), tracker, [sink], settings)
-    sink.runtime = runtime
-    late = threading.Timer(WAIT, lambda: (hold.set(), runtime.stop("late")))
-    late.start()
-    try:
-        assert runtime.run().reason == "enough", states(sink.records)[-20:]
-    finally:
-        late.cancel()
-    assert seen(sink.records) == ["searching", "no_face", "searching", "no_face"]
-    reasons = {r["reason"] for r in sink.records if r.get("state") == "searching"}
+    records, _ = run(source, opener, enough, settings, tracker)
+    assert seen(records) == ["searching", "no_face", "searching", "no_face"]
+    reasons = {r["reason"] for r in records if r.get("state") == "searching"}
     assert reasons == {"the face detector has not answered yet"}
 
 
@@ -831,17 +816,24 @@ def test_the_command_runs_stops_on_a_signal_and_leaves_nothing(tmp_path, photos)
     assert b"SIGTERM" in err and b"Traceback" not in err
 
 
+def two_slots(tmp_path: Path, offset: float = 0.0) -> Path:
+    """A root with the artifacts ``first`` and, current and off by `offset` degrees, ``second``."""
+    from tests import ship_parts
+
+    signer, root = ship_parts.new_signer(tmp_path), tmp_path / "root"
+    for name, off in (("first", 0.0), ("second", offset)):
+        artifact = ship_parts.tiny_artifact(tmp_path / name, offset=off)
+        bundle = ship_parts.quick_bundle(tmp_path / f"{name}.bundle", artifact, signer)
+        ship_parts.install(bundle, signer, root)
+    return root
+
+
 def test_the_current_slot_runs_is_confirmed_and_gives_way_to_the_other_when_damaged(
     tmp_path, photos
 ):
     from edgehp.shipping.slots import status
-    from tests import ship_parts
 
-    signer, root = ship_parts.new_signer(tmp_path), tmp_path / "root"
-    for name, offset in (("first", 0.0), ("second", 0.1)):
-        artifact = ship_parts.tiny_artifact(tmp_path / name, offset=offset)
-        bundle = ship_parts.quick_bundle(tmp_path / f"{name}.bundle", artifact, signer)
-        ship_parts.install(bundle, signer, root)
+    root = two_slots(tmp_path, offset=0.1)
 
     def pitch() -> tuple[float, str]:
         done = subprocess.run(
@@ -866,17 +858,6 @@ def test_the_current_slot_runs_is_confirmed_and_gives_way_to_the_other_when_dama
         main(["run", "--root", str(root), str(photos), "--boxes", "8,8,88,88",
               "--socket", str(tmp_path / "none" / "pose.sock")])  # fmt: skip
     assert caught.value.code == 5 and status(root) == before
-
-
-def two_slots(tmp_path):
-    from tests import ship_parts
-
-    signer, root = ship_parts.new_signer(tmp_path), tmp_path / "root"
-    for name in ("first", "second"):
-        artifact = ship_parts.tiny_artifact(tmp_path / name)
-        bundle = ship_parts.quick_bundle(tmp_path / f"{name}.bundle", artifact, signer)
-        ship_parts.install(bundle, signer, root)
-    return root
 
 
 def test_a_broken_detector_is_not_charged_to_the_network(tmp_path, photos, monkeypatch, capfd):

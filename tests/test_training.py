@@ -106,6 +106,19 @@ def test_a_checkpoint_of_other_settings_or_bytes_is_refused(tmp_path: Path, face
         trainer(faces, tmp_path / "run")
 
 
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+def script(repo: Path, folder: Path, code: str, command=(), *arguments: str):
+    """Run `code` on the folder, by Python alone or by torchrun."""
+    (folder / "run.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(repo), "OMP_NUM_THREADS": "1"}
+    for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        environment.pop(variable, None)
+    words = [sys.executable, *command, str(folder / "run.py"), str(folder), *arguments]
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+
+
 DISTRIBUTED = """
 import sys
 from pathlib import Path
@@ -140,21 +153,8 @@ with distributed("cpu") as place:
 
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path: Path, faces: Dataset, repo: Path) -> None:
-    script = tmp_path / "run.py"
-    script.write_text(DISTRIBUTED)
-    environment = {**os.environ, "PYTHONPATH": str(repo), "OMP_NUM_THREADS": "1"}
-    for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        environment.pop(variable, None)
-    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for command in ([sys.executable], two):
-        done = subprocess.run(
-            [*command, str(script), str(tmp_path)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+    for command in ((), TORCHRUN):
+        done = script(repo, tmp_path, DISTRIBUTED, command)
         assert done.returncode == 0, done.stderr[-3000:]
     one = dict(np.load(tmp_path / "state1-0.npz"))
     first, second = (dict(np.load(tmp_path / f"state2-{r}.npz")) for r in (0, 1))
@@ -208,16 +208,8 @@ with distributed("cpu") as place:
 def test_a_process_that_is_hurt_hangs_no_other(
     tmp_path: Path, faces: Dataset, repo: Path, harm: str
 ) -> None:
-    (tmp_path / "run.py").write_text(HURT)
-    environment = {**os.environ, "PYTHONPATH": str(repo), "OMP_NUM_THREADS": "1"}
-    for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        environment.pop(variable, None)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    torchrun += ["--nproc-per-node=2", f"--max-restarts={int(harm == 'kill')}"]
-    done = subprocess.run(
-        [*torchrun, str(tmp_path / "run.py"), str(tmp_path), harm],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    restarts = f"--max-restarts={int(harm == 'kill')}"
+    done = script(repo, tmp_path, HURT, (*TORCHRUN, restarts), harm)
     if harm == "nan":
         assert done.returncode != 0
         assert done.stderr.count("edgehp: error: ") == 1, done.stderr
@@ -246,7 +238,7 @@ def test_the_network_learns_signs_and_order(tmp_path: Path, faces: Dataset) -> N
 
 def test_a_base_network_becomes_a_teacher_over_offsets(tmp_path: Path, faces: Dataset) -> None:
     from edgehp.networks.description import Grid, load_description
-    from edgehp.training.teachers import Teacher
+    from edgehp.training.labelling import Teacher
 
     items = items_of(faces)
     result = train_base(

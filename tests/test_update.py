@@ -14,6 +14,7 @@ import pytest
 from msgspec import structs
 from tuf.api.metadata import Metadata
 
+from edgehp.artifact.manifest import TargetRecord
 from edgehp.errors import (
     CompatibilityError,
     DataError,
@@ -142,8 +143,8 @@ def test_a_deferred_one_is_for_its_board_alone(fleet: Fleet, root: Path) -> None
     )
 
 
-def _deferred(name: str) -> tuple[Any, None]:
-    return parts.a_manifest("x").target.__class__(name), None
+def _deferred(name: str) -> tuple[TargetRecord, None]:
+    return TargetRecord(name), None
 
 
 def test_what_failed_here_is_not_offered_again(fleet: Fleet, root: Path) -> None:

@@ -61,7 +61,7 @@ class Fleet:
         self.publish()
 
     def publish(self, **options: Any) -> dict[str, int]:
-        return repository.publish(self.public, self.keys, **options).versions
+        return repository.publish(self.public, self.keys, **options)
 
     def release(self, *names: str, **options: Any) -> None:
         for name in names:

@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgehp.benchmark.plan import SCENARIOS
 from edgehp.benchmark.report import number
-from edgehp.report.files import read_report
+from edgehp.benchmark.run import SCENARIOS
+from edgehp.report.gather import read_report
 
 ARTIFACTS = ("dist/kd-resnet18-cpu-int8", "dist/kd-resnet18-112-cpu-int8")
 INVALID = 6

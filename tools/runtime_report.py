@@ -51,6 +51,7 @@ from edgehp.runtime.detection import (  # noqa: E402
 from edgehp.runtime.engine import EngineHost  # noqa: E402
 from edgehp.runtime.filter import lag_seconds, rotation_exp, rotation_log  # noqa: E402
 from edgehp.runtime.loop import Runtime, Summary  # noqa: E402
+from edgehp.runtime.output import Sink  # noqa: E402
 from edgehp.runtime.settings import FilterSettings, Settings  # noqa: E402
 from edgehp.runtime.sources import Source, parse_source  # noqa: E402
 from edgehp.runtime.tracking import FaceTracker  # noqa: E402
@@ -62,24 +63,16 @@ ARCHIVE = "rendered-validation.zip"
 
 
 @dataclass
-class Lines:
+class Lines(Sink):
     """A sink that keeps the records of frames, or of as many as wanted."""
 
     most: int = 1_000_000
     records: list[dict[str, Any]] = field(default_factory=list)
-    dropped: int = 0
-    broken: bool = False
 
     def write(self, line: bytes) -> None:
         """Keep the record."""
         if len(self.records) < self.most:
             self.records.append(json.loads(line))
-
-    def pump(self) -> None:
-        """Nothing waits."""
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 class SlowEngine:
@@ -116,8 +109,8 @@ class SlowEngine:
 
 def tracker(inline: bool) -> FaceTracker:
     weights = find_weights()
-    detectors = InlineDetection(CenterFace(weights), CenterFace(weights, side=160))
-    return FaceTracker(detectors if inline else BackgroundDetection(detectors))
+    kind = InlineDetection if inline else BackgroundDetection
+    return FaceTracker(kind(CenterFace(weights), CenterFace(weights, side=160)))
 
 
 def live(open_camera: Callable[[], Camera], name: str) -> Source:

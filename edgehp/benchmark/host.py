@@ -285,12 +285,10 @@ class HostWatch:
         self,
         sources: Sequence[StateSource] = (),
         root: Path = SYSTEM_ROOT,
-        read: Callable[[Path], HostState] = read_host,
     ) -> None:
         """Watch the file system under `root` and what `sources` add."""
         self._sources = tuple(sources)
         self._root = root
-        self._read = read
         self._states: list[HostState] = []
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
@@ -320,7 +318,7 @@ class HostWatch:
             self._states.append(self._state())
 
     def _state(self) -> HostState:
-        state = self._read(self._root)
+        state = read_host(self._root)
         for source in self._sources:
             state = source.fill(state)
         return state

@@ -13,9 +13,8 @@ import numpy as np
 from edgehp import __version__
 from edgehp.benchmark.host import HostState, peak_memory_mib
 from edgehp.benchmark.lanes import ARTIFACT, REFERENCE, Frames, Turn
-from edgehp.benchmark.plan import Plan
 from edgehp.benchmark.power.base import Energy, PowerRecorder, energy_over
-from edgehp.benchmark.run import END_TO_END, INFERENCE, Measured
+from edgehp.benchmark.run import END_TO_END, INFERENCE, Measured, Plan
 from edgehp.benchmark.stats import PERCENTILES, Latency, speedup, summarize
 from edgehp.benchmark.validity import Evidence, assess
 from edgehp.crop import Preprocessing

@@ -8,17 +8,23 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgehp.artifact import verify_golden
 from edgehp.artifact.open import OpenedNetwork, open_artifact, open_reference
 from edgehp.benchmark.host import HostWatch, StateSource, changed_settings, describe_host
 from edgehp.benchmark.lanes import ARTIFACT, REFERENCE, Frames, Lane, camera_frames, photo_frames
-from edgehp.benchmark.plan import Plan, slice_seconds
 from edgehp.benchmark.power.base import PowerRecorder, open_meter
 from edgehp.benchmark.report import Context, Subject, assemble
 from edgehp.benchmark.roofline import measure_peaks, roofline_of
-from edgehp.benchmark.run import Progress, Recorder, largest_useful_batch, measure
+from edgehp.benchmark.run import (
+    Plan,
+    Progress,
+    Recorder,
+    largest_useful_batch,
+    measure,
+    slice_seconds,
+)
 from edgehp.engines import PROCESSOR_ENGINES
 from edgehp.engines.base import TimedEngine
 from edgehp.errors import EdgehpError, MeasurementError, UsageError
@@ -56,31 +62,12 @@ class Request:
     photo_depth: int | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class _Opened:
-    """What a benchmark runs on; the caller's `ExitStack` closes it.
+class _Opened(NamedTuple):
+    """What a benchmark runs on; the caller's `ExitStack` closes it."""
 
-    Attributes:
-        plan: with the length of a turn that suits the meter.
-        networks: role -> network.
-        lanes: of them, ready to take turns.
-        tried: role -> throughput by batch size, where it was looked for.
-        frames: what they look at.
-        reference_reason: why there is no reference, or None.
-        recorder: of the meter, None without one.
-        power_reason: why there is none.
-        watch: of the machine.
-    """
-
-    plan: Plan
-    networks: Mapping[str, OpenedNetwork]
+    context: Context
     lanes: Sequence[Lane]
-    tried: Mapping[str, Sequence[Mapping[str, float]]]
-    frames: Frames
-    reference_reason: str | None
-    recorder: PowerRecorder | None
-    power_reason: str | None
-    watch: HostWatch
+    networks: Mapping[str, OpenedNetwork]
 
 
 def benchmark(
@@ -102,35 +89,20 @@ def benchmark(
         UsageError: the request makes no sense.
     """
     with ExitStack() as stack:
-        it = _open(request, stack)
-        recorder, watch = it.recorder, it.watch
+        context, lanes, networks = _open(request, stack)
+        watch = HostWatch(_sources(networks[ARTIFACT].engine.info.kind))
+        recorder = context.recorder
         recorders: list[Recorder] = [watch] if recorder is None else [watch, recorder]
-        before = describe_host()
         measured = measure(
-            it.plan,
-            it.lanes,
+            context.plan,
+            lanes,
             recorders,
             measure_idle=recorder is not None,
             progress=None if progress is None else lambda p: progress(p, recorder, watch),
         )
-        changes = changed_settings(before, describe_host())
-        context = Context(
-            plan=it.plan,
-            subjects={
-                lane.role: _subject(it.networks[lane.role], lane, it.tried.get(lane.role, ()))
-                for lane in it.lanes
-            },
-            reference_reason=it.reference_reason,
-            frames=it.frames,
-            preprocessing=it.networks[ARTIFACT].preprocessing,
-            host=before,
-            states=watch.states,
-            changes=changes,
-            recorder=recorder,
-            power_reason=it.power_reason,
-        )
-        report = assemble(measured, context)
-        report["roofline"] = _rooflines(it, report, before["power_mode"], measured.interrupted)
+        changes = changed_settings(context.host, describe_host())
+        report = assemble(measured, replace(context, states=watch.states, changes=changes))
+        report["roofline"] = _rooflines(networks, report, context, measured.interrupted)
     if request.require_power:
         _require_energy(report)
     return report
@@ -162,34 +134,40 @@ def _open(request: Request, stack: ExitStack) -> _Opened:
     frames = camera_frames(found) if photos is None else photos
     networks = {ARTIFACT: opened} | ({REFERENCE: other} if other else {})
     lanes, tried = _lanes(plan, networks, frames)
-    return _Opened(
+    context = Context(
         plan=replace(plan, slice_s=slice_seconds(plan.duration_s, plan.scenario, period)),
-        networks=networks,
-        lanes=lanes,
-        tried=tried,
-        frames=frames,
+        subjects={
+            lane.role: _subject(networks[lane.role], lane, tried.get(lane.role, ()))
+            for lane in lanes
+        },
         reference_reason=other_reason,
+        frames=frames,
+        preprocessing=opened.preprocessing,
+        host=describe_host(),
         recorder=recorder,
         power_reason=reason,
-        watch=HostWatch(_sources(found.engine.kind)),
     )
+    return _Opened(context, lanes, networks)
 
 
 def _rooflines(
-    it: _Opened, report: Mapping[str, Any], mode: str | None, interrupted: bool
+    networks: Mapping[str, OpenedNetwork],
+    report: Mapping[str, Any],
+    context: Context,
+    interrupted: bool,
 ) -> dict[str, Any]:
     """The roofline of each network, with the peaks of this processor where they count."""
-    engine = it.networks[ARTIFACT].engine
+    engine = networks[ARTIFACT].engine
     # An engine that runs elsewhere has its peaks from the target's data alone, and who interrupted
     # a run does not wait for more.
     peaks = None
     if engine.info.kind in PROCESSOR_ENGINES and not interrupted:
         # As careful as the run itself: one of a second is no figure for a review anyway.
-        seconds = min(0.5, it.plan.duration_s / 60)
+        seconds = min(0.5, context.plan.duration_s / 60)
         peaks = partial(measure_peaks, threads=engine.info.threads, seconds=seconds)
     return {
-        role: roofline_of(network, report["results"][role], mode, peaks)
-        for role, network in it.networks.items()
+        role: roofline_of(network, report["results"][role], context.host["power_mode"], peaks)
+        for role, network in networks.items()
     }
 
 

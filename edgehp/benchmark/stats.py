@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.benchmark.lanes import Turn
-from edgehp.errors import DataError, UsageError
 from edgehp.validation.statistics import mean_interval
 
 __all__ = [
@@ -116,47 +115,38 @@ class Latency:
 
 
 def percentile(ordered: Array, p: float) -> float:
-    """Nearest-rank percentile of values in ascending order: a value that was measured.
-
-    Raises:
-        DataError: there are no values.
-        UsageError: `p` is outside 0..100.
-    """
-    if ordered.size == 0:
-        raise DataError("no values to take a percentile of")
-    if not 0 <= p <= 100:
-        raise UsageError(f"percentile {p} is outside 0..100")
+    """Nearest-rank percentile, 0..100, of values in ascending order: one that was measured."""
     # The tiny step back undoes what 99.9 / 100 * 1000 rounds up.
     rank = math.ceil(p / 100 * ordered.size - 1e-9)
     return float(ordered[max(rank, 1) - 1])
 
 
-def needed_for(p: float, confidence: float = CONFIDENCE) -> int:
-    """Fewest values of which the largest bounds percentile `p` with this confidence.
+def needed_for(p: float) -> int:
+    """Fewest values of which the largest bounds percentile `p` with confidence `CONFIDENCE`.
 
     From P(all n values lie below the percentile) = (p/100)^n <= 1 - confidence.
     """
-    return math.ceil(math.log(1 - confidence) / math.log(p / 100))
+    return math.ceil(math.log(1 - CONFIDENCE) / math.log(p / 100))
 
 
-def upper_bound(ordered: Array, p: float, confidence: float = CONFIDENCE) -> float | None:
+def upper_bound(ordered: Array, p: float) -> float | None:
     """An upper confidence bound of a percentile, free of any assumption on the distribution.
 
-    The smallest order statistic x(k) with P(Binomial(n, p) < k) >= confidence: the binomial bound
+    The smallest order statistic x(k) with P(Binomial(n, p) < k) >= `CONFIDENCE`: the binomial bound
     that MLPerf Inference's early-stopping rule rests on (mlcommons/inference, "Early Stopping
     Criterion"). None where even the largest value is none: the sample is too small.
     """
     n = ordered.size
-    if n < needed_for(p, confidence):
+    if n < needed_for(p):
         return None
     # j values lie above the percentile: Binomial(n, 1 - p). x(n - j) is a bound as long as
-    # P(at most j above) <= 1 - confidence; log space, because 0.999^600000 has no float.
+    # P(at most j above) <= 1 - CONFIDENCE; log space, because 0.999^600000 has no float.
     above = 1 - p / 100
     j = np.arange(n, dtype=np.float64)
     steps = np.log((n - j) / (j + 1)) + (math.log(above) - math.log1p(-above))
     log_pmf = n * math.log1p(-above) + np.concatenate(([0.0], np.cumsum(steps)))
     cdf = np.cumsum(np.exp(log_pmf))
-    allowed = int(np.searchsorted(cdf, 1 - confidence, side="right")) - 1
+    allowed = int(np.searchsorted(cdf, 1 - CONFIDENCE, side="right")) - 1
     return float(ordered[n - 1 - max(allowed, 0)])
 
 

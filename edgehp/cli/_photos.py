@@ -31,7 +31,7 @@ def open_photos(
     """Folders and zips of faces as one data set, or a named data set at one root.
 
     Raises:
-        UsageError: a named data set with more than one root, or nothing at all.
+        UsageError: a named data set without one root, or nothing at all.
         DataError: as the readers say.
     """
     from edgehp.datasets import open_dataset
@@ -39,10 +39,9 @@ def open_photos(
     from edgehp.datasets.faces import read_faces
 
     if dataset is not None:
-        if len(sources) > 1:
+        if len(sources) != 1:
             raise UsageError(f"--dataset {dataset} takes one root, found {len(sources)}")
-        root = sources[0] if sources else None
-        return open_dataset(dataset, root, skip_bad=skip_bad).with_depth(depth)
+        return open_dataset(dataset, sources[0], skip_bad=skip_bad).with_depth(depth)
     if not sources:
         raise UsageError("name at least one folder or zip of faces, or a --dataset")
     parts = [read_faces(source, skip_bad=skip_bad) for source in sources]

@@ -136,9 +136,10 @@ def command(
             return
         artifact = first
     from edgehp.artifact.manifest import MANIFEST_NAME
-    from edgehp.benchmark.plan import DEFAULT_DURATION_S, OFFICIAL_DURATION_S, Plan
+    from edgehp.benchmark.run import DEFAULT_DURATION_S, OFFICIAL_DURATION_S, Plan
     from edgehp.benchmark.session import Request, benchmark
-    from edgehp.report.files import require_writable, write_report
+    from edgehp.files import require_writable
+    from edgehp.report.gather import write_report
 
     if duration is None:
         duration = OFFICIAL_DURATION_S if official else DEFAULT_DURATION_S

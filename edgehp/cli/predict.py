@@ -191,20 +191,22 @@ def _savers(output: Path | None, sources: Sequence[Source], stack: ExitStack) ->
 
 def _faces(boxes: str | None, sources: Sequence[Source], score: float) -> FaceFinder:
     from edgehp.datasets.lists import load_boxes, parse_box
-    from edgehp.runtime.predict import DetectorFaces, FixedFaces, ListedFaces
+    from edgehp.runtime.predict import detected
 
     if boxes is None:
         from edgehp.runtime.detection import open_detector
 
-        return DetectorFaces(open_detector(score))
+        return detected(open_detector(score))
     if "," in boxes and not Path(boxes).exists():
-        return FixedFaces(parse_box(boxes))
+        box = parse_box(boxes)
+        return lambda name, photo: [(box, None)]
     if any(s.kind not in ("photo", "folder") for s in sources):
         raise UsageError(
             "a list of --boxes names photos; a video or camera needs the face detector\n"
             "hint: --boxes x_min,y_min,x_max,y_max takes one box for all frames"
         )
-    return ListedFaces(load_boxes(Path(boxes)))
+    listed = load_boxes(Path(boxes))
+    return lambda name, photo: [(e.box, None) for e in listed.of(name)]
 
 
 def _line(record: dict[str, Any]) -> str:

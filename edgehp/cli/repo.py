@@ -179,9 +179,9 @@ def publish(repository: Path, keys: Path, days: int | None, as_json: bool) -> No
     """
     from edgehp.shipping import repository as work
 
-    made = work.publish(repository, keys, days=days, password=key_password())
-    lines = (f"{role}  version {version}" for role, version in made.versions.items())
-    answer(as_json, {"versions": made.versions}, "\n".join(lines))
+    versions = work.publish(repository, keys, days=days, password=key_password())
+    lines = (f"{role}  version {version}" for role, version in versions.items())
+    answer(as_json, {"versions": versions}, "\n".join(lines))
 
 
 @command.command(

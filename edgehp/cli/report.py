@@ -38,7 +38,7 @@ def command(
     --against B'.
     """
     from edgehp.artifact.manifest import MANIFEST_NAME
-    from edgehp.report.files import write_text
+    from edgehp.files import write_output
     from edgehp.report.gather import gather
     from edgehp.report.page import fleet_page, html_page, markdown
 
@@ -61,10 +61,9 @@ def command(
                 "no validation report was found, so the page has no validation; make one with: "
                 + shlex.join(words)
             )
-    written = (
-        write_text(directory / "report.md", markdown(*materials)),
-        write_text(directory / "report.html", page),
-    )
+    written = (directory / "report.md", directory / "report.html")
+    for path, text in zip(written, (markdown(*materials), page), strict=True):
+        write_output(path, text)
     if as_json:
         print_json({"files": written})
     else:

@@ -232,15 +232,11 @@ def _tracker(boxes: str | None, settings: Settings, inline: bool) -> Tracker:
         return FixedBox(parse_box(boxes))
     weights = find_weights()
     score = settings.tracking.min_face_score
-    detectors = InlineDetection(
+    detection = (InlineDetection if inline else BackgroundDetection)(
         CenterFace(weights, threshold=score, side=_WHOLE),
         CenterFace(weights, threshold=score, side=_REGION),
     )
-    return FaceTracker(
-        detectors if inline else BackgroundDetection(detectors),
-        settings.tracking.every,
-        settings.tracking.patience,
-    )
+    return FaceTracker(detection, settings.tracking.every, settings.tracking.patience)
 
 
 def _sinks(socket: Path | None, quiet: bool, lossless: bool) -> list[Sink]:

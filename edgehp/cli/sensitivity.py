@@ -42,6 +42,7 @@ def command(
     # Imported here: `edgehp --help` must not pay for numpy and onnx.
     from edgehp.artifact import load_artifact, newest_artifact
     from edgehp.artifact.check import REPORTS
+    from edgehp.files import write_output
     from edgehp.pipeline.crops import held_out_crops
     from edgehp.pipeline.sensitivity import (
         artifact_graphs,
@@ -49,7 +50,7 @@ def command(
         predict_latency,
         sensitivity_values,
     )
-    from edgehp.report.files import write_report, write_text
+    from edgehp.report.gather import write_report
     from edgehp.targets import load_target
 
     path = artifact or newest_artifact()
@@ -72,7 +73,7 @@ def command(
         from edgehp.report.plots import sensitivity_plot
 
         rows = [Layer(r["name"], r["degrees"], r["gain"]) for r in values["layers"]]
-        write_text(plot, sensitivity_plot(rows, kept))
+        write_output(plot, sensitivity_plot(rows, kept))
     if as_json:
         print_json(values)
     else:

@@ -161,7 +161,7 @@ def _values(slot: Slot | None) -> dict[str, Any] | None:
     if slot is None:
         return None
     try:
-        identity: dict[str, Any] | None = vars(slots.identity(slot))
+        identity: dict[str, Any] | None = slots.identity(slot)
     except EdgehpError as e:
         note(f"slot {slot.name}: {e}", always=True)
         identity = None

@@ -299,12 +299,6 @@ def train(photos: tuple[Path, ...], network: str, depth: int, output: Path, **op
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A teacher checkpoint of the student's bins: learn the mean of the teachers' soft labels.",
 )
-@click.option(
-    "--limit",
-    type=click.IntRange(0),
-    default=0,
-    help="Photos at most, evenly spread: for a short fine-tune. Default: all.",
-)
 @_training_options
 def distill(
     photos: tuple[Path, ...],
@@ -324,9 +318,6 @@ def distill(
     from edgehp.training.runs import train_final
 
     run = _run_of(photos, network, output, options)
-    if 0 < options["limit"] < len(run.items):
-        count, n = options["limit"], len(run.items)
-        run = replace(run, items=[run.items[i * n // count] for i in range(count)])
     with _progress_bar(run.config.epochs) as report:
         result = train_final(replace(run, report=report), teachers)
     _print_result(result, options["as_json"])

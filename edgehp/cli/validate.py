@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from edgehp.cluster import Workers
     from edgehp.crop import Box
     from edgehp.datasets.base import Dataset, Sample
-    from edgehp.validation.gate import GateResult
     from edgehp.validation.run import BoxSource, Image, ValidationReport
+    from edgehp.validation.statistics import GateResult
 
 __all__ = ["command", "default_report"]
 
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 # An artifact (None: a float network alone) and the name of a data set (None: the shipped heads).
 Pair = tuple[Path | None, str | None]
 
-DATASETS = ("aflw2000", "biwi", "aflw", "300w-lp", "rendered")
+DATASETS = ("aflw2000", "biwi", "aflw", "300w-lp", "rendered", "faces")
 DETECT = "detect"
 SHIPPED = "rendered-validation.zip"
 
@@ -49,6 +49,7 @@ SHIPPED = "rendered-validation.zip"
     "edgehp validate dist/kd-resnet18-112-cpu-int8 --dataset aflw2000 --data-root AFLW2000",
     "edgehp validate dist/* --dataset aflw2000 --dataset biwi --data-root data --workers 4",
     "edgehp validate --network net.safetensors --dataset biwi --data-root BIWI",
+    "edgehp validate dist/kd-resnet18-112-cpu-int8 --dataset faces --data-root drive",
     renamed={"--report": "--output"},
 )
 @click.argument("artifacts", nargs=-1, type=PATH)
@@ -57,8 +58,8 @@ SHIPPED = "rendered-validation.zip"
     "datasets",
     multiple=True,
     type=click.Choice(DATASETS),
-    help="May be given several times. Default: the rendered heads that edgehp ships, as 'rendered' "
-    "without --data-root.",
+    help="May be given several times; 'faces': photos of your own with boxes.csv and labels in it. "
+    "Default: the rendered heads that edgehp ships, as 'rendered' without --data-root.",
 )
 @click.option(
     "--data-root",
@@ -130,7 +131,7 @@ def command(
     artifacts or data sets give one table.
     """
     from edgehp.cluster import Workers
-    from edgehp.report.files import write_text
+    from edgehp.files import write_output
 
     where, network = Workers(workers, cluster), options["network"]
     if network is not None and artifacts:
@@ -163,7 +164,7 @@ def command(
             values = _values(result, max_drop)
             text = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False)
             try:
-                write_text(place, text + "\n")
+                write_output(place, text + "\n")
             except EnvironmentalError as e:
                 # The disk may have filled meanwhile: that costs the file, not the figures.
                 unwritten, places[i] = e, None
@@ -197,7 +198,7 @@ def default_report(artifact: Path, dataset: str | None) -> Path:
 
 def _places(pairs: Sequence[Pair], output: Path | None, network: str | None) -> list[Path | None]:
     """Where the reports are written; what cannot be is said before anything is measured."""
-    from edgehp.report.files import require_writable
+    from edgehp.files import require_writable
 
     if output is None:
         places = [None if a is None else default_report(a, d) for a, d in pairs]
@@ -343,7 +344,7 @@ def _validated(asked: Asked) -> ValidationReport:
         EdgehpError: as of the parts.
     """
     from edgehp.cli._calibrated import calibration_check
-    from edgehp.validation.robustness import CONDITIONS
+    from edgehp.validation.appearance import CONDITIONS
     from edgehp.validation.run import Detector, Pair, Settings, validate
 
     settings = Settings(
@@ -390,10 +391,13 @@ def _open_networks(asked: Asked, stack: ExitStack) -> tuple[OpenedNetwork, Opene
 
 
 def _open_data(asked: Asked) -> Dataset:
-    from edgehp.datasets.registry import open_dataset
+    from edgehp.datasets import open_dataset
 
     if asked.dataset is None and asked.data_root is not None:
-        raise UsageError(f"--data-root {asked.data_root}: say which data set it is with --dataset")
+        raise UsageError(
+            f"--data-root {asked.data_root}: say which data set it is with --dataset\n"
+            "hint: --dataset faces takes photos of your own, with boxes.csv and labels in it"
+        )
     options: dict[str, Any] = {
         "boxes": None if asked.boxes == DETECT else asked.boxes,
         "split": asked.split,
@@ -444,7 +448,7 @@ def _nearest_face() -> BoxSource:
 
 
 def _gate(result: ValidationReport, max_drop: float) -> GateResult | None:
-    from edgehp.validation.gate import check_drop
+    from edgehp.validation.statistics import check_drop
 
     return None if result.drop is None else check_drop(result.drop.overall, max_drop)
 

@@ -6,9 +6,19 @@ asked for, what was skipped, and the protocol by which the samples were chosen.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from edgehp.datasets import aflw, biwi, pose_mat
 from edgehp.datasets.base import Dataset, Sample, Skip, Skips, prefetch
-from edgehp.datasets.faces import read_faces
-from edgehp.datasets.registry import DATASETS, open_dataset
+from edgehp.datasets.faces import read_faces, read_rendered
+from edgehp.errors import DataError, UsageError
+from edgehp.files import require_utf8
 
 __all__ = [
     "DATASETS",
@@ -20,3 +30,90 @@ __all__ = [
     "prefetch",
     "read_faces",
 ]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A data set that `open_dataset` knows.
+
+    Attributes:
+        layout: the files expected under its root, in words.
+        read: the function that reads it.
+    """
+
+    layout: str
+    read: Callable[..., Dataset]
+
+    @property
+    def options(self) -> set[str]:
+        """The options of `open_dataset` that mean something for it."""
+        return set(signature(self.read).parameters) & _OPTIONS
+
+
+_OPTIONS = {"boxes", "split", "rgb_cal"}
+_FACES_LAYOUT = "NAME/NNNNN.jpg and NAME/boxes.csv, zips of these, or plain photos"
+
+DATASETS: Mapping[str, Entry] = MappingProxyType(
+    {
+        "aflw2000": Entry(pose_mat.AFLW2000_LAYOUT, pose_mat.read_aflw2000),
+        "biwi": Entry(biwi.LAYOUT, biwi.read_biwi),
+        "aflw": Entry(aflw.LAYOUT, aflw.read_aflw),
+        "300w-lp": Entry(pose_mat.W300LP_LAYOUT, pose_mat.read_300w_lp),
+        "rendered": Entry(_FACES_LAYOUT, read_rendered),
+        "faces": Entry(_FACES_LAYOUT, read_faces),
+    }
+)
+
+
+def _entry(name: str) -> Entry:
+    if name in DATASETS:
+        return DATASETS[name]
+    near = difflib.get_close_matches(name.lower(), DATASETS, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise UsageError(f"unknown data set {name!r}{hint} (known: {', '.join(DATASETS)})")
+
+
+def _root(name: str, entry: Entry, root: Path | None) -> Path:
+    if root is None:
+        raise UsageError(
+            f"{name}: say where it is with --data-root; expected there: {entry.layout}"
+        )
+    require_utf8(root)
+    if root.exists():
+        return root
+    near = []
+    if root.parent.is_dir():
+        near = difflib.get_close_matches(root.name, [p.name for p in root.parent.iterdir()], n=1)
+    hint = f"; {root.parent / near[0]} is there" if near else ""
+    raise DataError(f"{name}: not found at {root}{hint}; expected there: {entry.layout}")
+
+
+def open_dataset(
+    name: str,
+    root: Path | str | None,
+    *,
+    skip_bad: bool = False,
+    **options: Any,
+) -> Dataset:
+    """Open a data set.
+
+    Args:
+        name: a key of `DATASETS`.
+        root: where it is; None is an error that says so.
+        skip_bad: count and list missing or damaged files instead of raising. Photos are decoded
+            later: give `edgehp.datasets.prefetch` an ``on_bad`` for those.
+        options: ``boxes`` (path of a box list), ``split`` (``"train"`` or ``"test"``) and
+            ``rgb_cal`` (bool), see the readers; None means not given.
+
+    Raises:
+        UsageError: no such data set, no place, or an option that means nothing for it.
+        DataError: it is not there, or something in it is missing or damaged.
+    """
+    entry = _entry(name)
+    given = {k: v for k, v in options.items() if v is not None}
+    for option in given:
+        if option not in entry.options:
+            known = ", ".join(sorted(entry.options)) or "none"
+            raise UsageError(f"the data set {name} has no option {option!r}; it has: {known}")
+    place = _root(name, entry, None if root is None else Path(root))
+    return entry.read(place, skip_bad=skip_bad, **given)

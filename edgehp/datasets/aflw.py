@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from edgehp.crop import Box
 from edgehp.datasets.base import (
-    DEFAULT_MAX_ANGLE,
+    ANGLE_FILTER,
     Dataset,
     Sample,
     Skips,
@@ -65,7 +65,6 @@ def read_aflw(
     boxes: Path | str | None = None,
     skip_bad: bool = False,
     split: str | None = None,
-    max_angle: float | None = DEFAULT_MAX_ANGLE,
 ) -> Dataset:
     """Read AFLW. A photo may hold several faces; a sample is called ``FILE#FACE_ID``.
 
@@ -75,7 +74,6 @@ def read_aflw(
             beside the data and takes the database's rectangles if there is none.
         skip_bad: list missing and damaged faces under ``skipped`` instead of raising.
         split: ``"train"`` or ``"test"`` of the list; None takes both.
-        max_angle: leave out faces with an |angle| above it, degrees; None keeps all.
 
     Raises:
         DataError: no database, it is not AFLW's, or a face of the list or a photo is missing.
@@ -108,7 +106,7 @@ def read_aflw(
                 raise DataError(f"{photo}: the photo of face {face.face_id} is missing")
             published = to_aflw2000(face.angles, "aflw")
             matrix, angles = labels_from_angles(published, f"{database}: face {face.face_id}")
-            if within(angles, max_angle):
+            if within(angles):
                 samples.append(Sample(face.name, FilePhoto(photo), box, matrix, angles))
             else:
                 filtered.append(face.name)
@@ -117,7 +115,7 @@ def read_aflw(
         samples,
         skips,
         boxes="FaceRect of aflw.sqlite" if listed is None else listed.source,
-        angle_filter=None if max_angle is None else f"all |angles| <= {max_angle:g} degrees",
+        angle_filter=ANGLE_FILTER,
         convention="aflw",
         split=split,
         filtered=filtered,

@@ -21,7 +21,8 @@ from edgehp.images import Image, decode_photo
 from edgehp.pose import matrix_from_euler
 
 __all__ = [
-    "DEFAULT_MAX_ANGLE",
+    "ANGLE_FILTER",
+    "MAX_ANGLE",
     "Dataset",
     "Sample",
     "Skip",
@@ -39,7 +40,8 @@ R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
 # Sheka & Samun (arXiv 2108.09183) and Hopenet leave out a photo with any |angle| above 99 degrees.
-DEFAULT_MAX_ANGLE = 99.0
+MAX_ANGLE = 99.0
+ANGLE_FILTER = f"all |angles| <= {MAX_ANGLE:g} degrees"
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,9 +259,9 @@ def labels_from_angles(angles: npt.ArrayLike, what: str) -> tuple[Array, Array]:
     return matrix, a
 
 
-def within(angles: Array, max_angle: float | None) -> bool:
-    """Whether every |angle| is at most `max_angle` degrees; None lets everything pass."""
-    return max_angle is None or bool(np.abs(angles).max() <= max_angle)
+def within(angles: Array) -> bool:
+    """Whether every |angle| is at most `MAX_ANGLE` degrees."""
+    return bool(np.abs(angles).max() <= MAX_ANGLE)
 
 
 def _digest(samples: Iterable[Sample]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgehp.datasets.base import DEFAULT_MAX_ANGLE, Dataset, Sample, Skips, build_dataset, within
+from edgehp.datasets.base import ANGLE_FILTER, Dataset, Sample, Skips, build_dataset, within
 from edgehp.datasets.lists import find_boxes, require_split
 from edgehp.datasets.stores import FilePhoto
 from edgehp.errors import DataError
@@ -33,7 +33,6 @@ def read_biwi(
     boxes: Path | str | None = None,
     skip_bad: bool = False,
     split: str | None = None,
-    max_angle: float | None = DEFAULT_MAX_ANGLE,
     rgb_cal: bool = False,
 ) -> Dataset:
     """Read BIWI, all of its sequences or those that are there.
@@ -47,7 +46,6 @@ def read_biwi(
         boxes: the published box list; None looks for it beside the data.
         skip_bad: list missing and damaged files under ``skipped`` instead of raising.
         split: ``"train"`` or ``"test"`` of the list; None takes both.
-        max_angle: leave out frames with an |angle| above it, degrees; None keeps all.
         rgb_cal: turn the truth into the colour camera's axes with each sequence's ``rgb.cal``
             (about 1.2 degrees). Published figures do not, so it is off by default.
 
@@ -93,7 +91,7 @@ def read_biwi(
                     calibrations[sequence] = read_rgb_cal(folder / sequence / "rgb.cal")
                 matrix = calibrations[sequence] @ matrix
             angles = euler_from_matrix(matrix)
-            if within(angles, max_angle):
+            if within(angles):
                 matrix.flags.writeable = angles.flags.writeable = False
                 samples.append(Sample(name, FilePhoto(photo), entries[0].box, matrix, angles))
             else:
@@ -103,7 +101,7 @@ def read_biwi(
         samples,
         skips,
         boxes=listed.source,
-        angle_filter=None if max_angle is None else f"all |angles| <= {max_angle:g} degrees",
+        angle_filter=ANGLE_FILTER,
         convention="biwi",
         split=split,
         rgb_cal=rgb_cal,

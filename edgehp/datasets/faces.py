@@ -12,15 +12,14 @@ picture).
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edgehp.datasets.base import Dataset, Sample, Skips, build_dataset, join_datasets
-from edgehp.datasets.lists import ANGLES, BOX, MATRIX, Row, parse_list, parse_table, read_table
+from edgehp.datasets.lists import BOX, MATRIX, Row, parse_list, parse_table, read_table
 from edgehp.datasets.stores import NameIndex, PhotoSource, Store, inside, open_store
 from edgehp.errors import DataError
-from edgehp.files import read_bytes
 from edgehp.images import (
     LIST_SUFFIXES,
     PHOTO_SUFFIXES,
@@ -42,7 +41,6 @@ def read_faces(
     path: Path | str,
     *,
     skip_bad: bool = False,
-    labels: Path | str | None = None,
     name: str = "faces",
 ) -> Dataset:
     """Read a folder or zip of face photos.
@@ -53,8 +51,6 @@ def read_faces(
         path: a zip, a folder of photos, or a folder of zips (taken in the order of their names).
         skip_bad: list a missing photo under ``skipped`` instead of raising. Photos are decoded
             later, by `Sample.load`.
-        labels: CSV file with image,pitch,yaw,roll in degrees, and a box if there is one; photos it
-            does not name are left out and counted. It takes the place of the folder's own labels.
         name: the data set's name.
 
     Raises:
@@ -67,17 +63,15 @@ def read_faces(
     store = open_store(root)
     zips = [n for n in store.names if "/" not in n and n.lower().endswith(".zip")]
     if not root.is_dir() or not zips:
-        return _read(store, skip_bad, labels, name)
-    if labels is not None:
-        raise DataError(f"{root}: {len(zips)} zips in a folder; give one with a labels file")
+        return _read(store, skip_bad, name)
     if loose := [n for n in store.names if PurePosixPath(n).suffix.lower() in PHOTO_SUFFIXES]:
         raise DataError(f"{root}: both zips and photos ({loose[0]}, ...): which are meant?")
     _report(store, zips)
-    parts = [_read(open_store(root / z), skip_bad, None, Path(z).stem) for z in zips]
+    parts = [_read(open_store(root / z), skip_bad, Path(z).stem) for z in zips]
     return join_datasets(name, parts)
 
 
-def _read(store: Store, skip_bad: bool, labels: Path | str | None, name: str) -> Dataset:
+def _read(store: Store, skip_bad: bool, name: str) -> Dataset:
     photos = [m for m in store.names if PurePosixPath(m).suffix.lower() in PHOTO_SUFFIXES]
     photos.sort()
     lists = sorted(m for m in store.names if PurePosixPath(m).name.lower() in _LISTS)
@@ -94,14 +88,11 @@ def _read(store: Store, skip_bad: bool, labels: Path | str | None, name: str) ->
         where = f"{store.where}/{member}"
         folder = str(PurePosixPath(member).parent)
         _collect(parse_list(store.read(member), where), index, folder, where, rows, skips)
-    listed = bool(rows) or bool(skips.found)
-    chosen: Mapping[str, Row] = rows
-    upright = False
-    if labels is not None:
-        chosen = _labelled(Path(labels), index, rows, skips)
-    elif not listed:
-        chosen, upright = {p: Row(0, p) for p in photos}, True
-    if not_listed := len(photos) - len(chosen):
+    # Boxes and labels refer to the pixels as stored; without them, up is up.
+    upright = not rows and not skips.found
+    if upright:
+        rows = {p: Row(0, p) for p in photos}
+    if not_listed := len(photos) - len(rows):
         logger.warning(
             "%s: %d of %d photos are not in its list and are left out",
             store.where,
@@ -109,12 +100,11 @@ def _read(store: Store, skip_bad: bool, labels: Path | str | None, name: str) ->
             len(photos),
         )
     samples = [
-        # Boxes and labels refer to the pixels as stored; without them, up is up.
         Sample(p, store.photo(p), r.box, r.matrix, r.angles, r.size, upright=upright)
-        for p, r in chosen.items()
+        for p, r in rows.items()
     ]
     boxed = sum(s.box is not None for s in samples)
-    source = "whole photo" if boxed == 0 else _LIST if labels is None else f"{_LIST} or labels file"
+    source = "whole photo" if boxed == 0 else _LIST
     return build_dataset(
         name,
         samples,
@@ -181,20 +171,6 @@ def _resolve(image: str, folder: str, photos: NameIndex, at: str) -> str:
     raise DataError(
         f"{at}: the photo {image} is not there; expected {candidates[-1]}{photos.hint(image)}"
     )
-
-
-def _labelled(
-    path: Path, photos: NameIndex, boxes: Mapping[str, Row], skips: Skips
-) -> dict[str, Row]:
-    """Rows of a labels file, with the folder's boxes where it has none of its own."""
-    rows: dict[str, Row] = {}
-    table = parse_table(read_bytes(path, "a CSV file of labels"), str(path), ANGLES)
-    _collect(table, photos, ".", str(path), rows, skips)
-    for photo, row in rows.items():
-        if (own := boxes.get(photo)) is not None:
-            without_label = replace(own, matrix=None, angles=None)
-            rows[photo] = _joined(without_label, row) or row
-    return rows
 
 
 @dataclass(frozen=True)

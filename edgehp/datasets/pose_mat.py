@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from edgehp.crop import Box
 from edgehp.datasets.base import (
-    DEFAULT_MAX_ANGLE,
+    ANGLE_FILTER,
     Dataset,
     Sample,
     Skips,
@@ -58,7 +58,6 @@ def read_aflw2000(
     *,
     boxes: Path | str | None = None,
     skip_bad: bool = False,
-    max_angle: float | None = DEFAULT_MAX_ANGLE,
 ) -> Dataset:
     """Read AFLW2000-3D, whole or a part of it: what is in the folder is the data set.
 
@@ -67,7 +66,6 @@ def read_aflw2000(
         boxes: a published box list; ``"landmarks"`` takes the boxes from the landmarks; None looks
             for a list (see `edgehp.datasets.lists.find_boxes`), then takes landmarks.
         skip_bad: list missing and damaged files under ``skipped`` instead of raising.
-        max_angle: leave out photos with an |angle| above it, degrees; None keeps all.
 
     Raises:
         DataError: no photos, or one is without its pair or its box.
@@ -78,9 +76,7 @@ def read_aflw2000(
         raise DataError(f"{folder}: no AFLW2000-3D photos; expected {AFLW2000_LAYOUT}")
     listed = None if boxes == "landmarks" else find_boxes(folder, "AFLW2000.json", boxes)
     absent = [] if listed is None else sorted(set(listed.faces) - {p.name for p in photos})
-    found = _read(
-        "aflw2000", folder, photos, listed, max_angle, skip_bad, listed_without_photo=len(absent)
-    )
+    found = _read("aflw2000", folder, photos, listed, skip_bad, listed_without_photo=len(absent))
     if absent:
         logger.warning(
             "aflw2000: %d photos of the box list are not in the folder: figures are of a part",
@@ -94,8 +90,6 @@ def read_300w_lp(
     *,
     boxes: Path | str | None = None,
     skip_bad: bool = False,
-    max_angle: float | None = DEFAULT_MAX_ANGLE,
-    flipped: bool = True,
 ) -> Dataset:
     """Read 300W-LP: folders AFW, HELEN, IBUG, LFPW and their mirror images.
 
@@ -105,8 +99,6 @@ def read_300w_lp(
             the boxes from the landmarks. Hopenet draws the margin at random while training; here
             it is fixed, since augmentation is the training's business.
         skip_bad: list missing and damaged files under ``skipped`` instead of raising.
-        max_angle: leave out photos with an |angle| above it, degrees; None keeps all.
-        flipped: whether to read the ``*_Flip`` folders too.
 
     Raises:
         DataError: no photos, or one is without its pair or its box.
@@ -114,13 +106,12 @@ def read_300w_lp(
     folder = Path(root)
     if (folder / "300W_LP").is_dir():
         folder = folder / "300W_LP"
-    wanted = [f for f in _FOLDERS if flipped or not f.endswith("_Flip")]
-    present = [f for f in wanted if (folder / f).is_dir()]
+    present = [f for f in _FOLDERS if (folder / f).is_dir()]
     photos = [p for name in present for p in _pairs(folder / name, report=str(folder / name))]
     if not photos:
         raise DataError(f"{folder}: no 300W-LP photos; expected {W300LP_LAYOUT}")
     listed = None if boxes == "landmarks" else find_boxes(folder, "300W_LP.json", boxes)
-    return _read("300w-lp", folder, photos, listed, max_angle, skip_bad, folders=present)
+    return _read("300w-lp", folder, photos, listed, skip_bad, folders=present)
 
 
 def _pairs(folder: Path, start: str = "", *, report: str) -> list[Path]:
@@ -155,7 +146,6 @@ def _read(
     root: Path,
     photos: Iterable[Path],
     boxes: BoxList | None,
-    max_angle: float | None,
     skip_bad: bool,
     **more: Any,
 ) -> Dataset:
@@ -166,7 +156,6 @@ def _read(
         root: the data set's folder; names are relative to it.
         photos: paths of the photos, there or not.
         boxes: the list to take the boxes from; landmarks where None.
-        max_angle: leave out samples with an |angle| above it, degrees; None keeps all.
         skip_bad: list bad photos instead of raising.
         more: further JSON values for the protocol.
 
@@ -187,7 +176,7 @@ def _read(
             truth = read_pose_mat(photo.with_suffix(".mat"))
             matrix, angles = labels_from_angles(truth.angles, str(photo))
             largest.append(float(np.abs(angles).max()))
-            if within(angles, max_angle):
+            if within(angles):
                 box = _box(own, photo, boxes, truth)
                 samples.append(Sample(own, FilePhoto(photo), box, matrix, angles))
             else:
@@ -198,7 +187,7 @@ def _read(
         samples,
         skips,
         boxes=LANDMARK_RULE if boxes is None else boxes.source,
-        angle_filter=None if max_angle is None else f"all |angles| <= {max_angle:g} degrees",
+        angle_filter=ANGLE_FILTER,
         convention=name,
         filtered=filtered,
         **more,
@@ -272,15 +261,14 @@ def _box(name: str, photo: Path, boxes: BoxList | None, truth: PoseMat) -> Box:
         raise DataError(f"{photo}: {e}") from e
 
 
-def box_from_landmarks(points: npt.ArrayLike, margin: float = LANDMARK_MARGIN) -> Box:
+def box_from_landmarks(points: npt.ArrayLike) -> Box:
     """The face box around landmarks, by Hopenet's rule.
 
-    With `margin` k: 2k to the left and on top, then k to the right and 0.6k below, the last two
-    of the sides already widened by the first two (read in Hopenet's published loader).
+    With `LANDMARK_MARGIN` k: 2k to the left and on top, then k to the right and 0.6k below, the
+    last two of the sides already widened by the first two (read in Hopenet's published loader).
 
     Args:
         points: [2, n], x and y in pixels.
-        margin: k.
 
     Raises:
         DataError: fewer than 2 points, not finite, or all in one place.
@@ -292,8 +280,8 @@ def box_from_landmarks(points: npt.ArrayLike, margin: float = LANDMARK_MARGIN) -
     x_max, y_max = map(float, p.max(axis=1))
     if x_min == x_max or y_min == y_max:
         raise DataError("all landmarks lie on one line: no box can be made of them")
-    x_min -= 2 * margin * (x_max - x_min)
-    y_min -= 2 * margin * (y_max - y_min)
-    x_max += margin * (x_max - x_min)
-    y_max += 0.6 * margin * (y_max - y_min)
+    x_min -= 2 * LANDMARK_MARGIN * (x_max - x_min)
+    y_min -= 2 * LANDMARK_MARGIN * (y_max - y_min)
+    x_max += LANDMARK_MARGIN * (x_max - x_min)
+    y_max += 0.6 * LANDMARK_MARGIN * (y_max - y_min)
     return Box(x_min, y_min, x_max, y_max)

@@ -21,10 +21,9 @@ from edgehp.pipeline.crops import CropSet
 from edgehp.pipeline.plan import Plan
 from edgehp.pose import angle_errors
 from edgehp.progress import step
-from edgehp.validation.gate import require_drop
+from edgehp.validation.appearance import CONDITIONS
 from edgehp.validation.metrics import frame_errors, mean_or_none, yaw_bands
-from edgehp.validation.robustness import CONDITIONS
-from edgehp.validation.statistics import mean_interval
+from edgehp.validation.statistics import mean_interval, require_drop
 
 __all__ = [
     "BATCH",
@@ -82,7 +81,7 @@ class Answers:
 
     Attributes:
         clean: on all of them, as they are.
-        degraded: condition of `edgehp.validation.robustness.CONDITIONS` -> on `degraded_crops`.
+        degraded: condition of `edgehp.validation.appearance.CONDITIONS` -> on `degraded_crops`.
     """
 
     clean: Prediction

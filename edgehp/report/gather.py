@@ -1,8 +1,9 @@
-"""Collect what belongs into one report: benchmarks, validations, the manifest, worst photos."""
+"""Report files, and what belongs into one report: benchmarks, validations, manifest, photos."""
 
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -14,18 +15,29 @@ import cv2
 
 from edgehp.artifact.check import read_manifest
 from edgehp.artifact.manifest import MANIFEST_NAME
-from edgehp.benchmark.plan import SCENARIOS
+from edgehp.benchmark.run import SCENARIOS
 from edgehp.crop import Image, Preprocessing, crop_face
 from edgehp.datasets.base import Sample
 from edgehp.datasets.faces import read_faces, read_rendered
 from edgehp.errors import CompatibilityError, DataError
-from edgehp.files import read_json, resource_dir
-from edgehp.report.files import KINDS, read_report
+from edgehp.files import read_json, resource_dir, write_output
 
-__all__ = ["Layer", "Material", "Photo", "gather", "worst_photos"]
+__all__ = [
+    "Layer",
+    "Material",
+    "Photo",
+    "gather",
+    "read_report",
+    "worst_photos",
+    "write_report",
+]
 
 logger = logging.getLogger(__name__)
 
+# Kinds of reports, and the schema of each that this edgehp writes.
+KINDS = {"benchmark": 3, "validation": 1}
+# A benchmark of ten minutes has about 2 MB.
+_LARGEST = 256 << 20
 _SHOWN_PX = 160
 _MOST_PHOTOS = 12
 
@@ -68,6 +80,38 @@ class Material:
     validations: tuple[Mapping[str, Any], ...]
     manifest: Mapping[str, Any] | None
     sensitivity: tuple[Layer, ...] = ()
+
+
+def write_report(report: Mapping[str, Any], directory: Path, name: str) -> Path:
+    """Write ``name.json`` into `directory`, which is made where it is missing.
+
+    Raises:
+        EnvironmentalError: it cannot be written.
+    """
+    path = directory / f"{name}.json"
+    write_output(path, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return path
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Read a report of edgehp.
+
+    Raises:
+        DataError: it is missing, no JSON, no report, or of a newer schema.
+    """
+    expected = "expected a report of 'edgehp bench' or 'edgehp validate'"
+    values = read_json(path, dict, limit=_LARGEST)
+    kind = values.get("kind")
+    if kind not in KINDS:
+        raise DataError(f"{path} holds the kind {kind!r}; {expected}")
+    schema = values.get("schema")
+    if not isinstance(schema, int) or schema > KINDS[kind]:
+        raise DataError(
+            f"{path}: found schema {schema!r} of a {kind} report, this edgehp reads up to "
+            f"{KINDS[kind]}: use a newer edgehp, or measure again"
+        )
+    found: dict[str, Any] = values
+    return found
 
 
 def gather(sources: Sequence[Path]) -> Material:

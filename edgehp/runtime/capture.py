@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import cast
 
 from edgehp._opencv import opencv_silenced
 from edgehp.errors import DataError, EdgehpError, EnvironmentalError
@@ -42,13 +42,6 @@ class CapturedFrame:
     """
 
     number: int
-    pixels: object
-    monotonic_ns: int
-    utc_ns: int
-    seconds: float
-
-
-class _Read(NamedTuple):
     pixels: object
     monotonic_ns: int
     utc_ns: int
@@ -238,7 +231,8 @@ class CaptureThread:
                 first = film if self._captured == opened else first
                 self._stop.wait(max(0.0, start + film - first - time.monotonic()))
             now, utc = time.monotonic_ns(), time.time_ns()
-            frame = _Read(pixels, now, utc, now / 1e9 if film is None else film)
+            seconds = now / 1e9 if film is None else film
+            frame = CapturedFrame(self._captured + 1, pixels, now, utc, seconds)
             if (reason := self._put(frame, self._captured == opened)) is not None:
                 return reason
         return "stopped"
@@ -252,7 +246,7 @@ class CaptureThread:
         finally:
             self._called = None
 
-    def _put(self, read: _Read, first: bool) -> str | None:
+    def _put(self, frame: CapturedFrame, first: bool) -> str | None:
         """Overwrite the slot; a reason if the camera is to be opened again."""
         with self._changed:
             while self._every_frame and self._slot is not None and not self._stop.is_set():
@@ -262,9 +256,9 @@ class CaptureThread:
             if first:
                 self._reconnects += self._captured > 0
                 self._lost = None
-            self._captured += 1
+            self._captured = frame.number
             self._dropped += self._slot is not None
-            self._slot = CapturedFrame(self._captured, *read)
+            self._slot = frame
             self._changed.notify_all()
             reason, self._reopen = self._reopen, None
             return reason

@@ -8,8 +8,8 @@ on face detection.
 from __future__ import annotations
 
 import importlib.util
-import threading
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -27,7 +27,6 @@ __all__ = [
     "BackgroundDetection",
     "CenterFace",
     "DetectedFace",
-    "Detection",
     "FaceDetector",
     "Found",
     "InlineDetection",
@@ -51,6 +50,8 @@ _WEIGHTS_SHA256 = "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5ae
 NETWORK_BOX = (1.37, 1.07, 0.0, 0.04)
 # Each cell of the outputs stands for 4x4 input pixels.
 _STRIDE = 4
+# Boxes whose intersection over union is larger are the same face.
+_SAME_FACE = 0.3
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,7 @@ class FaceDetector(Protocol):
 class CenterFace:
     """CenterFace through OpenCV's dnn module."""
 
-    def __init__(
-        self, weights: Path, *, threshold: float = 0.5, side: int = 480, overlap: float = 0.3
-    ) -> None:
+    def __init__(self, weights: Path, *, threshold: float = 0.5, side: int = 480) -> None:
         """Load the network.
 
         Args:
@@ -82,14 +81,12 @@ class CenterFace:
             side: the photo is scaled to fit a square of this many pixels, a multiple of 32, and
                 padded to it. One shape for every photo, because OpenCV's older dnn engine gives
                 wrong answers after a change of shape.
-            overlap: boxes whose intersection over union is larger are the same face.
 
         Raises:
             EnvironmentalError: the file cannot be loaded.
         """
         self.threshold = threshold
         self.side = side
-        self.overlap = overlap
         try:
             self._net = cv2.dnn.readNetFromONNX(str(weights))
         except cv2.error as e:
@@ -125,7 +122,7 @@ class CenterFace:
             DetectedFace(Box(*map(float, b)), float(s))
             for b, s in zip(boxes[real], scores[real], strict=True)
         ]
-        return _suppress(faces, self.overlap)
+        return _suppress(faces)
 
 
 def find_weights() -> Path:
@@ -195,11 +192,11 @@ def _decode(heat: Array, size: Array, offset: Array, threshold: float) -> tuple[
     return boxes.astype(np.float32), heat[rows, columns]
 
 
-def _suppress(faces: Sequence[DetectedFace], limit: float) -> list[DetectedFace]:
-    """The faces without those that overlap a better one by more than `limit`."""
+def _suppress(faces: Sequence[DetectedFace]) -> list[DetectedFace]:
+    """The faces without those that overlap a better one by more than `_SAME_FACE`."""
     kept: list[DetectedFace] = []
     for face in sorted(faces, key=lambda f: -f.score):
-        if all(overlap(face.box, k.box) <= limit for k in kept):
+        if all(overlap(face.box, k.box) <= _SAME_FACE for k in kept):
             kept.append(face)
     return kept
 
@@ -236,27 +233,6 @@ class Found:
     error: EdgehpError | None = None
 
 
-class Detection(Protocol):
-    """Runs a detector, at once or beside."""
-
-    @property
-    def busy(self) -> bool:
-        """Whether a job is in work."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether it can still answer."""
-
-    def request(self, job: Job) -> None:
-        """Start a job; only while not busy."""
-
-    def poll(self) -> Found | None:
-        """The answer to the last job, once."""
-
-    def close(self) -> None:
-        """Stop."""
-
-
 class InlineDetection:
     """Runs the detectors in the caller's thread: every frame waits, results do not depend on time.
 
@@ -266,39 +242,43 @@ class InlineDetection:
 
     def __init__(self, whole: FaceDetector, region: FaceDetector) -> None:
         self._whole, self._region = whole, region
-        self._found: Found | None = None
+        self._answer: Future[Found] | None = None
 
     @property
     def busy(self) -> bool:
-        """Never."""
-        return False
-
-    @property
-    def alive(self) -> bool:
-        """Always."""
-        return True
+        """Whether a job is in work or its answer not yet taken."""
+        return self._answer is not None
 
     def request(self, job: Job) -> None:
-        """Do the job now."""
+        """Start the job; only while not busy."""
+        self._answer = self._start(job)
+
+    def poll(self) -> Found | None:
+        """The answer to the last job, once it is there."""
+        if self._answer is None or not self._answer.done():
+            return None
+        answer, self._answer = self._answer, None
+        return answer.result()
+
+    def close(self) -> None:
+        """Stop after the job in work."""
+
+    def _start(self, job: Job) -> Future[Found]:
+        done = Future[Found]()
+        done.set_result(self._find(job))
+        return done
+
+    def _find(self, job: Job) -> Found:
         faces: tuple[DetectedFace, ...] = ()
         error: EdgehpError | None = None
         try:
             faces = tuple(self._look(job))
         except EdgehpError as e:
             error = e.with_traceback(None)
-        # Whatever it is: in a thread it would end unseen, and there would be no face for ever.
-        except Exception as e:
+        except Exception as e:  # what OpenCV and its wrappers raise
             why = " ".join(str(e).split()) or type(e).__name__
             error = EnvironmentalError(f"the face detector failed: {why}")
-        self._found = Found(job.number, job.grey, job.region, faces, error)
-
-    def poll(self) -> Found | None:
-        """The answer, once."""
-        found, self._found = self._found, None
-        return found
-
-    def close(self) -> None:
-        """Nothing runs."""
+        return Found(job.number, job.grey, job.region, faces, error)
 
     def _look(self, job: Job) -> list[DetectedFace]:
         height, width = job.photo.shape[:2]
@@ -317,66 +297,16 @@ class InlineDetection:
         ]
 
 
-class BackgroundDetection:
-    """Runs an `InlineDetection` in a thread of its own, one job at a time."""
+class BackgroundDetection(InlineDetection):
+    """Runs the detectors in a thread of their own, one job at a time."""
 
-    def __init__(self, inline: InlineDetection) -> None:
-        self._inline = inline
-        self._changed = threading.Condition()
-        self._job: Job | None = None
-        self._found: Found | None = None
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="detection", daemon=True)
-        self._thread.start()
-
-    @property
-    def busy(self) -> bool:
-        """Whether a job is in work or its answer not yet taken."""
-        with self._changed:
-            return self._job is not None or self._found is not None
-
-    @property
-    def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
-
-    def request(self, job: Job) -> None:
-        """Start the job."""
-        with self._changed:
-            self._job = job
-            self._changed.notify_all()
-
-    def poll(self) -> Found | None:
-        """The answer, once it is there.
-
-        Raises:
-            EnvironmentalError: the thread died; without this, there would be no face for ever.
-        """
-        if not self._thread.is_alive():
-            raise EnvironmentalError("the face detector's thread died; start the process again")
-        with self._changed:
-            found, self._found = self._found, None
-            return found
+    def __init__(self, whole: FaceDetector, region: FaceDetector) -> None:
+        super().__init__(whole, region)
+        self._pool = ThreadPoolExecutor(1, "detection")
 
     def close(self) -> None:
         """Stop after the job in work."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        self._thread.join(2.0)
+        self._pool.shutdown(cancel_futures=True)
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                while self._job is None and not self._closed:
-                    self._changed.wait()
-                if self._closed or self._job is None:
-                    return
-                job = self._job
-            self._inline.request(job)
-            found = self._inline.poll()
-            # Not until the next job: frames are large.
-            del job
-            with self._changed:
-                self._job, self._found = None, found
-            del found
+    def _start(self, job: Job) -> Future[Found]:
+        return self._pool.submit(self._find, job)

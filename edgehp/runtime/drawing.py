@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -30,7 +29,7 @@ import numpy.typing as npt
 
 from edgehp.crop import Box
 from edgehp.errors import DataError, UsageError
-from edgehp.files import output_to, require_utf8, write_whole
+from edgehp.files import output_to, require_utf8, write_output
 from edgehp.images import PHOTO_SUFFIXES
 from edgehp.pose import matrix_from_euler
 from edgehp.runtime.predict import FrameResult
@@ -61,9 +60,7 @@ def axis_ends(angles: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return np.asarray((matrix_from_euler(angles) @ _AXES)[:2].T)
 
 
-def draw_pose(
-    photo: Image, box: Box, angles: npt.ArrayLike, state: str = "ok", label: str | None = None
-) -> None:
+def draw_pose(photo: Image, box: Box, angles: npt.ArrayLike, state: str = "ok") -> None:
     """Draw box, axes and text into `photo` (uint8 [H, W, 3], RGB), which is changed.
 
     Args:
@@ -71,7 +68,6 @@ def draw_pose(
         box: the face in pixels.
         angles: pitch, yaw, roll, degrees.
         state: the face's state; it sets the colour of the box.
-        label: text above the box; None writes the angles.
     """
     height, width = photo.shape[:2]
     a = np.asarray(angles, np.float64)
@@ -87,7 +83,7 @@ def draw_pose(
     for end, axis in zip(ends, (_RED, _GREEN, _BLUE), strict=True):
         cv2.line(photo, _point(centre), _point(end), axis, 2 * thick, cv2.LINE_AA)
     cv2.circle(photo, _point(ends[2]), 3 * thick, _BLUE, -1, cv2.LINE_AA)
-    text = label or f"p {a[0]:+.0f} y {a[1]:+.0f} r {a[2]:+.0f}"
+    text = f"p {a[0]:+.0f} y {a[1]:+.0f} r {a[2]:+.0f}"
     scale = float(np.clip(length / 200, 0.35, 5))
     (text_width, text_height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thick)
     at = (
@@ -114,8 +110,8 @@ _CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".avi": "MJPG", ".mkv
 _DEFAULT_RATE = 30.0
 
 
-class Saver(Protocol):
-    """Draws and writes results."""
+class Saver:
+    """Draws and writes results; a context manager that ends what it wrote."""
 
     def add(self, result: FrameResult) -> None:
         """Draw the faces of one frame and write the picture.
@@ -125,14 +121,16 @@ class Saver(Protocol):
             EnvironmentalError: it cannot be written.
         """
 
-    def __enter__(self) -> Saver: ...
+    def __enter__(self) -> Saver:
+        return self
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None: ...
+    ) -> None:
+        return None
 
 
 def open_saver(target: Path, source: Source) -> Saver:
@@ -178,16 +176,10 @@ def _drawn(result: FrameResult) -> Image | None:
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), np.uint8)
 
 
-class _PhotoSaver:
+class _PhotoSaver(Saver):
     def __init__(self, target: Path, single: bool) -> None:
         self._target = target
         self._single = single
-
-    def __enter__(self) -> _PhotoSaver:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
     def add(self, result: FrameResult) -> None:
         picture = _drawn(result)
@@ -197,12 +189,10 @@ class _PhotoSaver:
         ok, data = cv2.imencode(path.suffix, picture)
         if not ok:
             raise DataError(f"{path}: OpenCV cannot encode this picture")
-        with output_to(path, "--output"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, data.tobytes())
+        write_output(path, data.tobytes())
 
 
-class _VideoSaver:
+class _VideoSaver(Saver):
     """One video. What was drawn is kept, however the frames end: by Ctrl-C, a camera that stops."""
 
     def __init__(self, target: Path, rate: float) -> None:

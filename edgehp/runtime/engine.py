@@ -6,6 +6,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent import futures
+from concurrent.futures import Future
 
 from edgehp.artifact.open import OpenedNetwork
 from edgehp.engines.base import Face, Prediction, crops_frames, infer_frames
@@ -29,66 +31,34 @@ class EngineFaultError(EnvironmentalError):
     """The engine gave no usable answer for this frame."""
 
 
-class _Opening:
-    """Closes what failed and opens it again, in a thread of its own.
+def _opening(
+    opener: Callable[[], OpenedNetwork], broken: OpenedNetwork | None
+) -> Future[OpenedNetwork]:
+    """Close what failed and open it again, in a thread of its own.
 
-    Opening verifies hashes, deserialises and runs golden vectors. That may take longer than the
-    service manager waits for a sign of life from the loop, on a board that is recovering.
+    Opening verifies hashes, deserializes and runs golden vectors. That may take longer than the
+    service manager waits for a sign of life from the loop, on a board that is recovering. A daemon:
+    a driver that hangs must not keep the process.
     """
+    opening = Future[OpenedNetwork]()
 
-    def __init__(self, opener: Callable[[], OpenedNetwork], broken: OpenedNetwork | None) -> None:
-        self._opener, self._broken = opener, broken
-        self._lock = threading.Lock()
-        self._unwanted = False
-        self._opened: OpenedNetwork | None = None
-        self._error: BaseException | None = None
-        self._done = threading.Event()
-        self._began = time.monotonic()
-        threading.Thread(target=self._work, name="engine", daemon=True).start()
-
-    @property
-    def done(self) -> bool:
-        """Whether `result` answers."""
-        return self._done.is_set()
-
-    @property
-    def seconds(self) -> float:
-        """How long it has taken so far."""
-        return time.monotonic() - self._began
-
-    def result(self) -> OpenedNetwork:
-        """What is open now; raises what opening it raised."""
-        if self._error is not None:
-            raise self._error
-        if self._opened is None:
-            raise EngineFaultError("the engine is still being opened")
-        return self._opened
-
-    def abandon(self, wait: float) -> None:
-        """Close what is opened, now or, where the driver takes longer than `wait`, later."""
-        self._done.wait(wait)
-        with self._lock:
-            self._unwanted = True
-            opened, self._opened = self._opened, None
-        if opened is not None:
-            _close(opened)
-
-    def _work(self) -> None:
+    def work() -> None:
         try:
-            if self._broken is not None:
-                _close(self._broken)
-                self._broken = None
-            opened = self._opener()
-            with self._lock:
-                if not self._unwanted:
-                    self._opened = opened
-                    return
-            _close(opened)
+            if broken is not None:
+                _close(broken)
+            opening.set_result(opener())
         except BaseException as e:
-            # Of whatever kind: `result` raises it where somebody sees it.
-            self._error = e
-        finally:
-            self._done.set()
+            # Of whatever kind: it is raised where somebody sees it.
+            opening.set_exception(e)
+
+    threading.Thread(target=work, name="engine", daemon=True).start()
+    return opening
+
+
+def _abandon(opening: Future[OpenedNetwork]) -> None:
+    """Close what is opened: now, or later where the driver takes longer than the end may."""
+    futures.wait([opening], _END_S)
+    opening.add_done_callback(lambda done: None if done.exception() else _close(done.result()))
 
 
 def _close(network: OpenedNetwork) -> None:
@@ -129,7 +99,8 @@ class EngineHost:
         self.network = opener()
         self._opened: OpenedNetwork | None = self.network
         self._broken: OpenedNetwork | None = None
-        self._opening: _Opening | None = None
+        self._opening: Future[OpenedNetwork] | None = None
+        self._opening_since = 0.0
 
     @property
     def driver_gone(self) -> bool:
@@ -166,7 +137,7 @@ class EngineHost:
     def close(self) -> None:
         """Close the engine."""
         if self._opening is not None:
-            self._opening.abandon(_END_S)
+            _abandon(self._opening)
             self._opening = None
         for network in (self._opened, self._broken):
             if network is not None:
@@ -186,7 +157,7 @@ class EngineHost:
         """The engine, once another thread has opened it again."""
         if self._opening is None:
             self._begin()
-        elif self._opening.done:
+        elif self._opening.done():
             opening, self._opening = self._opening, None
             try:
                 self._opened = opening.result()
@@ -202,7 +173,7 @@ class EngineHost:
             self.network = self._opened
             logger.warning("the engine is open again")
             return self._opened
-        elif self._opening.seconds > _HANGS_S:
+        elif time.monotonic() - self._opening_since > _HANGS_S:
             raise EnvironmentalError(
                 f"the engine's driver has not come back from opening it for {_HANGS_S:g} s "
                 f"({self._why}); it hangs, only a new process helps: let the service manager "
@@ -225,5 +196,5 @@ class EngineHost:
                 f"{self._why}"
             )
         self._attempts += 1
-        self._opening = _Opening(self._opener, self._broken)
+        self._opening, self._opening_since = _opening(self._opener, self._broken), time.monotonic()
         self._broken = None

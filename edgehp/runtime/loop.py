@@ -289,7 +289,7 @@ class Runtime:
         if self._detector_since is None:
             self._detector_since = now
             logger.warning("%s; asked again", error)
-        elif now - self._detector_since > _DETECTOR_S or not self.tracker.alive:
+        elif now - self._detector_since > _DETECTOR_S:
             raise self._detector_gone(str(error))
         self.tracker.reset()
         return "detector_fault", str(error), Pose()

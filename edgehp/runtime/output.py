@@ -21,7 +21,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from edgehp._installed import install_extra
 from edgehp.errors import EnvironmentalError
@@ -41,16 +41,16 @@ _LOOPBACK = "127.0.0.1"
 _BUCKETS = (0.005, 0.01, 0.02, 0.033, 0.05, 0.067, 0.1, 0.2, 0.3, 0.5, 1.0)
 
 
-class Sink(Protocol):
-    """Takes lines."""
+class Sink:
+    """Takes lines.
 
-    @property
-    def dropped(self) -> int:
-        """Lines that a reader did not get because it was too slow."""
+    Attributes:
+        dropped: lines that a reader did not get because it was too slow.
+        broken: whether nobody will read any more.
+    """
 
-    @property
-    def broken(self) -> bool:
-        """Whether nobody will read any more."""
+    dropped = 0
+    broken = False
 
     def write(self, line: bytes) -> None:
         """Take one line with its newline; never waits for a reader (but see `PipeSink`)."""
@@ -62,7 +62,7 @@ class Sink(Protocol):
         """Send what can be sent soon, and stop."""
 
 
-class PipeSink:
+class PipeSink(Sink):
     """A file descriptor, written by a thread of its own from a bounded queue.
 
     Standard output cannot be made non-blocking without doing so to everybody who shares it.
@@ -79,34 +79,20 @@ class PipeSink:
         self._descriptor, self._lossless = descriptor, lossless
         self._queue: deque[bytes] = deque()
         self._changed = threading.Condition()
-        self._dropped = 0
-        self._broken = self._closed = self._writing = False
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="output", daemon=True)
         self._thread.start()
-
-    @property
-    def dropped(self) -> int:
-        """Lines dropped."""
-        return self._dropped
-
-    @property
-    def broken(self) -> bool:
-        """The reader went away."""
-        return self._broken
 
     def write(self, line: bytes) -> None:
         """Queue a line."""
         with self._changed:
-            while self._lossless and len(self._queue) >= _LINES and not self._broken:
+            while self._lossless and len(self._queue) >= _LINES and not self.broken:
                 self._changed.wait(0.1)
             if len(self._queue) >= _LINES:
                 self._queue.popleft()
-                self._dropped += 1
+                self.dropped += 1
             self._queue.append(line)
             self._changed.notify_all()
-
-    def pump(self) -> None:
-        """The thread does it."""
 
     def close(self) -> None:
         """Wait up to a second for the reader to take the rest (lossless: as long as it reads)."""
@@ -132,7 +118,7 @@ class PipeSink:
             except Exception as e:
                 logger.info("output ended: %s", getattr(e, "strerror", None) or e)
                 with self._changed:
-                    self._broken = True
+                    self.broken = True
                     self._queue.clear()
                     self._changed.notify_all()
                 return
@@ -169,7 +155,7 @@ class _Reader:
             self.gone = True
 
 
-class SocketSink:
+class SocketSink(Sink):
     """A Unix stream socket; every reader that connects gets the lines from then on.
 
     Nothing here waits: connections and sends are non-blocking and happen in the caller's thread. A
@@ -177,12 +163,12 @@ class SocketSink:
     ``{"type": "missed", "lines": N}``.
     """
 
-    def __init__(self, path: Path, mode: int = 0o600) -> None:
+    def __init__(self, path: Path) -> None:
         """Listen.
 
         Args:
-            path: of the socket; one that nobody listens on any more is replaced.
-            mode: its permissions; by default its owner alone may connect.
+            path: of the socket, to which its owner alone may connect; one that nobody listens on
+                any more is replaced.
 
         Raises:
             EnvironmentalError: another process listens there, it is no socket, or the folder
@@ -190,7 +176,6 @@ class SocketSink:
         """
         self._path = path
         self._readers: list[_Reader] = []
-        self._dropped = 0
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._server.setblocking(False)
         try:
@@ -201,7 +186,7 @@ class SocketSink:
                 self._server.bind(str(path))
             finally:
                 os.umask(before)
-            path.chmod(mode)
+            path.chmod(0o600)
             self._server.listen(_READERS)
         except OSError as e:
             self._server.close()
@@ -213,25 +198,10 @@ class SocketSink:
             self._server.close()
             raise
 
-    @property
-    def dropped(self) -> int:
-        """Lines dropped, over all readers."""
-        return self._dropped
-
-    @property
-    def broken(self) -> bool:
-        """Never: another reader may come."""
-        return False
-
-    @property
-    def readers(self) -> int:
-        """How many are connected."""
-        return len(self._readers)
-
     def write(self, line: bytes) -> None:
         """Give the line to every reader."""
         for reader in self._readers:
-            self._dropped += reader.offer(line)
+            self.dropped += reader.offer(line)
         self.pump()
 
     def pump(self) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from edgehp.crop import Box, Picture, Preprocessing, cut_of
-from edgehp.datasets.lists import BoxList
+from edgehp.crop import Box, Image, Picture, Preprocessing, cut_of
 from edgehp.engines.base import Engine, Prediction, infer_frames
 from edgehp.errors import DataError
 from edgehp.runtime.detection import DetectedFace, FaceDetector, network_box
@@ -22,16 +21,17 @@ from edgehp.runtime.records import (
 from edgehp.runtime.sources import Frame
 
 __all__ = [
-    "DetectorFaces",
     "FaceFinder",
     "FacePose",
-    "FixedFaces",
     "FrameResult",
-    "ListedFaces",
+    "detected",
     "predict",
 ]
 
 Triple = tuple[float, float, float]
+# Gives the faces of a photo, by its name and its pixels: the boxes the network needs, and the
+# detector's where they come from one. A `DataError` says that it cannot be told, not "no face".
+FaceFinder = Callable[[str, Image], list[tuple[Box, DetectedFace | None]]]
 
 
 @dataclass(frozen=True)
@@ -103,54 +103,9 @@ class FrameResult:
         ]
 
 
-class FaceFinder(Protocol):
-    """Gives the faces of a frame."""
-
-    def find(self, frame: Frame) -> list[tuple[Box, DetectedFace | None]]:
-        """The boxes the network needs, and the detector's where they come from one.
-
-        Raises:
-            DataError: it cannot be said, which is not the same as no face.
-        """
-
-
-@dataclass(frozen=True)
-class DetectorFaces:
-    """Faces from a detector, its boxes turned into those the network knows."""
-
-    detector: FaceDetector
-
-    def find(self, frame: Frame) -> list[tuple[Box, DetectedFace | None]]:
-        """The faces, the best score first."""
-        if frame.photo is None:
-            return []
-        return [(network_box(f.box), f) for f in self.detector.detect(frame.photo)]
-
-
-@dataclass(frozen=True)
-class FixedFaces:
-    """One face at one place in every frame."""
-
-    box: Box
-
-    def find(self, frame: Frame) -> list[tuple[Box, DetectedFace | None]]:
-        """That face, wherever there is a picture."""
-        return [] if frame.photo is None else [(self.box, None)]
-
-
-@dataclass(frozen=True)
-class ListedFaces:
-    """Faces from a box list, taken as they are; a photo the list does not name is a problem."""
-
-    boxes: BoxList
-
-    def find(self, frame: Frame) -> list[tuple[Box, DetectedFace | None]]:
-        """The faces in the list's order.
-
-        Raises:
-            DataError: the list does not name the photo.
-        """
-        return [(e.box, None) for e in self.boxes.of(frame.name)]
+def detected(detector: FaceDetector) -> FaceFinder:
+    """The faces of a detector, the best first, with its boxes as those the network knows."""
+    return lambda _, photo: [(network_box(f.box), f) for f in detector.detect(photo)]
 
 
 def predict(
@@ -180,7 +135,7 @@ def predict(
             yield FrameResult(frame, problem=frame.problem or "no picture")
             continue
         try:
-            found = faces.find(frame)
+            found = faces(frame.name, frame.photo)
             height, width = frame.photo.shape[:2]
             for box, _ in found:
                 cut_of(width, height, box, preprocessing)

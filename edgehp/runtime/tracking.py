@@ -14,14 +14,13 @@ a slow detector costs no frames; it only corrects later.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from edgehp.crop import Box
-from edgehp.runtime.detection import DetectedFace, Detection, Job, network_box, overlap
+from edgehp.runtime.detection import DetectedFace, InlineDetection, Job, network_box, overlap
 
 __all__ = [
     "FaceTracker",
@@ -61,16 +60,13 @@ class TrackedFace:
     score: float | None
 
 
-class Tracker(Protocol):
-    """Says where the face is in each frame."""
+class Tracker:
+    """Says where the face is in each frame; this one knows no face, and has none to lose."""
 
     @property
     def looked(self) -> bool:
         """Whether anything has looked for a face since the start or the last `reset`."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether what looks for faces can still answer."""
+        return True
 
     def update(self, photo: Image) -> TrackedFace | None:
         """The face in the next frame (uint8 [H, W, 3], RGB); None where there is none."""
@@ -88,43 +84,21 @@ class Tracker(Protocol):
         """Stop."""
 
 
-class FixedBox:
+class FixedBox(Tracker):
     """The face is where the user says."""
 
     def __init__(self, box: Box) -> None:
         self._face = TrackedFace(box, False, None)
 
-    @property
-    def looked(self) -> bool:
-        """Always: the user did."""
-        return True
-
-    @property
-    def alive(self) -> bool:
-        """Always."""
-        return True
-
     def update(self, photo: Image) -> TrackedFace | None:
         """The box, whatever the frame shows."""
         return self._face
 
-    def doubt(self) -> None:
-        """Nothing to look for."""
 
-    def lose(self) -> None:
-        """Nothing to forget."""
-
-    def reset(self) -> None:
-        """Nothing to forget."""
-
-    def close(self) -> None:
-        """Nothing to stop."""
-
-
-class FaceTracker:
+class FaceTracker(Tracker):
     """Detects, carries along, detects again."""
 
-    def __init__(self, detection: Detection, every: int = 15, patience: int = 2) -> None:
+    def __init__(self, detection: InlineDetection, every: int = 15, patience: int = 2) -> None:
         """No face yet.
 
         Args:
@@ -140,11 +114,6 @@ class FaceTracker:
     def looked(self) -> bool:
         """Whether the detector has answered since the start or the last `reset`."""
         return self._looked
-
-    @property
-    def alive(self) -> bool:
-        """Whether the detector's thread runs."""
-        return self._detection.alive
 
     def reset(self) -> None:
         """Forget the face, and what the detector has said before."""

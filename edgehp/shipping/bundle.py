@@ -88,12 +88,11 @@ MAX_BUNDLE_SIZE = 2**36
 
 @dataclass(frozen=True)
 class BundleFile:
-    """One file of a bundle: its path in the artifact, SHA-256 (hex), size and offset in bytes."""
+    """One file of a bundle: its path in the artifact, SHA-256 (hex) and size in bytes."""
 
     path: str
     sha256: str
     size: int
-    offset: int
 
 
 @dataclass(frozen=True)
@@ -241,10 +240,8 @@ def _verified(container: Container, statement: Statement, signer: str) -> Verifi
     if len(container.sizes) != len(statement.files):
         raise _altered(path, f"{len(container.sizes)} files, {len(statement.files)} were signed")
     files = tuple(
-        BundleFile(name, sha256, size, offset)
-        for (name, sha256), size, offset in zip(
-            statement.files, container.sizes, container.offsets, strict=True
-        )
+        BundleFile(name, sha256, size)
+        for (name, sha256), size in zip(statement.files, container.sizes, strict=True)
     )
     for index, file in enumerate(files):
         digest = hashlib.sha256()

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 __all__ = [
     "LIFETIMES",
     "ROLES",
-    "Published",
     "add",
     "init",
     "publish",
@@ -58,23 +57,13 @@ _SERIAL = "edgehp-serial"
 STAGED = ".staged"
 
 
-@dataclass(frozen=True)
-class Published:
-    """Role -> version of the metadata that was signed now; roles that stayed are left out."""
-
-    versions: dict[str, int]
-
-
-def init(
-    folder: Path, keys: Path, *, password: str | None = None, now: datetime | None = None
-) -> Path:
+def init(folder: Path, keys: Path, *, password: str | None = None) -> Path:
     """Make an empty repository and its four keys.
 
     Args:
         folder: new or empty.
         keys: folder for the private keys; those that are there already are used.
         password: encrypts new keys, opens those that are there.
-        now: the time; the clock's when omitted.
 
     Returns:
         The root metadata (``metadata/1.root.json``) that devices are given.
@@ -98,18 +87,18 @@ def init(
             if not path.exists():
                 _new_key(path, password)
             signers[role] = _signer_of(path, password)
-        root = Root(expires=_expiry("root", now), consistent_snapshot=True)
+        root = Root(expires=_expiry("root"), consistent_snapshot=True)
         for role, signer in signers.items():
             root.add_key(signer.public_key, role)
         signed = Metadata(root)
         signed.sign(signers["root"])
-        targets = Metadata(Targets(expires=_expiry("targets", now)))
+        targets = Metadata(Targets(expires=_expiry("targets")))
         targets.signed.unrecognized_fields[_SERIAL] = 0
         for name in ("metadata", "targets", STAGED):
             disk.make_folder(folder / name)
         _write_metadata(folder / STAGED / "targets.json", targets)
         _write_metadata(folder / "metadata" / "1.root.json", signed)
-    publish(folder, keys, password=password, now=now)
+    publish(folder, keys, password=password)
     return folder / "metadata" / "1.root.json"
 
 
@@ -212,7 +201,7 @@ def publish(
     days: int | None = None,
     password: str | None = None,
     now: datetime | None = None,
-) -> Published:
+) -> dict[str, int]:
     """Sign what was added or rotated and make it public; without news, renew the timestamp.
 
     Only the keys of what has to be signed are opened: a server that renews the timestamp every day
@@ -224,6 +213,9 @@ def publish(
         days: how long the timestamp counts; 30 when omitted.
         password: of the keys.
         now: the time; the clock's when omitted.
+
+    Returns:
+        Role -> version of the metadata that was signed now; roles that stayed are left out.
 
     Raises:
         DataError: no repository.
@@ -263,7 +255,7 @@ def publish(
             disk.replace_file(metadata / name, data)
         disk.remove_tree(staged)
         disk.remove_tree(rotated)
-    return Published(signing.versions)
+    return signing.versions
 
 
 @dataclass
@@ -311,7 +303,6 @@ def rotate_key(
     keys: Path,
     *,
     password: str | None = None,
-    now: datetime | None = None,
 ) -> Path:
     """Replace the key of a role by a new one; devices refuse the old one once `publish` has run.
 
@@ -323,7 +314,6 @@ def rotate_key(
         role: one of `ROLES`.
         keys: folder with ``root.pem``, where the new key is written.
         password: of the keys, old and new.
-        now: the time; the clock's when omitted.
 
     Returns:
         The file of the new key.
@@ -351,7 +341,7 @@ def rotate_key(
             root.signed.revoke_key(keyid, role)
         root.signed.add_key(new.public_key, role)
         root.signed.version = published.signed.version + 1
-        root.signed.expires = _expiry("root", now)
+        root.signed.expires = _expiry("root")
         if role == "root":
             signers.append(new)
         signers += _revoked_root(published, keys, password, signers)
@@ -373,7 +363,7 @@ def rotate_key(
     return path
 
 
-def _expiry(role: str, now: datetime | None, days: int | None = None) -> datetime:
+def _expiry(role: str, now: datetime | None = None, days: int | None = None) -> datetime:
     at = (now or datetime.now(timezone.utc)).astimezone(timezone.utc).replace(microsecond=0)
     return at + timedelta(days=LIFETIMES[role] if days is None else days)
 

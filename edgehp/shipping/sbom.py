@@ -77,7 +77,9 @@ def measured_energy(artifact: Path, digest: str) -> dict[str, float]:
             if path.stat().st_size > _LARGEST_REPORT:
                 continue
             report = strict_json(path.read_bytes())
-            if report["kind"] != "benchmark" or report["manifest_digest"] != digest:
+            if report["kind"] != "benchmark":
+                continue
+            if report["subjects"]["artifact"]["manifest_digest"] != digest:
                 continue
             rails = report["results"]["artifact"]["energy"]["joules_per_image"]
             found |= {str(k): float(v) for k, v in rails.items() if v is not None}

@@ -51,7 +51,6 @@ __all__ = [
     "SLOT_NAMES",
     "Boot",
     "Finisher",
-    "Identity",
     "SelfTest",
     "Slot",
     "State",
@@ -436,29 +435,13 @@ def current(root: Path) -> Slot:
     return found
 
 
-@dataclass(frozen=True)
-class Identity:
-    """What identifies the software of a slot from outside; hashes are SHA-256, hex.
+def identity(slot: Slot) -> dict[str, Any]:
+    """What identifies the software of a slot from outside, for JSON; its files are not hashed.
 
-    Attributes:
-        rxswin: see `edgehp.artifact.Manifest`.
-        manifest: of the manifest's file.
-        engine: by file name.
-        network: of the network's specification, None for a foreign graph.
-        weights: of the file of weights that the build read.
-        preprocessing: of the preprocessing.
-    """
-
-    rxswin: str | None
-    manifest: str
-    engine: dict[str, str]
-    network: str | None
-    weights: str
-    preprocessing: str
-
-
-def identity(slot: Slot) -> Identity:
-    """What identifies the software of a slot, from its manifest; the files are not hashed.
+    Returns:
+        ``rxswin`` (see `edgehp.artifact.Manifest`) and SHA-256s in hex: of the ``manifest``'s file,
+        of each file of the ``engine``, of the ``network``'s specification (None for a foreign
+        graph), of the file of ``weights`` that the build read, and of the ``preprocessing``.
 
     Raises:
         CompatibilityError: the manifest is not the one that was installed.
@@ -466,14 +449,14 @@ def identity(slot: Slot) -> Identity:
     _check_record(slot)
     manifest = read_manifest(slot.artifact)
     engine = () if manifest.engine is None else manifest.engine.files
-    return Identity(
-        rxswin=manifest.rxswin,
-        manifest=slot.manifest_sha256,
-        engine={name: manifest.file(name).sha256 for name in engine},
-        network=manifest.network.digest,
-        weights=manifest.network.weights_sha256,
-        preprocessing=manifest.preprocessing.digest,
-    )
+    return {
+        "rxswin": manifest.rxswin,
+        "manifest": slot.manifest_sha256,
+        "engine": {name: manifest.file(name).sha256 for name in engine},
+        "network": manifest.network.digest,
+        "weights": manifest.network.weights_sha256,
+        "preprocessing": manifest.preprocessing.digest,
+    }
 
 
 def is_whole(slot: Slot) -> bool:
@@ -495,7 +478,6 @@ def boot(
     test: Callable[[Path], T],
     *,
     discard: Callable[[T], object] = lambda _: None,
-    patience_s: float = PATIENCE_S,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Boot[T]:
     """Choose the slot to run: count the start, check the records, test the slot.
@@ -517,8 +499,8 @@ def boot(
             `EdgehpError` if anything is not right. What it gives is passed on, so that nothing is
             opened or verified twice.
         discard: frees what `test` gave for a slot that will not be run.
-        patience_s: how long `test` is tried again after an `EnvironmentalError`, seconds.
-        sleep: waits so many seconds.
+        sleep: waits so many seconds; `test` is tried again after an `EnvironmentalError` for
+            `PATIENCE_S` together.
 
     Raises:
         DataError: nothing is installed.
@@ -528,7 +510,7 @@ def boot(
     """
     if not _is_root(root):
         raise _nothing_installed(root)
-    starting = _Start(root, test, patience_s, sleep)
+    starting = _Start(root, test, sleep)
     for _ in range(_TRIES):
         state = _counted(root)
         try:
@@ -604,7 +586,6 @@ class _Start(Generic[T]):
 
     root: Path
     test: Callable[[Path], T]
-    patience_s: float
     sleep: Callable[[float], object]
 
     def chosen(self, state: State) -> Boot[T]:
@@ -649,7 +630,7 @@ class _Start(Generic[T]):
                 _check_record(slot)
                 return self.test(slot.artifact)
             except EnvironmentalError as e:
-                if waited + pause > self.patience_s:
+                if waited + pause > PATIENCE_S:
                     raise
                 logger.warning("slot %s: %s; tried again in %.1f s", slot.name, e, pause)
             self.sleep(pause)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,8 +127,14 @@ def update(
                 lists = refresh(source, root_metadata, folder)
             memory, state = read_memory(folder), slots.read_state(root)
             have = _newest_here(root, state, lists, memory)
-            fits = _Fit(state, here, device_id or _device_id(folder))
-            chosen, decisions = fits.newest(lists, have)
+            identity = device_id or _device_id(folder)
+
+            def misfit(one: Listed) -> str | None:
+                if (failed := state.failed.get(one.offer.content)) is not None:
+                    return f"it failed here: {failed}"
+                return one.offer.withheld(identity) or one.offer.misfit(here)
+
+            chosen, decisions = _newest(lists, have, misfit)
             memory = replace(memory, decisions=decisions[:_DECISIONS_KEPT])
             _remember(folder, replace(memory, serial=have, keys=lists.keys))
             slot = None
@@ -178,33 +184,21 @@ def _newest_here(root: Path, state: slots.State, lists: Lists, memory: Memory) -
     return max([*serials, memory.serial if memory.keys == lists.keys else 0])
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """What a bundle is held against."""
-
-    state: slots.State
-    device: DeviceProbe
-    device_id: str
-
-    def newest(self, lists: Lists, have: int) -> tuple[Listed | None, tuple[Decision, ...]]:
-        """The newest that fits and is newer than `have`; and what was decided on the way to it."""
-        decisions: list[Decision] = []
-        for one in lists.listed:
-            offer = one.offer
-            if offer.serial < have or (offer.serial == have and offer.state != "withdrawn"):
-                break
-            reason = self._misfit(one)
-            decisions.append(Decision(offer.path, offer.serial, reason))
-            if reason is None:
-                return one, tuple(decisions)
-            logger.info("%s is not for this device: %s", offer.path, reason)
-        return None, tuple(decisions)
-
-    def _misfit(self, one: Listed) -> str | None:
-        failed = self.state.failed.get(one.offer.content)
-        if failed is not None:
-            return f"it failed here: {failed}"
-        return one.offer.withheld(self.device_id) or one.offer.misfit(self.device)
+def _newest(
+    lists: Lists, have: int, misfit: Callable[[Listed], str | None]
+) -> tuple[Listed | None, tuple[Decision, ...]]:
+    """The newest that fits and is newer than `have`; and what was decided on the way to it."""
+    decisions: list[Decision] = []
+    for one in lists.listed:
+        offer = one.offer
+        if offer.serial < have or (offer.serial == have and offer.state != "withdrawn"):
+            break
+        reason = misfit(one)
+        decisions.append(Decision(offer.path, offer.serial, reason))
+        if reason is None:
+            return one, tuple(decisions)
+        logger.info("%s is not for this device: %s", offer.path, reason)
+    return None, tuple(decisions)
 
 
 def _device_id(folder: Path) -> str:

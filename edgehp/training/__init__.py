@@ -1,4 +1,4 @@
 """Teachers, offset ensembles and distillation: everything that makes a student.
 
-`teachers` and `labelling` need onnxruntime but no torch; the other modules need torch.
+`labelling` needs onnxruntime but no torch; the other modules need torch.
 """

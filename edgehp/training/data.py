@@ -30,6 +30,8 @@ __all__ = ["Batch", "BatchPlan", "Faces", "TrainingItem", "batches", "split", "w
 Array = npt.NDArray[np.float64]
 # Beyond this the label says "seen from behind", where three angles have no single meaning.
 _LARGEST_ANGLE = 99.0
+# Spread in degrees at which a teacher's label counts half.
+_TRUST = 6.0
 # The photo about the network's view that is kept for shifts, larger scales and rotations.
 MARGIN = 1.4
 
@@ -157,14 +159,13 @@ class BatchPlan:
 
 
 def with_labels(
-    samples: Sequence[Sample], labels: Mapping[str, Label] | None = None, trust: float = 6.0
+    samples: Sequence[Sample], labels: Mapping[str, Label] | None = None
 ) -> list[TrainingItem]:
     """Join photos with teacher labels, or take the data set's own exact labels.
 
     Args:
         samples: the photos.
         labels: by sample name; None uses each sample's own rotation, with weight 1.
-        trust: spread in degrees at which a teacher label counts half.
 
     Returns:
         The items whose every |angle| is at most 99 degrees; photos without a label are left out
@@ -179,7 +180,7 @@ def with_labels(
             if s.matrix is not None:
                 items.append(TrainingItem(s, s.matrix))
         elif (label := labels.get(s.name)) is not None:
-            weight = 1.0 / (1.0 + (label.spread / trust) ** 2)
+            weight = 1.0 / (1.0 + (label.spread / _TRUST) ** 2)
             items.append(TrainingItem(s, label.matrix, weight))
     items = [i for i in items if np.abs(pose.euler_from_matrix(i.matrix)).max() <= _LARGEST_ANGLE]
     if not items:

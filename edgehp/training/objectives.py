@@ -32,6 +32,10 @@ __all__ = [
 ]
 
 
+# The paper weighs the sum over the three angles by 10.
+_KL_SCALE = 30.0
+
+
 class Objective(Protocol):
     """A loss and a decoder."""
 
@@ -102,8 +106,6 @@ class OnlineDistillation:
     Args:
         teachers: (network, specification) each; networks give logits [N, 3, bins].
         student: specification of the student.
-        scale: factor on the KL; the paper weighs the sum over angles by 10.
-        temperature: of the softmaxes.
 
     Raises:
         DataError: a teacher crops photos by another rule.
@@ -113,12 +115,8 @@ class OnlineDistillation:
         self,
         teachers: Sequence[tuple[nn.Module, NetworkSpec]],
         student: NetworkSpec,
-        scale: float = 30.0,
-        temperature: float = 1.0,
     ) -> None:
         self.student = student
-        self.scale = scale
-        self.temperature = temperature
         self._teachers = []
         signs = pose.convention(student.convention).signs
         for network, spec in teachers:
@@ -134,8 +132,7 @@ class OnlineDistillation:
 
     def loss(self, network: nn.Module, images: Tensor, angles: Tensor) -> Tensor:
         """KL per sample [N]; `angles` is not used."""
-        kl = distillation_kl(network(images), self.soft_labels(images), self.temperature)
-        return self.scale * kl
+        return _KL_SCALE * distillation_kl(network(images), self.soft_labels(images))
 
     @torch.no_grad()
     def soft_labels(self, images: Tensor) -> Tensor:
@@ -143,7 +140,7 @@ class OnlineDistillation:
         total = torch.zeros((), device=images.device)
         for teacher, spec, carry in self._teachers:
             seen = _seen_by(spec.preprocessing, self.student.preprocessing, images)
-            p = (teacher(seen).float() / self.temperature).softmax(-1)
+            p = teacher(seen).float().softmax(-1)
             # In float32: autocast would add up the small shares in half precision.
             with torch.autocast(images.device.type, enabled=False):
                 total = total + torch.einsum("nab,abc->nac", p, carry.to(p))
@@ -214,7 +211,7 @@ def rvc_loss(
     return (cross + regression_weight * regression).mean(-1)
 
 
-def distillation_kl(student: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
+def distillation_kl(student: Tensor, target: Tensor) -> Tensor:
     """KL divergence of the student from the teachers' mean soft label, per sample.
 
     The distillation of arXiv 2210.13705: the mean of the teachers' soft labels is the target, no
@@ -222,16 +219,13 @@ def distillation_kl(student: Tensor, target: Tensor, temperature: float = 1.0) -
 
     Args:
         student: logits [N, 3, bins].
-        target: the teachers' mean distribution [N, 3, bins], made at the same temperature.
-        temperature: of the softmaxes; the result is scaled by its square as usual, so that the
-            gradient keeps its size (Hinton et al., arXiv 1503.02531, section 2).
+        target: the teachers' mean distribution [N, 3, bins].
 
     Returns:
         [N].
     """
-    log_p = functional.log_softmax(student.float() / temperature, -1)
-    kl = functional.kl_div(log_p, target, reduction="none").sum(-1)
-    return kl.mean(-1) * temperature**2
+    log_p = functional.log_softmax(student.float(), -1)
+    return functional.kl_div(log_p, target, reduction="none").sum(-1).mean(-1)
 
 
 def rebinning(source: Bins, target: Bins, sign: int) -> Tensor:

@@ -19,7 +19,6 @@ __all__ = [
     "YAW_BANDS",
     "Accuracy",
     "Band",
-    "SpreadCalibration",
     "Summary",
     "Worst",
     "frame_errors",
@@ -81,34 +80,12 @@ class Worst:
 
 
 @dataclass(frozen=True)
-class SpreadCalibration:
-    """Whether the network knows when it is wrong.
-
-    Attributes:
-        mean_spread: mean spread of pitch, yaw, roll, degrees.
-        correlation: Pearson correlation of spread and absolute error per angle, -1..1; None where
-            one of them does not vary.
-        rank_correlation: Spearman's, likewise.
-        within_one: share of frames, 0..1, whose |error| is at most one spread, per angle. 0.68 for
-            a calibrated normal distribution.
-        within_two: at most two spreads; 0.95 for a calibrated normal distribution.
-    """
-
-    mean_spread: tuple[float, float, float]
-    correlation: tuple[float | None, float | None, float | None]
-    rank_correlation: tuple[float | None, float | None, float | None]
-    within_one: tuple[float, float, float]
-    within_two: tuple[float, float, float]
-
-
-@dataclass(frozen=True)
 class Accuracy:
-    """Everything measured of one network on one set of frames; no spread without bins."""
+    """Everything measured of one network on one set of frames."""
 
     overall: Summary
     bands: tuple[Band, ...]
     worst: tuple[Worst, ...]
-    spread: SpreadCalibration | None
 
 
 def frame_errors(predicted: npt.ArrayLike, truth: npt.ArrayLike) -> Array:
@@ -152,7 +129,7 @@ def measure_accuracy(
 
     Args:
         predicted: [n, 3] degrees, pitch, yaw, roll, convention ``"aflw2000"``.
-        spread: [n, 3] degrees; None of a network without bins.
+        spread: [n, 3] degrees, which must be finite too; None of a network without bins.
         truth: [n, 3] degrees, as the data set publishes them.
         matrices: [n, 3, 3] canonical rotations of the truth.
         names: of the n frames.
@@ -192,7 +169,6 @@ def measure_accuracy(
             for low, high, mask in yaw_bands(t)
         ),
         worst=_worst(errors.mean(axis=1), p, t, names, worst),
-        spread=None if s is None else _calibration(errors, s),
     )
 
 
@@ -222,33 +198,6 @@ def _worst(
     return tuple(
         Worst(names[i], float(frame[i]), _triple(truth[i]), _triple(predicted[i])) for i in order
     )
-
-
-def _calibration(errors: Array, spread: Array) -> SpreadCalibration:
-    pearson = [_correlation(spread[:, k], errors[:, k]) for k in range(3)]
-    spearman = [_correlation(_ranks(spread[:, k]), _ranks(errors[:, k])) for k in range(3)]
-    return SpreadCalibration(
-        mean_spread=_triple(spread.mean(axis=0)),
-        correlation=(pearson[0], pearson[1], pearson[2]),
-        rank_correlation=(spearman[0], spearman[1], spearman[2]),
-        within_one=_triple((errors <= spread).mean(axis=0)),
-        within_two=_triple((errors <= 2 * spread).mean(axis=0)),
-    )
-
-
-def _correlation(a: Array, b: Array) -> float | None:
-    """Pearson's correlation; None where one does not vary beyond rounding."""
-    a, b = a - a.mean(), b - b.mean()
-    if min(np.abs(a).max(), np.abs(b).max()) < 1e-9:
-        return None
-    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
-
-
-def _ranks(values: Array) -> Array:
-    """Ranks [n], equal values sharing the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return np.asarray((last - (counts - 1) / 2.0)[inverse], np.float64)
 
 
 def _triple(values: npt.NDArray[np.floating]) -> tuple[float, float, float]:

@@ -22,7 +22,7 @@ from edgehp.errors import DataError, UsageError
 from edgehp.files import finite
 from edgehp.pose import angle_errors, geodesic_degrees, matrix_from_euler
 from edgehp.progress import step
-from edgehp.validation.appearance import ADVICE, AppearanceCheck, Clipped, measure_crops
+from edgehp.validation.appearance import ADVICE, CONDITIONS, AppearanceCheck, Clipped, measure_crops
 from edgehp.validation.metrics import (
     Accuracy,
     frame_errors,
@@ -30,7 +30,6 @@ from edgehp.validation.metrics import (
     measure_accuracy,
     yaw_bands,
 )
-from edgehp.validation.robustness import CONDITIONS
 from edgehp.validation.statistics import DEFAULT_RESAMPLES, DEFAULT_SEED, Interval, mean_interval
 
 __all__ = [
@@ -130,7 +129,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class Condition:
-    """Accuracy on a degraded version of the crops (`edgehp.validation.robustness`), degrees."""
+    """Accuracy on a degraded version of the crops (`edgehp.validation.appearance`), degrees."""
 
     name: str
     reference_mae: float
@@ -138,7 +137,6 @@ class Condition:
     drop: Interval | None
     mean_difference: float | None
     spread_difference: float | None
-    reference_spread: float | None
 
 
 @dataclass(frozen=True)
@@ -214,7 +212,7 @@ class Settings:
         batch: crops per call of an engine; the last call of a run may have fewer.
         limit: use only this many frames, spread evenly over the data set; None takes all.
         skip_bad: count and list photos that cannot be used instead of raising.
-        conditions: names of `edgehp.validation.robustness.CONDITIONS` to measure too.
+        conditions: names of `edgehp.validation.appearance.CONDITIONS` to measure too.
         worst: how many of the worst frames to name.
         workers: threads that prepare crops.
         resamples: of the bootstrap.
@@ -537,9 +535,7 @@ def _condition(
 ) -> Condition:
     before = frame_errors(reference.angles, truth)
     if artifact is None:
-        return Condition(
-            name, float(before.mean()), None, None, None, None, mean_or_none(reference.spread)
-        )
+        return Condition(name, float(before.mean()), None, None, None, None)
     after = frame_errors(artifact.angles, truth)
     return Condition(
         name=name,
@@ -548,7 +544,6 @@ def _condition(
         drop=interval(after - before),
         mean_difference=float(angle_errors(artifact.angles, reference.angles).mean()),
         spread_difference=mean_or_none(artifact.spread_apart(reference)),
-        reference_spread=mean_or_none(reference.spread),
     )
 
 

@@ -89,7 +89,7 @@ def _evaluate(job: Job, made: Made) -> Answers:
     """Angles and spread of the photos as they are and in harder versions."""
     from edgehp.engines.openvino import OpenVinoEngine
     from edgehp.pipeline.accuracy import predict
-    from edgehp.validation.robustness import CONDITIONS
+    from edgehp.validation.appearance import CONDITIONS
 
     crops = np.load(job.path("photos.npy"))
     answers = {}

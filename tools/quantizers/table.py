@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.pose import angle_errors
+from edgehp.validation.appearance import CONDITIONS
 from edgehp.validation.metrics import frame_errors, yaw_bands
-from edgehp.validation.robustness import CONDITIONS
 from edgehp.validation.statistics import Interval, mean_interval
 from quantizers.rows import FP32, ROWS
 from quantizers.run import Answers, Outcome
