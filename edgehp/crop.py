@@ -41,8 +41,8 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
-# A larger box is a mistake, and filling its border would take memory without bound.
-_LARGEST_BOX = 8
+# Less of a box inside its photo is a mistake, and filling the border takes memory without bound.
+_LEAST_INSIDE = 0.1
 # Pixels. A smaller one shows no head: it is in another unit, or of another photo.
 _SMALLEST_BOX = 6.0
 
@@ -224,7 +224,7 @@ def crop_face(photo: Image, box: Box | None, spec: Preprocessing) -> Image:
         uint8 [size, size, 3], RGB whatever `spec.colour` is: the deployed graph reorders.
 
     Raises:
-        DataError: the photo is not uint8 RGB, or the box has no area inside the photo.
+        DataError: the photo is not uint8 RGB, or the box is as in `cut_of`.
     """
     if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8:
         raise DataError(f"expected a uint8 RGB photo, found {photo.dtype} {list(photo.shape)}")
@@ -270,7 +270,7 @@ def cut_of(width: int, height: int, box: Box | None, spec: Preprocessing) -> Cut
     """What `crop_face` cuts out of a photo of `width` x `height` pixels, and how it resizes it.
 
     Raises:
-        DataError: the box has no area inside the photo, is of a few pixels, or beyond any photo.
+        DataError: the box is outside the photo or nearly so, of a few pixels, or beyond any photo.
     """
     if box is None:
         box = Box(0, 0, width, height)
@@ -280,15 +280,14 @@ def cut_of(width: int, height: int, box: Box | None, spec: Preprocessing) -> Cut
             f"the face box {_text(box)} is {box.width:.3g} x {box.height:.3g} pixels, expected "
             f"{_SMALLEST_BOX:g} at least\nhint: are its corners in pixels of this photo?"
         )
-    if max(x1 - x0, y1 - y0) > _LARGEST_BOX * max(width, height):
-        raise DataError(
-            f"the face box {_text(box)} is more than {_LARGEST_BOX} times the photo of "
-            f"{width}x{height} pixels: are the units or the photo right?"
-        )
     inside = (max(x0, 0), max(y0, 0), min(x1, width), min(y1, height))
-    if inside[0] >= inside[2] or inside[1] >= inside[3]:
+    across, down = max(inside[2] - inside[0], 0), max(inside[3] - inside[1], 0)
+    if across * down < _LEAST_INSIDE * (x1 - x0) * (y1 - y0):
+        share = across * down / ((x1 - x0) * (y1 - y0))
         raise DataError(
-            f"the face box {_text(box)} has no area inside the photo of {width}x{height} pixels"
+            f"{share:.0%} of the face box {_text(box)} is inside the photo of {width}x{height} "
+            f"pixels, expected {_LEAST_INSIDE:.0%} at least\n"
+            "hint: are its corners in pixels of this photo?"
         )
     if spec.box_rule == "stretch":
         x0, y0, x1, y1 = inside

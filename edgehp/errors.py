@@ -15,6 +15,7 @@ sentences that a person can act on.
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 __all__ = [
@@ -26,7 +27,23 @@ __all__ = [
     "EnvironmentalError",
     "MeasurementError",
     "UsageError",
+    "without_password",
 ]
+
+_URL_PASSWORD = re.compile(r"(://[^/\s:@]*):\S*@")
+_SETTING = re.compile(
+    r"([\w-]*(?:pw|pwd|pass|password|passwd|token|secret|api_?key))"
+    r"=(?!\*{3})(\"[^\"]*\"|\S+)",
+    re.IGNORECASE,
+)
+
+
+def without_password(text: str) -> str:
+    """`text` with the passwords of URLs and pipelines replaced by ``***``.
+
+    The command line does so with every message; whoever writes a URL elsewhere does it there.
+    """
+    return _SETTING.sub(r"\1=***", _URL_PASSWORD.sub(r"\1:***@", text))
 
 
 class EdgehpError(Exception):

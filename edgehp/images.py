@@ -33,7 +33,6 @@ __all__ = [
     "files_below",
     "find_photos",
     "is_apple_double",
-    "kinds_of",
     "report_left_out",
     "to_8_bits",
 ]
@@ -163,43 +162,60 @@ def _refuse_folder(error: OSError) -> None:
     raise DataError(f"{name!a}: the folder cannot be read: {error.strerror}") from error
 
 
-def find_photos(root: Path) -> tuple[Path, ...]:
+def find_photos(root: Path, *, listed: bool = False) -> tuple[Path, ...]:
     """The photos below a folder, sorted; what is left out is counted in one warning.
+
+    Args:
+        root: the folder.
+        listed: a list that was given goes with the photos, and may lie among them.
 
     Raises:
         DataError: no photos, or as of `files_below`.
     """
     names, left_out = files_below(root)
     photos = tuple(root / n for n in names if PurePosixPath(n).suffix.lower() in PHOTO_SUFFIXES)
-    report_left_out(str(root), left_out + kinds_of(names, (".mat",)))
+    report_left_out(str(root), left_out, names, but=(".mat",), lists=not listed)
     if not photos:
         raise DataError(f"{root}: no photos ({', '.join(PHOTO_SUFFIXES)}) in this folder")
     return photos
 
 
-def kinds_of(names: Iterable[str], but: Collection[str] = ()) -> Counter[str]:
-    """How many of `names` are neither photos nor called README and the like, by kind.
+def report_left_out(
+    where: str,
+    left_out: Counter[str],
+    names: Iterable[str] = (),
+    *,
+    but: Collection[str] = (),
+    lists: bool = True,
+    remedy: str = "",
+) -> None:
+    """Say how many files of a folder or zip are not used, by kind, and which lists.
 
     Args:
-        names: of files, with ``/``.
-        but: further suffixes not to count.
+        where: the folder or zip.
+        left_out: how many are known not to be used, by kind.
+        names: of further files, with ``/``; photos and those called README and the like are used.
+        but: further suffixes of files that are used.
+        lists: whether to name the lists.
+        remedy: what to do about the lists.
     """
-    quiet = (*PHOTO_SUFFIXES, *but)
-    kinds = Counter[str]()
+    unused: list[str] = []
+    kinds = Counter(left_out)
     for name in names:
         path = PurePosixPath(name)
         suffix = path.suffix.lower()
-        if suffix not in quiet and path.stem.upper() not in _NOTES:
+        if suffix in LIST_SUFFIXES:
+            unused.append(name)
+        elif suffix not in (*PHOTO_SUFFIXES, *but) and path.stem.upper() not in _NOTES:
             kinds[f"called {suffix}" if suffix else "without a suffix"] += 1
-    return kinds
-
-
-def report_left_out(where: str, left_out: Counter[str]) -> None:
-    """Say in one line how many files of a folder or zip are not used, by kind."""
-    if left_out := +left_out:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common(6))
-        more = "" if len(left_out) <= 6 else ", and others"
-        logger.warning("%s: files left out: %s%s", where, kinds, more)
+    if kinds := +kinds:
+        said = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(6))
+        more = "" if len(kinds) <= 6 else ", and others"
+        logger.warning("%s: files left out: %s%s", where, said, more)
+    if lists and unused:
+        said = ", ".join(sorted(unused)[:3])
+        more = "" if len(unused) <= 3 else f" and {len(unused) - 3} more"
+        logger.warning("%s: lists that are not used: %s%s%s", where, said, more, remedy)
 
 
 def decode_photo(

@@ -119,6 +119,40 @@ def test_usage_errors_end_with_2(arguments: list[str]) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_what_no_option_can_take_is_refused_before_anything_is_done(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for arguments, words in (
+        (["run", "a.mp4", "--fps", "nan"], "'--fps': nan is no finite number"),
+        (["bench", "--duration", "inf"], "'--duration': inf is no finite number"),
+        (["validate", os.fsdecode(b"dist/caf\xe9")], "name is not UTF-8\nhint: rename it"),
+        (["build", "-o", os.fsdecode(b"caf\xe9")], "name is not UTF-8\nhint: rename it"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            root.main(arguments)
+        assert stopped.value.code and words in capsys.readouterr().err
+
+
+def test_passwords_reach_no_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = "https://me:hush@host/a?token=hush"
+    assert raising(monkeypatch, errors.DataError(f"{url} is no repository")) == 1
+    start_logging()
+    logging.getLogger("edgehp.somewhere").warning("%s again", url)
+    note(url)
+    said = capsys.readouterr().err
+    assert said.count("https://me:***@host/a?token=***") == 3 and "hush" not in said
+
+
+def test_opencv_writes_nothing_by_itself(tmp_path: Path) -> None:
+    film = tmp_path / "a.mp4"
+    film.write_bytes(b"\0\0\0\x18ftypisom" + bytes(500))
+    done = run("predict", str(film), "--boxes", "1,1,50,50")
+    assert done.returncode == 1 and "cannot be opened" in done.stderr
+    assert all(line.startswith(("edgehp:", "hint:")) for line in done.stderr.splitlines())
+
+
 def test_unknown_command_suggests_the_near_one() -> None:
     assert "did you mean 'targets'?" in run("targtes").stderr
 

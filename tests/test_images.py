@@ -190,7 +190,13 @@ def test_a_folder_says_what_it_leaves_out(tmp_path: Path, caplog: pytest.LogCapt
     write(tmp_path / "README.txt", b"for people")
     (tmp_path / "c.jpg").symlink_to("nowhere.jpg")
     assert find_photos(tmp_path) == (kept,)
-    for part in ("1 of macOS", "1 called .heic", "1 called .txt", "1 that are links to nowhere"):
+    for part in (
+        "1 of macOS",
+        "1 called .heic",
+        "1 called .txt",
+        "not used: b.csv",
+        "1 that are links to nowhere",
+    ):
         assert part in caplog.text
     # A folder that is linked is read, once; a second link and one to itself are left out.
     linked = tmp_path / "linked"

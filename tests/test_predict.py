@@ -249,6 +249,15 @@ def test_a_photo_the_list_does_not_name_is_not_a_photo_without_a_face(tmp_path, 
     assert "not in the box list" in records[1]["problem"] and "could not be used" in err
 
 
+def test_a_list_of_boxes_among_the_photos_is_not_said_to_be_unused(tmp_path, network, capsys):
+    write_photo(tmp_path / "p" / "a.png", colour_photo((0, 0, 0)))
+    boxes = tmp_path / "p" / "boxes.csv"
+    boxes.write_text("image,x_min,y_min,x_max,y_max\na.png,5,6,60,61\n")
+    code, (record,), err = cli(capsys, tmp_path / "p", "--network", network, "--boxes", boxes)
+    assert code == 0 and record["box"] == [5, 6, 60, 61]
+    assert "not used" not in err and "left out" not in err
+
+
 def test_the_depth_of_a_near_infrared_photo_is_told_or_asked_for(tmp_path, network, capsys):
     eight = np.ascontiguousarray(colour_photo((10, -20, 5))[..., ::-1])
     photo = tmp_path / "p.png"

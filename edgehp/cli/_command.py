@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgehp.cli._output import wrapped
-from edgehp.errors import UsageError
+from edgehp.errors import UsageError, without_password
 from edgehp.shipping import PASSWORD_VARIABLE
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line; one who stopped reading must not end a command."""
-        text = record.getMessage()
+        text = without_password(record.getMessage())
         if record.levelno <= logging.DEBUG:
             text = f"{record.name}: {text}"
         if record.exc_info:
@@ -88,6 +89,7 @@ def note(text: str, *, always: bool = False) -> None:
     """Say something beside the results on stderr; ``--quiet`` leaves it out unless `always`."""
     if not always and loudness() < 0:
         return
+    text = without_password(text)
     if (say := live()) is not None:
         say(text, logging.INFO)
     else:
@@ -158,12 +160,19 @@ class _Common(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click, with the old names replaced by the new ones."""
         typed = list(self._current(args))
+        for word in typed:
+            if not word.isascii():
+                from edgehp.files import require_utf8
+
+                require_utf8(word)
         ctx.meta[TYPED] = typed
         # Those of a group are tables of its commands.
         if ctx.default_map and not isinstance(self, click.Group):
             ctx.default_map = self._defaults(ctx.default_map)
         try:
-            return super().parse_args(ctx, list(typed))
+            rest = super().parse_args(ctx, list(typed))
+            self._require_finite(ctx)
+            return rest
         except click.BadParameter as e:
             if ctx.default_map and e.param is not None and e.param.name in ctx.default_map:
                 words = (
@@ -171,6 +180,13 @@ class _Common(click.Command):
                 )
                 raise click.BadParameter(words, e.ctx, e.param) from e
             raise
+
+    def _require_finite(self, ctx: click.Context) -> None:
+        """Refuse NaN and infinities, which click takes for numbers in any range."""
+        for parameter in self.params:
+            value = ctx.params.get(str(parameter.name))
+            if isinstance(value, float) and not math.isfinite(value):
+                raise click.BadParameter(f"{value} is no finite number", ctx, parameter)
 
     def _defaults(self, project: Mapping[str, Any]) -> dict[str, Any]:
         """The values of the project file by parameters' names.
@@ -218,9 +234,13 @@ class Command(_Common):
     """A command of edgehp: with examples in its help, and names that it had before."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """As click, with what goes on shown on stderr."""
+        """As click, with what goes on shown on stderr, and OpenCV's own words at ``-vv`` alone."""
         from edgehp.cli._display import Display
 
+        if loudness() < 2:
+            # Read when OpenCV is imported, which is later.
+            os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+            os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
         with Display():
             return super().invoke(ctx)
 

@@ -18,7 +18,7 @@ import click
 
 from edgehp import __version__
 from edgehp.cli._command import loudness_options, start_logging
-from edgehp.errors import EdgehpError, EnvironmentalError
+from edgehp.errors import EdgehpError, EnvironmentalError, without_password
 
 __all__ = ["COMMANDS", "cli", "main"]
 
@@ -127,7 +127,7 @@ def _fail(message: str, code: int) -> int:
     """Say what is wrong, its hints on lines of their own, and give the exit code."""
     from edgehp.cli._output import styled, wrapped
 
-    sentence, _, hints = message.partition("\nhint: ")
+    sentence, _, hints = without_password(message).partition("\nhint: ")
     lines = [f"edgehp: {styled('error', 'red', sys.stderr, bold=True)}: {sentence}"]
     if hints:
         lines += [

@@ -18,7 +18,6 @@ from edgehp.datasets import aflw, biwi, pose_mat
 from edgehp.datasets.base import Dataset, Sample, Skip, Skips, prefetch
 from edgehp.datasets.faces import read_faces, read_rendered
 from edgehp.errors import DataError, UsageError
-from edgehp.files import require_utf8
 
 __all__ = [
     "DATASETS",
@@ -78,7 +77,6 @@ def _root(name: str, entry: Entry, root: Path | None) -> Path:
         raise UsageError(
             f"{name}: say where it is with --data-root; expected there: {entry.layout}"
         )
-    require_utf8(root)
     if root.exists():
         return root
     near = []

@@ -20,12 +20,7 @@ from edgehp.datasets.base import Dataset, Sample, Skips, build_dataset, join_dat
 from edgehp.datasets.lists import BOX, MATRIX, Row, parse_list, parse_table, read_table
 from edgehp.datasets.stores import NameIndex, PhotoSource, Store, inside, open_store
 from edgehp.errors import DataError
-from edgehp.images import (
-    LIST_SUFFIXES,
-    PHOTO_SUFFIXES,
-    kinds_of,
-    report_left_out,
-)
+from edgehp.images import PHOTO_SUFFIXES, report_left_out
 
 __all__ = ["Origin", "read_faces", "read_origins", "read_rendered"]
 
@@ -117,16 +112,13 @@ def _read(store: Store, skip_bad: bool, name: str) -> Dataset:
 
 def _report(store: Store, used: Sequence[str]) -> None:
     """Say what of a folder or zip is not used."""
-    rest = [n for n in store.names if n not in set(used)]
-    lists = [n for n in rest if PurePosixPath(n).suffix.lower() in LIST_SUFFIXES]
-    report_left_out(store.where, store.left_out + kinds_of(rest, LIST_SUFFIXES))
-    if lists:
-        logger.warning(
-            "%s: lists that are not used: %s; those that are used are called %s",
-            store.where,
-            ", ".join(lists[:3]) + (f" and {len(lists) - 3} more" if len(lists) > 3 else ""),
-            ", ".join(_LISTS),
-        )
+    known = set(used)
+    report_left_out(
+        store.where,
+        store.left_out,
+        (n for n in store.names if n not in known),
+        remedy=f"; those that are used are called {', '.join(_LISTS)}",
+    )
 
 
 def _collect(

@@ -18,6 +18,7 @@ import csv
 import io
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ from edgehp.datasets.base import labels_from_angles
 from edgehp.datasets.stores import NameIndex, inside, plain_name
 from edgehp.errors import DataError, UsageError
 from edgehp.files import decode_text, parse_json, read_bytes, sha256_bytes
-from edgehp.images import LIST_SUFFIXES
+from edgehp.images import LIST_SUFFIXES, report_left_out
 from edgehp.pose import euler_from_matrix, geodesic_degrees, require_rotation
 
 __all__ = [
@@ -429,12 +430,8 @@ def find_boxes(root: Path, file: str, boxes: Path | str | None) -> BoxList | Non
         for name in names:
             if (path := found.get(name.lower())) is not None:
                 return load_boxes(path)
-    if here:
-        logger.warning(
-            "%s: lists that are not used: %s; give the one with face boxes with --boxes",
-            root,
-            ", ".join(sorted(p.name for p in here.values())[:3]),
-        )
+    remedy = "; give the one with face boxes with --boxes"
+    report_left_out(str(root), Counter(), (p.name for p in here.values()), remedy=remedy)
     return None
 
 

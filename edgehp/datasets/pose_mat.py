@@ -27,7 +27,7 @@ from edgehp.datasets.mat5 import read_mat
 from edgehp.datasets.stores import FilePhoto
 from edgehp.errors import DataError
 from edgehp.files import require_utf8
-from edgehp.images import LIST_SUFFIXES, is_apple_double, kinds_of, report_left_out
+from edgehp.images import is_apple_double, report_left_out
 from edgehp.pose import to_aflw2000
 
 __all__ = [
@@ -124,6 +124,7 @@ def _pairs(folder: Path, start: str = "", *, report: str) -> list[Path]:
     """
     stems: set[str] = set()
     left_out = Counter[str]()
+    others: list[str] = []
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     for path in folder.iterdir():
@@ -136,8 +137,8 @@ def _pairs(folder: Path, start: str = "", *, report: str) -> list[Path]:
         elif path.suffix.lower() in (".jpg", ".jpeg", ".png", ".mat"):
             left_out[f"called {path.suffix}, expected .jpg and .mat"] += 1
         elif not path.is_dir():
-            left_out += kinds_of((path.name,), LIST_SUFFIXES)
-    report_left_out(report, left_out)
+            others.append(path.name)
+    report_left_out(report, left_out, others, lists=False)
     return [folder / f"{stem}.jpg" for stem in sorted(stems)]
 
 

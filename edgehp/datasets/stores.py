@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from edgehp.errors import DataError
-from edgehp.files import read_bytes, require_utf8, stand_in
+from edgehp.files import read_bytes, stand_in
 from edgehp.images import files_below, is_apple_double
 
 __all__ = [
@@ -304,9 +304,8 @@ def open_store(path: Path) -> Store:
     """The folder or zip at `path`, which exists.
 
     Raises:
-        DataError: a file that is not a complete zip, or a name that is not UTF-8.
+        DataError: a file that is not a complete zip, or as of `edgehp.images.files_below`.
     """
-    require_utf8(path)
     return Folder(path) if path.is_dir() else Archive(path)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from edgehp._installed import install_networks
 from edgehp.errors import EnvironmentalError, UsageError
-from edgehp.files import PACKAGE, json_digest, require_utf8, sha256_file
+from edgehp.files import PACKAGE, json_digest, sha256_file
 from edgehp.networks.checkpoint import SUFFIXES, load_weights
 from edgehp.networks.described import deployed_graph, described_spec
 from edgehp.networks.description import Description, load_description
@@ -130,7 +130,6 @@ def resolve_network(text: str, describe: Path | None = None) -> Network:
         weights, spec = load_weights(path)
         return Network(text, path, spec, weights)
     path = Path(text)
-    require_utf8(path)
     key = None
     if not path.exists() and "#" in path.name:
         file, _, key = text.rpartition("#")

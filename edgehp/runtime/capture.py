@@ -18,9 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
-from edgehp._opencv import opencv_silenced
-from edgehp.errors import DataError, EdgehpError, EnvironmentalError
-from edgehp.runtime.sources import Capture, Source, TimedCapture, without_password
+from edgehp.errors import DataError, EdgehpError, EnvironmentalError, without_password
+from edgehp.runtime.sources import Capture, Source, TimedCapture
 
 __all__ = ["CaptureStatus", "CaptureThread", "CapturedFrame", "Complaints"]
 
@@ -198,7 +197,7 @@ class CaptureThread:
         reason = "the stream ended: read() gave no frame"
         error: EdgehpError | None = None
         try:
-            with opencv_silenced(logger), self._driver():
+            with self._driver():
                 capture = self.source.open()
             stopped = self._read(capture)
             reason = stopped or reason

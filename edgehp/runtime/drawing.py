@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from edgehp.crop import Box
 from edgehp.errors import DataError, UsageError
-from edgehp.files import output_to, require_utf8, write_output
+from edgehp.files import output_to, write_output
 from edgehp.images import PHOTO_SUFFIXES
 from edgehp.pose import matrix_from_euler
 from edgehp.runtime.predict import FrameResult
@@ -163,7 +163,6 @@ def open_saver(target: Path, source: Source) -> Saver:
             raise UsageError(f"--output {target}: a video ends with {', '.join(_CODECS)}")
         name = "camera" if source.live else Path(source.name).stem
         target = target / f"{name}-poses.mp4"
-    require_utf8(target)
     return _VideoSaver(target, source.fps or _DEFAULT_RATE)
 
 

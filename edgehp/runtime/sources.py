@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,8 +18,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from edgehp._opencv import opencv_silenced
-from edgehp.errors import DataError, EdgehpError, EnvironmentalError, UsageError
+from edgehp.errors import (
+    DataError,
+    EdgehpError,
+    EnvironmentalError,
+    UsageError,
+    without_password,
+)
 from edgehp.files import read_bytes, require_utf8, stand_in
 from edgehp.images import PHOTO_SUFFIXES, decode_photo, find_photos
 from edgehp.runtime.frames import to_rgb
@@ -33,7 +38,6 @@ __all__ = [
     "Source",
     "TimedCapture",
     "parse_source",
-    "without_password",
 ]
 
 logger = logging.getLogger(__name__)
@@ -116,6 +120,7 @@ class Source:
         kind: ``"photo"``, ``"folder"``, ``"video"``, ``"camera"`` or ``"gstreamer"``.
         photos: files of a photo or folder, sorted.
         nv12: its frames are NV12, uint8 [H * 3 / 2, W]: see `edgehp.crop.Picture`.
+        bits: significant bits of a device's frames of 16 bits; see `edgehp.images.to_8_bits`.
     """
 
     name: str
@@ -125,6 +130,7 @@ class Source:
     kind: str = "camera"
     photos: tuple[Path, ...] = ()
     nv12: bool = False
+    bits: int | None = None
 
     def named(self, reason: str) -> str:
         """A fault of the source, with its name once and no password."""
@@ -142,8 +148,7 @@ class Source:
                 the frames that it has).
             EnvironmentalError: the camera cannot be opened, or stopped.
         """
-        with opencv_silenced(logger):
-            capture = self.open()
+        capture = self.open()
         count = 0
         try:
             while True:
@@ -161,7 +166,7 @@ class Source:
             if self.kind == "photo":
                 raise pixels
             return Frame(self.name, getattr(capture, "name", ""), problem=str(pixels))
-        photo = to_rgb(np.asarray(pixels), nv12=self.nv12)
+        photo = to_rgb(np.asarray(pixels), bit_depth=self.bits, nv12=self.nv12)
         if self.kind in ("photo", "folder"):
             return Frame(self.name, getattr(capture, "name", ""), photo=photo)
         seconds = getattr(capture, "seconds", None) if self.kind == "video" else None
@@ -256,6 +261,7 @@ class Film:
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = rate if 0 < rate <= 1000 else _DEFAULT_RATE
         self._count = 0
+        self._counting = False  # the times, for want of stamps
 
     def read(self) -> tuple[bool, object]:
         """The next frame, BGR; not ok at the end."""
@@ -267,9 +273,22 @@ class Film:
             self.seconds = self._count / self._fps
         elif self._count == 0:
             self.seconds = max(0.0, stamp)
+        elif stamp > self.seconds:
+            self.seconds = stamp
         else:
-            # A file or an OpenCV without time stamps gives zero, or the same one again.
-            self.seconds = stamp if stamp > self.seconds else self.seconds + 1 / self.rate
+            # A file without time stamps, or of which they begin anew.
+            if not self._counting:
+                logger.warning(
+                    "%s: the time of frame %d, %.3f s, is not after that of the one before, %.3f s"
+                    ": counting on at %g frames a second",
+                    self._path,
+                    self._count,
+                    stamp,
+                    self.seconds,
+                    self.rate,
+                )
+            self._counting = True
+            self.seconds += 1 / self.rate
         self._count += 1
         return True, pixels
 
@@ -317,9 +336,9 @@ def parse_source(
     """
     name = without_password(text)
     if text.startswith(("camera:", "/dev/")):
-        return _camera(text.removeprefix("camera:"), name)
+        return replace(_camera(text.removeprefix("camera:"), name), bits=bits)
     if text.startswith(_GSTREAMER):
-        return _pipeline(text.removeprefix(_GSTREAMER).strip(), name)
+        return replace(_pipeline(text.removeprefix(_GSTREAMER).strip(), name), bits=bits)
     if _STREAM.match(text):
         scheme = text.partition("://")[0].lower()
         raise UsageError(
@@ -334,7 +353,6 @@ def _camera(spec: str, name: str) -> Source:
     if re.fullmatch(r"[0-9]{1,3}", spec):
         number = int(spec)
         return Source(name, True, lambda: _opened(cv2.VideoCapture(number), name))
-    require_utf8(spec)
     if spec.startswith("/"):
         path = Path(spec)
     else:
@@ -349,7 +367,8 @@ def _camera(spec: str, name: str) -> Source:
 
     def opened() -> Capture:
         if not path.exists():
-            raise EnvironmentalError(f"{name}: there is no {path}{_cameras_hint()}")
+            where = "" if name.endswith(spec) and path == Path(spec) else f" at {path}"
+            raise EnvironmentalError(f"{name}: there is no camera{where}{_cameras_hint()}")
         return _opened(cv2.VideoCapture(str(path), cv2.CAP_V4L2), name)
 
     return Source(name, True, opened)
@@ -371,7 +390,6 @@ def _cameras_in(folder: Path) -> list[Path]:
 def _pipeline(pipeline: str, name: str) -> Source:
     if not pipeline:
         raise UsageError("gstreamer: needs a pipeline, such as 'gstreamer:v4l2src ! appsink'")
-    require_utf8(pipeline)
     for line in cv2.getBuildInformation().splitlines():
         if line.strip().startswith("GStreamer:") and "YES" in line:
             break
@@ -394,7 +412,8 @@ def _file(text: str, fps: float | None, reading: PhotoReading) -> Source:
     path = Path(text)
     suffix = path.suffix.lower()
     if path.is_dir():
-        photos = find_photos(path)
+        # As stored means: a list of boxes says so.
+        photos = find_photos(path, listed=not reading.upright)
         return Source(
             text, False, lambda: Photos(photos, path, reading), reading.fps, "folder", photos
         )
@@ -411,20 +430,20 @@ def _file(text: str, fps: float | None, reading: PhotoReading) -> Source:
     if suffix in VIDEO_SUFFIXES:
         require_utf8(text)
         with path.open("rb") as file:
-            other = stand_in(file.read(512))
-        if other is not None:
-            raise DataError(f"{text} is {other}")
+            head = file.read(512)
+        if (other := stand_in(head)) is not None or not head:
+            raise DataError(f"{text} is {other or 'an empty file, expected a video'}")
         return Source(text, False, lambda: Film(text, fps), fps or _rate(text), "video")
     raise UsageError(
         f"{text}: expected a photo ({', '.join(PHOTO_SUFFIXES)}), a folder, a video "
-        f"({', '.join(VIDEO_SUFFIXES)}), camera:N or gstreamer:PIPELINE"
+        f"({', '.join(VIDEO_SUFFIXES)}), camera:N or gstreamer:PIPELINE\n"
+        "hint: convert other photos to PNG and other videos to H.264 in MP4, unpack a zip"
     )
 
 
 def _rate(path: str) -> float:
     try:
-        with opencv_silenced(logger):
-            film = Film(path)
+        film = Film(path)
     except DataError:
         return _DEFAULT_RATE  # opening it for reading will say so
     film.release()
@@ -454,12 +473,3 @@ def _unreadable(name: str, what: str) -> DataError:
         f"{name}: the video {what}: it is damaged, or in a format this OpenCV lacks\n"
         "hint: convert it to H.264 in MP4"
     )
-
-
-_URL_PASSWORD = re.compile(r"(://[^/\s:@]*):[^/\s]*@")
-_SETTING = re.compile(r"\b((?:user-|proxy-)?(?:pw|password|passwd|token|secret))=(\"[^\"]*\"|\S+)")
-
-
-def without_password(text: str) -> str:
-    """`text` with the passwords of URLs and pipelines replaced by ``***``."""
-    return _SETTING.sub(r"\1=***", _URL_PASSWORD.sub(r"\1:***@", text))
