@@ -27,6 +27,7 @@ HEAVY = {
     "dask",
     "distributed",
     "jinja2",
+    "labgrid",
     "matplotlib",
     "onnx",
     "onnxruntime",

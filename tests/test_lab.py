@@ -21,7 +21,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.ssh_server import PROGRAM, REPO, Server
+from tests.bench_artifact import make_artifact
+from tests.ssh_server import EDGEHP, PROGRAM, REPO, Server
 from tests.test_remote import small_artifact
 
 pytestmark = pytest.mark.slow
@@ -219,7 +220,7 @@ def test_a_board_is_reserved_used_and_given_back(lab: Lab) -> None:
 
 
 def test_all_boards_one_of_them_switched_off_first(lab: Lab) -> None:
-    process = lab.edgehp("--lab", TAG, "--all-boards", "--power-cycle", "--output", "all")
+    process = lab.edgehp("--lab", TAG, "--all", "--power-cycle", "--output", "all")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 5
     rows = {line.split()[0]: line for line in out.splitlines()[-2:]}
@@ -258,4 +259,23 @@ def test_a_board_that_the_lab_does_not_have(lab: Lab) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 5
     assert "the lab has no board with target=thor\nhint: 'labgrid-client -v places'" in err
+    assert lab.free()
+
+
+def test_a_cold_start_after_each_power_cycle(lab: Lab, tmp_path: Path) -> None:
+    lab.relays.clear()
+    artifact = make_artifact(tmp_path)
+    words = [artifact, "--scenario", "cold-start", "--starts", 2, "--threads", 1, "--allow-invalid"]
+    words += ["--lab", "name=orin-1", "--power-cycle", "--remote-command", EDGEHP]
+    done = subprocess.run(
+        [sys.executable, "-m", "edgehp", "bench", *map(str, words)],
+        env=lab.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert lab.relays == ["0", "1"] * 2
+    assert done.stdout.count("median of 1") == 2
+    report = json.loads((artifact / "reports" / "bench-cold-start.json").read_text())
+    assert len(report["starts"]) == report["scenario"]["starts"] == 2
     assert lab.free()

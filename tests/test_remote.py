@@ -22,9 +22,11 @@ from edgehp.artifact import load_artifact
 from edgehp.artifact.manifest import Golden
 from edgehp.artifact.write import ArtifactWriter
 from edgehp.cli import main as root
+from edgehp.errors import EnvironmentalError
 from edgehp.files import sha256_file
 from edgehp.networks.spec import KD_RESNET
-from edgehp.remote import boards, lease
+from edgehp.progress import Step
+from edgehp.remote import boards, link, transfer
 from edgehp.shipping.bundle import make_bundle
 from tests import bench_artifact, build_parts, ship_parts
 from tests.board_tensorrt import MODULE
@@ -468,7 +470,7 @@ def test_options_that_do_not_fit_together(rack: Rack, run, tmp_path: Path) -> No
     (tmp_path / "hosts").write_text("orin\n")
     assert run("bench", "--host", "orin", "--hosts", "hosts")[0] == 2
     assert run("bench", "--remote-command", "x")[0] == 2
-    assert run("bench", "--host", "orin", "--all-boards")[0] == 2
+    assert run("bench", "--host", "orin", "--all")[0] == 2
     assert run("bench", "--host", "orin", "--lab", "target=x")[0] == 2
     code, _, err = run("bench", "--host", "-oProxyCommand=touch pwned")
     assert code == 2
@@ -555,14 +557,29 @@ def test_what_was_not_asked_for_is_not_kept(rack: Rack, run, tmp_path: Path) -> 
     assert not Path("/tmp/edgehp-escaped").exists()
 
 
-def test_a_caller_that_falls_silent_is_given_up(rack: Rack) -> None:
+def test_a_caller_that_falls_silent_is_given_up(
+    rack: Rack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A network that swallows everything looks like this from the board."""
-    board = boards.parse_board("orin", PROGRAM)
-    with lease.Lease(board, beat_s=60, patience_s=1) as held:
+    monkeypatch.setattr(link, "PATIENCE_S", 1)
+    monkeypatch.setattr(link, "BEAT_S", 60)
+    with link.Link(boards.parse_board("orin", program("hang=60")), str) as held:
+        held.open(["bench"], [], [])
         assert held.folder.startswith(str(rack.orin.temporary))
         assert Path(held.folder).stat().st_mode & 0o777 == 0o700
+        transfer.send(held, {}, Step("send"))
+        rack.running(rack.orin)
+        # As long as there are signs of life.
+        for _ in range(20):
+            time.sleep(0.1)
+            held._send(b".")
+        assert rack.orin.leftovers()
         assert rack.orin.tidy(60)
-    with lease.Lease(board, beat_s=0.2, patience_s=2) as held:
-        time.sleep(3)
-        assert Path(held.folder).is_dir()
-        assert held.alive
+        with pytest.raises(EnvironmentalError, match="lost while the command ran"):
+            held.read(str)
+    # Nor does it wait for the rest of what was to be sent.
+    with link.Link(boards.parse_board("orin", PROGRAM), str) as held:
+        held.open(["bench"], [], [])
+        held.stdin.write(b"00010000" + bytes(1000))
+        held.stdin.flush()
+        assert rack.orin.tidy(60)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import tarfile
 import tempfile
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +18,9 @@ import pytest
 
 from edgehp.cli._remote import _print_all
 from edgehp.errors import DataError, EnvironmentalError, UsageError
-from edgehp.remote.boards import Board, Lab, parse_board, parse_lab, read_boards
+from edgehp.remote.boards import Board, parse_board, parse_lab, read_boards
 from edgehp.remote.errand import Outcome, exit_code
-from edgehp.remote.lease import Lease
+from edgehp.remote.link import Link
 from edgehp.remote.ssh import MARK, connection_error, encode, plain, ssh_command
 from edgehp.remote.transfer import fetch
 
@@ -96,7 +96,7 @@ def test_lists_that_are_none(tmp_path: Path, text: bytes, words: str) -> None:
 
 def test_boards_of_a_lab() -> None:
     found = parse_lab("target=orin-nano-8gb,room=2", "x -y", power_cycle=True)
-    assert found.lab == Lab(("target=orin-nano-8gb", "room=2"), power_cycle=True)
+    assert (found.tags, found.power_cycle) == (("target=orin-nano-8gb", "room=2"), True)
     assert (found.command, found.name) == (("x", "-y"), "target=orin-nano-8gb,room=2")
     for tags in ("", "target", "target=", "=x", "a=b,", "a=b;c", "--wait", "Room=2"):
         with pytest.raises(UsageError, match="expected KEY=VALUE"):
@@ -111,7 +111,7 @@ HOSTILE = ["plain", "a b", "-rf", "$(id)", "`id`", "'", '"', "\\", "new\nline", 
 def test_words_reach_a_script_as_they_are(shell: str, tmp_path: Path) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell} here")
-    line = encode('printf "%s\\0" "$@"', HOSTILE)
+    line = encode(f'printf "%s\\0" {shlex.join(HOSTILE)}')
     assert "\n" not in line
     done = subprocess.run([shell, "-c", line], capture_output=True, check=True, cwd=tmp_path)
     assert done.stdout.startswith(b"\n" + MARK)
@@ -145,8 +145,8 @@ def test_no_ssh_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("'open", UsageError, "EDGEHP_SSH"),
     ):
         monkeypatch.setenv("EDGEHP_SSH", text)
-        with pytest.raises(error, match=words):
-            Lease(Board("orin")).__enter__()
+        with pytest.raises(error, match=words), Link(Board("orin"), str) as link:
+            link.open([], [], [])
     assert not list(tmp_path.iterdir())
 
 
@@ -189,11 +189,8 @@ def archive(*members: tuple[str, bytes, dict[str, Any]]) -> bytes:
 
 def fetched(sent: bytes, folder: Path) -> None:
     """`fetch` from a board that sends this."""
-    session = SimpleNamespace(begin=lambda: io.BytesIO(sent), wait=lambda: 0, lost=False)
-    lease: Any = SimpleNamespace(
-        session=lambda *_: nullcontext(session), board=SimpleNamespace(host="rogue")
-    )
-    fetch(lease, ["out"], folder)
+    link: Any = SimpleNamespace(stdout=io.BytesIO(sent), board=SimpleNamespace(host="rogue"))
+    fetch(link, len(sent), folder)
 
 
 def test_long_names_come_back(tmp_path: Path) -> None:

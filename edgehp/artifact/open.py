@@ -17,6 +17,7 @@ __all__ = [
     "OpenedNetwork",
     "open_artifact",
     "open_emulation",
+    "open_loaded",
     "open_network",
     "open_reference",
 ]
@@ -78,6 +79,17 @@ def open_artifact(
         EnvironmentalError: the runtime is missing or failed.
     """
     artifact = load_artifact(newest_artifact() if path is None else path)
+    return open_loaded(artifact, threads=threads, batch=batch, wait=wait)
+
+
+def open_loaded(
+    artifact: Artifact,
+    *,
+    threads: int | None = None,
+    batch: int | None = None,
+    wait: str = "auto",
+) -> OpenedNetwork:
+    """Open the engine of an artifact that `load_artifact` has checked; as `open_artifact`."""
     manifest, record = artifact.manifest, artifact.engine
     engine = open_engine(
         record.kind,

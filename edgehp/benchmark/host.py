@@ -20,8 +20,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
 
-import cv2
-
 from edgehp.device import (
     POWER_MODE_COMMAND,
     SYSTEM_ROOT,
@@ -62,6 +60,9 @@ def describe_host(root: Path = SYSTEM_ROOT) -> dict[str, Any]:
     """
     jetson, quota = find_jetson(root), cpu_quota(root)
     gpu = [_devfreq_gpu(root, name) for name in ("min_freq", "max_freq")]
+    # Imported here: a cold start is measured before anything has read the libraries.
+    import cv2
+
     return {
         "system": platform.system(),
         "kernel": platform.release(),

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgehp.cli._command import PATH, TYPED, live, loudness
+from edgehp.cli._command import PATH, TYPED, live, loudness, note
 from edgehp.cli._output import print_json, print_table, styled
 from edgehp.errors import UsageError
 
 if TYPE_CHECKING:
     from edgehp.remote.boards import Board
-    from edgehp.remote.errand import Errand, Listener, Outcome, Returned, Sent
+    from edgehp.remote.errand import Errand, Outcome, Returned, Sent
 
     Part = str | Sent | Returned
     # What takes the place of a parameter, by its name; nothing where it is left out.
@@ -43,7 +43,7 @@ _OPTIONS = [
         help="Run on a free board of the labgrid lab with this tag, such as target=orin-nano-8gb; "
         "several with commas.",
     ),
-    click.option("--all-boards", is_flag=True, help="With --lab: on every such board."),
+    click.option("--all", "all_boards", is_flag=True, help="With --lab: on every such board."),
     click.option(
         "--power-cycle", is_flag=True, help="With --lab: switch the board off and on before."
     ),
@@ -130,19 +130,21 @@ def over_ssh(
 
             name = click.get_current_context().command.name
             plan = getattr(_remote_plans, f"plan_{name}", None)
+            turns = getattr(_remote_plans, f"turns_{name}", None)
             given = parameters | {"remote_data_root": own["remote_data_root"]}
+            several = own["hosts"] is not None or own["all_boards"]
             errands = []
             for board in boards:
-                trip = Trip(given, board, _several(own), function)
                 changes: dict[str, Sequence[Part]] = {
                     name: _sent(given[name]) for name in sends if given[name] is not None
                 }
                 if plan is not None:
-                    changes.update(plan(trip))
+                    changes.update(plan(Trip(given, board, several, function)))
                 as_json = bool(given.get("as_json"))
-                errand = Errand(_words(changes), any_version, own["remote_timeout"], as_json)
-                errands.append((board, errand))
-            _run(errands, several=_several(own))
+                often = turns(given) if turns is not None and board.power_cycle else 1
+                words, limit = _words(changes), own["remote_timeout"]
+                errands.append((board, Errand(words, any_version, limit, as_json, often)))
+            _run(errands, several)
 
         decorated: Any = command
         for option in reversed(_OPTIONS if data_root else _OPTIONS[:-1]):
@@ -153,48 +155,34 @@ def over_ssh(
     return decorate
 
 
-def _boards(own: Mapping[str, Any]) -> tuple[Board, ...]:
+def _boards(own: Mapping[str, Any]) -> Sequence[Board]:
     """The boards that the user named."""
-    from edgehp.remote.boards import parse_board, read_boards
+    from edgehp.remote.boards import parse_board, parse_lab, read_boards
 
-    context = click.get_current_context()
+    context, command = click.get_current_context(), own["remote_command"]
     if sum(own[name] is not None for name in ("host", "hosts", "lab")) > 1:
         raise UsageError("give one of --host, --hosts and --lab")
     if own["lab"] is not None:
-        return _lab_boards(own)
-    for name in ("all_boards", "power_cycle"):
+        wanted = parse_lab(own["lab"], command, power_cycle=own["power_cycle"])
+        if not own["all_boards"]:
+            return (wanted,)
+        from edgehp.remote.lab import Booking
+
+        names = Booking(wanted, note).places()
+        return [replace(wanted, place=name, tags=(f"name={name}",)) for name in names]
+    for name, flag in (("all_boards", "--all"), ("power_cycle", "--power-cycle")):
         if own[name]:
-            raise UsageError(f"--{name.replace('_', '-')} belongs to --lab")
+            raise UsageError(f"{flag} belongs to --lab")
     if own["hosts"] is not None:
-        return read_boards(own["hosts"], own["remote_command"])
+        return read_boards(own["hosts"], command)
     if own["host"] is not None:
-        return (parse_board(own["host"], own["remote_command"]),)
+        return (parse_board(own["host"], command),)
     # On a cluster too, photos may be where the work is.
     for name in _OWN[5:-1] if context.params.get("cluster") else _OWN[5:]:
         source = context.get_parameter_source(name)
         if source is click.core.ParameterSource.COMMANDLINE:
             raise UsageError(f"--{name.replace('_', '-')} belongs to --host, --hosts or --lab")
     return ()
-
-
-def _several(own: Mapping[str, Any]) -> bool:
-    """Whether results are of more than one board, and so need names of their own."""
-    return own["hosts"] is not None or bool(own["all_boards"])
-
-
-def _lab_boards(own: Mapping[str, Any]) -> tuple[Board, ...]:
-    """One board with the tags, or all of them by their names."""
-    from edgehp.remote.boards import parse_lab
-
-    wanted = parse_lab(own["lab"], own["remote_command"], power_cycle=own["power_cycle"])
-    if not own["all_boards"] or wanted.lab is None:
-        return (wanted,)
-    from edgehp.remote.lab import find_places
-
-    return tuple(
-        replace(wanted, place=name, lab=replace(wanted.lab, tags=(f"name={name}",)))
-        for name in find_places(wanted.lab.tags)
-    )
 
 
 def _sent(value: Any) -> list[Part]:
@@ -285,7 +273,7 @@ def _run(errands: Sequence[tuple[Board, Errand]], several: bool) -> None:
     from edgehp.remote.errand import exit_code, run_all
 
     show = _Show(stdout=not several)
-    outcomes = run_all(errands, show.listener)
+    outcomes = run_all(errands, show)
     if show.reader_gone:
         # As a command here would end.
         raise BrokenPipeError
@@ -297,7 +285,7 @@ def _run(errands: Sequence[tuple[Board, Errand]], several: bool) -> None:
 
 
 class _Show:
-    """What the boards do and say, a line each."""
+    """Shows what the boards do and say, a line each."""
 
     def __init__(self, stdout: bool) -> None:
         self.said: set[str] = set()
@@ -305,20 +293,14 @@ class _Show:
         self._stdout = stdout
         self._lock = threading.Lock()
 
-    def listener(self, board: Board) -> Listener:
-        """For the errand of one board."""
-        from edgehp.remote.errand import Listener
-
-        def stderr(line: str) -> None:
-            if line.startswith(_ERROR):
-                self.said.add(line.removeprefix(_ERROR))
-            self._line(f"{board.name}: {line.removeprefix('edgehp: ')}", err=True)
-
-        def stdout(line: str) -> None:
-            if self._stdout:
-                self._line(line, err=False)
-
-        return Listener(stdout, stderr)
+    def __call__(self, board: Board, kind: str, text: str) -> None:
+        """As a `Listener` is called."""
+        if kind == "stderr":
+            if text.startswith(_ERROR):
+                self.said.add(text.removeprefix(_ERROR))
+            self._line(f"{board.name}: {text.removeprefix('edgehp: ')}", err=True)
+        elif self._stdout:
+            self._line(text, err=False)
 
     def _line(self, text: str, err: bool) -> None:
         with self._lock:

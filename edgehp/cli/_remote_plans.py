@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,12 @@ import click
 from edgehp.cli._remote import Trip, sent_artifact
 from edgehp.cli.validate import default_report
 from edgehp.errors import EnvironmentalError, UsageError
+from edgehp.files import strict_json
 
 if TYPE_CHECKING:
     from edgehp.cli._remote import Changes
 
-__all__ = ["plan_bench", "plan_build", "plan_validate"]
+__all__ = ["plan_bench", "plan_build", "plan_validate", "turns_bench"]
 
 _DEFERRED = "edgehp.remote.deferred"
 
@@ -30,14 +31,39 @@ def plan_bench(trip: Trip) -> Changes:
 
     given = trip.given
     artifact = sent_artifact(given["artifact"])
-    reports = given["output"] or artifact.source / "reports"
+    reports = trip.own(given["output"] or artifact.source / "reports")
     changes: dict[str, list[str | Sent | Returned]] = {
         "artifact": [artifact],
-        "output": [Returned(trip.own(reports), folder=True)],
+        "output": [Returned(reports, folder=True)],
     }
+    if trip.board.power_cycle and turns_bench(given) > 1:
+        if given["as_json"]:
+            raise UsageError("--json prints one start: with --power-cycle read the report's file")
+        changes["starts"] = ["1"]
+        changes["output"] = [Returned(reports, folder=True, keep=_joining(reports))]
     if given["against"] is not None and Path(given["against"]).is_dir():
         changes["against"] = [sent_artifact(Path(given["against"]))]
     return changes
+
+
+def turns_bench(given: Mapping[str, Any]) -> int:
+    """How often ``bench`` runs on a board that is power cycled before each time."""
+    return int(given["starts"]) if "cold-start" in given["scenarios"] else 1
+
+
+def _joining(reports: Path) -> Callable[[Path], Sequence[Path]]:
+    """Keeps one report of all cold starts until now."""
+    found: list[dict[str, Any]] = []
+
+    def keep(folder: Path) -> Sequence[Path]:
+        from edgehp.benchmark.cold_start import REPORT, joined
+        from edgehp.files import write_report
+
+        for path in folder.glob(f"{REPORT}.json"):
+            found.append(strict_json(path.read_bytes()))
+        return [write_report(joined(found), reports, REPORT)] if found else []
+
+    return keep
 
 
 def plan_validate(trip: Trip) -> Changes:

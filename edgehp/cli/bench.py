@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 SCENARIOS = ("single-stream", "offline", "multi-camera")
+COLD = "cold-start"
+# The options that a cold start takes; the others are of runs that take longer.
+_COLD_OPTIONS = {"artifact", "scenarios", "starts", "threads", "wait", "output", "as_json",
+                 "allow_invalid"}  # fmt: skip
 INTERRUPTED = 130
 _LONGEST_NOTE = 160
 
@@ -47,11 +52,19 @@ _LONGEST_NOTE = 160
 @click.option(
     "--scenario",
     "scenarios",
-    type=click.Choice((*SCENARIOS, "all")),
+    type=click.Choice((*SCENARIOS, "all", COLD)),
     multiple=True,
     default=("single-stream",),
     show_default=True,
-    help="What is measured; may be given several times.",
+    help="What is measured; may be given several times. cold-start: from the start of a process to "
+    "its first answer.",
+)
+@click.option(
+    "--starts",
+    type=click.IntRange(1, 1000),
+    default=5,
+    show_default=True,
+    help="Of cold-start; with --power-cycle the board is switched off and on before each.",
 )
 @click.option("--duration", type=float, help="Measured seconds of each network; 60 by default.")
 @click.option("--official", is_flag=True, help="The long run: 600 s of each network.")
@@ -109,6 +122,7 @@ _LONGEST_NOTE = 160
 def command(
     artifact: Path | None,
     scenarios: tuple[str, ...],
+    starts: int,
     duration: float | None,
     official: bool,
     meter: str,
@@ -135,6 +149,10 @@ def command(
                 click.get_current_context().forward(command, artifact=one)
             return
         artifact = first
+    _check_scenarios(scenarios)
+    if COLD in scenarios:
+        _cold_starts(artifact, starts, output, as_json, allow_invalid, **options)
+        return
     from edgehp.artifact.manifest import MANIFEST_NAME
     from edgehp.benchmark.run import DEFAULT_DURATION_S, OFFICIAL_DURATION_S, Plan
     from edgehp.benchmark.session import Request, benchmark
@@ -183,8 +201,72 @@ def command(
     if interrupted:
         click.echo("edgehp: interrupted; the report is marked partial", err=True)
         click.get_current_context().exit(INTERRUPTED)
-    if invalid and not allow_invalid:
-        lines = "\n".join(invalid)
+    _check_valid([] if allow_invalid else invalid)
+
+
+def _check_scenarios(scenarios: tuple[str, ...]) -> None:
+    """Refuse options of another scenario.
+
+    Raises:
+        UsageError: some were typed.
+    """
+    context = click.get_current_context()
+    cold = COLD in scenarios
+    if cold and len(scenarios) > 1:
+        raise UsageError(f"--scenario {COLD} stands alone: others would warm up the machine")
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        typed = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        wrong = name not in _COLD_OPTIONS and name in context.params if cold else name == "starts"
+        if typed and wrong:
+            flag = max(parameter.opts, key=len)
+            raise UsageError(f"{flag} {'is not for' if cold else 'is for'} --scenario {COLD}")
+
+
+def _cold_starts(
+    artifact: Path,
+    starts: int,
+    output: Path | None,
+    as_json: bool,
+    allow_invalid: bool,
+    *,
+    threads: int | None,
+    wait: str,
+    **_: Any,
+) -> None:
+    """Measure cold starts; this process imports nothing that they must not find in memory."""
+    from edgehp.benchmark.cold_start import REPORT, measure_starts, start_rows
+
+    with step(COLD, starts, "starts") as going:
+        report = measure_starts(artifact, starts, threads=threads, wait=wait, progress=going.update)
+    from edgehp.files import write_report
+
+    path = write_report(report, output or artifact / "reports", REPORT)
+    reasons = report["validity"]["reasons"]
+    if as_json:
+        print_json(report)
+    else:
+        rows, notes = start_rows(report)
+        say(f"{COLD}: {report['subject'].get('name', artifact.name)}")
+        print_table(("seconds", "median", "min", "max"), rows, right=range(1, 4))
+        for line in notes:
+            say(line)
+        seconds = report["seconds"] or {"median": float("nan")}
+        verdict = f"first answer after {seconds['median']:.2f} s, median of {len(report['starts'])}"
+        conclude("INVALID" if reasons else "VALID", "red" if reasons else "green", verdict)
+        if allow_invalid and reasons:
+            say(f"accepted although {'; '.join(reasons)}")
+        click.echo(f"{styled('measured', 'green', bold=True)} {path}")
+    if report["state"] == "partial":
+        click.echo("edgehp: interrupted; the report is marked partial", err=True)
+        click.get_current_context().exit(INTERRUPTED)
+    _check_valid([] if allow_invalid else [f"- {reason}" for reason in reasons])
+
+
+def _check_valid(reasons: Sequence[str]) -> None:
+    """Raise `MeasurementError` where something speaks against the run."""
+    if reasons:
+        lines = "\n".join(reasons)
         raise MeasurementError(
             f"the measurement is invalid\n{lines}\n"
             "hint: repeat it on a quiet machine, or accept it with --allow-invalid"

@@ -10,7 +10,7 @@ from pathlib import Path
 from edgehp.errors import DataError, UsageError
 from edgehp.files import decode_text, read_bytes
 
-__all__ = ["DEFAULT_COMMAND", "Board", "Lab", "parse_board", "parse_lab", "read_boards"]
+__all__ = ["DEFAULT_COMMAND", "Board", "parse_board", "parse_lab", "read_boards"]
 
 DEFAULT_COMMAND = "edgehp"
 # Neither part may begin with "-": ssh would read it as an option. Nothing here means anything to a
@@ -28,34 +28,24 @@ _TAG = re.compile(r"[a-z][a-z0-9_]+=[\w-]+", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Lab:
-    """What is wanted of a labgrid lab.
-
-    Attributes:
-        tags: ``key=value`` that a board must have; ``name=PLACE`` for one of that name.
-        power_cycle: whether to switch it off and on first.
-    """
-
-    tags: tuple[str, ...]
-    power_cycle: bool = False
-
-
-@dataclass(frozen=True)
 class Board:
     """A board to reach.
 
     Attributes:
         host: as ssh takes it: ``orin``, ``user@orin``, ``ssh://user@orin:2222``, an alias of the
-            user's configuration.
+            user's configuration; empty for one of a lab that is not reserved yet.
         command: how edgehp is started there, word by word; ``~/`` at the start is its home.
         place: its name in a lab.
-        lab: what to reserve there first; `host` is known only then.
+        tags: ``key=value`` that a board of a labgrid lab must have; ``name=PLACE`` for one of that
+            name.
+        power_cycle: whether to switch it off and on first.
     """
 
     host: str
     command: tuple[str, ...] = (DEFAULT_COMMAND,)
     place: str = ""
-    lab: Lab | None = None
+    tags: tuple[str, ...] = ()
+    power_cycle: bool = False
 
     @property
     def name(self) -> str:
@@ -93,7 +83,7 @@ def parse_lab(tags: str, command: str = DEFAULT_COMMAND, *, power_cycle: bool = 
         raise UsageError(
             f"--lab {tags!r}: found {wrong[0]!r}, expected KEY=VALUE such as target=orin-nano-8gb"
         )
-    return Board("", _words(command), tags, Lab(found, power_cycle))
+    return Board("", _words(command), tags, found, power_cycle)
 
 
 def _words(command: str) -> tuple[str, ...]:

@@ -5,30 +5,28 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from edgehp import __version__
 from edgehp.errors import EdgehpError, EnvironmentalError
 from edgehp.files import replacing
 from edgehp.progress import Step, step
 from edgehp.remote.boards import Board
 from edgehp.remote.lab import Booking
-from edgehp.remote.lease import Lease
-from edgehp.remote.ssh import RUN, Session, plain
+from edgehp.remote.link import FOLDER, Link
 from edgehp.remote.transfer import fetch, files_below, send
 
 __all__ = ["Errand", "Listener", "Outcome", "Returned", "Sent", "exit_code", "run_all"]
 
 INTERRUPTED = 130
-_LONGEST_LINE = 1 << 26
 _KILLED = 128
 # What an interrupted command may take to write its report, and the board to tidy up.
 _GRACE_S = 30.0
@@ -90,12 +88,14 @@ class Errand:
         any_version: whether an edgehp of another version may do it.
         timeout_s: seconds that the command may take; None for as long as it takes.
         stdout_json: whether paths are named in JSON strings.
+        turns: how often it runs, until it fails; a board is power cycled before each.
     """
 
     words: tuple[str | Sent | Returned, ...]
     any_version: bool = False
     timeout_s: float | None = None
     stdout_json: bool = False
+    turns: int = 1
 
 
 @dataclass(frozen=True)
@@ -119,41 +119,36 @@ class Outcome:
     results: tuple[Path, ...] = ()
 
 
-@dataclass(frozen=True)
-class Listener:
-    """Who is told what, from a thread of the errand.
-
-    Attributes:
-        stdout: each line of the command's stdout.
-        stderr: each line of its stderr.
-    """
-
-    stdout: Callable[[str], None]
-    stderr: Callable[[str], None]
+# Told, from a thread of the errand: by which board, "stdout" or "stderr", and a line.
+Listener = Callable[[Board, str, str], None]
 
 
 class _Job:
     """One errand under way, in a thread of its own."""
 
     def __init__(self, board: Board, errand: Errand, listener: Listener, alone: bool) -> None:
-        self.board, self.errand, self.listener = board, errand, listener
+        self.board, self.errand, self._listener = board, errand, listener
         self.outcome: Outcome | None = None
         self.doing = "wait"
-        # What is held of the board so far, for `abandon`: a reservation, then a folder there.
-        self._held: Booking | Lease | None = None
+        # What is held of the board so far, for `abandon`: a reservation, then a connection.
+        self._held: Booking | Link | None = None
+        self._link: Link | None = None
+        self._running = self._interrupted = False
         self._stdout: list[str] = []
         self._results: list[Path] = []
         self._said = ""
-        self._running = self._interrupted = False
         # Whoever listens here hears of the steps of one errand; those of two would mix.
         run = partial(copy_context().run, self._run) if alone else self._run
         self.thread = threading.Thread(target=run, name=board.name)
 
+    def _say(self, kind: str, text: str) -> None:
+        self._listener(self.board, kind, text)
+
     def interrupt(self) -> None:
         """As Ctrl-C: a running command may finish its report, everything else ends at once."""
-        if self._running and isinstance(self._held, Lease):
-            self._interrupted = True
-            self._held.interrupt()
+        self._interrupted = True
+        if self._running and self._link is not None:
+            self._link.interrupt()
         else:
             self.abandon()
 
@@ -168,7 +163,9 @@ class _Job:
         started = time.monotonic()
         status, error = 1, "edgehp itself failed; see above"
         try:
-            status, error = self._do()
+            status = self._do()
+            # Only now is all known that it said.
+            error = self._said
         except EdgehpError as e:
             status, error = e.exit_code, str(e)
         except OSError as e:
@@ -177,42 +174,59 @@ class _Job:
             # A fault of this program shows its traceback as well.
             if status == INTERRUPTED or (status and self._interrupted):
                 status, error = INTERRUPTED, "interrupted"
+            elif status > _KILLED:
+                error = error or f"the command was killed by signal {status - _KILLED}"
             elif status:
                 error = error or f"the command ended with exit code {status}"
             self.outcome = Outcome(
                 self.board,
                 status,
-                error or None,
+                error if status else None,
                 time.monotonic() - started,
                 "\n".join(self._stdout),
                 tuple(self._results),
             )
 
-    def _do(self) -> tuple[int, str]:
+    def _do(self) -> int:
         cargo: dict[str, Path] = {}
         for i, word in enumerate(self.errand.words):
             if isinstance(word, Sent):
                 cargo |= word.cargo(f"{i}/{_name(word.source)}")
+        status, booking = 0, None
         with ExitStack() as stack:
-            if self.board.lab is not None:
-                self._held = booking = Booking(self.board, self.listener.stderr)
+            if self.board.tags:
+                self._held = booking = Booking(self.board, partial(self._say, "stderr"))
                 self.board = stack.enter_context(booking)
-            if self._interrupted:
-                raise EnvironmentalError("interrupted")
+            for _ in range(self.errand.turns):
+                if booking is not None and self.board.power_cycle:
+                    self._held = booking
+                    booking.power_cycle()
+                status = self._once(cargo)
+                if status:
+                    break
+        return status
+
+    def _once(self, cargo: Mapping[str, Path]) -> int:
+        if self._interrupted:
+            raise EnvironmentalError("interrupted")
+        self._held = self._link = link = Link(self.board, self._hear)
+        with link:
+            words = [_there(i, word) for i, word in enumerate(self.errand.words)]
             with self._doing("connect"):
-                self._held = Lease(self.board)
-                lease = stack.enter_context(self._held)
-                if not self.errand.any_version:
-                    lease.require_same_version()
-            if cargo:
-                size = sum(path.stat().st_size for path in cargo.values())
-                with self._doing("send", size) as going:
-                    send(lease, cargo, going)
+                found = link.open(words, self._back(0), self._back(1))
+            if found != __version__ and not self.errand.any_version:
+                raise EnvironmentalError(
+                    f"{self.board.host} has edgehp {found or 'of an unknown version'}, this "
+                    f"machine {__version__}: install the same version on both"
+                )
+            total = sum(path.stat().st_size for path in cargo.values())
+            with self._doing("send", total) if cargo else nullcontext(Step("send")) as going:
+                send(link, cargo, going)
             # Its own steps are among the lines that it writes.
             self.doing = "run"
-            status = self._command(lease)
-            self._fetch(lease, status)
-        return status, self._said if status else ""
+            status, size = self._command(link)
+            self._fetch(link, status, size)
+        return status
 
     @contextmanager
     def _doing(self, name: str, size: float | None = None) -> Iterator[Step]:
@@ -221,105 +235,83 @@ class _Job:
         with step(f"{self.board.name}: {name}", size, "B") as going:
             yield going
 
-    def _there(self, folder: str, index: int, word: Sent | Returned) -> str:
-        """The path on the board of what travels."""
-        if isinstance(word, Sent):
-            return f"{folder}/in/{index}/{_name(word.source)}"
-        below = "" if word.folder else f"/{_name(word.destination)}"
-        return f"{folder}/out/{index}{below}"
+    def _back(self, status: int) -> list[str]:
+        """What comes back after the command has ended with `status`, below the board's folder."""
+        words = enumerate(self.errand.words)
+        sent = [f"in/{i}" for i, w in words if isinstance(w, Sent) and w.keep and status == 0]
+        return (["out"] if any(isinstance(w, Returned) for w in self.errand.words) else []) + sent
 
-    def _command(self, lease: Lease) -> int:
-        words, places = [*self.board.command], {}
-        for i, word in enumerate(self.errand.words):
-            if isinstance(word, str):
-                words.append(word)
+    def _here(self, line: str, quoted: bool = False) -> str:
+        """A line of the command's output, with paths of this side in place of the board's."""
+        link = self._link
+        # From behind, or 1 would be found in 10.
+        for i, word in reversed([*enumerate(self.errand.words)]):
+            if isinstance(word, str) or link is None:
                 continue
-            words.append(self._there(lease.folder, i, word))
             shown = word.shown or word.source if isinstance(word, Sent) else word.destination
-            places[words[-1]] = str(shown)
+            path = json.dumps(str(shown), ensure_ascii=False)[1:-1] if quoted else str(shown)
+            line = line.replace(_there(i, word).replace(FOLDER, link.folder), path)
+        return line
 
-        def here(line: str, quoted: bool = False) -> str:
-            """A line of the command's output, with paths of this side in place of the board's."""
-            for there in sorted(places, key=len, reverse=True):
-                path = places[there]
-                if quoted:
-                    path = json.dumps(path, ensure_ascii=False)[1:-1]
-                line = line.replace(there, path)
-            return line
+    def _hear(self, line: str) -> None:
+        """A line of stderr there; before there is a folder it is a login shell's."""
+        if self._link is None or not self._link.folder:
+            return
+        line = self._here(line)
+        if line.startswith(_ERROR):
+            self._said = line.removeprefix(_ERROR)
+        self._say("stderr", line)
 
-        def stderr(line: str) -> None:
-            line = here(line)
-            if line.startswith(_ERROR):
-                self._said = line.removeprefix(_ERROR)
-            self.listener.stderr(line)
+    def _tell(self, line: str) -> None:
+        """A line of stdout there."""
+        line = self._here(line, self.errand.stdout_json)
+        self._stdout.append(line)
+        self._say("stdout", line)
 
-        def read(session: Session) -> None:
-            out = session.begin()
-            while data := out.readline(_LONGEST_LINE):
-                line = plain(data.decode("utf-8", "replace").rstrip("\r\n"))
-                line = here(line, self.errand.stdout_json)
-                self._stdout.append(line)
-                self.listener.stdout(line)
-
-        with lease.session(RUN, words, on_stderr=stderr) as session:
-            reader = threading.Thread(target=read, args=(session,), daemon=True)
-            reader.start()
-            self._running = True
-            if self._interrupted:
-                lease.interrupt()
-            try:
-                status = self._wait(session, lease)
-            finally:
-                self._running = False
-            reader.join(5)
-            if session.lost or not lease.alive:
-                # Whatever the status says: without its connection the board has stopped it.
-                raise lease.lost("the command ran")
-        if status > _KILLED and status != INTERRUPTED and not self._said:
-            self._said = f"the command was killed by signal {status - _KILLED}"
-        return status
-
-    def _wait(self, session: Session, lease: Lease) -> int:
-        """The exit status of the command; ends it when its time is over or its folder is lost."""
+    def _command(self, link: Link) -> tuple[int, int]:
+        """The exit status of the command, and the bytes of results that follow."""
         limit = self.errand.timeout_s
-        end = None if limit is None else time.monotonic() + limit
-        while True:
-            with suppress(subprocess.TimeoutExpired):
-                return session.wait(0.2)
-            if not lease.alive:
-                # The board has stopped the command already, or cannot be reached by anybody.
-                with suppress(subprocess.TimeoutExpired):
-                    return session.wait(2)
-                session.kill()
-                return session.wait()
-            if end is not None and time.monotonic() > end:
-                # Before the session ends: its output stays open until the command has.
-                lease.close()
-                raise EnvironmentalError(
-                    f"the command did not end on {self.board.name} within {limit:g} s and was "
-                    "stopped\nhint: allow more with --remote-timeout, or look at the board"
-                )
+        timer = threading.Timer(limit or 0, link.stop)
+        timer.daemon = True
+        self._running = True
+        try:
+            if limit is not None:
+                timer.start()
+            if self._interrupted:
+                link.interrupt()
+            return link.read(self._tell)
+        except EnvironmentalError as e:
+            if limit is None or not timer.finished.is_set():
+                raise
+            raise EnvironmentalError(
+                f"the command did not end on {self.board.name} within {limit:g} s and was "
+                "stopped\nhint: allow more with --remote-timeout, or look at the board"
+            ) from e
+        finally:
+            self._running = False
+            timer.cancel()
 
-    def _fetch(self, lease: Lease, status: int) -> None:
+    def _fetch(self, link: Link, status: int, size: int) -> None:
         """Put results where the command would have put them here, each whole or not at all."""
-        coming: dict[str, Sent | Returned] = {}
-        for i, word in enumerate(self.errand.words):
-            if isinstance(word, Returned):
-                coming[f"out/{i}"] = word
-            elif isinstance(word, Sent) and word.keep is not None and status == 0:
-                coming[f"in/{i}"] = word
-        if not coming:
+        if not size:
             return
         with self._doing("fetch"), tempfile.TemporaryDirectory(prefix="edgehp-") as folder:
-            fetch(
-                lease, ["out", *(name for name in coming if name.startswith("in/"))], Path(folder)
-            )
-            for name, word in coming.items():
-                found = Path(folder, name)
-                if isinstance(word, Sent) and word.keep is not None:
-                    self._results += word.keep(found / _name(word.source))
-                elif isinstance(word, Returned) and found.is_dir():
+            fetch(link, size, Path(folder))
+            for i, word in enumerate(self.errand.words):
+                if isinstance(word, Sent) and word.keep is not None and status == 0:
+                    self._results += word.keep(Path(folder, "in", str(i), _name(word.source)))
+                found = Path(folder, "out", str(i))
+                if isinstance(word, Returned) and found.is_dir():
                     self._results += _place(found, word) if word.keep is None else word.keep(found)
+
+
+def _there(index: int, word: str | Sent | Returned) -> str:
+    """A word of the command as it is on the board."""
+    if isinstance(word, str):
+        return word
+    if isinstance(word, Sent):
+        return f"{FOLDER}/in/{index}/{_name(word.source)}"
+    return f"{FOLDER}/out/{index}" + ("" if word.folder else f"/{_name(word.destination)}")
 
 
 def _place(found: Path, word: Returned) -> list[Path]:
@@ -341,16 +333,14 @@ def _name(path: Path) -> str:
     return path.name or path.resolve().name or "data"
 
 
-def run_all(
-    errands: Sequence[tuple[Board, Errand]], listener: Callable[[Board], Listener]
-) -> list[Outcome]:
+def run_all(errands: Sequence[tuple[Board, Errand]], listener: Listener) -> list[Outcome]:
     """Do all errands at once and return how they ended, in order; one costs no other anything.
 
     Ctrl-C or SIGTERM interrupts the commands on the boards and waits for what they still have to
     say; a second one ends everything at once.
     """
     alone = len(errands) == 1
-    jobs = [_Job(board, errand, listener(board), alone) for board, errand in errands]
+    jobs = [_Job(board, errand, listener, alone) for board, errand in errands]
     # Counted, not raised: an exception in the middle of a lock or a start would leave it broken.
     presses: list[int] = []
     before = {

@@ -18,13 +18,12 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
 from edgehp.errors import EnvironmentalError
-from edgehp.remote.boards import Board, Lab, parse_board
+from edgehp.remote.boards import Board, parse_board
 
-__all__ = ["Booking", "find_places"]
+__all__ = ["Booking"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +47,9 @@ class Booking:
     """
 
     def __init__(self, board: Board, say: Callable[[str], None]) -> None:
-        if board.lab is None:
-            raise ValueError(f"{board.name} is not of a lab")
-        self._board, self._lab, self._say = board, board.lab, say
+        self._board, self._say = board, say
         self._token = self._place = ""
+        self._power, self._address = False, ("", 0)
         self._abandoned = False
         self._lock = threading.Lock()
         self._running: subprocess.Popen[str] | None = None
@@ -63,7 +61,8 @@ class Booking:
             EnvironmentalError: no labgrid, no coordinator, no such board, or one that has gone.
         """
         try:
-            return self._acquired()
+            self._reserve()
+            return self._acquire()
         except BaseException:
             self._give_back()
             raise
@@ -75,12 +74,11 @@ class Booking:
             if self._running is not None:
                 self._running.kill()
 
-    def _acquired(self) -> Board:
-        self._reserve()
+    def _acquire(self) -> Board:
         # The place that is reserved, until its name is known.
         mine = self._place = f"+{self._token}"
-        self.client("-p", mine, "acquire")
-        shown = self.client("-p", mine, "show")
+        self._client("-p", mine, "acquire")
+        shown = self._client("-p", mine, "show")
         name = self._place = shown.partition("'")[2].partition("'")[0]
         self._say(f"has {name}")
         resources: dict[str, Mapping[str, Any]] = {
@@ -93,31 +91,69 @@ class Booking:
                 f"the place {name} has no NetworkService, so nobody knows its address\n"
                 "hint: export one for it and add its match"
             )
-        address, port = str(service["address"]), int(service.get("port") or _SSH)
-        if self._lab.power_cycle:
-            if not any("Power" in kind or kind == "PDUDaemonPort" for kind in resources):
-                raise EnvironmentalError(f"the place {name} has no power port to cycle")
-            self._say("power cycle")
-            self.client("-p", name, "power", "cycle")
-            self._until_up(name, address, port)
+        address, port = self._address = str(service["address"]), int(service.get("port") or _SSH)
+        self._power = any("Power" in kind or kind == "PDUDaemonPort" for kind in resources)
         host = f"[{address}]" if ":" in address else address
         user = f"{service['username']}@" if service.get("username") else ""
         # A plain name may be one of the user's SSH configuration, which knows the port.
         url = f"{user}{host}" if port == _SSH else f"ssh://{user}{host}:{port}"
-        return replace(parse_board(url), command=self._board.command, place=name)
+        return replace(self._board, host=parse_board(url).host, place=name)
+
+    def power_cycle(self) -> None:
+        """Switch the board off and on, and wait until it takes connections.
+
+        Raises:
+            EnvironmentalError: it has no power port, or does not come back.
+        """
+        if not self._power:
+            raise EnvironmentalError(f"the place {self._place} has no power port to cycle")
+        self._say("power cycle")
+        self._client("-p", self._place, "power", "cycle")
+        end = time.monotonic() + _BOOT_S
+        while time.monotonic() < end:
+            self._check()
+            with suppress(OSError), socket.create_connection(self._address, 5):
+                return
+            time.sleep(1)
+        raise EnvironmentalError(
+            f"{self._place} does not answer {_BOOT_S:g} s after its power cycle"
+        )
+
+    def places(self) -> list[str]:
+        """The names of all boards of the lab with the tags, whoever has them now.
+
+        Raises:
+            EnvironmentalError: no labgrid, no coordinator, or no such board.
+        """
+        tags = self._board.tags
+        wanted = [tag.partition("=")[::2] for tag in tags]
+        found = [
+            place["name"]
+            for place in _places(self._client("-v", "places"))
+            if all(place.get(key) == value for key, value in wanted)
+        ]
+        if not found:
+            raise EnvironmentalError(
+                f"the lab has no board with {' '.join(tags)}\n"
+                f"hint: '{CLIENT} -v places' lists the boards and their tags"
+            )
+        return found
 
     def _reserve(self) -> None:
         """Reserve a board and wait until it is ours, saying our place in the queue."""
-        tags, said = self._lab.tags, ""
-        with self._start("reserve", "--wait", *tags) as waiting:
+        said = ""
+        with self._start("reserve", "--wait", *self._board.tags) as waiting:
             try:
                 # Nothing is longer than a few lines, so what follows the token may stay unread.
                 first = waiting.stdout.readline() if waiting.stdout else ""
                 self._token = first.partition("'")[2].partition("'")[0]
-                while not _ended(waiting, _LOOK_S):
+                while True:
+                    with suppress(subprocess.TimeoutExpired):
+                        waiting.wait(_LOOK_S)
+                        break
                     if not said:
                         # Or it would wait for ever.
-                        find_places(tags, self)
+                        self.places()
                     text = self._queue()
                     if text != said:
                         self._say(text)
@@ -130,22 +166,13 @@ class Booking:
 
     def _queue(self) -> str:
         """The place in the queue of those who want the same, in words."""
-        found = _reservations(self.client("reservations"))
+        found = _reservations(self._client("reservations"))
         own = next((r for r in found if r.get("token") == self._token), {})
         same = [r for r in found if r.get("main") == own.get("main")]
         queue = [r.get("token") for r in same if r.get("state") == "waiting"]
         if self._token not in queue:
             return "reserved"
         return f"waits: {queue.index(self._token) + 1} of {len(queue)} in the queue"
-
-    def _until_up(self, name: str, address: str, port: int) -> None:
-        end = time.monotonic() + _BOOT_S
-        while time.monotonic() < end:
-            self._check()
-            with suppress(OSError), socket.create_connection((address, port), 5):
-                return
-            time.sleep(1)
-        raise EnvironmentalError(f"{name} does not answer {_BOOT_S:g} s after its power cycle")
 
     def _start(self, *words: str) -> subprocess.Popen[str]:
         with self._lock:
@@ -169,12 +196,8 @@ class Booking:
             self._running = process
             return process
 
-    def client(self, *words: str) -> str:
-        """What ``labgrid-client`` prints.
-
-        Raises:
-            EnvironmentalError: it failed, or was abandoned.
-        """
+    def _client(self, *words: str) -> str:
+        """What ``labgrid-client`` prints; an error where it fails or was abandoned."""
         with self._start(*words) as process:
             try:
                 out, err = process.communicate(timeout=_LONGEST_S)
@@ -202,36 +225,13 @@ class Booking:
         for words in (release, ("cancel-reservation", token) if token else ()):
             try:
                 if words:
-                    self.client(*words)
+                    self._client(*words)
             except EnvironmentalError as e:
                 logger.warning("the board may still be reserved: %s", e)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Release the board and end the reservation."""
         self._give_back()
-
-
-def find_places(tags: tuple[str, ...], booking: Booking | None = None) -> list[str]:
-    """The names of all boards of the lab with these tags, whoever has them now.
-
-    Raises:
-        EnvironmentalError: no labgrid, no coordinator, or no such board.
-    """
-    booking = booking or Booking(Board("", lab=Lab(tags)), logger.info)
-    places = _places(booking.client("-v", "places"))
-    wanted = [tag.partition("=")[::2] for tag in tags]
-    found = [p["name"] for p in places if all(p.get(key) == value for key, value in wanted)]
-    if not found:
-        raise EnvironmentalError(
-            f"the lab has no board with {' '.join(tags)}\n"
-            f"hint: '{CLIENT} -v places' lists the boards and their tags"
-        )
-    return found
 
 
 def _places(text: str) -> list[dict[str, str]]:
@@ -257,9 +257,3 @@ def _reservations(text: str) -> list[dict[str, str]]:
             values.setdefault(key, value)
         found.append(values)
     return found
-
-
-def _ended(process: subprocess.Popen[str], seconds: float) -> bool:
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(seconds)
-    return process.returncode is not None

@@ -6,18 +6,17 @@ hashed here: a stream arrives whole, or the errand fails.
 
 from __future__ import annotations
 
-import io
 import os
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO, Any
 
 from edgehp.errors import DataError, EnvironmentalError
 from edgehp.progress import Step
-from edgehp.remote.lease import Lease
-from edgehp.remote.ssh import FETCH, SEND, Session, plain
+from edgehp.remote.link import Link
+from edgehp.remote.ssh import plain
 
 __all__ = ["fetch", "files_below", "send"]
 
@@ -53,11 +52,24 @@ def files_below(path: Path) -> Iterator[Path]:
         yield from (below / file for file in sorted(files) if Path(root, file).is_file())
 
 
-def send(lease: Lease, files: Mapping[str, Path], going: Step) -> None:
-    """Put files into ``in/`` on the board.
+class _Pieces:
+    """Takes a stream as the board takes it: in pieces, each after its length."""
+
+    def __init__(self, stdin: IO[bytes], going: Step) -> None:
+        self._stdin, self._going = stdin, going
+
+    def write(self, data: bytes) -> None:
+        self._stdin.write(b"%08d" % len(data))
+        self._stdin.write(data)
+        # An archive is more than its files.
+        self._going.update(min(self._going.done + len(data), self._going.total or 0))
+
+
+def send(link: Link, files: Mapping[str, Path], going: Step) -> None:
+    """Put files into ``in/`` on the board, and let the command there begin.
 
     Args:
-        lease: of the board.
+        link: to the board.
         files: by their paths below ``in/``, with ``/``.
         going: is told of the bytes that are on their way.
 
@@ -65,89 +77,73 @@ def send(lease: Lease, files: Mapping[str, Path], going: Step) -> None:
         EnvironmentalError: the connection was lost, and the folder with it; the board has no space.
         DataError: a file here changed or went away meanwhile.
     """
-    with lease.session(SEND, talk=True) as session:
-        # The board may go away while this side writes; the exit status then says why.
-        with (
-            suppress(BrokenPipeError),
-            tarfile.open(
-                fileobj=session.stdin, mode="w|", bufsize=_PIECE, format=tarfile.GNU_FORMAT
-            ) as tar,
-        ):
-            for name, source in files.items():
-                try:
-                    with source.open("rb") as file:
-                        info, status = tarfile.TarInfo(name), os.fstat(file.fileno())
-                        info.size, info.mode = status.st_size, 0o600
-                        info.mtime = int(status.st_mtime)
-                        tar.addfile(info, _Counted(file, going))
-                except BrokenPipeError:
-                    raise
-                except OSError as e:
-                    raise DataError(f"{source}: changed or went away while sent ({e})") from e
-        with suppress(BrokenPipeError):
-            session.stdin.close()
-        session.begin().read()
-        _check_end(lease, session, "sending files")
+    pieces: Any = _Pieces(link.stdin, going)
+    # The board may go away while this side writes; `begin` then says why.
+    with (
+        suppress(BrokenPipeError),
+        tarfile.open(fileobj=pieces, mode="w|", bufsize=_PIECE, format=tarfile.GNU_FORMAT) as tar,
+    ):
+        for name, source in files.items():
+            try:
+                with source.open("rb") as file:
+                    info, status = tarfile.TarInfo(name), os.fstat(file.fileno())
+                    info.size, info.mode = status.st_size, 0o600
+                    info.mtime = int(status.st_mtime)
+                    tar.addfile(info, file)
+            except BrokenPipeError:
+                raise
+            except OSError as e:
+                raise DataError(f"{source}: changed or went away while sent ({e})") from e
+    link.begin()
 
 
-class _Counted(io.RawIOBase):
-    """A file whose bytes are counted as they are read."""
+class _Part:
+    """The next `size` bytes of a stream."""
 
-    def __init__(self, file: BinaryIO, going: Step) -> None:
-        self._file, self._going = file, going
+    def __init__(self, stream: IO[bytes], size: int) -> None:
+        self._stream, self._left = stream, size
+        # Whether the stream ended before them.
+        self.cut = False
 
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        self._going.advance(len(data))
+    def read(self, size: int) -> bytes:
+        asked = min(size, self._left)
+        data = self._stream.read(asked)
+        self._left -= len(data)
+        self.cut = len(data) < asked
         return data
 
 
-def fetch(lease: Lease, what: Sequence[str], into: Path) -> None:
-    """Bring folders of the board's own folder here.
+def fetch(link: Link, size: int, into: Path) -> None:
+    """Bring here what the board sends after its command has ended.
 
     Args:
-        lease: of the board.
-        what: ``"out"`` or something below ``"in"``.
-        into: an empty folder here, which gets them under the same names.
+        link: to the board.
+        size: bytes of the archive.
+        into: an empty folder here, which gets it under the names it has below the board's own.
 
     Raises:
-        EnvironmentalError: the connection was lost, the folders are not there, or what came is
-            nothing one would ask for.
+        EnvironmentalError: the connection was lost, or what came is nothing one would ask for.
     """
     if not hasattr(tarfile, "data_filter"):
         raise EnvironmentalError(
             "this Python's tarfile has no data filter, which results of a board go through: "
             "expected 3.10.12, 3.11.4 or later"
         )
-    damaged: Exception | None = None
-    with lease.session(FETCH, what) as session:
-        try:
-            with tarfile.open(
-                fileobj=session.begin(), mode="r|", bufsize=_PIECE, tarinfo=_PlainInfo
-            ) as tar:
-                tar.extractall(into, members=_checked(tar), filter="data")
-        except _RefusedError as e:
-            raise EnvironmentalError(f"{lease.board.host} sent {e}; nothing of it is kept") from e
-        # ValueError: what tarfile makes of some damaged headers.
-        except (tarfile.TarError, EOFError, ValueError) as e:
-            damaged = e
-        _check_end(lease, session, "fetching results")
-    if damaged is not None:
+    part: Any = _Part(link.stdout, size)
+    try:
+        with tarfile.open(fileobj=part, mode="r|", bufsize=_PIECE, tarinfo=_PlainInfo) as tar:
+            tar.extractall(into, members=_checked(tar), filter="data")
+        while part.read(_PIECE):
+            pass
+    except _RefusedError as e:
+        raise EnvironmentalError(f"{link.board.host} sent {e}; nothing of it is kept") from e
+    # ValueError: what tarfile makes of some damaged headers.
+    except (tarfile.TarError, EOFError, ValueError) as e:
+        if part.cut:
+            raise link.lost("fetching results") from e
         raise EnvironmentalError(
-            f"the results of {lease.board.host} did not arrive whole ({damaged}): run it again"
-        )
-
-
-def _check_end(lease: Lease, session: Session, doing: str) -> None:
-    """Raise what keeps a transfer from having succeeded."""
-    status = session.wait()
-    if session.lost:
-        raise lease.lost(doing)
-    if status:
-        raise EnvironmentalError(
-            f"{lease.board.host}: {doing} failed there: {session.last_words or status}; free "
-            "space on the board, or set TMPDIR there"
-        )
+            f"the results of {link.board.host} did not arrive whole ({e}): run it again"
+        ) from e
 
 
 class _RefusedError(Exception):
