@@ -103,6 +103,7 @@ def over_ssh(
     *sends: str,
     any_version: bool = False,
     data_root: bool = False,
+    own_all: str | None = None,
 ) -> Callable[[F], F]:
     """Give a command ``--host`` and its companions. The lowest of its decorators.
 
@@ -113,12 +114,18 @@ def over_ssh(
             goes as it is.
         any_version: whether a board with another edgehp may run it.
         data_root: whether there is ``--remote-data-root``, for photos that are there already.
+        own_all: the parameter of an ``--all`` that the command has anyway; with ``--lab`` it is
+            about boards.
     """
 
     def decorate(function: F) -> F:
         @functools.wraps(function)
         def command(**parameters: Any) -> None:
             own = {name: parameters.pop(name, None) for name in _OWN}
+            dropped: dict[str, Sequence[Part]] = {}
+            if own_all is not None and own["lab"] is not None:
+                own["all_boards"], parameters[own_all] = parameters[own_all], False
+                dropped[own_all] = ()
             boards = _boards(own)
             if not boards:
                 if parameters.get("cluster") is not None:
@@ -135,9 +142,8 @@ def over_ssh(
             several = own["hosts"] is not None or own["all_boards"]
             errands = []
             for board in boards:
-                changes: dict[str, Sequence[Part]] = {
-                    name: _sent(given[name]) for name in sends if given[name] is not None
-                }
+                changes = dict(dropped)
+                changes |= {n: _sent(given[n]) for n in sends if given[n] is not None}
                 if plan is not None:
                     changes.update(plan(Trip(given, board, several, function)))
                 as_json = bool(given.get("as_json"))
@@ -147,8 +153,10 @@ def over_ssh(
             _run(errands, several)
 
         decorated: Any = command
-        for option in reversed(_OPTIONS if data_root else _OPTIONS[:-1]):
-            decorated = option(decorated)
+        left_out = {"all_boards"} if own_all else set()
+        left_out |= set() if data_root else {"remote_data_root"}
+        for name, option in reversed([*zip(_OWN, _OPTIONS, strict=True)]):
+            decorated = decorated if name in left_out else option(decorated)
         typed: F = decorated
         return typed
 

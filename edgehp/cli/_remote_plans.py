@@ -57,7 +57,7 @@ def _joining(reports: Path) -> Callable[[Path], Sequence[Path]]:
 
     def keep(folder: Path) -> Sequence[Path]:
         from edgehp.benchmark.cold_start import REPORT, joined
-        from edgehp.files import write_report
+        from edgehp.report.gather import write_report
 
         for path in folder.glob(f"{REPORT}.json"):
             found.append(strict_json(path.read_bytes()))

@@ -239,7 +239,7 @@ def _cold_starts(
 
     with step(COLD, starts, "starts") as going:
         report = measure_starts(artifact, starts, threads=threads, wait=wait, progress=going.update)
-    from edgehp.files import write_report
+    from edgehp.report.gather import write_report
 
     path = write_report(report, output or artifact / "reports", REPORT)
     reasons = report["validity"]["reasons"]

@@ -60,7 +60,8 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     "--all",
     "all_targets",
     is_flag=True,
-    help="Build for every target of edgehp.toml; engines that other devices build are deferred.",
+    help="Build for every target of edgehp.toml; engines that other devices build are deferred. "
+    "With --lab: on every such board.",
 )
 @click.option(
     "--recipe",
@@ -169,7 +170,7 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     help="TensorRT: for every discrete GPU from Ampere on, at some cost in speed.",
 )
 @json_option
-@over_ssh("network", "describe", "calibration", "validate_on")
+@over_ssh("network", "describe", "calibration", "validate_on", own_all="all_targets")
 def command(**given: Any) -> None:
     """Build dist/NETWORK-TARGET-PRECISION, or --finish a deferred artifact on its device.
 
