@@ -11,7 +11,6 @@ from click.testing import CliRunner
 
 from edgehp.artifact import load_artifact
 from edgehp.artifact.open import open_artifact, open_reference
-from edgehp.cli._calibrated import calibration_check
 from edgehp.cli.validate import command
 from edgehp.datasets.faces import read_faces
 from edgehp.pipeline.pipeline import BuildResult, build
@@ -19,6 +18,7 @@ from edgehp.pipeline.plan import BuildRequest
 from edgehp.report.gather import gather
 from edgehp.report.page import breakdown_rows, html_page
 from edgehp.validation.run import Pair, Settings, ValidationReport, validate
+from edgehp.validation.session import calibration_check
 from tests.mixed_parts import small_parts
 
 

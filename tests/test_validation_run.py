@@ -419,7 +419,7 @@ def test_without_a_data_set_the_shipped_rendered_heads_are_used_and_named(
     tmp_path, capsys, monkeypatch
 ):
     rendered_zip(tmp_path)
-    monkeypatch.setattr("edgehp.files.resource_dir", lambda name: tmp_path)
+    monkeypatch.setattr("edgehp.validation.session.resource_dir", lambda name: tmp_path)
     graph = pose_graph(tmp_path / "net.onnx", offset=(0, 3, 0))
     assert cli("--network", graph, "--no-robustness") == 0
     out = capsys.readouterr()

@@ -180,7 +180,6 @@ def command(**given: Any) -> None:
     With --max-drop, layers go back to floating point where INT8 throughout drops more: as few
     predicted milliseconds as the search finds, named in the output and in the manifest.
     """
-    # Imported here: `edgehp --help` must not pay for numpy and onnx.
     from edgehp.cli.project import differences
     from edgehp.pipeline.finish import finish as finish_artifact
     from edgehp.pipeline.pipeline import build

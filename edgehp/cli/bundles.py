@@ -62,7 +62,6 @@ def bundle(
 
     Signed with OpenSSF Model Signing. The examples begin with making a key pair.
     """
-    # Imported here: `edgehp --help` must not pay for OpenCV.
     from edgehp.shipping.bundle import make_bundle
 
     with step("sign"):

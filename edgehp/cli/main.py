@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
@@ -61,45 +60,35 @@ _PLACES = {name: (module, name) for module, names in _SHARED.items() for name in
 INTERRUPTED = 130
 
 
-def _place(name: str) -> tuple[str, str]:
-    """Module and attribute of a command."""
-    module, attribute = _PLACES.get(name, (name, "command"))
-    return f"edgehp.cli.{module}", attribute
-
-
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands that exist, in the order of the help."""
-        return [name for name in COMMANDS if find_spec(_place(name)[0])]
+        """The commands, in the order of the help."""
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command called `cmd_name`; its module is imported now."""
-        if cmd_name not in self.list_commands(ctx):
+        if cmd_name not in COMMANDS:
             return None
-        module, attribute = _place(cmd_name)
-        command = getattr(import_module(module), attribute)
-        if not isinstance(command, click.Command):
-            raise TypeError(f"{module}.{attribute} is a {type(command).__name__}")
+        module, attribute = _PLACES.get(cmd_name, (cmd_name, "command"))
+        command: click.Command = getattr(import_module(f"edgehp.cli.{module}"), attribute)
         return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click, but an unknown name is answered with the near one."""
-        known = self.list_commands(ctx)
-        if args and args[0] not in known and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], known, n=1)
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "edgehp --help lists all"
             raise click.UsageError(f"no command {args[0]!r}\nhint: {hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
-        rows = [(name, COMMANDS[name]) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
-            formatter.write_dl(rows)
+            formatter.write_dl(list(COMMANDS.items()))
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -111,8 +100,6 @@ def cli(ctx: click.Context) -> None:
     Exit codes: 0 ok, 1 error, 2 usage, 3 accuracy gate, 4 artifact and device do not match,
     5 environment, 6 invalid measurement, 130 interrupted (Ctrl-C or SIGTERM).
     """
-    if os.environ.get("NO_COLOR"):
-        ctx.color = False
     if Path("edgehp.toml").is_file() and ctx.invoked_subcommand not in ("init", "completion"):
         from edgehp.cli.project import PROJECT, read_project
 

@@ -90,7 +90,6 @@ def command(
     In drawn pictures red points to the image's right for a frontal face, green down, blue where the
     nose points. Box white: ok; orange: out of range; grey: low confidence.
     """
-    # Imported here: `edgehp --help` must not pay for OpenCV.
     from collections import Counter
 
     from edgehp.runtime.predict import predict

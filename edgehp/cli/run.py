@@ -107,7 +107,6 @@ def command(
     if artifact is None and network is None and root is None and os.environ.get("EDGEHP_ROOT"):
         root = Path(os.environ["EDGEHP_ROOT"])
     keep_little()  # before the runtimes that are imported below make their threads
-    # Imported here: `edgehp --help` must not pay for OpenCV.
     from msgspec.structs import replace
 
     from edgehp.runtime.loop import Runtime

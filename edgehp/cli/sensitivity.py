@@ -39,7 +39,6 @@ def command(
     made from runs on this processor. The table goes into its reports/, where 'edgehp report' finds
     it and draws it.
     """
-    # Imported here: `edgehp --help` must not pay for numpy and onnx.
     from edgehp.artifact import load_artifact, newest_artifact
     from edgehp.artifact.check import REPORTS
     from edgehp.files import write_output

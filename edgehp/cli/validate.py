@@ -6,9 +6,9 @@ import json
 import logging
 import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,23 +24,15 @@ from edgehp.errors import AccuracyError, EdgehpError, EnvironmentalError, UsageE
 from edgehp.progress import Step, step
 
 if TYPE_CHECKING:
-    from edgehp.artifact.open import OpenedNetwork
-    from edgehp.cluster import Workers
-    from edgehp.crop import Box
-    from edgehp.datasets.base import Dataset, Sample
-    from edgehp.validation.run import BoxSource, Image, ValidationReport
+    from edgehp.validation.run import ValidationReport
+    from edgehp.validation.session import Item
     from edgehp.validation.statistics import GateResult
 
 __all__ = ["command", "default_report"]
 
 logger = logging.getLogger(__name__)
 
-# An artifact (None: a float network alone) and the name of a data set (None: the shipped heads).
-Pair = tuple[Path | None, str | None]
-
 DATASETS = ("aflw2000", "biwi", "aflw", "300w-lp", "rendered", "faces")
-DETECT = "detect"
-SHIPPED = "rendered-validation.zip"
 
 
 @subcommand(
@@ -132,12 +124,13 @@ def command(
     """
     from edgehp.cluster import Workers
     from edgehp.files import write_output
+    from edgehp.validation.session import Request, validations
 
     where, network = Workers(workers, cluster), options["network"]
     if network is not None and artifacts:
         raise UsageError("give an artifact or --network, not both")
     found = artifacts or (() if network else artifacts_here())
-    pairs: list[Pair] = [(a, d) for a in found or (None,) for d in datasets or (None,)]
+    pairs: list[Item] = [(a, d) for a in found or (None,) for d in datasets or (None,)]
     if where.processes and options["threads"] is None:
         # Each would take all processors, and be in the way of the others.
         options["threads"] = max(1, (os.cpu_count() or 1) // where.processes)
@@ -149,13 +142,19 @@ def command(
                 "--cluster with --dataset: say with --remote-data-root where the photos are there\n"
                 "hint: with several data sets that folder holds each under its name"
             )
-    asked = Asked(None, datasets[0] if datasets else None, data_root, several, **options)
+    request = Request(None, datasets[0] if datasets else None, data_root, several, **options)
+    if not datasets and data_root is None:
+        note(
+            "no --dataset given: validating on the rendered heads that edgehp ships. They show "
+            "what the artifact loses against FP32; the MAE itself is of renderings, not of people."
+        )
     places = _places(pairs, output, network)
     results: dict[int, ValidationReport | EdgehpError] = {}
     unwritten: EnvironmentalError | None = None
+    written: list[Path] = []
     several_steps = step("validate", len(pairs), "validations")
     with several_steps if len(pairs) > 1 else nullcontext(Step("")) as going:
-        for i, result in _results(_Validations(asked, _files(found, asked)), pairs, where):
+        for i, result in validations(request, pairs, where):
             results[i] = result
             going.advance()
             place = places[i]
@@ -167,7 +166,9 @@ def command(
                 write_output(place, text + "\n")
             except EnvironmentalError as e:
                 # The disk may have filled meanwhile: that costs the file, not the figures.
-                unwritten, places[i] = e, None
+                unwritten = e
+            else:
+                written.append(place)
     ordered = [results[i] for i in range(len(pairs))]
     for result in ordered:
         unlike = None if isinstance(result, EdgehpError) else result.appearance
@@ -179,7 +180,6 @@ def command(
         failed = _one(ordered[0], max_drop, as_json)
     else:
         failed = _many(pairs, ordered, network, max_drop, as_json)
-    written = [p for p in places if p is not None and p.is_file()]
     if written and not as_json:
         place = written[0] if len(written) == 1 else written[0].parent
         click.echo(f"{styled('measured', 'green', bold=True)} {place}")
@@ -196,7 +196,7 @@ def default_report(artifact: Path, dataset: str | None) -> Path:
     return artifact / "reports" / f"validation-{dataset or 'rendered'}.json"
 
 
-def _places(pairs: Sequence[Pair], output: Path | None, network: str | None) -> list[Path | None]:
+def _places(pairs: Sequence[Item], output: Path | None, network: str | None) -> list[Path | None]:
     """Where the reports are written; what cannot be is said before anything is measured."""
     from edgehp.files import require_writable
 
@@ -224,229 +224,6 @@ def _places(pairs: Sequence[Pair], output: Path | None, network: str | None) -> 
     return places
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What the command line asks to be measured, checked for options that exclude each other.
-
-    Attributes:
-        several: whether `data_root` holds each of several data sets under its name.
-    """
-
-    artifact: Path | None
-    dataset: str | None
-    data_root: Path | None
-    several: bool
-    boxes: str | None
-    split: str | None
-    rgb_cal: bool
-    network: str | None
-    reference: str | None
-    batch: int
-    threads: int | None
-    limit: int | None
-    photo_depth: int | None
-    skip_bad: bool
-    robustness: bool
-    worst: int
-    emulate: bool
-
-    def __post_init__(self) -> None:
-        if self.several and (self.split or self.rgb_cal or self.boxes not in (None, DETECT)):
-            raise UsageError(
-                "--split, --rgb-cal and lists of --boxes are for one --dataset at a time"
-            )
-        if self.network is None:
-            return
-        if self.emulate:
-            raise UsageError("--emulate runs an artifact's graph: a float network needs none")
-        if self.reference is not None:
-            raise UsageError("--network is validated by itself: --reference belongs to an artifact")
-
-    @property
-    def shipped_heads(self) -> bool:
-        """Whether the frames are the rendered heads that edgehp ships."""
-        return self.dataset in (None, "rendered") and self.data_root is None
-
-
-@dataclass(frozen=True)
-class _Validations:
-    """Validations as work for `edgehp.cluster`."""
-
-    asked: Asked
-    files: Mapping[str, Path]
-
-    def open(self, folder: Path | None) -> Callable[[Pair], ValidationReport]:
-        def place(path: Path) -> Path:
-            return path if folder is None else folder / _name(path)
-
-        def given(text: str | None) -> str | None:
-            """A file travels; anything else is a name."""
-            travels = text is not None and _name(Path(text)) in self.files
-            return str(place(Path(str(text)))) if travels else text
-
-        def validate(pair: Pair) -> ValidationReport:
-            (artifact, dataset), root = pair, self.asked.data_root
-            if root is not None and dataset is not None and self.asked.several:
-                root = root / dataset
-            return _validated(
-                replace(
-                    self.asked,
-                    artifact=None if artifact is None else place(artifact),
-                    dataset=dataset,
-                    data_root=root,
-                    network=given(self.asked.network),
-                    reference=given(self.asked.reference),
-                    boxes=given(self.asked.boxes),
-                )
-            )
-
-        return validate
-
-
-def _name(path: Path) -> str:
-    """The name of a file or an artifact among those that travel."""
-    return path.resolve().as_posix().lstrip("/")
-
-
-def _files(artifacts: Sequence[Path], asked: Asked) -> dict[str, Path]:
-    """All files that the work needs, by `_name`; what cannot be read fails as its own row."""
-    from edgehp.artifact.check import read_manifest
-    from edgehp.artifact.manifest import MANIFEST_NAME
-
-    found = [Path(t) for t in (asked.network, asked.reference, asked.boxes) if t]
-    for artifact in artifacts:
-        found.append(artifact / MANIFEST_NAME)
-        try:
-            found += [artifact / f.path for f in read_manifest(artifact).files]
-        except EdgehpError:
-            continue
-    return {_name(path): path for path in found if path.is_file()}
-
-
-def _results(
-    work: _Validations, pairs: Sequence[Pair], where: Workers
-) -> Iterator[tuple[int, ValidationReport | EdgehpError]]:
-    """The index of a pair and its report, or why there is none, as they are done."""
-    from edgehp.cluster import ShardsLostError, run_shards
-
-    try:
-        for shard in run_shards(work, pairs, where, size=1):
-            yield from shard
-    except ShardsLostError as e:
-        for i in (i for lost in e.shards for i in lost):
-            yield i, EnvironmentalError("it killed its worker twice")
-
-
-def _validated(asked: Asked) -> ValidationReport:
-    """Do what was asked for.
-
-    Raises:
-        EdgehpError: as of the parts.
-    """
-    from edgehp.cli._calibrated import calibration_check
-    from edgehp.validation.appearance import CONDITIONS
-    from edgehp.validation.run import Detector, Pair, Settings, validate
-
-    settings = Settings(
-        batch=asked.batch,
-        limit=asked.limit,
-        skip_bad=asked.skip_bad,
-        conditions=tuple(CONDITIONS) if asked.robustness else (),
-        worst=asked.worst,
-    )
-    name = asked.network or ("newest" if asked.artifact is None else asked.artifact.name)
-    with step(f"{name}, {asked.dataset or 'shipped heads'}"), ExitStack() as stack:
-        with step("open"):
-            data = _open_data(asked).with_depth(asked.photo_depth)
-            base, tested = _open_networks(asked, stack)
-        detector = None
-        if asked.boxes == DETECT:
-            detector = Detector(_nearest_face(), "CenterFace, mapped to the network's boxes")
-        return validate(
-            Pair(base, tested),
-            data,
-            base.preprocessing,
-            settings,
-            detector=detector,
-            calibration=calibration_check(tested, asked.threads, asked.shipped_heads),
-        )
-
-
-def _open_networks(asked: Asked, stack: ExitStack) -> tuple[OpenedNetwork, OpenedNetwork | None]:
-    """The FP32 network and the artifact, which `stack` closes; None where it is measured alone."""
-    from edgehp.artifact.open import (
-        open_artifact,
-        open_emulation,
-        open_network,
-        open_reference,
-    )
-
-    threads, batch = asked.threads, asked.batch
-    if asked.network is not None:
-        return stack.enter_context(open_network(asked.network, threads=threads, batch=batch)), None
-    opened = open_emulation if asked.emulate else open_artifact
-    tested = stack.enter_context(opened(asked.artifact, threads=threads, batch=batch))
-    reference = open_reference(tested, asked.reference, threads=threads, batch=batch)
-    return stack.enter_context(reference), tested
-
-
-def _open_data(asked: Asked) -> Dataset:
-    from edgehp.datasets import open_dataset
-
-    if asked.dataset is None and asked.data_root is not None:
-        raise UsageError(
-            f"--data-root {asked.data_root}: say which data set it is with --dataset\n"
-            "hint: --dataset faces takes photos of your own, with boxes.csv and labels in it"
-        )
-    options: dict[str, Any] = {
-        "boxes": None if asked.boxes == DETECT else asked.boxes,
-        "split": asked.split,
-        "rgb_cal": asked.rgb_cal or None,
-    }
-    if not asked.shipped_heads:
-        return open_dataset(str(asked.dataset), asked.data_root, skip_bad=asked.skip_bad, **options)
-    if given := [k for k, v in options.items() if v is not None]:
-        raise UsageError(f"the shipped rendered heads have no option {', '.join(given)}")
-    from edgehp.files import resource_dir
-
-    if asked.dataset is None:
-        note(
-            "no --dataset given: validating on the rendered heads that edgehp ships. They show "
-            "what the artifact loses against FP32; the MAE itself is of renderings, not of people."
-        )
-    shipped = resource_dir("calibration") / SHIPPED
-    if not shipped.is_file():
-        raise EnvironmentalError(
-            f"the rendered heads that edgehp ships were not found ({shipped})\n"
-            "hint: install edgehp again, or name a data set with --dataset and --data-root"
-        )
-    return open_dataset("rendered", shipped, skip_bad=asked.skip_bad)
-
-
-def _nearest_face() -> BoxSource:
-    """Boxes from the face detector: of the face nearest to the published box."""
-    import threading
-
-    from edgehp.runtime.detection import network_box, open_detector, overlap
-
-    detector = open_detector()
-    lock = threading.Lock()
-
-    def find(photo: Image, sample: Sample) -> Box | None:
-        # One network, and crops are prepared in several threads.
-        with lock:
-            faces = [network_box(f.box) for f in detector.detect(photo)]
-        listed = sample.box
-        if listed is None:
-            return faces[0] if faces else None
-        # A face elsewhere in the photo is not the one that the label is of.
-        near = [(overlap(f, listed), f) for f in faces]
-        best = max(near, key=lambda pair: pair[0], default=(0.0, None))
-        return best[1] if best[0] >= 0.2 else None
-
-    return find
-
-
 def _gate(result: ValidationReport, max_drop: float) -> GateResult | None:
     from edgehp.validation.statistics import check_drop
 
@@ -460,7 +237,7 @@ def _values(result: ValidationReport, max_drop: float) -> dict[str, Any]:
 
 
 def _many(
-    pairs: Sequence[Pair],
+    pairs: Sequence[Item],
     results: Sequence[ValidationReport | EdgehpError],
     network: str | None,
     max_drop: float,
