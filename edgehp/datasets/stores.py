@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 from edgehp.errors import DataError
 from edgehp.files import read_bytes, stand_in
@@ -35,21 +35,6 @@ __all__ = [
 ]
 
 _LARGEST_MEMBER = 256 * 2**20
-
-
-class PhotoSource(Protocol):
-    """Where the bytes of one encoded photo come from."""
-
-    @property
-    def where(self) -> str:
-        """The place as a person would look for it, for messages."""
-
-    def read(self) -> bytes:
-        """The encoded photo.
-
-        Raises:
-            DataError: missing, unreadable or too large.
-        """
 
 
 @dataclass(frozen=True)
@@ -93,37 +78,16 @@ class ZipPhoto:
         return self.archive.read(self.member)
 
 
-class Store(Protocol):
-    """A folder or a zip: names with ``/``, relative to it.
-
-    Attributes:
-        names: of every file in it that can be used.
-        left_out: how many were left out, by kind (`edgehp.images.report_left_out`).
-    """
-
-    names: tuple[str, ...]
-    left_out: Counter[str]
-
-    @property
-    def where(self) -> str:
-        """Its path, for messages."""
-
-    def read(self, name: str) -> bytes:
-        """The bytes of a list.
-
-        Raises:
-            DataError: missing, unreadable, damaged or too large.
-        """
-
-    def photo(self, name: str) -> PhotoSource:
-        """A photo, not yet read."""
-
-
 class Archive:
-    """A zip file read member by member, never extracted.
+    """A zip file read member by member, never extracted; names have ``/``.
 
     Usable from threads, across ``fork`` and after pickling: every process opens the file anew,
     since processes that share one file description would move each other's read position.
+
+    Attributes:
+        path: of the zip.
+        names: of every file in it that can be used.
+        left_out: how many were left out, by kind (`edgehp.images.report_left_out`).
     """
 
     def __init__(self, path: Path) -> None:
@@ -244,6 +208,10 @@ class SentPhoto:
         return self.data
 
 
+# Where the bytes of one encoded photo come from.
+PhotoSource = FilePhoto | ZipPhoto | SentPhoto
+
+
 def photo_for(source: PhotoSource, here: Path | None, there: Path | None) -> PhotoSource:
     """A photo as another machine can read it.
 
@@ -271,7 +239,7 @@ def photo_for(source: PhotoSource, here: Path | None, there: Path | None) -> Pho
 
 
 class Folder:
-    """A folder with its subfolders."""
+    """A folder with its subfolders; as an `Archive`."""
 
     def __init__(self, path: Path) -> None:
         """Look at the names; nothing is read yet.
@@ -298,6 +266,9 @@ class Folder:
     def photo(self, name: str) -> FilePhoto:
         """A photo, not yet read."""
         return FilePhoto(self.path / name)
+
+
+Store = Archive | Folder
 
 
 def open_store(path: Path) -> Store:

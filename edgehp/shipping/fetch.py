@@ -11,10 +11,9 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from edgehp import __version__
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError
@@ -56,22 +55,6 @@ class Pace:
     bytes_per_s: float = 1000.0
 
 
-class Source(Protocol):
-    """Files by their path in a repository."""
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-
-    def pieces(self, path: str, start: int) -> AbstractContextManager[tuple[int, Iterator[bytes]]]:
-        """The file `path` from byte `start` on, or from 0 if that cannot be: where, and what.
-
-        Raises:
-            MissingError: there is no such file.
-            EnvironmentalError: it cannot be read, now or while it is read.
-        """
-
-
 @dataclass(frozen=True)
 class DirectorySource:
     """A repository in a folder, such as a USB stick."""
@@ -85,7 +68,12 @@ class DirectorySource:
 
     @contextmanager
     def pieces(self, path: str, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
-        """The file from byte `start` on."""
+        """The file `path` from byte `start` on: where it begins, and what comes.
+
+        Raises:
+            MissingError: there is no such file.
+            EnvironmentalError: it cannot be read, now or while it is read.
+        """
         full = self.folder / path
         try:
             # O_NONBLOCK: a named pipe must not make us wait for a writer.
@@ -130,7 +118,7 @@ class HttpSource:
 
     @contextmanager
     def pieces(self, path: str, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
-        """The file from byte `start` on, by a range where that is not 0."""
+        """As of a folder, by a range where `start` is not 0; from 0 where that cannot be."""
         url = f"{self.url.rstrip('/')}/{urllib.parse.quote(path)}"
         response, begin = self._open(url, start)
         try:
@@ -210,6 +198,9 @@ class HttpSource:
                 f"{url}: the connection ended after {count} of {promised} bytes\n"
                 "hint: run the command again, it goes on from there"
             )
+
+
+Source = DirectorySource | HttpSource
 
 
 def open_source(repository: str, pace: Pace | None = None) -> Source:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,16 +33,6 @@ __all__ = [
 
 # The paper weighs the sum over the three angles by 10.
 _KL_SCALE = 30.0
-
-
-class Objective(Protocol):
-    """A loss and a decoder."""
-
-    def loss(self, network: nn.Module, images: Tensor, angles: Tensor) -> Tensor:
-        """Loss per sample [N], float32."""
-
-    def angles(self, network: nn.Module, images: Tensor) -> Tensor:
-        """Predicted angles [N, 3], degrees, the network's convention."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +138,10 @@ class OnlineDistillation:
     def angles(self, network: nn.Module, images: Tensor) -> Tensor:
         """Softmax expectation [N, 3]."""
         return expectation(network(images), self.student.bins)[0]
+
+
+# A loss per sample, and predicted angles.
+Objective = RvcObjective | BaseObjective | OnlineDistillation
 
 
 def _require_same_crop(teacher: Preprocessing, student: Preprocessing) -> None:
