@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
 
+from edgehp.engines.base import Prediction
 from edgehp.errors import AccuracyError, DataError, UsageError
+from edgehp.pipeline.accuracy import Answers, measure
+from edgehp.pipeline.crops import CropSet
 from edgehp.pose import matrix_from_euler
 from edgehp.validation.appearance import CONDITIONS
 from edgehp.validation.metrics import measure_accuracy
@@ -301,3 +305,17 @@ def test_dark_is_dark_blurred_is_smooth_and_infrared_is_grey(rng):
     assert (nir[..., 0] == nir[..., 1]).all() and (nir[..., 1] == nir[..., 2]).all()
     white = CONDITIONS["near-infrared"](np.full((1, 65, 65, 3), 200, np.uint8))[0, ..., 0]
     assert white[32, 32] == pytest.approx(200, abs=1) and white[0, 0] < 0.5 * 200
+
+
+def test_a_network_that_sees_nothing_of_the_pose_is_said_to_however_small_its_drop(rng):
+    truth = poses(rng, 80)
+    names = tuple(map(str, range(80)))
+    held_out = CropSet("val.zip", names, names, np.zeros((80, 8, 8, 3), np.uint8), truth, {})
+
+    def said(angles: np.ndarray) -> tuple[str, ...]:
+        same = Answers(Prediction(angles, np.ones_like(angles)))
+        return measure(same, same, held_out, 0.1, "a test")[1]
+
+    assert said(truth + rng.normal(0, 5, truth.shape)) == ()
+    (warning,) = said(truth.mean(axis=0) + rng.normal(0, 5, truth.shape))
+    assert re.match(r"FP32 itself errs by \d+\.\d degrees on val\.zip, one answer for all", warning)

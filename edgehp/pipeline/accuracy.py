@@ -53,6 +53,8 @@ _TOLERANCE_FACTOR = 1.5
 DEGRADED_COUNT = 128
 # Fewer crops say nothing about a subset.
 _FEWEST = 8
+# A network that sees the pose errs by less than this part of what one answer for all would.
+_BLIND = 0.7
 
 
 def predict(engine: Engine, crops: npt.NDArray[np.uint8], batch: int) -> Prediction:
@@ -151,7 +153,8 @@ def measure(
     difference from FP32, which bounds it from above. The interval is a paired bootstrap.
 
     Returns:
-        The record, and a warning for each subset whose interval lies beyond the gate.
+        The record, and a warning for each subset whose interval lies beyond the gate, and for a
+        network that sees next to nothing of the pose.
 
     Raises:
         AccuracyError: the upper end of the drop's interval is above the gate.
@@ -192,6 +195,15 @@ def measure(
         for s in subsets
         if s.interval[0] > max_drop
     ]
+    if held_out.angles is not None and means[0] is not None:
+        # The gate compares with FP32, whatever that is worth.
+        blind = float(np.abs(held_out.angles - held_out.angles.mean(axis=0)).mean())
+        if means[0] > _BLIND * blind:
+            warnings.append(
+                f"FP32 itself errs by {means[0]:.1f} degrees on {held_out.source}, one answer for "
+                f"all of its faces would by {blind:.1f}: was the network trained at this "
+                "--input-size, and on faces cut like these?"
+            )
     return accuracy, tuple(warnings)
 
 

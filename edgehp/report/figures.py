@@ -251,7 +251,7 @@ def accuracy_rows(report: Mapping[str, Any]) -> Rows:
         after = artifact["bands"][i]["summary"]["mae_mean"] if artifact else None
         banded = drop["bands"][i]["drop"] if drop else None
         add(
-            f"MAE, |yaw| {band['low']:g} to {band['high']:g}° ({band['summary']['frames']} frames)",
+            f"|yaw| {band['low']:g} to {band['high']:g}° ({band['summary']['frames']})",
             band["summary"]["mae_mean"],
             after,
             _interval(banded) if banded else "-",

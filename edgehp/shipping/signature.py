@@ -116,8 +116,8 @@ def read_private_key(path: Path, password: str | None) -> tuple[Any, str | None]
         EnvironmentalError: the package ``cryptography`` is not installed.
     """
     data = _key_file(path)
-    serialization = require("cryptography.hazmat.primitives.serialization", "ship")
-    unsupported = require("cryptography.exceptions", "ship").UnsupportedAlgorithm
+    serialization = require("cryptography.hazmat.primitives.serialization", "sign")
+    unsupported = require("cryptography.exceptions", "sign").UnsupportedAlgorithm
     _warn_of_readers(path)
     try:
         try:
