@@ -109,7 +109,8 @@ class Jetson:
             ),
             "proc/meminfo": f"MemTotal:  {self.memory_kib} kB\nMemAvailable:  5200000 kB",
             "proc/stat": "cpu 1000 0 500 9000 0 0 0 0 0 0",
-            "proc/cpuinfo": "processor\t: 0\nFeatures\t: fp asimd asimddp",
+            "proc/cpuinfo": "processor\t: 0\nmodel name\t: ARMv8 Processor rev 1 (v8l)\n"
+            "Features\t: fp asimd evtstrm aes crc32 atomics fphp asimdhp cpuid asimddp",
             "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "schedutil",
             "sys/devices/system/cpu/cpu0/cpufreq/scaling_min_freq": 729_600,
             "sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq": 1_728_000,

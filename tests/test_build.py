@@ -186,6 +186,18 @@ def test_another_device_is_named_with_what_to_run_there(
     assert not (tmp_path / "d").exists()
 
 
+def test_the_right_device_is_told_what_to_install(
+    request_: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a board whose CUDA package is another driver's, not to build on another machine."""
+    missing = "cuda-bindings 13.5.0 needs a driver of CUDA 13\nhint: pip install '.[cuda12]'"
+    monkeypatch.setattr("edgehp.pipeline.plan.engine_available", lambda kind: missing)
+    request = replace(request_, target="v100", output=tmp_path / "d")
+    with pytest.raises(EnvironmentalError) as e:
+        build(request, device=Somewhere(Gpu("Tesla V100", "7.0")))
+    assert str(e.value) == missing
+
+
 def test_what_to_run_there_repeats_every_option(request_: BuildRequest, tmp_path: Path) -> None:
     calibration = build_parts.faces(tmp_path / "my faces;.zip", 66, 1)
     request = replace(

@@ -39,6 +39,9 @@ def command_lines(text: str) -> Iterator[list[str]]:
     """The words after ``edgehp`` of each whole example line in a fenced block."""
     for block in re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
+            # Others are output, which may have a quote alone.
+            if not re.match(r"(\$ )?edgehp\b", line):
+                continue
             words = shlex.split(line.removeprefix("$ "), comments=True)
             if words[:1] == ["edgehp"] and "..." not in words:
                 end = next((i for i, w in enumerate(words) if w in {"|", ">", "&&", ";"}), None)

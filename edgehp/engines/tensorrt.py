@@ -436,6 +436,12 @@ def check_available() -> None:
     import_tensorrt()
 
 
+_HOW_TO_INSTALL = (
+    "on a Jetson it comes with JetPack, into environments made with --system-site-packages; "
+    "elsewhere: pip install tensorrt"
+)
+
+
 def import_tensorrt() -> Any:
     """The module `tensorrt`, of a version edgehp knows. Probe the driver first.
 
@@ -446,13 +452,12 @@ def import_tensorrt() -> Any:
     tensorrt = import_runtime(
         "tensorrt",
         "TensorRT",
-        "on a Jetson it comes with JetPack, elsewhere: pip install tensorrt",
+        _HOW_TO_INSTALL,
     )
     # A directory of type stubs imports as an empty module.
     if not hasattr(tensorrt, "__version__"):
         raise EnvironmentalError(
-            "TensorRT is not installed (only its type stubs are); on a Jetson it comes with "
-            "JetPack, elsewhere: pip install tensorrt"
+            f"TensorRT is not installed (only its type stubs are); {_HOW_TO_INSTALL}"
         )
     dialect_of(str(tensorrt.__version__))
     return tensorrt

@@ -58,6 +58,7 @@ from edgehp.pipeline.mixed import Mixed, MixedSearch, batch_of
 from edgehp.pipeline.plan import (
     BuildContext,
     BuildRequest,
+    IncompleteDeviceError,
     Place,
     Plan,
     find_place,
@@ -228,6 +229,8 @@ def _find_place(plan: Plan, request: BuildRequest, device: DeviceProbe) -> Place
         if plan.kind != "tensorrt":
             raise
         if not request.defer:
+            if isinstance(e, IncompleteDeviceError):
+                raise
             raise how_to_finish(plan, request, e) from e
         logger.warning("the engine is deferred: %s", e)
         return None

@@ -25,6 +25,7 @@ from edgehp.targets import Target, check_dla, check_precision, resolve_target, t
 __all__ = [
     "BuildContext",
     "BuildRequest",
+    "IncompleteDeviceError",
     "Place",
     "Plan",
     "find_place",
@@ -335,11 +336,16 @@ def _processor(plan: Plan) -> Plan:
     return replace(plan, kind="onnxruntime", warnings=(*plan.warnings, note))
 
 
+class IncompleteDeviceError(EnvironmentalError):
+    """This is the device that was asked for, and what it lacks can be installed."""
+
+
 def find_place(plan: Plan, device: DeviceProbe) -> Place:
     """Where the engine can be built: here, or an error that says what is missing.
 
     Raises:
         EnvironmentalError: the runtime, the driver or the right device is not here.
+        IncompleteDeviceError: the right device is, without the packages.
         CompatibilityError: TensorRT is here in a version the target does not work with.
     """
     if plan.kind == "tensorrt-rtx":
@@ -361,7 +367,7 @@ def find_place(plan: Plan, device: DeviceProbe) -> Place:
             f"has {found}"
         )
     if missing is not None:
-        raise EnvironmentalError(missing)
+        raise IncompleteDeviceError(missing)
     version, known = device.version("tensorrt"), plan.target.tensorrt
     if version is not None and known is not None and not known.contains(version):
         upper = f" to {known.maximum}" if known.maximum else " or newer"

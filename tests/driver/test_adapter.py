@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgehp.engines.gpu_crop import kernel_path
+from tests.boards import JETSONS
 from tests.driver.double import built_pycuda, environment, installed
 
 REPO = Path(__file__).resolve().parents[2]
@@ -72,24 +74,38 @@ def test_whole_adapter_with_real_pycuda(version: int, device: str, tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("device", ["Tesla V100;7;0;0", "Orin;8;7;1"])
-def test_doctor_tests_a_gpu(device: str, tmp_path: Path) -> None:
+def test_doctor_tests_a_gpu(tmp_path: Path) -> None:
     packages = installed("cuda-bindings>=12.9,<13")
-    kept = tmp_path / "edgehp" / "kernels" / kernel_path(device[-5:-2].replace(";", ".")).name
-    kept.parent.mkdir(parents=True)
-    # The double runs the C itself, whatever the image is.
-    kept.write_bytes(b"double")
-    found = {"version": 12060, "devices": device, "packages": packages, "cache": tmp_path}
-    said = run("-m", "edgehp", "doctor", "--test", **found)
-    for name in (
-        "NVIDIA driver",
-        "CUDA package",
-        "copies",
-        "streams and events",
-        "CUDA graph",
-        "crop kernel",
-    ):
+    found = {"version": 12060, "devices": "Tesla V100;7;0;0", "packages": packages}
+    with_kernel(tmp_path, "7.0")
+    said = run("-m", "edgehp", "doctor", "--test", **found, cache=tmp_path)
+    for name in ("NVIDIA driver", "CUDA package", "copies", "CUDA graph", "crop kernel"):
         assert f"ok: {name}:" in said, said
+
+
+def with_kernel(cache: Path, capability: str) -> None:
+    """Keep a crop kernel: the double runs the C itself, whatever the image is."""
+    kept = cache / "edgehp" / "kernels" / kernel_path(capability).name
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"double")
+
+
+@pytest.mark.slow
+def test_a_jetson_says_what_its_page_says(tmp_path: Path) -> None:
+    """`docs/jetson.md`, line by line but for the numbers."""
+    board = "Nano super kit, 6.2"
+    root = JETSONS[board].write(tmp_path / "root")
+    with_kernel(tmp_path, "8.7")
+    packages = installed("cuda-bindings>=12.9,<13")
+    found = {"version": 12060, "devices": "Orin;8;7;1", "packages": packages, "cache": tmp_path}
+    said = run("-m", "tests.driver.jetson", str(root), board, "doctor", "--test", **found)
+    page = (REPO / "docs/jetson.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^(?:ok|not tested): .*$", page, re.MULTILINE)
+    assert len(shown) > 12
+    for line in shown:
+        # Any number for a number, anything for three dots.
+        pattern = re.sub(r"\d[\d.]*", r"\\d[\\d.]*", re.escape(line).replace(r"\.\.\.", ".*"))
+        assert re.search(f"^{pattern}$", said, re.MULTILINE), f"{line!r} is not in\n{said}"
 
 
 def test_package_that_needs_a_newer_driver_is_refused_with_the_right_one() -> None:
