@@ -10,12 +10,12 @@ import pytest
 
 
 @pytest.fixture
-def against(repo: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def peers(repo: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(repo / "tools"))
-    monkeypatch.delitem(sys.modules, "bench_against_benchmark_app", raising=False)
-    import bench_against_benchmark_app
+    monkeypatch.delitem(sys.modules, "bench_peers", raising=False)
+    import bench_peers
 
-    return bench_against_benchmark_app
+    return bench_peers
 
 
 @pytest.mark.parametrize(
@@ -30,18 +30,14 @@ def against(repo: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     ],
 )
 def test_noise_is_no_proof_of_speed(
-    against: ModuleType, low: float, high: float, expected: str
+    peers: ModuleType, low: float, high: float, expected: str
 ) -> None:
-    assert against.verdict({"value": (low + high) / 2, "low": low, "high": high}) == expected
+    assert peers.verdict({"value": (low + high) / 2, "low": low, "high": high}) == expected
 
 
-def test_the_ratio_is_of_turns_that_follow_each_other(against: ModuleType) -> None:
+def test_the_ratio_is_of_turns_that_follow_each_other(peers: ModuleType) -> None:
     """A machine that slows down for both alike changes nothing."""
     machine = [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]
-    found = {
-        "edgehp": [{"p50_ms": 1.1 * m} for m in machine],
-        "benchmark_app": [{"p50_ms": m} for m in machine],
-    }
-    ratio = against.ratio(found, "p50_ms")
+    ratio = peers.ratio([1.1 * m for m in machine], machine)
     assert ratio["low"] == pytest.approx(1.1) == ratio["high"]
-    assert against.verdict(ratio) == "slower"
+    assert peers.verdict(ratio) == "slower"
