@@ -104,7 +104,8 @@ def measure_peaks(precision: str, threads: int | None, seconds: float = 0.5) -> 
     except RuntimeError as e:
         raise EnvironmentalError(f"OpenVINO failed at measuring the peak: {e}") from e
     bandwidth = _bandwidth(used, seconds)
-    logger.info("measured peaks: %s operations a second, %.1f GB/s", rates, bandwidth)
+    shown = ", ".join(f"{rate / 1e12:.2f}" for rate in rates)
+    logger.info("measured peaks: %s T operations a second, %.1f GB/s", shown, bandwidth)
     return MeasuredPeaks(
         "this processor",
         precision,

@@ -6,14 +6,13 @@ import difflib
 import logging
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgehp.cli._output import wrapped
+from edgehp.cli._output import say
 from edgehp.errors import UsageError, without_password
 from edgehp.shipping import PASSWORD_VARIABLE
 
@@ -74,7 +73,7 @@ class Notes(logging.Handler):
                 self.say(text, record.levelno)
             else:
                 mark = "warning: " if record.levelno >= logging.WARNING else ""
-                _stderr(f"edgehp: {mark}{text}")
+                say(f"edgehp: {mark}{text}", err=True)
         except Exception:  # as every handler of logging does
             self.handleError(record)
 
@@ -90,19 +89,15 @@ def note(text: str, *, always: bool = False) -> None:
     if not always and loudness() < 0:
         return
     text = without_password(text)
-    if (say := live()) is not None:
-        say(text, logging.INFO)
+    if (show := live()) is not None:
+        show(text, logging.INFO)
     else:
-        _stderr(f"edgehp: {text}")
+        say(f"edgehp: {text}", err=True)
 
 
 def live() -> Callable[[str, int], None] | None:
     """Where lines for people go while a live display owns the terminal; None where none does."""
     return next((h.say for h in logging.getLogger().handlers if isinstance(h, Notes)), None)
-
-
-def _stderr(text: str) -> None:
-    click.echo(wrapped(text) if sys.stderr.isatty() else text, err=True)
 
 
 def _hear(context: click.Context, parameter: click.Parameter, value: int | bool) -> None:

@@ -65,9 +65,10 @@ def wrapped(text: str, indent: str = "") -> str:
     return "\n".join(lines)
 
 
-def say(text: str) -> None:
-    """Print a sentence on stdout, in lines that fit where it is a terminal."""
-    click.echo(wrapped(text) if sys.stdout.isatty() else text)
+def say(text: str, err: bool = False) -> None:
+    """Print sentences on stdout, or stderr, in lines that fit where it is a terminal."""
+    terminal = (sys.stderr if err else sys.stdout).isatty()
+    click.echo(wrapped(text) if terminal else text, err=err)
 
 
 def conclude(word: str, colour: str, text: str, following: Sequence[object] = ()) -> None:

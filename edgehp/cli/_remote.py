@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgehp.cli._command import PATH, TYPED, live, loudness, note
-from edgehp.cli._output import print_json, print_table, styled
+from edgehp.cli._output import print_json, print_table, say, styled
 from edgehp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ def _run(errands: Sequence[tuple[Board, Errand]], several: bool) -> None:
     if several:
         _print_all(outcomes, errands[0][1].stdout_json)
     elif (error := outcomes[0].error) and error not in show.said:
-        click.echo(f"{_ERROR}{error}", err=True)
+        say(f"{_ERROR}{error}", err=True)
     click.get_current_context().exit(exit_code(outcomes))
 
 
@@ -313,10 +313,10 @@ class _Show:
     def _line(self, text: str, err: bool) -> None:
         with self._lock:
             try:
-                if err and (say := live()) is not None:
-                    say(text, logging.INFO)
+                if err and (show := live()) is not None:
+                    show(text, logging.INFO)
                 else:
-                    click.echo(text, err=err)
+                    say(text, err)
             except BrokenPipeError:
                 # Raised in a thread, it would leave what the board still says unread, and the
                 # board's command waiting for ever.

@@ -112,7 +112,7 @@ cli.params += loudness_options()
 
 def _fail(message: str, code: int) -> int:
     """Say what is wrong, its hints on lines of their own, and give the exit code."""
-    from edgehp.cli._output import styled, wrapped
+    from edgehp.cli._output import say, styled
 
     sentence, _, hints = without_password(message).partition("\nhint: ")
     lines = [f"edgehp: {styled('error', 'red', sys.stderr, bold=True)}: {sentence}"]
@@ -121,8 +121,7 @@ def _fail(message: str, code: int) -> int:
             line.replace("hint:", styled("hint:", "cyan", sys.stderr), 1)
             for line in f"hint: {hints}".splitlines()
         ]
-    text = "\n".join(lines)
-    click.echo(wrapped(text) if sys.stderr.isatty() else text, err=True)
+    say("\n".join(lines), err=True)
     return code
 
 

@@ -102,7 +102,7 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
         if rows:
             click.echo()
             print_table(
-                [title, "INT8 TOPS", "FP16 TFLOPS", "GB/s", "MHz", "SMs", "W", "default", "source"],
+                [title, "INT8 TOPS", "FP16 TFLOPS", "GB/s", "MHz", "SMs", "W", "default"],
                 [
                     (
                         row.name,
@@ -113,12 +113,14 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
                         row.sms,
                         row.power_w,
                         "default" if row.default else None,
-                        row.source,
                     )
                     for row in rows
                 ],
                 right=range(1, 7),
             )
+            for source in dict.fromkeys(row.source for row in rows):
+                names = ", ".join(row.name for row in rows if row.source == source)
+                say(f"{names}: {source}")
     if target.jetpack:
         click.echo()
         print_table(

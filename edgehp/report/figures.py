@@ -154,9 +154,9 @@ def _measured(report: Any) -> dict[str, Any]:
     elif (latency := result["stages"]["end_to_end"]) is not None:
         at = {q["p"]: q["ms"] for q in latency["percentiles"]}
         found |= {"p50": at[50.0], "p99": at[99.0]}
-    if report["comparison"]:
+    if whole := [c for c in report["comparison"] if c["mode"] == "end-to-end"]:
         # The last: of everything that a caller waits for.
-        last = report["comparison"][-1]
+        last = whole[-1]
         found["speedup"] = last["ratio"], last["low"], last["high"]
         other = report["subjects"]["reference"]
         found["against"] = "FP32" if other["precision"] == "fp32" else other["name"]
@@ -226,15 +226,12 @@ def accuracy_rows(report: Mapping[str, Any]) -> Rows:
     one = reference["overall"]
     two = artifact["overall"] if artifact else None
 
-    def mean(role: str, summary: Any) -> str:
-        # Reports of earlier releases have no interval.
-        interval = report.get(f"{role}_mae")
-        if interval is not None:
-            return _interval(interval, sign="")
-        return "-" if summary is None else f"{summary['mae_mean']:.3f}"
-
     change = _interval(drop["overall"]) if drop else "-"
-    rows.append(("MAE", mean("reference", one), mean("artifact", two), change))
+    add("MAE", one["mae_mean"], two and two["mae_mean"], change)
+    # Reports of earlier releases have none.
+    ends = [report.get("reference_mae"), report.get("artifact_mae")]
+    if any(ends):
+        rows.append(("95 % of MAE", *("-" if e is None else _ends(e) for e in ends), ""))
     for i, angle in enumerate(_ANGLES):
         change = _interval(drop["angles"][i]) if drop else "-"
         add(f"MAE {angle}", one["mae"][i], two and two["mae"][i], change)
@@ -342,7 +339,12 @@ def _part(
     return (name, str(frames), _interval(drop, 4), *apart)
 
 
-def _interval(interval: Mapping[str, Any], digits: int = 3, sign: str = "+") -> str:
-    ends = [interval["low"], interval["high"]]
-    value, *shown = (f"{v:{sign}.{digits}f}" for v in (interval["value"], *ends) if v is not None)
-    return value if None in ends else f"{value} ({' to '.join(shown)})"
+def _interval(interval: Mapping[str, Any], digits: int = 3) -> str:
+    value = f"{interval['value']:+.{digits}f}"
+    ends = _ends(interval, f"+.{digits}f")
+    return value if ends == "-" else f"{value} ({ends})"
+
+
+def _ends(interval: Mapping[str, Any], form: str = ".2f") -> str:
+    low, high = interval["low"], interval["high"]
+    return "-" if low is None or high is None else f"{low:{form}} to {high:{form}}"
