@@ -98,6 +98,15 @@ def test_listed_face_is_missing(tmp_path: Path) -> None:
     assert [s.name for s in data.skipped] == ["0/image00002.jpg#101"] and len(data) == 2
 
 
+def test_angles_in_degrees_and_a_pointer_are_named(tmp_path: Path) -> None:
+    degrees = "UPDATE FacePose SET pitch = pitch * 57.3, yaw = yaw * 57.3, roll = roll * 57.3;"
+    with pytest.raises(DataError, match="table FacePose must be pitch, yaw, roll in radians"):
+        read_aflw(tree(tmp_path / "aflw", degrees))
+    pointer = write(tmp_path / "p" / "aflw.sqlite", b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(DataError, match="Git LFS pointer"):
+        read_aflw(pointer.parent)
+
+
 def test_missing_photo(tmp_path: Path) -> None:
     root = tree(tmp_path / "aflw")
     (root / "data" / "flickr" / "2" / "image00004.jpg").unlink()

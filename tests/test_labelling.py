@@ -123,6 +123,21 @@ def test_another_ensemble_does_not_mix_into_a_folder(tmp_path: Path, faces: Data
         run(faces, tmp_path / "labels", spec.with_grid(Grid(3)))
 
 
+def test_photos_of_another_depth_do_not_mix_into_a_folder(tmp_path: Path, faces: Dataset) -> None:
+    spec = load_description(teacher_toml(tmp_path / "t"))
+    run(faces.with_depth(10), tmp_path / "labels", spec)
+    described = json.loads((tmp_path / "labels" / "ensemble.json").read_text())
+    assert described[0]["photo_depth"] == [10]
+    with pytest.raises(DataError, match=r"or --photo-depth .*\nhint: use a new folder"):
+        run(faces.with_depth(12), tmp_path / "labels", spec)
+
+
+def test_a_photo_that_is_labelled_twice_is_refused(tmp_path: Path, faces: Dataset) -> None:
+    run(faces, tmp_path / "labels", load_description(teacher_toml(tmp_path / "t")))
+    with pytest.raises(DataError, match=r"line 2: .* is labelled twice"):
+        read_labels([tmp_path / "labels", tmp_path / "labels"])
+
+
 def test_a_damaged_line_in_the_middle_is_not_passed_over(tmp_path: Path, faces: Dataset) -> None:
     teacher = load_description(teacher_toml(tmp_path / "t"))
     run(faces, tmp_path / "labels", teacher)

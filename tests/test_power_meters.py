@@ -314,6 +314,14 @@ def test_a_row_that_is_no_plausible_power_is_an_error(log: Path, row: str, words
             meter.read()
 
 
+def test_a_time_that_goes_backwards_is_an_error(log: Path) -> None:
+    with contextlib.closing(opened(log)) as meter:
+        append(log, "1002,41,\n1002,42,\n1001.5,43,\n")
+        assert meter.read() is not None and meter.read() is not None
+        with pytest.raises(MeasurementError, match=r"0\.5 s before the last row's"):
+            meter.read()
+
+
 def test_other_columns_may_be_in_any_encoding(log: Path) -> None:
     """A remark in Latin-1 in the middle of a run is nobody's power; a meter's thread goes on."""
     log.write_bytes(b"\xef\xbb\xbftime,watts,Temp [\xb0C]\n")

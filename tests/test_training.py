@@ -18,7 +18,8 @@ from click.testing import CliRunner
 
 from edgehp import pose
 from edgehp.crop import Box, Preprocessing, crop_face
-from edgehp.datasets.base import Dataset
+from edgehp.datasets.base import Dataset, Skips
+from edgehp.datasets.stores import SentPhoto
 from edgehp.errors import DataError, UsageError
 from edgehp.networks.spec import EHPNET, KD_RESNET
 from edgehp.training.labelling import ensemble_label
@@ -75,6 +76,22 @@ def trainer(data: Dataset, folder: Path, config: TrainConfig = CONFIG) -> Traine
     torch.manual_seed(0)
     network = KDResNet(SPEC)
     return Trainer(network, SPEC, RvcObjective(SPEC.bins), faces_of(data), config, folder)
+
+
+def test_damaged_photos_are_left_out_of_a_training_where_asked(
+    faces: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    items = items_of(faces)
+    bad = replace(items[3], sample=replace(items[3].sample, source=SentPhoto("here", b"no photo")))
+    items[3] = bad
+    device = torch.device("cpu")
+    with pytest.raises(DataError, match="here: expected a JPEG"):
+        Faces.load(items, SPEC.preprocessing, device)
+    found = Faces.load(items, SPEC.preprocessing, device, skips=Skips(skip_bad=True))
+    whole = faces_of(faces)
+    assert len(found) == len(whole) - 1 and torch.equal(found.crops[3], whole.crops[4])
+    assert np.array_equal(found.matrices[3], whole.matrices[4])
+    assert f"skipped {bad.sample.name}" in caplog.text
 
 
 def test_a_killed_run_ends_where_an_undisturbed_one_does(tmp_path: Path, faces: Dataset) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -86,6 +87,19 @@ def test_over_http_and_from_a_file_url(fleet: Fleet, root: Path, tmp_path: Path)
     assert [p for p, _ in wire.asked if "/targets/" in p] != []
     assert name_here(root) == "two"
     assert fleet.update(tmp_path / "other", f"file://{fleet.public}").serial == 2
+
+
+def test_a_login_is_sent_to_its_server_alone_and_shown_nowhere(fleet: Fleet, root: Path) -> None:
+    with served(fleet.public) as (url, wire), served(fleet.public) as (other, elsewhere):
+        login = url.replace("http://", "http://me:hu%40sh@")
+        assert fleet.update(root, login).serial == 2
+        assert set(wire.logins) == {"Basic " + base64.b64encode(b"me:hu@sh").decode()}
+        wire.moved = other
+        assert fleet.update(root, login).slot is None
+        assert set(elsewhere.logins) == {None}
+    with pytest.raises(EnvironmentalError, match="cannot be reached") as caught:
+        fleet.update(root, login)
+    assert url in str(caught.value) and "@" not in str(caught.value)
 
 
 def test_a_web_page_in_place_of_a_list_is_named(fleet: Fleet, root: Path) -> None:
@@ -659,6 +673,8 @@ def test_servers_that_fail(fleet: Fleet, root: Path) -> None:
         refused(fleet, root, EnvironmentalError, "503", where=url)
         wire.status = {"/targets/": 404}
         refused(fleet, root, DataError, "404", where=url)
+        wire.status = {"timestamp": 401}
+        refused(fleet, root, EnvironmentalError, "another user or password", where=url)
         wire.status, wire.cut = {}, {"timestamp": 10}
         refused(fleet, root, EnvironmentalError, "ended after 10 of", where=url)
     refused(fleet, root, EnvironmentalError, "cannot be reached", where=url)

@@ -126,7 +126,9 @@ class Wire:
         length: what is said instead of a file's length.
         page: a web page to answer missing files with, or, where it is a log-in page, everything.
         login: whether it is.
+        moved: where everything is now.
         asked: (path, Range) of every request.
+        logins: the Authorization of every request.
         sent: bytes of files that never end.
     """
 
@@ -138,7 +140,9 @@ class Wire:
     length: str | None = None
     page: bytes | None = None
     login: bool = False
+    moved: str | None = None
     asked: list[tuple[str, str | None]] = field(default_factory=list)
+    logins: list[str | None] = field(default_factory=list)
     sent: int = 0
 
 
@@ -156,6 +160,13 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         wanted = self.headers.get("Range")
         self.wire.asked.append((self.path, wanted))
+        self.wire.logins.append(self.headers.get("Authorization"))
+        if self.wire.moved is not None:
+            self.send_response(302)
+            self.send_header("Location", self.wire.moved + self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         path = self.folder / self.path.lstrip("/")
         status = self._of(self.wire.status)
         if self.wire.page is not None and (self.wire.login or not path.is_file()):

@@ -168,6 +168,7 @@ def _run_of(photos: tuple[Path, ...], network: str, output: Path, options: dict[
         start=options["start"],
         device=device,
         held_back=options["held_back"],
+        skip_bad=options["skip_bad"],
     )
 
 

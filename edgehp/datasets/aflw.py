@@ -8,6 +8,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from edgehp.crop import Box
 from edgehp.datasets.base import (
     ANGLE_FILTER,
@@ -16,11 +18,13 @@ from edgehp.datasets.base import (
     Skips,
     build_dataset,
     labels_from_angles,
+    refuse_degrees,
     within,
 )
 from edgehp.datasets.lists import BoxEntry, BoxList, find_boxes, require_split
 from edgehp.datasets.stores import FilePhoto
 from edgehp.errors import DataError
+from edgehp.files import stand_in
 from edgehp.pose import to_aflw2000
 
 __all__ = ["LAYOUT", "read_aflw"]
@@ -93,6 +97,7 @@ def read_aflw(
     skips = Skips(skip_bad)
     samples: list[Sample] = []
     filtered: list[str] = []
+    largest: list[float] = []
     if listed is None:
         chosen = _by_rectangle(faces, skips)
     else:
@@ -106,10 +111,12 @@ def read_aflw(
                 raise DataError(f"{photo}: the photo of face {face.face_id} is missing")
             published = to_aflw2000(face.angles, "aflw")
             matrix, angles = labels_from_angles(published, f"{database}: face {face.face_id}")
+            largest.append(float(np.abs(angles).max()))
             if within(angles):
                 samples.append(Sample(face.name, FilePhoto(photo), box, matrix, angles))
             else:
                 filtered.append(face.name)
+    refuse_degrees(largest, len(filtered), f"{database}: the faces", "table FacePose")
     return build_dataset(
         "aflw",
         samples,
@@ -172,6 +179,9 @@ def _faces(database: Path) -> list[_Face]:
             _check_schema(connection, database)
             rows = connection.execute(_QUERY).fetchall()
     except sqlite3.Error as e:
+        with database.open("rb") as file:
+            if (other := stand_in(file.read(512))) is not None:
+                raise DataError(f"{database} is {other}") from e
         raise DataError(f"{database}: expected AFLW's sqlite database: {e}") from e
     faces: dict[int, _Face] = {}
     for face_id, file, *numbers in rows:

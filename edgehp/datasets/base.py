@@ -31,6 +31,7 @@ __all__ = [
     "join_datasets",
     "labels_from_angles",
     "prefetch",
+    "refuse_degrees",
     "within",
 ]
 
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 # Sheka & Samun (arXiv 2108.09183) and Hopenet leave out a photo with any |angle| above 99 degrees.
 MAX_ANGLE = 99.0
+# Half a turn: the median of labels in radians cannot be beyond it, that of labels in degrees is.
+_MOST_IN_RADIANS_DEGREES = 180.0
 ANGLE_FILTER = f"all |angles| <= {MAX_ANGLE:g} degrees"
 
 
@@ -257,6 +260,30 @@ def labels_from_angles(angles: npt.ArrayLike, what: str) -> tuple[Array, Array]:
     matrix.flags.writeable = False
     a.flags.writeable = False
     return matrix, a
+
+
+def refuse_degrees(largest: Sequence[float], filtered: int, where: str, what: str) -> None:
+    """Refuse labels of which half cannot be angles of a head in radians.
+
+    Not any one: a few files of AFLW2000-3D itself are beyond two turns. Half, and not all: small
+    angles in degrees would pass for radians and the filter, and be validated on.
+
+    Args:
+        largest: the largest |angle| of each face, degrees as converted from radians.
+        filtered: how many faces the angle filter left out.
+        where: the labels, for the message.
+        what: the name of the angles there.
+
+    Raises:
+        DataError: the median is beyond half a turn.
+    """
+    if not largest or (median := float(np.median(largest))) <= _MOST_IN_RADIANS_DEGREES:
+        return
+    raise DataError(
+        f"{where}: half of the {len(largest)} hold an angle beyond {median:.0f} degrees "
+        f"({filtered} are left out by the angle filter): {what} must be pitch, yaw, roll in "
+        f"radians, and {np.radians(median):.3g} looks like degrees; multiply them by pi/180"
+    )
 
 
 def within(angles: Array) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from edgehp.datasets.base import (
     Skips,
     build_dataset,
     labels_from_angles,
+    refuse_degrees,
     within,
 )
 from edgehp.datasets.lists import BoxList, find_boxes
@@ -49,8 +50,6 @@ _FOLDERS = tuple(f"{n}{flip}" for n in ("AFW", "HELEN", "IBUG", "LFPW") for flip
 # Hopenet and 6DRepNet evaluate AFLW2000 with this margin.
 LANDMARK_MARGIN = 0.2
 LANDMARK_RULE = f"landmarks, Hopenet's rule with k = {LANDMARK_MARGIN}"
-# Half a turn: the median of labels in radians cannot be beyond it, that of labels in degrees is.
-_MOST_IN_RADIANS_DEGREES = 180.0
 
 
 def read_aflw2000(
@@ -182,7 +181,7 @@ def _read(
                 samples.append(Sample(own, FilePhoto(photo), box, matrix, angles))
             else:
                 filtered.append(own)
-    _refuse_degrees(largest, len(filtered), root)
+    refuse_degrees(largest, len(filtered), f"{root}: the .mat files", "Pose_Para")
     return build_dataset(
         name,
         samples,
@@ -192,26 +191,6 @@ def _read(
         convention=name,
         filtered=filtered,
         **more,
-    )
-
-
-def _refuse_degrees(largest: Sequence[float], filtered: int, root: Path) -> None:
-    """Refuse labels of which half cannot be angles of a head in radians.
-
-    Not any one: a few files of AFLW2000-3D itself are beyond two turns. Half, and not all: small
-    angles in degrees would pass for radians and the filter, and be validated on.
-
-    Args:
-        largest: the largest |angle| of each photo, degrees as converted.
-        filtered: how many photos the angle filter left out.
-        root: the data set's folder.
-    """
-    if not largest or (median := float(np.median(largest))) <= _MOST_IN_RADIANS_DEGREES:
-        return
-    raise DataError(
-        f"{root}: half of the {len(largest)} .mat files hold an angle beyond {median:.0f} degrees "
-        f"({filtered} are left out by the angle filter): Pose_Para must be pitch, yaw, roll in "
-        f"radians, and {np.radians(median):.3g} looks like degrees\nhint: multiply them by pi/180"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import logging
 import os
@@ -106,10 +107,17 @@ class DirectorySource:
 
 @dataclass(frozen=True)
 class HttpSource:
-    """A repository on a web server. What it says is believed by signatures alone, TLS or not."""
+    """A repository on a web server. What it says is believed by signatures alone, TLS or not.
+
+    Attributes:
+        url: without a login.
+        pace: how slow it may be.
+        login: ``USER:PASSWORD``, sent to that server alone; empty for none.
+    """
 
     url: str
     pace: Pace = field(default_factory=Pace)
+    login: str = field(default="", repr=False)
 
     @property
     def name(self) -> str:
@@ -143,9 +151,12 @@ class HttpSource:
         if start:
             headers["Range"] = f"bytes={start}-"
         try:
-            response = opener.open(
-                urllib.request.Request(url, headers=headers), timeout=self.pace.silence_s
-            )
+            request = urllib.request.Request(url, headers=headers)
+            if self.login:
+                # Not for the server that a redirection leads to.
+                secret = base64.b64encode(self.login.encode()).decode()
+                request.add_unredirected_header("Authorization", f"Basic {secret}")
+            response = opener.open(request, timeout=self.pace.silence_s)
         except urllib.error.HTTPError as e:
             e.close()
             if start and e.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -156,6 +167,11 @@ class HttpSource:
                 http.HTTPStatus.GONE,
             ):
                 raise MissingError(f"{url}: the server has no such file ({e.code})") from e
+            if e.code == http.HTTPStatus.UNAUTHORIZED:
+                raise EnvironmentalError(
+                    f"{url}: the server wants another user or password ({e.code})\n"
+                    "hint: give them in the URL, as in https://USER:PASSWORD@HOST/PATH"
+                ) from e
             raise EnvironmentalError(
                 f"{url}: the server answers {e.code} {e.reason}; try again later"
             ) from e
@@ -211,7 +227,9 @@ def open_source(repository: str, pace: Pace | None = None) -> Source:
     """
     parts = urllib.parse.urlsplit(repository)
     if parts.scheme in ("http", "https"):
-        return HttpSource(repository, pace or Pace())
+        login, _, place = parts.netloc.rpartition("@")
+        url = parts._replace(netloc=place).geturl()
+        return HttpSource(url, pace or Pace(), urllib.parse.unquote(login))
     folder = Path(urllib.parse.unquote(parts.path) if parts.scheme == "file" else repository)
     if not (folder / "metadata").is_dir():
         raise DataError(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from edgehp import pose
 from edgehp.crop import Preprocessing, crop_face
-from edgehp.datasets.base import Sample
+from edgehp.datasets.base import Sample, Skips
 from edgehp.errors import DataError, UsageError
 from edgehp.training.augment import Augmentation, cut, draw, photometric
 from edgehp.training.labelling import Label
@@ -80,6 +80,7 @@ class Faces:
         *,
         margin: float = MARGIN,
         workers: int = 2,
+        skips: Skips | None = None,
     ) -> Faces:
         """Decode and cut the photos of `items`, in `workers` threads.
 
@@ -88,8 +89,9 @@ class Faces:
 
         Raises:
             UsageError: the network sees its faces stretched, which a margin cannot be cut for.
-            DataError: a photo is damaged, or there are none.
+            DataError: a photo is damaged and `skips` does not take it, or there are none.
         """
+        skips = skips or Skips()
         if not items:
             raise DataError("there are no photos to load")
         spec = preprocessing
@@ -106,18 +108,28 @@ class Faces:
                 box_scale=spec.box_scale * margin,
             )
 
-        def face(item: TrainingItem) -> npt.NDArray[np.uint8]:
-            return crop_face(item.sample.load(), item.sample.box, spec)
+        def face(item: TrainingItem) -> npt.NDArray[np.uint8] | DataError:
+            try:
+                return crop_face(item.sample.load(), item.sample.box, spec)
+            except DataError as e:
+                return e
 
         crops = np.empty((len(items), spec.size, spec.size, 3), np.uint8)
+        kept: list[TrainingItem] = []
         with ThreadPoolExecutor(workers) as pool:
-            for i, crop in enumerate(pool.map(face, items)):
-                crops[i] = crop
+            for item, crop in zip(items, pool.map(face, items), strict=True):
+                if isinstance(crop, DataError):
+                    skips.add(item.sample.name, crop)
+                else:
+                    crops[len(kept)] = crop
+                    kept.append(item)
+        if not kept:
+            raise DataError(f"none of the {len(items)} photos can be used")
         return cls(
-            torch.from_numpy(crops).to(device),
+            torch.from_numpy(crops[: len(kept)]).to(device),
             margin,
-            np.stack([i.matrix for i in items]),
-            np.array([i.weight for i in items], np.float32),
+            np.stack([i.matrix for i in kept]),
+            np.array([i.weight for i in kept], np.float32),
         )
 
 

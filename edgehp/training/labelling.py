@@ -3,9 +3,10 @@
 A teacher is any ONNX pose network with a description (`edgehp.networks.description`).
 
 A label file is a folder with ``labels.csv`` (one line a photo, in the order of the photos) and
-``ensemble.json`` (who labelled, with the SHA-256 of every network file). Lines are flushed to disk
-shard by shard, so a run that was killed goes on where it stopped; one with another ensemble is
-refused. The labels are the same wherever they were computed: in one process, many, or a cluster.
+``ensemble.json`` (who labelled, with the SHA-256 of every network file, and how many bits of 16-bit
+photos were used). Lines are flushed to disk shard by shard, so a run that was killed goes on where
+it stopped; one with another ensemble or depth is refused. The labels are the same wherever they
+were computed: in one process, many, or a cluster.
 """
 
 from __future__ import annotations
@@ -218,7 +219,7 @@ def label_samples(
         The count of labelled samples, first the number found from an earlier run.
 
     Raises:
-        DataError: `out` holds labels of another ensemble, or a photo is damaged.
+        DataError: `out` holds labels of another ensemble or depth, or a photo is damaged.
         EnvironmentalError: the cluster cannot be used, or some photos kill whatever labels them;
             all others are labelled then.
     """
@@ -227,7 +228,8 @@ def label_samples(
     if not names or len(set(names)) != len(names):
         raise UsageError(f"teachers need different names, found {names}")
     out.mkdir(parents=True, exist_ok=True)
-    _claim(out / ENSEMBLE, _describe(teachers))
+    depths = sorted({s.bits for s in samples if s.bits is not None})
+    _claim(out / ENSEMBLE, _describe(teachers, depths))
     done = _resume(out / LABELS, names)
     todo = [s for s in samples if s.name not in done]
     count = len(done)
@@ -278,7 +280,7 @@ def read_labels(folders: Iterable[Path]) -> dict[str, Label]:
     """Labels by sample name of one or several label folders (shards).
 
     Raises:
-        DataError: a folder holds no labels, or a line is damaged.
+        DataError: a folder holds no labels, a line is damaged, or a photo is labelled twice.
     """
     labels: dict[str, Label] = {}
     for folder in folders:
@@ -292,6 +294,11 @@ def read_labels(folders: Iterable[Path]) -> dict[str, Label]:
             label = _parse(row, len(header))
             if label is None:
                 raise DataError(f"{path}: line {number} is damaged; run 'edgehp label' again")
+            if label.name in labels:
+                raise DataError(
+                    f"{path}: line {number}: {label.name} is labelled twice\n"
+                    "hint: give the folders of different photos, each once"
+                )
             labels[label.name] = label
     return labels
 
@@ -348,7 +355,7 @@ def _resume(path: Path, names: Sequence[str]) -> set[str]:
     return {row[0] for row in rows[1:]}
 
 
-def _describe(teachers: Sequence[Description]) -> list[dict[str, Any]]:
+def _describe(teachers: Sequence[Description], depths: Sequence[int]) -> list[dict[str, Any]]:
     out = []
     for s in teachers:
         out.append(
@@ -359,6 +366,7 @@ def _describe(teachers: Sequence[Description]) -> list[dict[str, Any]]:
                 "preprocessing": s.input.preprocessing.to_dict(),
                 "dark": None if s.input.dark is None else plain(s.input.dark),
                 "grid": plain(s.grid),
+                **({"photo_depth": depths} if depths else {}),
             }
         )
     return out
@@ -369,8 +377,8 @@ def _claim(path: Path, ensemble: list[dict[str, Any]]) -> None:
     if path.is_file():
         if read_bytes(path, "a description of the ensemble") != text.encode():
             raise DataError(
-                f"{path.parent} holds labels of another ensemble (see {path.name}); use a new "
-                "folder, or remove this one"
+                f"{path.parent} holds labels of another ensemble or --photo-depth (see "
+                f"{path.name})\nhint: use a new folder, or remove this one"
             )
         return
     write_whole(path, text)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgehp.datasets.base import Skips
 from edgehp.errors import DataError
 from edgehp.files import write_whole
 from edgehp.networks.checkpoint import build_module, load_module, load_start, save_weights
@@ -71,6 +72,7 @@ class Run:
         device: ``"cpu"`` or ``"cuda"``.
         held_back: share of `items`.
         report: called after every step.
+        skip_bad: leave damaged photos out, each in a warning, instead of raising.
     """
 
     items: Sequence[TrainingItem]
@@ -82,6 +84,7 @@ class Run:
     device: str = "cpu"
     held_back: float = 0.04
     report: Callable[[Progress], None] | None = None
+    skip_bad: bool = False
 
 
 def train_final(run: Run, teachers: Sequence[Path] = ()) -> RunResult:
@@ -227,8 +230,9 @@ def _train(
     size, workers = run.spec.preprocessing, run.config.workers
     with distributed(run.device) as place:
         device = torch.device(run.device)
-        faces = Faces.load(train, size, device, workers=workers)
-        validation = Faces.load(held, size, device, margin=1, workers=workers)
+        skips = Skips(run.skip_bad)
+        faces = Faces.load(train, size, device, workers=workers, skips=skips)
+        validation = Faces.load(held, size, device, margin=1, workers=workers, skips=skips)
         trainer = Trainer(
             network,
             run.spec,
@@ -263,7 +267,7 @@ def _train(
         if log is not None:
             log.close()
         path = write(trainer) if place.rank == 0 else run.folder
-    return RunResult(path, tuple(trainer.history), len(train), len(held))
+    return RunResult(path, tuple(trainer.history), len(faces), len(validation))
 
 
 class _Log:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import math
 import os
 import re
 import shlex
@@ -73,6 +74,7 @@ class CsvMeter:
         self._wall = wall
         self._to_clock = clock() - wall()
         self._rest = b""
+        self._last = -math.inf
         self.info = MeterInfo("csv", POWER, _WALL, ("wall",), _INCLUDES, period_s, True)
 
     def read(self) -> Sample | None:
@@ -98,11 +100,14 @@ class CsvMeter:
             shift = seconds - self._wall()
             if not abs(shift) <= _LARGEST_SHIFT_S:
                 raise ValueError(f"its time is {shift:.0f} s from this machine's clock")
+            if seconds < self._last:
+                raise ValueError(f"its time is {self._last - seconds:g} s before the last row's")
             watts = parse_watts(row[self._watts])
         except ValueError as e:
             raise MeasurementError(
                 f"{self._path}: the row {line.strip()[:60]!r} is not a time and watts: {e}"
             ) from e
+        self._last = seconds
         return Sample(seconds + self._to_clock, {"wall": watts})
 
     def close(self) -> None:
