@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,6 +129,28 @@ def test_what_makes_no_sense_is_refused(graphs: Path, tmp_path: Path) -> None:
         BuildOptions(batch=(2, 1, 8))
     with pytest.raises(UsageError, match="is not a directory"):
         build(graphs, "fp32", tmp_path / "absent" / "engine", ("8.6",))
+
+
+def test_kernels_are_compiled_before_the_first_run_and_kept(tmp_path: Path, repo: Path) -> None:
+    """By what the real bindings declare, on the driver double; nothing is captured by hand."""
+    pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed")
+    done = subprocess.run(
+        [sys.executable, repo / "tests/tensorrt_bindings/probe.py", "rtx"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["set"]["IRuntimeConfig.cuda_graph_strategy ="] == "WHOLE_GRAPH_CAPTURE"
+    eager = "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy ="
+    assert found["set"][eager] == "EAGER"
+    assert "IRuntimeConfig.set_runtime_cache" in found["calls"]
+    assert found["graphs"] == "captured by TensorRT for RTX"
+    # Written once, after the first run.
+    assert found["serialized"] == 1
+    assert len(list(tmp_path.glob("edgehp/tensorrt-rtx/*.cache"))) == 1
 
 
 def test_opening_without_a_gpu_says_what_is_missing(engine_file: Path) -> None:

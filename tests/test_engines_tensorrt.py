@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,24 +14,26 @@ import numpy as np
 import onnx
 import pytest
 
+from edgehp.device import find_jetson
 from edgehp.driver import DriverProbe, Gpu, probe_driver
 from edgehp.engines import engine_available, open_engine, tensorrt_build
 from edgehp.engines.audit import LayerPrecision, PrecisionAudit
 from edgehp.engines.base import TimedEngine
 from edgehp.engines.build import BuildOptions
-from edgehp.engines.cuda import Cuda, GpuLostError
+from edgehp.engines.cuda import Cuda, GpuLostError, check_cuda_package
 from edgehp.engines.tensorrt import TensorRtEngine
 from edgehp.engines.tensorrt_build import check_support, timing_cache_path
-from edgehp.engines.trt import read_inspection
+from edgehp.engines.trt import audit_network, dialect_of, read_inspection
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
 from edgehp.quantization.qdq import Emitter
 from edgehp.quantization.table import calibrate
+from tests.boards import JETSONS
 from tests.driver.adapter_checks import crops_of, open_double
 from tests.driver.double import Driver, load_double
 from tests.driver.tensorrt import TensorRtDouble, expected
 from tests.helpers import random_crops
 from tests.quantization_graphs import SIZE as GRAPH_SIZE
-from tests.quantization_graphs import small_network
+from tests.quantization_graphs import parse_rtx, small_network
 
 
 @pytest.fixture
@@ -299,6 +302,78 @@ def test_timings_are_kept_by_gpu_version_and_options(
     }
     assert len(paths) == 4
     assert all(p.is_relative_to(tmp_path / "edgehp" / "timing") for p in paths)
+
+
+@pytest.mark.parametrize(
+    ("driver_of", "installed", "answer"),
+    [
+        ("12.2", {}, "[cuda12]"),
+        ("12.6", {}, "[cuda12]"),
+        ("13.2", {}, "[cuda13]"),
+        ("12.6", {"cuda.bindings": "13.5.0"}, "needs a driver of CUDA 13"),
+        ("12.6", {"cuda.bindings": "12.9.10", "pycuda": "2026.1"}, "cuda-bindings"),
+        ("13.2", {"cuda.bindings": "12.9.10"}, "cuda-bindings"),
+        ("12.6", {"pycuda": "2026.1"}, "pycuda"),
+    ],
+)
+def test_the_cuda_package_is_that_of_the_driver(
+    monkeypatch: pytest.MonkeyPatch, driver_of: str, installed: dict[str, str], answer: str
+) -> None:
+    monkeypatch.setattr("edgehp.engines.cuda._installed", installed.__contains__)
+    monkeypatch.setattr(metadata, "version", lambda name: installed["cuda.bindings"])
+    probe = DriverProbe(driver_of, (Gpu("Orin", "8.7"),))
+    if answer in ("cuda-bindings", "pycuda"):
+        assert check_cuda_package(probe) == answer
+        return
+    with pytest.raises(EnvironmentalError) as e:
+        check_cuda_package(probe)
+    assert answer in str(e.value) and f"CUDA {driver_of}" in str(e.value)
+    assert f"[cuda{driver_of[:2]}]'" in str(e.value).partition("\nhint: ")[2]
+
+
+def test_the_builder_leaves_a_jetson_its_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = JETSONS["Nano super kit, 6.2"].write(tmp_path)
+    monkeypatch.setattr(tensorrt_build, "find_jetson", lambda: find_jetson(root))
+    limits = []
+    module, config = SimpleNamespace(), SimpleNamespace()
+    for name in ("BuilderFlag", "ProfilingVerbosity", "MemoryPoolType"):
+        setattr(module, name, SimpleNamespace(TF32=1, DETAILED=2, WORKSPACE="workspace"))
+    config.clear_flag = lambda flag: None
+    config.set_memory_pool_limit = lambda pool, size: limits.append(size)
+    for options in (BuildOptions(), BuildOptions(workspace_mib=64)):
+        tensorrt_build.configure(module, None, config, dialect_of("10.3"), options, None)
+    monkeypatch.setattr(tensorrt_build, "find_jetson", lambda: None)
+    tensorrt_build.configure(module, None, config, dialect_of("10.3"), BuildOptions(), None)
+    # A quarter of what Linux has; what was asked for; elsewhere TensorRT's own.
+    assert limits == [1904 << 20, 64 << 20]
+
+
+def test_a_slice_that_fills_has_inputs_that_are_not_there() -> None:
+    """As TensorRT parses Pad: the audit must go past them to the convolution behind."""
+    nodes = [
+        onnx.helper.make_node("Pad", ["x", "pads", "value"], ["padded"], name="pad"),
+        onnx.helper.make_node("Conv", ["padded", "w"], ["y"], name="conv"),
+    ]
+    value = onnx.helper.make_tensor_value_info
+    constants = {
+        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+        "value": np.float32(1),
+        "w": np.ones((4, 3, 3, 3), np.float32),
+    }
+    graph = onnx.helper.make_graph(
+        nodes,
+        "padded",
+        [value("x", 1, [1, 3, 8, 8])],
+        [value("y", 1, None)],
+        [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
+    )
+    opset = [onnx.helper.make_opsetid("", 17)]
+    _, network = parse_rtx(onnx.helper.make_model(graph, opset_imports=opset))
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    assert any(layer.get_input(j) is None for layer in layers for j in range(layer.num_inputs))
+    assert audit_network(network).convolutions == {"fp32": 1}
 
 
 def test_dla_takes_one_batch_size() -> None:

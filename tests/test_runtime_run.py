@@ -33,6 +33,7 @@ from edgehp.artifact.open import OpenedNetwork, open_network
 from edgehp.cli.main import main
 from edgehp.crop import Box, Picture
 from edgehp.engines.base import Prediction
+from edgehp.engines.cuda import GpuLostError
 from edgehp.errors import DataError, EnvironmentalError
 from edgehp.pose import geodesic_degrees, matrix_from_euler
 from edgehp.runtime.capture import CaptureThread
@@ -555,6 +556,41 @@ def test_an_engine_that_fails_is_told_and_opened_again(opener):
     assert summary.totals["engine_faults"] == 2
 
 
+def test_a_lost_gpu_ends_the_process_at_once(opener):
+    """Every further call of this process would fail: the service manager starts another one."""
+    opened: list[None] = []
+
+    class Lost(Broken):
+        def infer(self, crops):
+            raise GpuLostError("CUDA cuStreamSynchronize failed with 700")
+
+    def losing():
+        opened.append(None)
+        network = opener()
+        return replace(network, engine=Lost(network.engine, []))
+
+    with pytest.raises(GpuLostError, match="700"):
+        run(live(), losing)
+    assert len(opened) == 1
+    # The same where it is lost while an engine is opened again.
+    calls = iter([None, GpuLostError("CUDA cuDevicePrimaryCtxRetain failed with 719")])
+
+    def again():
+        if (error := next(calls)) is not None:
+            raise error
+        network = opener()
+        return replace(network, engine=Broken(network.engine, [None, None]))
+
+    host = EngineHost(again, pause=0)
+    assert "fell off the bus" in fault_of(host)
+    with pytest.raises(GpuLostError, match="719"):
+        for _ in range(500):
+            with contextlib.suppress(EngineFaultError):
+                host.infer(WHOLE)
+            time.sleep(0.01)
+    host.close()
+
+
 WHOLE = [(Picture(np.zeros((64, 64, 3), np.uint8)), None)]
 
 
@@ -947,6 +983,8 @@ def test_the_unit_is_printed_and_names_options_that_exist(capsys):
     unit = capsys.readouterr().out
     assert caught.value.code in (0, None)
     assert "StartLimitIntervalSec=0" in unit  # or systemd would give up for good
+    # Argus, which CSI cameras come from, listens in /tmp.
+    assert "PrivateTmp=" not in unit and "ReadWritePaths=/tmp\n" in unit
     assert "Type=notify" in unit and "WatchdogSec=" in unit and "Restart=always" in unit
     from edgehp.cli.run import command as run_command
 

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 
 from edgehp.artifact.open import OpenedNetwork
 from edgehp.engines.base import Face, Prediction, crops_frames, infer_frames
+from edgehp.engines.cuda import GpuLostError
 from edgehp.errors import EdgehpError, EnvironmentalError
 
 __all__ = ["EngineFaultError", "EngineHost"]
@@ -122,10 +123,13 @@ class EngineHost:
         Raises:
             EngineFaultError: it failed, gave no numbers, or is not open again yet.
             EnvironmentalError: it could not be opened again for good, or its driver hangs.
+            GpuLostError: nothing but a new process can use the GPU.
         """
         opened = self._opened or self._reopened()
         try:
             answer = infer_frames(opened.engine, faces, opened.preprocessing)
+        except GpuLostError:
+            raise
         # RuntimeError and OSError: what native runtimes raise past their wrappers.
         except (EdgehpError, RuntimeError, OSError) as e:
             raise self._failed(f"the engine failed: {e}") from e
@@ -161,6 +165,8 @@ class EngineHost:
             opening, self._opening = self._opening, None
             try:
                 self._opened = opening.result()
+            except GpuLostError:
+                raise
             # Of whatever kind: it was raised in another thread, and this one must live.
             except Exception as e:
                 if isinstance(e, EnvironmentalError):

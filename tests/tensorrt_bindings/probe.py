@@ -183,8 +183,8 @@ def refuse(real: Any, directory: Path) -> str:
     raise EnvironmentalError("the parser's refusal was not noticed")
 
 
-def run(real: Any, directory: Path) -> dict[str, Any]:
-    """Open an engine and run one batch."""
+def run(real: Any, directory: Path, kind: type[TensorRtEngine] = TensorRtEngine) -> dict[str, Any]:
+    """Open an engine of this class and run two batches."""
     import numpy as np
 
     load_double()
@@ -196,7 +196,10 @@ def run(real: Any, directory: Path) -> dict[str, Any]:
         # NVRTC would call the libraries that stand in for TensorRT's, which do nothing, and crash.
         has_kernels = False
 
-    class Engine(TensorRtEngine):
+    class Engine(kind):  # type: ignore[misc, valid-type]
+        # The header of the file is looked at elsewhere, by the real library.
+        _load = TensorRtEngine._load
+
         def _open_cuda(self, device: str | None, wait: str) -> Cuda:
             return Gpu(0, driver)
 
@@ -206,15 +209,37 @@ def run(real: Any, directory: Path) -> dict[str, Any]:
     plan = directory / "plan"
     plan.write_bytes(b"not read by the stand-in")
     with Engine(plan, batch=1) as engine:
-        shape = list(engine.infer(np.zeros((2, SIZE, SIZE, 3), np.uint8)).angles.shape)
+        for _ in range(2):
+            shape = list(engine.infer(np.zeros((2, SIZE, SIZE, 3), np.uint8)).angles.shape)
         info = engine.info
-    calls = sorted({k for k, _ in recorder.calls})
-    return {"shape": shape, "precision": info.precision, "calls": calls}
+    return {
+        "shape": shape,
+        "precision": info.precision,
+        "calls": sorted({k for k, _ in recorder.calls}),
+        "set": {
+            k: a[0].name for k, a in recorder.calls if k.endswith("=") and hasattr(a[0], "name")
+        },
+        "serialized": sum(k == "IRuntimeCache.serialize" for k, _ in recorder.calls),
+        "graphs": info.details["cuda_graph"],
+    }
+
+
+def run_rtx() -> dict[str, Any]:
+    """As `run`, with TensorRT for RTX."""
+    import tensorrt_rtx as real
+
+    from edgehp.engines.tensorrt_rtx import TensorRtRtxEngine
+
+    with tempfile.TemporaryDirectory() as name:
+        return run(real, Path(name), TensorRtRtxEngine)
 
 
 def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     warnings.simplefilter("ignore")
+    if sys.argv[1] == "rtx":
+        print(json.dumps(run_rtx()))
+        return
     sys.setdlopenflags(os.RTLD_LAZY)
     import tensorrt_bindings as real
 
