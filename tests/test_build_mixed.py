@@ -15,7 +15,7 @@ from edgehp.artifact.manifest import MixedRecord
 from edgehp.cli.build import command
 from edgehp.cli.sensitivity import command as sensitivity_command
 from edgehp.engines.audit import LayerPrecision, PrecisionAudit
-from edgehp.errors import AccuracyError, CompatibilityError, UsageError
+from edgehp.errors import AccuracyError, CompatibilityError, DataError, UsageError
 from edgehp.pipeline.engine import convolutions_of
 from edgehp.pipeline.pipeline import BuildResult, build
 from edgehp.pipeline.plan import BuildRequest, make_plan
@@ -253,7 +253,7 @@ def test_a_sensitivity_report_of_others_is_drawn_or_refused(
     assert [(x.name, x.degrees, x.gain) for x in found] == [("conv1", 0.25, None)]
     assert sensitivity_plot(found, ["conv1"]).startswith("<svg")
     file.write_text(text % value, "utf-8")
-    with pytest.raises(CompatibilityError, match="not a sensitivity report"):
+    with pytest.raises(DataError, match=r"sensitivity\.json: .*layers"):
         gather([path])
     # What is no JSON is no report, and said to be none.
     file.write_text(text % "NaN", "utf-8")

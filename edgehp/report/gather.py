@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 
 from edgehp.artifact.check import read_manifest
 from edgehp.artifact.manifest import MANIFEST_NAME
@@ -19,7 +19,7 @@ from edgehp.benchmark.run import SCENARIOS
 from edgehp.crop import Image, Preprocessing, crop_face
 from edgehp.datasets.base import Sample
 from edgehp.datasets.faces import read_faces, read_rendered
-from edgehp.errors import CompatibilityError, DataError
+from edgehp.errors import DataError
 from edgehp.files import read_json, resource_dir, write_output
 
 __all__ = [
@@ -36,8 +36,6 @@ logger = logging.getLogger(__name__)
 
 # Kinds of reports, and the schema of each that this edgehp writes.
 KINDS = {"benchmark": 3, "validation": 1}
-# A benchmark of ten minutes has about 2 MB.
-_LARGEST = 256 << 20
 _SHOWN_PX = 160
 _MOST_PHOTOS = 12
 
@@ -53,8 +51,7 @@ class Photo:
     data: str | None
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(msgspec.Struct, frozen=True):
     """A layer's sensitivity, degrees: alone in INT8, and what the rest gains without its INT8.
 
     `gain` is None in reports that do not have it.
@@ -63,6 +60,12 @@ class Layer:
     name: str
     degrees: float
     gain: float | None = None
+
+
+class _Sensitivity(msgspec.Struct):
+    """What is read of a report of 'edgehp sensitivity'."""
+
+    layers: tuple[Layer, ...]
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def read_report(path: Path) -> dict[str, Any]:
         DataError: it is missing, no JSON, no report, or of a newer schema.
     """
     expected = "expected a report of 'edgehp bench' or 'edgehp validate'"
-    values = read_json(path, dict, limit=_LARGEST)
+    values = read_json(path, dict)
     kind = values.get("kind")
     if kind not in KINDS:
         raise DataError(f"{path} holds the kind {kind!r}; {expected}")
@@ -140,7 +143,7 @@ def gather(sources: Sequence[Path]) -> Material:
             if found in KINDS:
                 reports.append(read_report(path))
             elif found == "sensitivity":
-                sensitivity = _sensitivity(path)
+                sensitivity = read_json(path, _Sensitivity).layers
             else:
                 logger.info("passed over %s: not a report", path)
     order = {name: i for i, name in enumerate(SCENARIOS)}
@@ -222,22 +225,3 @@ def _kind(path: Path) -> str | None:
         return None
     kind = values.get("kind")
     return kind if isinstance(kind, str) else None
-
-
-def _sensitivity(path: Path) -> tuple[Layer, ...]:
-    """Layers of ``{"kind": "sensitivity", "layers": [{"name", "degrees"}]}``."""
-    try:
-        rows = read_json(path, dict)["layers"]
-        found = tuple(
-            Layer(
-                str(r["name"]),
-                float(r["degrees"]),
-                None if r.get("gain") is None else float(r["gain"]),
-            )
-            for r in rows
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
-        raise CompatibilityError(f"{path} is not a sensitivity report: {e}") from e
-    if any(not math.isfinite(v) for x in found for v in (x.degrees, x.gain or 0.0)):
-        raise CompatibilityError(f"{path} is not a sensitivity report: a figure is not finite")
-    return found

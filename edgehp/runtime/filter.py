@@ -24,8 +24,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from edgehp.errors import UsageError
 from edgehp.pose import project_to_rotation
+from edgehp.runtime.settings import FilterSettings
 
 __all__ = ["RotationFilter", "lag_seconds", "rotation_exp", "rotation_log"]
 
@@ -63,33 +63,9 @@ def _alpha(cutoff: float, dt: float) -> float:
 class RotationFilter:
     """One Euro filter whose signal is a rotation."""
 
-    def __init__(
-        self,
-        min_cutoff: float = 1.0,
-        beta: float = 0.1,
-        speed_cutoff: float = 1.0,
-        reset_after: float = 0.5,
-    ) -> None:
-        """A filter without history.
-
-        Args:
-            min_cutoff: cut-off of a resting head, Hz; less is calmer and slower.
-            beta: rise of the cut-off with speed, Hz per degree per second; more trails less.
-            speed_cutoff: cut-off of the speed's own low-pass, Hz.
-            reset_after: seconds without a sample after which the history is forgotten.
-
-        Raises:
-            UsageError: a parameter makes no sense.
-        """
-        if not (min_cutoff > 0 and speed_cutoff > 0 and reset_after > 0 and beta >= 0):
-            raise UsageError(
-                f"filter: found min_cutoff {min_cutoff}, beta {beta}, speed_cutoff {speed_cutoff}, "
-                f"reset_after {reset_after}; expected beta >= 0 and the others positive"
-            )
-        self.min_cutoff = min_cutoff
-        self.beta = beta
-        self.speed_cutoff = speed_cutoff
-        self.reset_after = reset_after
+    def __init__(self, settings: FilterSettings = FilterSettings()) -> None:  # noqa: B008 - frozen
+        """A filter without history."""
+        self.settings = settings
         self.reset()
 
     def reset(self) -> None:
@@ -116,17 +92,17 @@ class RotationFilter:
         """
         raw = np.asarray(rotation, np.float64)
         dt = None if self._time is None else seconds - self._time
-        if dt is None or dt > self.reset_after:
+        if dt is None or dt > self.settings.reset_after:
             self.reset()
             self._time, self._raw, self._filtered = seconds, raw, raw
             return raw
         if dt <= 0:
             return self._filtered
         velocity = rotation_log(self._raw.T @ raw) / dt
-        self._velocity = self._velocity + _alpha(self.speed_cutoff, dt) * (
+        self._velocity = self._velocity + _alpha(self.settings.speed_cutoff, dt) * (
             velocity - self._velocity
         )
-        step = _alpha(self.min_cutoff + self.beta * self.speed, dt)
+        step = _alpha(self.settings.min_cutoff + self.settings.beta * self.speed, dt)
         difference = rotation_log(self._filtered.T @ raw)
         # Projected, or rounding would take it off the group within hours.
         self._filtered = project_to_rotation(self._filtered @ rotation_exp(step * difference))

@@ -102,9 +102,7 @@ class Runtime:
         self._stop_reason: str | None = None
         self._stop = threading.Event()
         self._health = FrameHealth(s.capture.frozen)
-        self._filter = RotationFilter(
-            s.filter.min_cutoff, s.filter.beta, s.filter.speed_cutoff, s.filter.reset_after
-        )
+        self._filter = RotationFilter(s.filter)
         self._states: Counter[str] = Counter()
         self._frames = 0
         self._last_frame_ns = time.monotonic_ns()

@@ -69,6 +69,8 @@ ANGLE_NAMES = ("pitch", "yaw", "roll")
 DEFAULT_BINS = (-99.0, 99.0)
 # Degrees of spread at which the confidence is one half.
 _HALF_AT = 10.0
+# How many spreads of room an angle needs to the outermost bin.
+_REACH = 2.0
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,10 @@ class StateRules:
     Attributes:
         bins: first and last bin value in degrees.
         min_confidence: less is ``low_confidence``.
-        reach: how many spreads of room an angle needs to the outermost bin.
     """
 
     bins: tuple[float, float] = DEFAULT_BINS
     min_confidence: float = 0.5
-    reach: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def classify_pose(
     rms = math.sqrt(float((s**2).mean()))
     confidence = 1 / (1 + (rms / _HALF_AT) ** 2)
     first, last = rules.bins
-    out = bool((a - rules.reach * s < first).any() or (a + rules.reach * s > last).any())
+    out = bool((a - _REACH * s < first).any() or (a + _REACH * s > last).any())
     if confidence < rules.min_confidence:
         state = "low_confidence"
     else:

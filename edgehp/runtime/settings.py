@@ -77,7 +77,14 @@ class TrackingSettings(Record, frozen=True):
 
 
 class FilterSettings(Record, frozen=True):
-    """Of `edgehp.runtime.filter.RotationFilter`."""
+    """Of `edgehp.runtime.filter.RotationFilter`.
+
+    Attributes:
+        min_cutoff: cut-off of a resting head, Hz; less is calmer and slower.
+        beta: rise of the cut-off with speed, Hz per degree per second; more trails less.
+        speed_cutoff: cut-off of the speed's own low-pass, Hz.
+        reset_after: seconds without a sample after which the history is forgotten.
+    """
 
     min_cutoff: Positive = 1.0
     beta: NotNegative = 0.1

@@ -228,19 +228,6 @@ class Settings:
     resamples: int = DEFAULT_RESAMPLES
     seed: int = DEFAULT_SEED
 
-    def __post_init__(self) -> None:
-        """Refuse values out of their range."""
-        if self.batch < 1 or (self.limit is not None and self.limit < 1):
-            raise UsageError(
-                f"found a batch of {self.batch} and a limit of {self.limit} frames, expected 1 or "
-                "more"
-            )
-        if unknown := [c for c in self.conditions if c not in CONDITIONS]:
-            raise UsageError(
-                f"found the conditions {', '.join(unknown)}, expected some of "
-                f"{', '.join(CONDITIONS)}"
-            )
-
 
 @dataclass(frozen=True)
 class Detector:
