@@ -17,7 +17,7 @@ from edgehp.pipeline.pipeline import BuildResult, build
 from edgehp.pipeline.plan import BuildRequest
 from edgehp.report.gather import gather
 from edgehp.report.page import breakdown_rows, html_page
-from edgehp.validation.run import Pair, Settings, ValidationReport, validate
+from edgehp.validation.run import Settings, ValidationReport, validate
 from edgehp.validation.session import calibration_check
 from tests.mixed_parts import small_parts
 
@@ -120,7 +120,8 @@ def test_the_gate_is_broken_down(like: BuildResult) -> None:
 def validated(result: BuildResult, faces: Path) -> ValidationReport:
     with open_artifact(result.path, threads=1) as tested, open_reference(tested) as reference:
         return validate(
-            Pair(reference, tested),
+            reference,
+            tested,
             read_faces(faces),
             tested.preprocessing,
             Settings(resamples=200),

@@ -21,7 +21,7 @@ from edgehp.datasets.pose_mat import read_aflw2000
 from edgehp.engines import open_engine
 from edgehp.errors import DataError, UsageError
 from edgehp.pose import matrix_from_euler
-from edgehp.validation.run import Detector, Pair, Settings, validate
+from edgehp.validation.run import Detector, Settings, validate
 from tests.dataset_trees import encoded, write, zip_of
 from tests.helpers import a_manifest
 from tests.pose_graphs import SPEC, colour_photo, pose_graph
@@ -71,7 +71,8 @@ def run(
     if artifact is not None:
         other = contender(tmp_path / "artifact.onnx", "int8", **artifact)
     return validate(
-        Pair(contender(tmp_path / "reference.onnx", "reference", **(reference or {})), other),
+        contender(tmp_path / "reference.onnx", "reference", **(reference or {})),
+        other,
         open_dataset("biwi", root, split=split),
         SPEC.preprocessing,
         Settings(**{"conditions": (), "resamples": 500, **settings}),
@@ -128,7 +129,7 @@ def test_both_engines_see_the_same_crops_batch_by_batch(biwi, tmp_path):
     data = open_dataset("biwi", biwi)
     a, b = (OpenedNetwork(Watch(engine, n), n, None, SPEC.preprocessing) for n in "ab")
     settings = Settings(batch=7, conditions=("dark",), resamples=200)
-    validate(Pair(a, b), data, SPEC.preprocessing, settings)
+    validate(a, b, data, SPEC.preprocessing, settings)
     assert [len(c) for c in seen["a"]] == [7, 7, 7, 7, 7, 7, 3, 3]
     assert all(np.array_equal(x, y) for x, y in zip(seen["a"], seen["b"], strict=True))
 
@@ -182,7 +183,7 @@ def test_a_damaged_photo_stops_or_is_listed(biwi, tmp_path):
 def test_an_engine_of_another_input_size_is_refused(biwi, tmp_path):
     small = contender(tmp_path / "small.onnx", size=32)
     with pytest.raises(UsageError, match=r"32 pixels.*48"):
-        validate(Pair(small), open_dataset("biwi", biwi), SPEC.preprocessing)
+        validate(small, None, open_dataset("biwi", biwi), SPEC.preprocessing)
 
 
 # --- reports -------------------------------------------------------------------------------------
@@ -265,7 +266,7 @@ def test_aflw2000_in_its_layout_with_the_published_boxes(shared_data, tmp_path):
     data = read_aflw2000(shared_data / "AFLW2000")
     still = contender(tmp_path / "n.onnx", constant=(0.0, 0.0, 0.0))
     settings = Settings(limit=60, conditions=(), resamples=200)
-    found = validate(Pair(still), data, SPEC.preprocessing, settings)
+    found = validate(still, None, data, SPEC.preprocessing, settings)
     truth = np.stack([s.angles for s in data.samples])[[i * 593 // 60 for i in range(60)]]
     assert found.reference_accuracy.overall.mae == pytest.approx(np.abs(truth).mean(axis=0))
     assert len(data) == 593

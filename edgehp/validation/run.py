@@ -40,7 +40,6 @@ __all__ = [
     "Condition",
     "Detector",
     "Drop",
-    "Pair",
     "Settings",
     "Subject",
     "ValidationReport",
@@ -192,19 +191,6 @@ class ValidationReport:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """What is measured: the FP32 network, and the artifact compared with it or None."""
-
-    reference: OpenedNetwork
-    artifact: OpenedNetwork | None = None
-
-    def roles(self) -> dict[str, OpenedNetwork]:
-        """By role: ``"reference"`` and, where there is one, ``"artifact"``."""
-        found = {"reference": self.reference}
-        return found if self.artifact is None else found | {"artifact": self.artifact}
-
-
-@dataclass(frozen=True)
 class Settings:
     """How a validation is run.
 
@@ -300,7 +286,8 @@ def group_of(dataset: str) -> tuple[Callable[[str], str] | None, str]:
 
 
 def validate(
-    contenders: Pair,
+    reference: OpenedNetwork,
+    artifact: OpenedNetwork | None,
     dataset: Dataset,
     preprocessing: Preprocessing,
     settings: Settings | None = None,
@@ -314,7 +301,8 @@ def validate(
     only one batch of them is kept.
 
     Args:
-        contenders: the FP32 network, and the artifact that is compared with it or None.
+        reference: the FP32 network.
+        artifact: what is compared with it; None measures the network alone.
         dataset: labelled samples.
         preprocessing: of the network.
         settings: the default ones when omitted.
@@ -327,7 +315,8 @@ def validate(
         UsageError: an engine of another input size.
     """
     settings = settings or Settings()
-    for contender in contenders.roles().values():
+    contenders = {"reference": reference} | ({"artifact": artifact} if artifact else {})
+    for contender in contenders.values():
         if contender.engine.input_size != preprocessing.size:
             raise UsageError(
                 f"{contender.name} takes crops of {contender.engine.input_size} pixels, the "
@@ -396,7 +385,7 @@ def validate(
 
 def _infer(
     group: Sequence[tuple[Sample, Crops | None]],
-    contenders: Pair,
+    contenders: Mapping[str, OpenedNetwork],
     conditions: Sequence[str],
     seen: _Seen,
     every: int | None,
@@ -416,7 +405,7 @@ def _infer(
     clean = np.stack(pictures)
     for condition in (CLEAN, *conditions):
         changed = clean if condition == CLEAN else CONDITIONS[condition](clean)
-        for role, contender in contenders.roles().items():
+        for role, contender in contenders.items():
             answer = contender.engine.infer(changed)
             # A copy: an engine may use its output buffers again.
             kept = deepcopy(answer)
@@ -436,7 +425,9 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield group
 
 
-def _figures(dataset: str, seen: _Seen, contenders: Pair, settings: Settings) -> dict[str, Any]:
+def _figures(
+    dataset: str, seen: _Seen, contenders: Mapping[str, OpenedNetwork], settings: Settings
+) -> dict[str, Any]:
     """The fields of `ValidationReport` that are measured."""
     answers = seen.joined()
     names = [s.name for s in seen.used]
@@ -456,14 +447,14 @@ def _figures(dataset: str, seen: _Seen, contenders: Pair, settings: Settings) ->
         )
 
     figures: dict[str, Any] = {}
-    for role, contender in contenders.roles().items():
+    for role, contender in contenders.items():
         answer = answers[role, CLEAN]
         figures[role] = Subject(contender.name, contender.digest, contender.engine.info.to_dict())
         figures[f"{role}_accuracy"] = measure_accuracy(
             answer.angles, answer.spread, truth, matrices, names, settings.worst
         )
         figures[f"{role}_mae"] = interval(frame_errors(answer.angles, truth))
-    if contenders.artifact is not None:
+    if "artifact" in contenders:
         figures["drop"] = _drop(
             answers["reference", CLEAN], answers["artifact", CLEAN], truth, matrices, interval
         )

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,6 @@ from edgehp.validation.run import (
     CalibrationCheck,
     Detector,
     Image,
-    Pair,
     Settings,
     ValidationReport,
     validate,
@@ -190,7 +190,7 @@ def validations(
 
 
 def _validated(request: Request) -> ValidationReport:
-    """Do what was request for.
+    """Do what was asked for.
 
     Raises:
         EdgehpError: as of the parts.
@@ -211,7 +211,8 @@ def _validated(request: Request) -> ValidationReport:
         if request.boxes == DETECT:
             detector = Detector(_nearest_face(), "CenterFace, mapped to the network's boxes")
         return validate(
-            Pair(base, tested),
+            base,
+            tested,
             data,
             base.preprocessing,
             settings,
@@ -293,47 +294,32 @@ def calibration_check(
         threads: processor threads for counting clipped activations.
         shipped_heads: whether it is validated on the rendered heads that edgehp ships.
     """
-    record = tested.artifact.manifest.calibration if tested and tested.artifact else None
-    if record is None or record.appearance is None:
-        return None
-    return CalibrationCheck(
-        record.appearance,
-        _clipping_of(tested, threads),
-        _advice(tested, shipped_heads),
-    )
-
-
-def _advice(tested: OpenedNetwork | None, shipped_heads: bool) -> str:
-    """What to do where the frames look unlike the calibration crops."""
-    record = tested.artifact.manifest.calibration if tested and tested.artifact else None
-    if not shipped_heads or record is None or record.source == SHIPPED_CALIBRATION:
-        return ADVICE
-    # Calibrated on the user's crops, which are right already: it is the frames that are others.
-    return (
-        "these are the rendered heads that edgehp ships; validate on photos of the camera that "
-        "will be used, with --dataset and --data-root"
-    )
-
-
-def _clipping_of(
-    tested: OpenedNetwork | None, threads: int | None
-) -> Callable[[Sequence[Crops]], Clipped] | None:
-    """Counts what the artifact's graph clips; None where the packages for it are not here."""
     artifact = None if tested is None else tested.artifact
     record = None if artifact is None else artifact.manifest.calibration
-    if artifact is None or record is None:
+    if artifact is None or record is None or record.appearance is None:
         return None
+    advice = ADVICE
+    if shipped_heads and record.source != SHIPPED_CALIBRATION:
+        # Calibrated on the user's crops, which are right already: it is the frames that are others.
+        advice = (
+            "these are the rendered heads that edgehp ships; validate on photos of the camera "
+            "that will be used, with --dataset and --data-root"
+        )
+    counted = None
     if find_spec("onnx") is None or find_spec("onnxruntime") is None:
         logger.info("clipped activations are not counted: that takes onnx and a processor engine")
-        return None
-    usual, path = record.clipped, artifact.graph_path
+    else:
+        counted = partial(_clipped, artifact.graph_path, record.clipped, threads)
+    return CalibrationCheck(record.appearance, counted, advice)
 
-    def count(crops: Sequence[Crops]) -> Clipped:
-        import onnx
 
-        from edgehp.quantization.clipping import measure_clipping
+def _clipped(
+    graph: Path, usual: float | None, threads: int | None, crops: Sequence[Crops]
+) -> Clipped:
+    """What an artifact's graph clips of `crops`."""
+    import onnx
 
-        found = measure_clipping(onnx.load(str(path)), crops, threads=threads)
-        return Clipped(found.share, usual, found.worst)
+    from edgehp.quantization.clipping import measure_clipping
 
-    return count
+    found = measure_clipping(onnx.load(str(graph)), crops, threads=threads)
+    return Clipped(found.share, usual, found.worst)
