@@ -258,7 +258,10 @@ def install(
             except (CompatibilityError, AccuracyError) as e:
                 with _state_lock(root):
                     state = read_state(root)
-                    _write(root, replace(state, failed=state.with_failure(bundle.digest, str(e))))
+                    _write(
+                        root,
+                        replace(state, failed=state.with_failure(bundle.digest, _without_hint(e))),
+                    )
                 raise
             slot = _recorded(bundle, stage, root, result)
             with step("switch"):
@@ -609,19 +612,25 @@ class _Start(Generic[T]):
                 raise
             except EdgehpError as e:
                 failure = e
-        left = f"slot {state.current}: {failure}"
+        words = _without_hint(failure)
+        left = f"slot {state.current}: {words}"
         if other is None:
-            raise type(failure)(f"{left}; there is no other slot: install a bundle") from failure
+            raise type(failure)(
+                f"{left}; there is no other slot\nhint: install a bundle"
+            ) from failure
         try:
-            return Boot(other, self._tested(other), str(failure))
+            return Boot(other, self._tested(other), words)
         except EdgehpError as second:
             if worn_out and slot is not None:
-                logger.warning("slot %s: %s; slot %s stays", other.name, second, slot.name)
+                text = _without_hint(second)
+                logger.warning("slot %s: %s; slot %s stays", other.name, text, slot.name)
                 return Boot(slot, self._tested(slot), None)
             kind = (
                 EnvironmentalError if isinstance(second, EnvironmentalError) else CompatibilityError
             )
-            raise kind(f"{left}; slot {other.name}: {second}; install a bundle") from second
+            raise kind(
+                f"{left}; slot {other.name}: {_without_hint(second)}\nhint: install a bundle"
+            ) from second
 
     def _tested(self, slot: Slot) -> T:
         waited, pause = 0.0, _FIRST_PAUSE_S
@@ -751,6 +760,10 @@ def _state_lock_if_possible(root: Path) -> Iterator[None]:
 
 def _writing(root: Path) -> AbstractContextManager[None]:
     return disk.writing(str(root), "check its owner and the disk, or choose another --root")
+
+
+def _without_hint(error: EdgehpError) -> str:
+    return str(error).partition("\nhint:")[0]
 
 
 def _other_than(name: str | None) -> Literal["a", "b"]:
