@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from edgehp.artifact import load_artifact
-from edgehp.artifact.manifest import Accuracy, Calibration, canonical_digest
+from edgehp.artifact.manifest import Accuracy, Calibration, sealed
 from edgehp.errors import CompatibilityError, DataError, EdgehpError, EnvironmentalError, UsageError
 from edgehp.shipping.bundle import (
     MAX_FILE_SIZE,
@@ -578,11 +578,10 @@ def _hostile_manifests(
     junk = ([[]], {"x": {}}, "../" * 300, -(10**30), [None] * 5000)
     while len(texts) < 450:
         values = json.loads(original)
-        before = json.dumps(values)
         _poke(values, rng, junk, spare=SPARE)
-        if json.dumps(values) != before:
-            values["digest"] = canonical_digest(values)
-            texts.append(json.dumps(values).encode())
+        text = sealed({"schema_version": 3, **values})
+        if text != original:
+            texts.append(text)
     for text in texts:
         if text != original:
             yield (

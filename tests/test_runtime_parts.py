@@ -33,7 +33,7 @@ from edgehp.runtime.detection import (
     overlap,
 )
 from edgehp.runtime.filter import RotationFilter, lag_seconds, rotation_exp, rotation_log
-from edgehp.runtime.frames import FrameHealth, as_rgb
+from edgehp.runtime.frames import FrameHealth, as_rgb, nv12_picture
 from edgehp.runtime.output import Metrics, PipeSink, SocketSink, Watchdog
 from edgehp.runtime.settings import FilterSettings, Settings, load_settings
 from edgehp.runtime.sources import Source, parse_source
@@ -146,6 +146,8 @@ def test_nv12_of_a_pipeline_is_taken_as_what_it_is(monkeypatch):
     rgb = as_rgb(frame[..., None], nv12=True)
     assert rgb.shape == bgr.shape and np.abs(rgb.astype(int) - bgr[..., ::-1]).mean() < 12
     assert np.ptp(as_rgb(frame, nv12=True, grey=True), axis=2).max() == 0
+    # The engine takes the planes as they came.
+    assert np.array_equal(nv12_picture(frame[..., None]).rgb(), rgb)
     with pytest.raises(DataError, match="a NV12 picture cannot be"):
         as_rgb(bgr, nv12=True)
 

@@ -4,11 +4,16 @@
 published JSON Schema (`manifest_schema`) follow from them. Parsing is strict: a key too many or too
 few, a value out of range, a path that leaves the directory or a digest that does not fit is
 refused.
+
+The file begins with its schema version and the SHA-256 of its own bytes (`sealed`). Both are
+checked before anything is parsed, so that whoever reads manifests in another language needs neither
+this schema nor a canonical form of JSON to find one altered.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -39,15 +44,19 @@ __all__ = [
     "StepTime",
     "SubsetRecord",
     "TargetRecord",
-    "canonical_digest",
     "manifest_schema",
     "parse_manifest",
+    "sealed",
 ]
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # A manifest of a ResNet with a full audit is about 30 kB; a larger file is a mistake or an attack.
 LARGEST_MANIFEST = 4 * 2**20
+# How the file begins in every schema version.
+_HEAD = re.compile(rb'\{\n "schema_version": ([0-9]{1,9}),\n "digest": "([0-9a-f]{64})",\n')
+# Stands for the digest in what the digest is of.
+_NO_DIGEST = "0" * 64
 
 # "$" alone would let a final newline pass: Python matches before it, JSON Schema does not.
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}(?!\n)$")]
@@ -361,15 +370,14 @@ class Manifest(Record, frozen=True, kw_only=True):
     rxswin: SoftwareId | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """A dictionary for JSON, with the schema version and the manifest's own digest."""
-        values = plain(self)
+        """What ``manifest.json`` holds, its schema version and digest included."""
+        values = {"schema_version": SCHEMA_VERSION, **plain(self)}
         values["preprocessing"] = {
             "spec": values["preprocessing"],
             "digest": self.preprocessing.digest,
         }
-        values = {"schema_version": SCHEMA_VERSION, "digest": "", **values}
-        values["digest"] = canonical_digest(values)
-        return values
+        whole: dict[str, Any] = json.loads(sealed(values))
+        return whole
 
     def to_json(self) -> str:
         """The text of ``manifest.json``.
@@ -379,7 +387,12 @@ class Manifest(Record, frozen=True, kw_only=True):
         """
         values = self.to_dict()
         to_record(values, _Document, "the manifest cannot be written", DataError)
-        return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return sealed(values).decode()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) that names this manifest, as its file says it."""
+        return str(self.to_dict()["digest"])
 
     def file(self, path: str) -> FileRecord:
         """The record of the file called `path` (KeyError if there is none)."""
@@ -396,7 +409,7 @@ class Manifest(Record, frozen=True, kw_only=True):
 class _Document(Manifest, frozen=True, kw_only=True):
     """``manifest.json``: a `Manifest` with what is derived from it."""
 
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     digest: Sha256
     preprocessing: PreprocessingRecord  # type: ignore[assignment]
 
@@ -440,15 +453,20 @@ def manifest_schema() -> dict[str, Any]:
     }
 
 
-def canonical_digest(values: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of the canonical JSON of `values` without its key ``digest``."""
-    rest = {k: v for k, v in values.items() if k != "digest"}
-    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return sha256_bytes(text.encode("utf-8", "surrogatepass"))
+def sealed(values: Mapping[str, Any]) -> bytes:
+    """The bytes of a ``manifest.json`` with these values, its schema version and digest first.
+
+    The digest is the SHA-256 of these bytes with zeros for its own 64 digits. It is found by
+    accidents and careless hands; against an attacker a bundle is signed.
+    """
+    first = {"schema_version": values["schema_version"], "digest": _NO_DIGEST}
+    rest = {k: v for k, v in values.items() if k not in first}
+    text = json.dumps({**first, **rest}, indent=1, ensure_ascii=False) + "\n"
+    return text.replace(_NO_DIGEST, sha256_bytes(text.encode()), 1).encode()
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
-    """Parse the bytes of a ``manifest.json``.
+    """Parse the bytes of a ``manifest.json``: version, digest and schema in this order.
 
     Args:
         data: the file's content.
@@ -463,45 +481,40 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
             f"{where}: {len(data)} bytes, expected at most {LARGEST_MANIFEST}; "
             "build the artifact again"
         )
+    if (head := _HEAD.match(data)) is None:
+        raise CompatibilityError(
+            f"{where} is not a manifest of edgehp: it does not begin with a schema version and a "
+            "digest\nhint: build or copy the artifact again"
+        )
+    _check_version(int(head[1]), data, where)
+    said = head[2].decode()
+    found = sha256_bytes(data.replace(head[2], _NO_DIGEST.encode(), 1))
+    if said != found:
+        raise CompatibilityError(
+            f"{where}: the manifest was altered: its digest is {found[:16]}..., "
+            f"it says {said[:16]}...\nhint: build the artifact again or copy it again"
+        )
     try:
-        values = _json(data)
-        if not isinstance(values, dict):
-            raise ValueError(f"found a JSON {type(values).__name__}, expected an object")
-        _check_version(values, where)
-        document = to_record(values, _Document, where)
+        return to_record(strict_json(data), _Document, where).manifest()
     except (ValueError, DataError, UsageError) as e:
         fault = str(e).removeprefix(f"{where}: ")
         raise CompatibilityError(
             f"{where} is not a manifest of this version of edgehp: {fault}; build or copy the "
             "artifact again"
         ) from e
-    if document.digest != (found := canonical_digest(values)):
-        raise CompatibilityError(
-            f"{where}: the manifest was altered: its digest is {found[:16]}..., "
-            f"it says {document.digest[:16]}...\nhint: build the artifact again or copy it again"
-        )
-    return document.manifest()
 
 
-def _json(data: bytes) -> Any:
-    """As `strict_json`; where the text goes wrong helps nobody, as no person writes manifests."""
-    try:
-        return strict_json(data)
-    except (UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise ValueError("it is not JSON in UTF-8") from e
-
-
-def _check_version(values: Mapping[str, Any], where: str) -> None:
-    version = values.get("schema_version")
-    if type(version) is not int or version == SCHEMA_VERSION:
+def _check_version(version: int, data: bytes, where: str) -> None:
+    if version == SCHEMA_VERSION:
         return
     if version < SCHEMA_VERSION:
         raise CompatibilityError(
             f"{where}: found manifest schema {version}, expected {SCHEMA_VERSION}: made by an "
             "older edgehp: build it again"
         )
+    by = re.search(rb'^ "edgehp_version": "([!-~]{1,40})",$', data, re.M)
     raise CompatibilityError(
-        f"{where}: found manifest schema {version}, this edgehp reads up to {SCHEMA_VERSION}; "
-        f"it was written by edgehp {str(values.get('edgehp_version'))[:40]}: install that "
+        f"{where}: found manifest schema {version}, this edgehp reads up to {SCHEMA_VERSION}; it "
+        f"was written by edgehp {by[1].decode() if by else 'of an unknown version'}: install that "
         "version or build the artifact again"
     )

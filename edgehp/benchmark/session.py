@@ -253,7 +253,7 @@ def _subject(network: OpenedNetwork, lane: Lane, tried: Sequence[Mapping[str, fl
         "engine_sha256": manifest.file(artifact.engine.files[0]).sha256
         if manifest and artifact
         else None,
-        "manifest_digest": manifest.to_dict()["digest"] if manifest else None,
+        "manifest_digest": manifest.digest if manifest else None,
     }
     clock = engine.stage_clock if isinstance(engine, TimedEngine) else "host"
     return Subject(described, clock, clock if lane.crops_on_engine else "host", tried)

@@ -17,7 +17,7 @@ from edgehp.crop import Picture
 from edgehp.errors import DataError
 from edgehp.images import to_8_bits
 
-__all__ = ["ROTATIONS", "Fault", "FrameHealth", "as_rgb", "to_rgb"]
+__all__ = ["ROTATIONS", "Fault", "FrameHealth", "as_rgb", "nv12_picture", "to_rgb"]
 
 Image = npt.NDArray[np.uint8]
 
@@ -98,8 +98,7 @@ def to_rgb(
 ) -> Image:
     """Pixels of the forms that `as_rgb` takes, of any size, as uint8 RGB [H, W, 3]."""
     if nv12:
-        planes = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
-        rgb = Picture(planes, "NV12").rgb()
+        rgb = nv12_picture(pixels).rgb()
         return to_rgb(rgb[..., ::-1], grey=True) if grey else rgb
     frame = to_8_bits(pixels, "the frame", bit_depth)
     channels = 1 if frame.ndim == 2 else frame.shape[2]
@@ -110,6 +109,15 @@ def to_rgb(
         return np.asarray(cv2.cvtColor(cv2.cvtColor(frame, code), cv2.COLOR_GRAY2RGB), np.uint8)
     code = cv2.COLOR_BGR2RGB if channels == 3 else cv2.COLOR_BGRA2RGB
     return np.asarray(cv2.cvtColor(frame, code), np.uint8)
+
+
+def nv12_picture(pixels: npt.NDArray[Any]) -> Picture:
+    """NV12's planes as a source gives them, uint8 [H * 3 / 2, W] or [H * 3 / 2, W, 1].
+
+    Raises:
+        DataError: they are something else.
+    """
+    return Picture(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels, "NV12")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from edgehp.pose import euler_from_matrix, matrix_from_euler
 from edgehp.runtime.capture import CapturedFrame, CaptureStatus, CaptureThread
 from edgehp.runtime.engine import EngineFaultError, EngineHost
 from edgehp.runtime.filter import RotationFilter
-from edgehp.runtime.frames import FrameHealth, as_rgb
+from edgehp.runtime.frames import FrameHealth, as_rgb, nv12_picture
 from edgehp.runtime.output import Metrics, Sink, Watchdog
 from edgehp.runtime.records import (
     DEFAULT_BINS,
@@ -249,7 +249,7 @@ class Runtime:
             return "no_face", str(e), Pose()
         picture = Picture(photo)
         if nv12 and self.engine.crops_frames and not (as_sent.grey or as_sent.rotate):
-            picture = Picture(np.asarray(frame.pixels), "NV12")
+            picture = nv12_picture(np.asarray(frame.pixels))
         try:
             answer = self.engine.infer([(picture, face.box)])
         except EngineFaultError as e:

@@ -333,7 +333,7 @@ def _copy(
         files=tuple(files),
         rxswin=rxswin or artifact.manifest.rxswin,
     )
-    energy = measured_energy(artifact.path, artifact.manifest.to_dict()["digest"])
+    energy = measured_energy(artifact.path, artifact.manifest.digest)
     document = spdx_document(manifest, energy)
     (folder / SBOM_NAME).write_bytes(document)
     listed = FileRecord(SBOM_NAME, sha256_bytes(document), len(document), "report")

@@ -93,7 +93,7 @@ class _Document:
 
     def __init__(self, model: Any, manifest: Manifest) -> None:
         self._model, self._manifest = model, manifest
-        self._namespace = f"urn:spdx:edgehp:{manifest.to_dict()['digest']}"
+        self._namespace = f"urn:spdx:edgehp:{manifest.digest}"
         self._objects = model.SHACLObjectSet()
         self._count = 0
         self._created = datetime.strptime(manifest.created + "+0000", "%Y-%m-%dT%H:%M:%SZ%z")
@@ -131,7 +131,7 @@ class _Document:
             ai_hyperparameter=self._entries(parameters),
             ai_modelDataPreprocessing=[
                 f"edgehp preprocessing, sha256:{m.preprocessing.digest}",
-                json.dumps(m.to_dict()["preprocessing"]["spec"], sort_keys=True),
+                json.dumps(m.preprocessing.to_dict(), sort_keys=True),
             ],
             ai_metric=self._entries(_metrics(m.accuracy)),
             ai_metricDecisionThreshold=self._entries(

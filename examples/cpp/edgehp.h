@@ -37,13 +37,16 @@ typedef struct {
 } edgehp_box;
 
 /* Pitch, yaw and roll in degrees: +pitch nose up, +yaw nose to the image's left, +roll clockwise.
-   `spread` is the network's own doubt in degrees. `confidence` is 0..1; below 0.5 do not use the
-   angles. `out_of_range` is 1 where the head may be turned further than the angles say. */
+   `spread` is the network's own doubt in degrees, and `confidence` the same as 0..1; a network
+   without bins gives neither: both are NaN. `out_of_range` is 1 where the head may be turned
+   further than the angles say. */
 typedef struct {
     float angles[3];
     float spread[3];
     float confidence;
+    int has_spread;
     int out_of_range;
+    int usable; /* 1 where edgehp calls the pose "ok"; otherwise do not use the angles */
 } edgehp_pose;
 
 /* Check the artifact in the directory `artifact` (manifest, device, every byte), open its engine

@@ -1,7 +1,9 @@
 // Head poses from an edgehp artifact. docs/cpp.md is the manual; edgehp.h is the same for C.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -11,7 +13,6 @@
 #include <opencv2/core.hpp>
 
 #include "edgehp.h"
-#include "json.hpp"
 
 namespace edgehp {
 
@@ -43,19 +44,29 @@ public:
         std::string name, compute_capability;
     };
     virtual ~Device() = default;
-    virtual std::vector<Gpu> gpus() const;                     // in the driver's order
+    virtual std::vector<Gpu> gpus() const;                     // in CUDA's order
     virtual std::optional<std::string> module() const;         // of a Jetson
     virtual std::optional<std::string> version(const std::string& kind) const;  // of a runtime
 };
 
-// An artifact whose manifest, device and bytes were checked.
+// An artifact whose manifest, device and bytes were checked: what is read of its manifest.
 struct Artifact {
-    std::string path;
-    json::Value manifest;
+    struct File {
+        std::string sha256;
+        std::int64_t size = 0;
+    };
+    std::string path, target, precision;
     Preprocessing preprocessing;
-
-    std::string engine_kind() const { return manifest["engine"]["kind"].text; }
-    std::string engine_path() const;
+    std::string engine_kind, engine_path;
+    std::map<std::string, std::string> versions;     // of the runtime and others at the build
+    std::vector<std::string> compute_capabilities;   // of the GPUs it runs on; none on a processor
+    std::optional<std::string> module;               // Jetson module it was built on
+    std::optional<int> dla_core;                     // of a Jetson, where it was built for one
+    double first_bin = -99, last_bin = 99;           // of the network's heads, degrees
+    std::string golden_path;                         // crops with known answers, one below the other
+    std::vector<std::array<double, 3>> golden_angles;
+    double tolerance = 0;                            // largest difference of an angle from those
+    std::map<std::string, File> files;
 };
 
 // Check an artifact directory; nothing in it is deserialised. Error: anything is wrong with it.
@@ -65,9 +76,11 @@ Artifact load_artifact(const std::string& path, const Device& device = Device())
 class Engine {
 public:
     virtual ~Engine() = default;
-    // Angles and spreads [count, 3] in degrees of uint8 RGB crops [count, size, size, 3].
+    // Angles and spreads [count, 3] in degrees of uint8 RGB crops [count, size, size, 3]; the
+    // spreads are NaN where the network gives none.
     virtual void infer(const std::uint8_t* crops, int count, float* angles, float* spread) = 0;
     int size = 0;
+    bool has_spread = true;
 };
 
 // Open the engine of a checked artifact. Error: it is no head-pose engine, or the runtime failed.
@@ -96,7 +109,7 @@ public:
 private:
     Artifact artifact_;
     std::unique_ptr<Engine> engine_;
-    double first_bin_ = -99, last_bin_ = 99, golden_error_ = 0;
+    double golden_error_ = 0;
     std::vector<std::uint8_t> crops_;
 };
 

@@ -12,8 +12,8 @@
 namespace edgehp {
 namespace {
 
-// A larger box is a mistake, and filling its border would take memory without bound.
-constexpr int largest_box = 8;
+// Less of a box inside its photo is a mistake, and filling the border takes memory without bound.
+constexpr double least_inside = 0.1;
 
 template <typename... Values>
 std::string format(const char* form, Values... values) {
@@ -53,19 +53,25 @@ cv::Rect cut_of(const Box& box, const Preprocessing& how) {
     return {x0, y0, std::max(floor(cx + half) - x0, 1), std::max(floor(cy + half) - y0, 1)};
 }
 
-Pose pose_of(const float* angles, const float* spread, double first_bin, double last_bin) {
+// As edgehp/runtime/records.py classifies a pose.
+Pose pose_of(const float* angles, const float* spread, bool has_spread, const Artifact& artifact) {
     Pose pose{};
     double squares = 0;
-    bool finite = true;
+    pose.has_spread = has_spread;
     for (int i = 0; i < 3; ++i) {
         const double a = pose.angles[i] = angles[i], s = pose.spread[i] = spread[i];
-        finite = finite && std::isfinite(a) && std::isfinite(s);
+        const double reach = has_spread ? 2 * s : 0;
         squares += s * s;
-        // Within two spreads of the outermost bin the mean is pulled inwards.
-        if (!(a - 2 * s >= first_bin && a + 2 * s <= last_bin)) pose.out_of_range = 1;
+        // Within two spreads of the outermost bin the mean is pulled inwards; so said of NaN too.
+        if (has_spread ? !(a - reach >= artifact.first_bin && a + reach <= artifact.last_bin)
+                       : !std::isfinite(a))
+            pose.out_of_range = 1;
     }
     // One half at a spread of ten degrees.
-    pose.confidence = finite ? static_cast<float>(1 / (1 + squares / 3 / 100)) : 0;
+    pose.confidence = static_cast<float>(1 / (1 + squares / 3 / 100));
+    if (has_spread && !std::isfinite(angles[0] + angles[1] + angles[2] + squares))
+        pose.confidence = 0, pose.out_of_range = 1;
+    pose.usable = !pose.out_of_range && !(pose.confidence < 0.5F);
     return pose;
 }
 
@@ -73,16 +79,13 @@ Pose pose_of(const float* angles, const float* spread, double first_bin, double 
 
 cv::Mat crop_face(const cv::Mat& photo, const Box& box, const Preprocessing& how) {
     const cv::Rect cut = cut_of(box, how);
-    if (std::max(cut.width, cut.height) > largest_box * std::max(photo.cols, photo.rows))
-        throw Error(EDGEHP_DATA,
-                    "the face box " + text_of(box) + " is more than " +
-                        format("%d times the photo of %dx%d pixels: are the units or the photo "
-                               "right?", largest_box, photo.cols, photo.rows));
     const cv::Rect inside = cut & cv::Rect(0, 0, photo.cols, photo.rows);
-    if (inside.empty())
-        throw Error(EDGEHP_DATA, "the face box " + text_of(box) +
-                                     format(" has no area inside the photo of %dx%d pixels",
-                                            photo.cols, photo.rows));
+    const double whole = static_cast<double>(cut.width) * cut.height, part = inside.area();
+    if (part <= 0 || part < least_inside * whole)
+        throw Error(EDGEHP_DATA, format("%.0f%% of the face box ", 100 * part / std::max(whole, 1.0)) + text_of(box) +
+                                     format(" is inside the photo of %dx%d pixels, expected %.0f%% at "
+                                            "least\nhint: are its corners in pixels of this photo?",
+                                            photo.cols, photo.rows, 100 * least_inside));
     cv::Mat face = photo(inside), crop;
     if (how.box_rule == "square" && inside != cut)
         // Isolated: the pixels beside the cut are no border, even where they are there.
@@ -96,18 +99,17 @@ cv::Mat crop_face(const cv::Mat& photo, const Box& box, const Preprocessing& how
 }
 
 double verify_golden(const Artifact& artifact, Engine& engine) {
-    const json::Value& golden = artifact.manifest["golden"];
     const int size = artifact.preprocessing.size;
-    const int count = static_cast<int>(golden["angles"].items.size());
-    const std::string path = artifact.path + "/" + golden["file"].text;
-    cv::Mat picture = cv::imread(path, cv::IMREAD_COLOR);
+    const auto& golden = artifact.golden_angles;
+    const int count = static_cast<int>(golden.size());
+    cv::Mat picture = cv::imread(artifact.golden_path, cv::IMREAD_COLOR);
     if (picture.rows != count * size || picture.cols != size)
         throw Error(EDGEHP_INCOMPATIBLE,
-                    path + ": found " +
+                    artifact.golden_path + ": found " +
                         (picture.empty() ? "no picture"
                                          : format("[%d, %d, 3]", picture.rows, picture.cols)) +
                         format(", expected %d crops of %dx%d pixels", count, size, size) +
-                        "; build the artifact again");
+                        "\nhint: build the artifact again");
     cv::cvtColor(picture, picture, cv::COLOR_BGR2RGB);
     double worst = -1;
     int worst_crop = 0, worst_angle = 0;
@@ -115,23 +117,21 @@ double verify_golden(const Artifact& artifact, Engine& engine) {
         float angles[3], spread[3];
         engine.infer(picture.ptr(i * size), 1, angles, spread);
         for (int k = 0; k < 3; ++k) {
-            const double expected = golden["angles"].items[i].items[k].number();
-            const double error = std::abs(std::remainder(angles[k] - expected, 360.0));
+            const double error = std::abs(std::remainder(angles[k] - golden[i][k], 360.0));
             // Written so that NaN is the worst.
             if (std::isnan(worst) || error <= worst) continue;
             worst = error, worst_crop = i, worst_angle = k;
         }
     }
-    const double tolerance = golden["tolerance_degrees"].number();
-    if (!(worst <= tolerance)) {
+    if (!(worst <= artifact.tolerance)) {
         static constexpr const char* names[] = {"pitch", "yaw", "roll"};
         throw Error(EDGEHP_INCOMPATIBLE,
                     artifact.path + format(": golden crop %d gives a %s that is %.2f degrees off, "
                                            "at most %.2f allowed: ",
                                            worst_crop, names[worst_angle], std::abs(worst),
-                                           tolerance) +
-                        "this device does not compute what was validated; build the artifact here "
-                        "again");
+                                           artifact.tolerance) +
+                        "this device does not compute what was validated\nhint: build the artifact "
+                        "here again");
     }
     return worst;
 }
@@ -139,14 +139,7 @@ double verify_golden(const Artifact& artifact, Engine& engine) {
 HeadPose::HeadPose(const std::string& path, int threads, const Device& device)
     : artifact_(load_artifact(path, device)),
       engine_(open_engine(artifact_, threads)),
-      golden_error_(verify_golden(artifact_, *engine_)) {
-    // A network of someone else may have no bins.
-    if (const json::Value* bins = artifact_.manifest["network"]["spec"].find("bins");
-        bins && bins->find("first") && bins->find("last")) {
-        first_bin_ = (*bins)["first"].number();
-        last_bin_ = (*bins)["last"].number();
-    }
-}
+      golden_error_(verify_golden(artifact_, *engine_)) {}
 
 std::vector<Pose> HeadPose::infer(const cv::Mat& photo, const std::vector<Box>& boxes,
                                   edgehp_pixels pixels) {
@@ -168,16 +161,33 @@ std::vector<Pose> HeadPose::infer(const cv::Mat& photo, const std::vector<Box>& 
     engine_->infer(crops_.data(), static_cast<int>(boxes.size()), angles.data(), spread.data());
     std::vector<Pose> poses;
     for (std::size_t i = 0; i < boxes.size(); ++i)
-        poses.push_back(pose_of(&angles[3 * i], &spread[3 * i], first_bin_, last_bin_));
+        poses.push_back(pose_of(&angles[3 * i], &spread[3 * i], engine_->has_spread, artifact_));
     return poses;
 }
 
-std::unique_ptr<Engine> open_openvino(const std::string& path, int threads);
-std::unique_ptr<Engine> open_tensorrt(const std::string& path);
+#ifdef EDGEHP_OPENVINO
 std::string openvino_version();
+std::unique_ptr<Engine> open_openvino(const Artifact& artifact, int threads);
+#endif
+#ifdef EDGEHP_TENSORRT
 std::string tensorrt_version();
+std::vector<Device::Gpu> cuda_gpus();
+std::unique_ptr<Engine> open_tensorrt(const Artifact& artifact);
+#endif
 
-std::optional<std::string> runtime_version(const std::string& kind) {
+std::vector<Device::Gpu> Device::gpus() const {
+#ifdef EDGEHP_TENSORRT
+    return cuda_gpus();
+#else
+    return {};  // nothing here runs on one
+#endif
+}
+
+std::optional<std::string> Device::version(const std::string& kind) const {
+    return runtime_version(kind);
+}
+
+std::optional<std::string> runtime_version([[maybe_unused]] const std::string& kind) {
 #ifdef EDGEHP_OPENVINO
     if (kind == "openvino") return openvino_version();
 #endif
@@ -191,20 +201,18 @@ std::unique_ptr<Engine> open_engine(const Artifact& artifact, int threads) {
     if (threads < 0 || threads > 1024)
         throw Error(EDGEHP_USAGE, std::to_string(threads) +
                                       " threads asked for; give a number from 1 to 1024");
-    const std::string kind = artifact.engine_kind(), path = artifact.engine_path();
     std::unique_ptr<Engine> engine;
 #ifdef EDGEHP_OPENVINO
-    if (kind == "openvino") engine = open_openvino(path, threads);
+    if (artifact.engine_kind == "openvino") engine = open_openvino(artifact, threads);
 #endif
 #ifdef EDGEHP_TENSORRT
-    if (kind == "tensorrt") engine = open_tensorrt(path);
+    if (artifact.engine_kind == "tensorrt") engine = open_tensorrt(artifact);
 #endif
-    if (!engine)
-        throw Error(EDGEHP_ENVIRONMENT, path + ": this program was built without " + kind);
-    if (engine->size != artifact.preprocessing.size)
-        throw Error(EDGEHP_DATA, path + ": the engine takes crops of " +
-                                     std::to_string(engine->size) + " pixels, the manifest says " +
-                                     std::to_string(artifact.preprocessing.size) +
+    if (!engine || engine->size != artifact.preprocessing.size)
+        throw Error(EDGEHP_DATA, artifact.engine_path + format(": expected an engine for crops of %d "
+                                                               "pixels, found %d",
+                                                               artifact.preprocessing.size,
+                                                               engine ? engine->size : 0) +
                                      "; build the artifact again");
     return engine;
 }

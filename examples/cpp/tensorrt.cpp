@@ -3,6 +3,7 @@
 // Pinned memory, one stream, and for a single crop a CUDA graph of upload, engine and downloads,
 // which saves the processor most of the launching.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -31,10 +32,12 @@ void check(cudaError_t status, const std::string& what) {
 
 // Memory of an input or output on both sides.
 struct Buffer {
+    std::string name;
+    std::size_t row;  // bytes of one crop
     void *host = nullptr, *device = nullptr;
-    explicit Buffer(std::size_t size) {
-        check(cudaMallocHost(&host, size), "allocate pinned memory");
-        check(cudaMalloc(&device, size), "allocate memory of the GPU");
+    Buffer(std::string tensor, std::size_t bytes, int rows) : name(std::move(tensor)), row(bytes) {
+        check(cudaMallocHost(&host, row * static_cast<std::size_t>(rows)), "allocate pinned memory");
+        check(cudaMalloc(&device, row * static_cast<std::size_t>(rows)), "allocate the GPU's memory");
     }
     Buffer(const Buffer&) = delete;
     Buffer& operator=(const Buffer&) = delete;
@@ -46,39 +49,26 @@ struct Buffer {
 
 class TensorRt final : public Engine {
 public:
-    explicit TensorRt(const std::string& path) : path_(path) {
+    TensorRt(const std::string& path, std::optional<int> dla_core) : path_(path) {
         std::ifstream file(path, std::ios::binary);
         const std::vector<char> plan{std::istreambuf_iterator<char>(file), {}};
         runtime_.reset(nvinfer1::createInferRuntime(logger_));
         require(runtime_, "create a runtime");
+        if (dla_core) {
+            // Before an engine is read, or it cannot use the accelerator.
+            require(*dla_core < runtime_->getNbDLACores(),
+                    "use DLA core " + std::to_string(*dla_core) + ", which this device lacks");
+            runtime_->setDLACore(*dla_core);
+        }
+        // Of version-compatible engines; the file was checked against its manifest.
+        runtime_->setEngineHostCodeAllowed(true);
         engine_.reset(runtime_->deserializeCudaEngine(plan.data(), plan.size()));
         if (!engine_)
             throw Error(EDGEHP_INCOMPATIBLE, path + ": TensorRT refuses the engine: " +
                                                  logger_.last + "; build it again on this device");
-        const nvinfer1::Dims shape = engine_->getTensorShape("crops");
-        if (engine_->getNbIOTensors() != 3 || shape.nbDims != 4 || shape.d[1] != shape.d[2] ||
-            shape.d[1] <= 0 || shape.d[3] != 3 ||
-            engine_->getTensorDataType("crops") != nvinfer1::DataType::kUINT8 ||
-            engine_->getTensorDataType("angles") != nvinfer1::DataType::kFLOAT ||
-            engine_->getTensorDataType("spread") != nvinfer1::DataType::kFLOAT)
-            throw Error(EDGEHP_DATA, path + ": expected one input 'crops' uint8 [N, S, S, 3] and "
-                                            "the outputs angles, spread; build the graph with "
-                                            "edgehp");
-        size = static_cast<int>(shape.d[1]);
-        const auto bound = [&](nvinfer1::OptProfileSelector which) {
-            return shape.d[0] > 0 ? static_cast<int>(shape.d[0])
-                                  : static_cast<int>(
-                                        engine_->getProfileShape("crops", 0, which).d[0]);
-        };
-        least_ = bound(nvinfer1::OptProfileSelector::kMIN);
-        most_ = bound(nvinfer1::OptProfileSelector::kMAX);
-        crops_ = std::make_unique<Buffer>(crop_bytes() * most_);
-        for (auto& answer : answers_)
-            answer = std::make_unique<Buffer>(sizeof(float) * 3 * static_cast<std::size_t>(most_));
+        check_tensors();
         check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "create a stream");
-        context_.reset(engine_->createExecutionContext());
-        require(context_, "create a context");
-        bind(*context_);
+        context_ = new_context();
         if (least_ == 1) capture();
     }
 
@@ -88,17 +78,22 @@ public:
     }
 
     void infer(const std::uint8_t* crops, int count, float* angles, float* spread) override {
+        if (!has_spread) std::fill_n(spread, 3 * count, std::nanf(""));
+        const std::size_t crop = buffers_[0]->row;
         for (int done = 0; done < count; done += most_) {
             const int part = std::min(most_, count - done);
-            std::memcpy(crops_->host, crops + crop_bytes() * done, crop_bytes() * part);
-            if (part == 1 && graph_)
+            const auto n = static_cast<std::size_t>(part);
+            std::memcpy(buffers_[0]->host, crops + crop * static_cast<std::size_t>(done), crop * n);
+            if (part == 1 && graph_) {
                 check(cudaGraphLaunch(graph_, stream_), "launch the engine's graph");
-            else
-                put(*context_, std::max(part, least_));
+            } else {
+                set_batch(*context_, std::max(part, least_));
+                enqueue(*context_, std::max(part, least_));
+            }
             check(cudaStreamSynchronize(stream_), "run the engine");
-            const std::size_t bytes = sizeof(float) * 3 * static_cast<std::size_t>(part);
-            std::memcpy(angles + 3 * done, answers_[0]->host, bytes);
-            std::memcpy(spread + 3 * done, answers_[1]->host, bytes);
+            std::memcpy(angles + 3 * done, buffers_[1]->host, buffers_[1]->row * n);
+            if (has_spread)
+                std::memcpy(spread + 3 * done, buffers_[2]->host, buffers_[2]->row * n);
         }
     }
 
@@ -106,15 +101,13 @@ private:
     std::string path_;
     Logger logger_;
     // Freed from the last to the first: contexts before their engine, it before its runtime.
-    std::unique_ptr<Buffer> crops_, answers_[2];
+    std::vector<std::unique_ptr<Buffer>> buffers_;  // crops, angles, and spread if there is one
     std::unique_ptr<nvinfer1::IRuntime> runtime_;
     std::unique_ptr<nvinfer1::ICudaEngine> engine_;
     std::unique_ptr<nvinfer1::IExecutionContext> context_, captured_;
     cudaStream_t stream_ = nullptr;
     cudaGraphExec_t graph_ = nullptr;
     int least_ = 1, most_ = 1;
-
-    std::size_t crop_bytes() const { return static_cast<std::size_t>(size) * size * 3; }
 
     template <typename Found>
     void require(const Found& found, const std::string& what) const {
@@ -123,36 +116,71 @@ private:
                                                 logger_.last);
     }
 
-    void bind(nvinfer1::IExecutionContext& context) {
-        require(context.setTensorAddress("crops", crops_->device) &&
-                    context.setTensorAddress("angles", answers_[0]->device) &&
-                    context.setTensorAddress("spread", answers_[1]->device),
-                "use the memory");
+    // Find out sizes and outputs, and get the memory for them.
+    void check_tensors() {
+        using nvinfer1::DataType;
+        bool angles = false, others = false;
+        has_spread = false;
+        for (int i = 0; i < engine_->getNbIOTensors(); ++i) {
+            const std::string name = engine_->getIOTensorName(i);
+            const DataType type = engine_->getTensorDataType(name.c_str());
+            angles = angles || (name == "angles" && type == DataType::kFLOAT);
+            has_spread = has_spread || (name == "spread" && type == DataType::kFLOAT);
+            others = others || (name != "angles" && name != "spread" && name != "crops");
+        }
+        const nvinfer1::Dims shape = engine_->getTensorShape("crops");
+        if (others || !angles || engine_->getTensorDataType("crops") != DataType::kUINT8 ||
+            engine_->getNbIOTensors() != 2 + has_spread || shape.nbDims != 4 ||
+            shape.d[1] != shape.d[2] || shape.d[1] <= 0 || shape.d[3] != 3)
+            throw Error(EDGEHP_DATA, path_ + ": expected one input 'crops' uint8 [N, S, S, 3] and "
+                                             "the outputs angles, spread (of bins) float32 [N, 3]\n"
+                                             "hint: build the graph with edgehp");
+        size = static_cast<int>(shape.d[1]);
+        least_ = most_ = static_cast<int>(shape.d[0]);
+        if (most_ < 0) {
+            using nvinfer1::OptProfileSelector;
+            least_ = static_cast<int>(
+                engine_->getProfileShape("crops", 0, OptProfileSelector::kMIN).d[0]);
+            most_ = static_cast<int>(
+                engine_->getProfileShape("crops", 0, OptProfileSelector::kMAX).d[0]);
+        }
+        const auto side = static_cast<std::size_t>(size);
+        buffers_.push_back(std::make_unique<Buffer>("crops", side * side * 3, most_));
+        buffers_.push_back(std::make_unique<Buffer>("angles", 3 * sizeof(float), most_));
+        if (has_spread)
+            buffers_.push_back(std::make_unique<Buffer>("spread", 3 * sizeof(float), most_));
+    }
+
+    std::unique_ptr<nvinfer1::IExecutionContext> new_context() const {
+        std::unique_ptr<nvinfer1::IExecutionContext> made(engine_->createExecutionContext());
+        require(made, "create a context");
+        for (const auto& buffer : buffers_)
+            require(made->setTensorAddress(buffer->name.c_str(), buffer->device), "use the memory");
+        return made;
+    }
+
+    void set_batch(nvinfer1::IExecutionContext& context, int batch) {
+        require(context.setInputShape("crops", nvinfer1::Dims4{batch, size, size, 3}),
+                "take a batch of " + std::to_string(batch));
     }
 
     // Put upload, engine and downloads of a batch into the stream.
-    void put(nvinfer1::IExecutionContext& context, int batch) {
-        require(context.setInputShape("crops", nvinfer1::Dims4{batch, size, size, 3}),
-                "take a batch of " + std::to_string(batch));
-        enqueue(context, batch);
-    }
-
     void enqueue(nvinfer1::IExecutionContext& context, int batch) {
-        check(cudaMemcpyAsync(crops_->device, crops_->host, crop_bytes() * batch,
-                              cudaMemcpyHostToDevice, stream_), "upload the crops");
+        const auto n = static_cast<std::size_t>(batch);
+        const Buffer& crops = *buffers_[0];
+        check(cudaMemcpyAsync(crops.device, crops.host, crops.row * n, cudaMemcpyHostToDevice,
+                              stream_), "upload the crops");
         require(context.enqueueV3(stream_), "run the engine");
-        for (const auto& answer : answers_)
-            check(cudaMemcpyAsync(answer->host, answer->device,
-                                  sizeof(float) * 3 * static_cast<std::size_t>(batch),
+        for (std::size_t i = 1; i < buffers_.size(); ++i)
+            check(cudaMemcpyAsync(buffers_[i]->host, buffers_[i]->device, buffers_[i]->row * n,
                                   cudaMemcpyDeviceToHost, stream_), "download the answers");
     }
 
     // A context must not change after its work was captured, so the graph has one of its own.
     void capture() {
-        captured_.reset(engine_->createExecutionContext());
-        require(captured_, "create a context");
-        bind(*captured_);
-        put(*captured_, 1);  // TensorRT allocates at the first run, which a capture must not hold
+        captured_ = new_context();
+        set_batch(*captured_, 1);
+        enqueue(*captured_, 1);  // TensorRT allocates at the first run: a capture must not hold it
         check(cudaStreamSynchronize(stream_), "run the engine");
         cudaGraph_t graph = nullptr;
         check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "capture a graph");
@@ -177,8 +205,22 @@ std::string tensorrt_version() {
     return text;
 }
 
-std::unique_ptr<Engine> open_tensorrt(const std::string& path) {
-    return std::make_unique<TensorRt>(path);
+std::vector<Device::Gpu> cuda_gpus() {
+    std::vector<Device::Gpu> found;
+    int count = 0, major = 0, minor = 0;
+    check(cudaGetDeviceCount(&count), "find a GPU");
+    for (int i = 0; i < count; ++i) {
+        cudaDeviceProp properties{};
+        check(cudaGetDeviceProperties(&properties, i), "ask for a GPU's name");
+        check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, i), "ask a GPU");
+        check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, i), "ask a GPU");
+        found.push_back({properties.name, std::to_string(major) + "." + std::to_string(minor)});
+    }
+    return found;
+}
+
+std::unique_ptr<Engine> open_tensorrt(const Artifact& artifact) {
+    return std::make_unique<TensorRt>(artifact.engine_path, artifact.dla_core);
 }
 
 }  // namespace edgehp

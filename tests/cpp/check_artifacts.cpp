@@ -4,44 +4,45 @@
 // {"status": ..., "error": ...}.
 #include <iostream>
 
+#include <nlohmann/json.hpp>
+
 #include "edgehp.hpp"
 
 namespace {
 
-using edgehp::json::Value;
+using nlohmann::json;
 
 class Told final : public edgehp::Device {
 public:
-    explicit Told(const Value& values) : values_(values) {}
+    explicit Told(json values) : values_(std::move(values)) {}
     std::vector<Gpu> gpus() const override {
         std::vector<Gpu> found;
-        for (const Value& gpu : values_["gpus"].items)
-            found.push_back({gpu.items[0].text, gpu.items[1].text});
+        for (const json& gpu : values_["gpus"]) found.push_back({gpu[0], gpu[1]});
         return found;
     }
-    std::optional<std::string> module() const override {
-        const Value& module = values_["module"];
-        return module.is_null() ? std::nullopt : std::optional(module.text);
-    }
+    std::optional<std::string> module() const override { return text(values_, "module"); }
     std::optional<std::string> version(const std::string& kind) const override {
-        const Value* found = values_["versions"].find(kind);
-        return found ? std::optional(found->text) : std::nullopt;
+        return text(values_["versions"], kind);
     }
 
 private:
-    const Value& values_;
+    json values_;
+    static std::optional<std::string> text(const json& values, const std::string& key) {
+        if (!values.contains(key) || values[key].is_null()) return std::nullopt;
+        return values[key].get<std::string>();
+    }
 };
 
 }  // namespace
 
 int main() {
     for (std::string line; std::getline(std::cin, line);) {
-        const Value asked = edgehp::json::parse(line);
-        const std::string path = asked["path"].text;
+        const json asked = json::parse(line);
+        const std::string path = asked["path"];
         int status = 0;
         std::string error;
         try {
-            if (asked["open"].boolean)
+            if (asked["open"])
                 edgehp::HeadPose{path, 1};
             else if (asked["device"].is_null())
                 edgehp::load_artifact(path);
@@ -51,7 +52,6 @@ int main() {
             status = fault.status;
             error = fault.what();
         }
-        std::cout << "{\"status\":" << status << ",\"error\":" << edgehp::json::escaped(error)
-                  << "}\n";
+        std::cout << json{{"status", status}, {"error", error}} << '\n';
     }
 }

@@ -66,7 +66,7 @@ def imports() -> dict[str, Any]:
 def artifact(path: Path) -> dict[str, Any]:
     """Load a complete artifact as its device would, then damaged copies of it."""
     from edgehp.artifact.check import golden_crops, load_artifact
-    from edgehp.artifact.manifest import MANIFEST_NAME, canonical_digest
+    from edgehp.artifact.manifest import MANIFEST_NAME, sealed
 
     manifest = json.loads((path / MANIFEST_NAME).read_text(encoding="utf-8"))
     kind = manifest["engine"]["kind"]
@@ -98,9 +98,7 @@ def artifact(path: Path) -> dict[str, Any]:
         (copy / manifest["golden"]["file"]).unlink()
 
     def rewrite(copy: Path, changes: dict[str, Any]) -> None:
-        changed = {**manifest, **changes}
-        changed["digest"] = canonical_digest(changed)
-        (copy / MANIFEST_NAME).write_text(json.dumps(changed), encoding="utf-8")
+        (copy / MANIFEST_NAME).write_bytes(sealed({**manifest, **changes}))
 
     def newer(copy: Path) -> None:
         rewrite(copy, {"schema_version": manifest["schema_version"] + 1})
