@@ -21,16 +21,10 @@ from edgehp.benchmark.host import (
 from edgehp.benchmark.lanes import WarmUp
 from edgehp.benchmark.stats import summarize
 from edgehp.benchmark.validity import Evidence, Validity, assess
+from tests.boards import put
 
 WINDOW = (0.0, 10.0)
 CPU = "sys/devices/system/cpu/cpu0"
-
-
-def put(root: Path, files: dict[str, object]) -> None:
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}\n")
 
 
 @pytest.fixture

@@ -19,8 +19,7 @@ from edgehp.benchmark.power.nvml import GpuState, NvmlMeter
 from edgehp.benchmark.roofline import peaks_for
 from edgehp.benchmark.validity import Evidence, Validity, assess
 from edgehp.device import find_jetson
-from edgehp.doctor import Probe
-from edgehp.doctor.system import find_jetson_state
+from edgehp.doctor.system import Probe, find_jetson_state
 from edgehp.errors import UsageError
 from edgehp.targets import list_targets, load_target, resolve_target
 from tests.boards import GPUS, JETSONS, Board, Jetson, put

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from edgehp.cli.main import COMMANDS
-from edgehp.doctor import Probe, RunResult, diagnose, how_to_install
 from edgehp.doctor.report import (
     BASE,
     IMPORT_CODE,
@@ -20,11 +19,13 @@ from edgehp.doctor.report import (
     NEEDS,
     PackageState,
     command_state,
+    diagnose,
     find_engines,
     find_packages,
+    how_to_install,
     requirements,
 )
-from edgehp.doctor.system import find_cpu, find_jetson_state, find_nvidia, run
+from edgehp.doctor.system import Probe, RunResult, find_cpu, find_jetson_state, find_nvidia, run
 from tests.boards import JETSONS
 
 

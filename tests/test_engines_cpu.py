@@ -17,7 +17,7 @@ from edgehp.engines import (
     open_engine,
 )
 from edgehp.engines.base import constant_types
-from edgehp.engines.build import BuildOptions
+from edgehp.engines.build import BuildOptions, quantised_convolutions
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
 from edgehp.networks.graph import build_graph, graph_bytes
 from tests.helpers import random_crops, random_network
@@ -193,7 +193,7 @@ def quantised(graph: Path) -> Path:
 def test_a_quantised_graph_really_runs_in_int8(kind: str, quantised: Path, tmp_path: Path) -> None:
     out = tmp_path / "engine.onnx"
     report = build_engine(kind, quantised, out, BuildOptions(precision="int8", threads=1))
-    assert report.audit.convolutions.get("int8") == report.details["quantised_convolutions"]
+    assert report.audit.convolutions.get("int8") == len(quantised_convolutions(quantised)) > 0
     assert report.audit.reached == "int8"
     # The engine is the graph, so its hash does not depend on the machine that built it.
     assert out.read_bytes() == quantised.read_bytes()

@@ -55,7 +55,6 @@ def test_engines_are_built_and_their_header_is_accepted(
     out = tmp_path / "engine"
     report = build(graphs, kind, out, capabilities)
     assert report.files == (out,)
-    assert out.stat().st_size == report.details["bytes"]
     assert report.audit.convolutions == {kind: 2}
     assert report.versions["tensorrt-rtx"].startswith("1.")
     assert check_plan(out) in ("unknown", "valid", "suboptimal")

@@ -15,6 +15,7 @@ from edgehp.benchmark.power.nvml import NvmlMeter
 from edgehp.benchmark.power.rapl import RaplMeter
 from edgehp.benchmark.power.text import CommandMeter, CsvMeter, parse_time
 from edgehp.errors import DataError, EnvironmentalError, MeasurementError, UsageError
+from tests.boards import GPUS, NVMLError, put
 
 
 class Clock:
@@ -25,13 +26,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-def put(root: Path, files: dict[str, object]) -> None:
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}\n")
 
 
 def ina(root: Path, device: str, channels: dict[int, tuple[str, int, int]]) -> None:
@@ -123,12 +117,8 @@ def test_rapl_that_only_root_may_read_says_so(tmp_path: Path) -> None:
         RaplMeter(tmp_path / "elsewhere")
 
 
-class NVMLError(Exception):
-    pass
-
-
 def fake_nvml(**answers: Any) -> SimpleNamespace:
-    """A module ``pynvml`` whose functions give the answers; an exception is raised."""
+    """NVML of a T4 whose functions give these answers; those of a list in turn, errors raised."""
 
     def call(value: Any) -> Any:
         def function(*_: Any) -> Any:
@@ -139,30 +129,13 @@ def fake_nvml(**answers: Any) -> SimpleNamespace:
 
         return function
 
-    defaults = {
-        "nvmlInit": None,
-        "nvmlShutdown": None,
-        "nvmlDeviceGetCount": 1,
-        "nvmlDeviceGetHandleByIndex": "handle",
-        "nvmlDeviceGetTotalEnergyConsumption": NVMLError("not supported"),
-        "nvmlDeviceGetPowerUsage": 70_000,
-        "nvmlDeviceGetClockInfo": 1500,
-        "nvmlDeviceGetTemperature": 61,
-        "nvmlDeviceGetCurrentClocksEventReasons": 0,
-    }
-    functions = {name: call(value) for name, value in (defaults | answers).items()}
-    return SimpleNamespace(NVMLError=NVMLError, **functions)
-
-
-def test_nvml_prefers_the_energy_counter() -> None:
-    counter = [5_000_000, 5_010_000, 5_020_000]
-    meter = NvmlMeter(module=fake_nvml(nvmlDeviceGetTotalEnergyConsumption=counter))
-    assert meter.info.kind == "energy"
-    assert [meter.read().values["gpu"] for _ in range(2)] == pytest.approx([10.0, 20.0])
+    functions = {name: call(value) for name, value in answers.items()}
+    return SimpleNamespace(**vars(GPUS["T4"].nvml()) | functions)
 
 
 def test_nvml_without_a_counter_reads_power() -> None:
-    meter = NvmlMeter(module=fake_nvml())
+    nvml = fake_nvml(nvmlDeviceGetTotalEnergyConsumption=NVMLError("not supported"))
+    meter = NvmlMeter(module=nvml)
     assert meter.info.kind == "power"
     assert meter.read().values["gpu"] == pytest.approx(70.0)
 

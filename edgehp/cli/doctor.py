@@ -13,7 +13,7 @@ from edgehp.errors import EnvironmentalError, UsageError
 from edgehp.progress import step
 
 if TYPE_CHECKING:
-    from edgehp.doctor import Diagnosis
+    from edgehp.doctor.report import Diagnosis
 
 
 def _machine(found: Diagnosis) -> list[tuple[str, str]]:
@@ -99,7 +99,7 @@ def _print_packages(found: Diagnosis, verbose: bool) -> None:
 
 
 def _self_test(camera: str | None, as_json: bool) -> None:
-    from edgehp.doctor import FAILED, NOT_TESTED, OK, SCHEMA_VERSION
+    from edgehp.doctor.report import FAILED, NOT_TESTED, OK, SCHEMA_VERSION
     from edgehp.doctor.selftest import run_checks
 
     colours = {OK: "green", FAILED: "red", NOT_TESTED: "yellow"}
@@ -146,7 +146,7 @@ def command(as_json: bool, test: bool, camera: str | None) -> None:
     if test:
         _self_test(camera, as_json)
         return
-    from edgehp.doctor import diagnose
+    from edgehp.doctor.report import diagnose
 
     with step("look at this machine"):
         found = diagnose()

@@ -196,7 +196,7 @@ def _code(arguments: Sequence[str] | None, arrived: Sequence[int]) -> int:
     except ModuleNotFoundError as e:
         if (e.name or "").partition(".")[0] == "edgehp":
             raise  # a fault of this package, not of the environment
-        from edgehp.doctor import how_to_install
+        from edgehp.doctor.report import how_to_install
 
         logger.debug("where the error came from", exc_info=True)
         return _fail(

@@ -14,7 +14,6 @@ from typing import Annotated
 
 import msgspec
 
-from edgehp.engines.base import Json
 from edgehp.errors import CompatibilityError
 from edgehp.files import Record
 
@@ -166,19 +165,6 @@ class PrecisionAudit:
             f"{what}: {precision} was asked for and {wanted or 'some'} convolutions should run in "
             f"it, but the {self.source} shows {counts}{names}; {remedy}"
         )
-
-    def to_dict(self) -> dict[str, Json]:
-        """A dictionary for JSON: counts first, then the rows."""
-        return {
-            "source": self.source,
-            "reached": self.reached,
-            "convolutions": self.convolutions,
-            "opaque": self.opaque,
-            "rows": [
-                {"layer": r.layer, "kind": r.kind, "precision": r.precision, "detail": r.detail}
-                for r in self.rows
-            ],
-        }
 
 
 def _parts(name: str) -> set[str]:

@@ -137,14 +137,7 @@ class EngineInfo:
 
     def to_dict(self) -> dict[str, Json]:
         """A dictionary for JSON."""
-        return {
-            "kind": self.kind,
-            "version": self.version,
-            "device": self.device,
-            "threads": self.threads,
-            "precision": self.precision,
-            "details": dict(self.details),
-        }
+        return {**vars(self), "details": dict(self.details)}
 
 
 @runtime_checkable

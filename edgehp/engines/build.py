@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 from edgehp.engines.audit import LayerPrecision, PrecisionAudit
-from edgehp.engines.base import Json, check_file
+from edgehp.engines.base import check_file
 from edgehp.errors import DataError, EnvironmentalError, UsageError
 from edgehp.files import write_whole
 
@@ -120,24 +120,12 @@ class BuildReport:
         versions: library -> version.
         audit: the precision of each layer.
         warnings: sentences for the user.
-        details: settings that were really used, in values that JSON takes.
     """
 
     files: tuple[Path, ...]
     versions: Mapping[str, str]
     audit: PrecisionAudit
     warnings: tuple[str, ...] = ()
-    details: Mapping[str, Json] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Json]:
-        """A dictionary for JSON; files by name, without their directories."""
-        return {
-            "files": [f.name for f in self.files],
-            "versions": dict(self.versions),
-            "audit": self.audit.to_dict(),
-            "warnings": list(self.warnings),
-            "details": dict(self.details),
-        }
 
 
 def build_engine(
@@ -259,12 +247,7 @@ def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> 
     audit, version = report(onnx_path, options)
     audit.require(options.precision, len(quantised), f"{kind} {version}")
     write_atomically(out_path, onnx_path.read_bytes())
-    return BuildReport(
-        files=(out_path,),
-        versions={kind: version},
-        audit=audit,
-        details={"precision": options.precision, "quantised_convolutions": len(quantised)},
-    )
+    return BuildReport(files=(out_path,), versions={kind: version}, audit=audit)
 
 
 def _audit_openvino(path: Path, options: BuildOptions) -> tuple[PrecisionAudit, str]:

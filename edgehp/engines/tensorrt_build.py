@@ -69,41 +69,32 @@ def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> 
     if options.timing_cache is None:
         cache = timing_cache_path(gpu.name, str(trt.__version__), options)
         options = replace(options, timing_cache=cache)
-    warnings: tuple[str, ...] = ()
+    by_ranges: tuple[str, ...] = ()
     try:
-        plan, audit, details = build_plan(trt, onnx_path, options, len(quantised))
+        plan, audit, warnings = build_plan(trt, onnx_path, options, len(quantised))
     except EnvironmentalError as e:
         if gpu.compute_capability != "7.0" or not quantised or NO_KERNEL not in str(e):
             raise
         _log.warning("no explicit INT8 for %s (%s): trying INT8 by ranges", gpu.name, e)
         try:
-            plan, audit, details = _build_by_ranges(trt, onnx_path, options, len(quantised))
+            plan, audit, warnings = _build_by_ranges(trt, onnx_path, options, len(quantised))
         except (CompatibilityError, EnvironmentalError) as second:
             raise EnvironmentalError(
                 f"TensorRT {trt.__version__} builds INT8 for {gpu.name} neither from Q/DQ nor from "
                 f"ranges ({second}): Volta has no INT8 tensor cores\nhint: --precision fp16"
             ) from e
-        warnings = (
+        by_ranges = (
             f"TensorRT has no explicit INT8 for {gpu.name}: the engine was built from the float "
             "graph and the ranges of its Q/DQ nodes, and TensorRT rounds the weights itself",
         )
-    if details["typing"] == "weak" and options.precision != "fp32":
-        warnings = (*warnings, _weakly_typed(str(trt.__version__)))
-    if options.dla is not None:
-        warnings = (*warnings, _placed(options.dla, details["gpu_layers"]))
     write_atomically(out_path, plan)
-    return BuildReport(
-        files=(out_path,),
-        versions=_versions(str(trt.__version__), options),
-        audit=audit,
-        warnings=warnings,
-        details={**details, "gpu": gpu.name, "compute_capability": gpu.compute_capability},
-    )
+    versions = _versions(str(trt.__version__), options)
+    return BuildReport((out_path,), versions, audit, (*by_ranges, *warnings))
 
 
 def _build_by_ranges(
     trt: Any, onnx_path: Path, options: BuildOptions, quantised: int
-) -> tuple[bytes, PrecisionAudit, dict[str, object]]:
+) -> tuple[bytes, PrecisionAudit, tuple[str, ...]]:
     """As `build_plan`, with implicit INT8: a float graph with the ranges that Q/DQ nodes have."""
     import onnx
 
@@ -165,8 +156,8 @@ def build_plan(
     options: BuildOptions,
     quantised: int,
     ranges: Mapping[str, float] | None = None,
-) -> tuple[bytes, PrecisionAudit, dict[str, object]]:
-    """The engine's bytes, its audit and the settings used.
+) -> tuple[bytes, PrecisionAudit, tuple[str, ...]]:
+    """The engine's bytes, its audit, and sentences for its user.
 
     Args:
         trt: the module `tensorrt`.
@@ -196,7 +187,7 @@ def build_plan(
         # The types are final already: fail before minutes of tactic timing, not after.
         audit_network(network).require(options.precision, quantised, onnx_path.name)
     config = need(builder.create_builder_config(), "create a builder configuration", logger)
-    flags = configure(trt, builder, config, dialect, options, logger)
+    configure(trt, builder, config, dialect, options)
     if not dialect.strongly_typed and options.precision != "fp32":
         keep_decoding_in_float(trt, network)
     if ranges is not None:
@@ -220,17 +211,13 @@ def build_plan(
             _log.warning("the kernel timings are not kept: %s: %s", options.timing_cache, e)
     audit = audit_engine(trt, content, logger, options.dla).completed_by(audit_network(network))
     audit.require(options.precision, quantised, f"the engine TensorRT {trt.__version__} built")
-    details: dict[str, object] = {
-        "builder_flags": flags,
-        "batch": list(options.batch),
-        "typing": "strong" if dialect.strongly_typed else "weak",
-        "int8_by": "Q/DQ nodes" if ranges is None else "ranges of the float graph's tensors",
-    }
+    warnings = []
+    if not dialect.strongly_typed and options.precision != "fp32":
+        warnings.append(_weakly_typed(str(trt.__version__)))
     if options.dla is not None:
         audit = audit.placed(options.dla, on_gpu)
-        details["dla_core"] = options.dla
-        details["gpu_layers"] = on_gpu
-    return content, audit, details
+        warnings.append(_placed(options.dla, on_gpu))
+    return content, audit, tuple(warnings)
 
 
 def configure(
@@ -239,11 +226,9 @@ def configure(
     config: IBuilderConfig,
     dialect: Dialect,
     options: BuildOptions,
-    logger: Any,
-) -> list[str]:
-    """Set the builder's flags, memory and device; gives the names of the flags set."""
-    flags = list(dialect.builder_flags.get(options.precision, ()))
-    for name in flags:
+) -> None:
+    """Set the builder's flags, memory and device."""
+    for name in dialect.builder_flags.get(options.precision, ()):
         config.set_flag(getattr(trt.BuilderFlag, name))
     # On by default: FP32 convolutions would silently run with ten bits of mantissa.
     config.clear_flag(trt.BuilderFlag.TF32)
@@ -254,10 +239,8 @@ def configure(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace << 20)
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-        flags.append("VERSION_COMPATIBLE")
     if options.hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-        flags.append("AMPERE_PLUS")
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
     if options.dla is not None:
@@ -270,8 +253,6 @@ def configure(
         config.DLA_core = options.dla
         # The DLA has no integer cast or softmax: those layers go to the GPU, and the audit says so.
         config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
-        flags.append("GPU_FALLBACK")
-    return flags
 
 
 def _jetson_workspace() -> int | None:
@@ -337,9 +318,8 @@ def _weakly_typed(version: str) -> str:
     )
 
 
-def _placed(core: int, on_gpu: object) -> str:
-    """A sentence about which layers of an engine for a DLA run on the GPU."""
-    names = list(on_gpu) if isinstance(on_gpu, list) else []
+def _placed(core: int, names: list[str]) -> str:
+    """A sentence about the layers of an engine for a DLA that run on the GPU."""
     if not names:
         return f"built for DLA core {core}: every layer runs on it"
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

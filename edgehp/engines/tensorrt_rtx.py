@@ -122,16 +122,8 @@ def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> 
     content, audit = build_plan(trt, onnx_path, options, len(quantised))
     _check_bytes(trt, content, str(out_path))
     write_atomically(out_path, content)
-    return BuildReport(
-        files=(out_path,),
-        versions={"tensorrt-rtx": str(trt.__version__)},
-        audit=audit,
-        details={
-            "compute_capabilities": list(options.compute_capabilities),
-            "batch": list(options.batch),
-            "bytes": len(content),
-        },
-    )
+    versions = {"tensorrt-rtx": str(trt.__version__)}
+    return BuildReport(files=(out_path,), versions=versions, audit=audit)
 
 
 def build_plan(

@@ -72,22 +72,19 @@ class Dialect:
 
 
 _HALF = ("FP16", "OBEY_PRECISION_CONSTRAINTS")
-_BY_MAJOR = {
-    # 8.6 is weakly typed: the flags allow what the graph asks for, the constraints keep the
-    # decoding in FP32, and Q/DQ nodes decide which layers are INT8.
-    8: Dialect(
-        network_flags=("EXPLICIT_BATCH",),
-        strongly_typed=False,
-        builder_flags={"fp32": (), "fp16": _HALF, "int8": ("INT8", *_HALF)},
-    ),
-    10: Dialect(network_flags=("STRONGLY_TYPED",), strongly_typed=True),
-    # Accepted and ignored by 11: every network is strongly typed.
-    11: Dialect(network_flags=("STRONGLY_TYPED",), strongly_typed=True),
-}
+# 8.6: the flags allow what the graph asks for, the constraints keep the decoding in FP32, and Q/DQ
+# nodes decide which layers are INT8.
+_WEAK = Dialect(
+    network_flags=("EXPLICIT_BATCH",),
+    strongly_typed=False,
+    builder_flags={"fp32": (), "fp16": _HALF, "int8": ("INT8", *_HALF)},
+)
+# 11 and RTX accept the flag and ignore it: there every network is strongly typed.
+RTX = Dialect(network_flags=("STRONGLY_TYPED",), strongly_typed=True)
+_BY_MAJOR = {8: _WEAK, 10: RTX, 11: RTX}
 # INT8 by ranges instead of Q/DQ, which versions before 11 have. From 10 on every network has an
 # explicit batch, and a flag for it only deprecated values.
-IMPLICIT = {8: _BY_MAJOR[8], 10: replace(_BY_MAJOR[8], network_flags=())}
-RTX = Dialect(network_flags=("STRONGLY_TYPED",), strongly_typed=True)
+IMPLICIT = {8: _WEAK, 10: replace(_WEAK, network_flags=())}
 
 
 def version_of(text: str) -> tuple[int, ...]:

@@ -135,7 +135,7 @@ def build(
         options = replace(options, dla=None, **compatible_with)
     graph = directory / "graph.onnx"
     graph.write_bytes(b"not read by the stand-in")
-    _, audit, details = tensorrt_build.build_plan(
+    _, audit, said = tensorrt_build.build_plan(
         module, graph, options, 1 if precision == "int8" else 0
     )
     calls = recorder.calls
@@ -148,8 +148,8 @@ def build(
         "kept_float": sum(k == "ILayer.precision =" for k, _ in calls),
         "calls": sorted({k for k, _ in calls}),
         "details": sorted({row.detail for row in audit.rows}),
-        "dla_core": details.get("dla_core"),
-        "typing": details["typing"],
+        "dla_core": next((a[0] for k, a in calls if k == "IBuilderConfig.DLA_core ="), None),
+        "said": said,
     }
 
 
