@@ -76,19 +76,22 @@ def oldest_python() -> str:
     return sys.executable
 
 
-@pytest.fixture(scope="module")
-def device(tmp_path_factory: pytest.TempPathFactory, repo: Path) -> Path:
-    """A Python that has the wheel of this checkout and what the wheel asks for."""
-    root = tmp_path_factory.mktemp("device")
+def environment(root: Path, repo: Path, *more: str) -> Path:
+    """A Python that has the wheel of this checkout, what the wheel asks for, and `more`."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     checked([*pip, "wheel", "-q", "--no-deps", "--wheel-dir", root, repo])
     (wheel,) = root.glob("edgehp-*.whl")
     # The tests' own pip installs into it: making a second one takes longer than using it.
     checked([oldest_python(), "-m", "venv", "--without-pip", root / "venv"])
     python = root / "venv" / "bin" / "python"
-    checked([*pip, "--python", python, "install", "-q", "--no-compile", wheel])
+    checked([*pip, "--python", python, "install", "-q", "--no-compile", wheel, *more])
     assert wheel.stat().st_size < 20e6
     return python
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory: pytest.TempPathFactory, repo: Path) -> Path:
+    return environment(tmp_path_factory.mktemp("device"), repo)
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +154,27 @@ def test_help_targets_and_doctor_work(device: Path, tmp_path: Path) -> None:
     commands = {c["name"]: c for c in found["commands"]}
     assert commands["targets"]["ok"] and not commands["bench"]["ok"]
     assert "edgehp[cpu]" in " ".join(commands["bench"]["remedies"])
+
+
+@pytest.mark.slow
+def test_the_systems_opencv_will_do(tmp_path: Path, repo: Path, artifact: Path) -> None:
+    """As on JetPack 6: OpenCV 4.8 built for numpy 1, of which Python knows no wheel."""
+    # A newer Python has no numpy 1 or none of that OpenCV.
+    if "3.10" not in oldest_python():
+        pytest.skip("needs Python 3.10")
+    python = environment(tmp_path, repo, "numpy<2", "opencv-python-headless==4.8.1.78")
+    (metadata,) = tmp_path.glob(
+        "venv/lib/python3*/site-packages/opencv_python_headless-*.dist-info"
+    )
+    shutil.rmtree(metadata)
+    answer = json.loads(checked([python, "-I", PROBE, "artifact", artifact], cwd=tmp_path))
+    assert answer["crops"] == [4, 32, 32, 3]
+    done = edgehp(python, tmp_path, "doctor", "--json")
+    assert done.returncode == 0, done.stderr
+    found = {p["name"]: p for p in json.loads(done.stdout)["packages"]}
+    opencv = found["opencv-python-headless"]
+    assert (opencv["version"], opencv["problem"], opencv["install"]) == ("4.8.1", None, None)
+    assert found["numpy"]["version"].startswith("1.26")
 
 
 def test_an_artifact_is_loaded_or_refused(device: Path, artifact: Path, tmp_path: Path) -> None:
