@@ -280,12 +280,12 @@ def torch_net(kind: str):
             self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16))
             self.depthwise = nn.Conv2d(16, 16, 3, 1, 1, groups=16)
             self.gate = nn.Sequential(
-                nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 4, 1), nn.ReLU(), nn.Conv2d(4, 16, 1)
+                nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 1)
             )
             self.leaky, self.prelu = nn.LeakyReLU(0.1), nn.PReLU(16)
-            self.last = nn.Conv2d(32, 8, 3, 2, 1)
-            self.heads = nn.ModuleList(nn.Linear(8, 12) for _ in range(3))
-            self.sixd = nn.Linear(8, 6)
+            self.last = nn.Conv2d(32, 16, 3, 2, 1)
+            self.heads = nn.ModuleList(nn.Linear(16, 18) for _ in range(3))
+            self.sixd = nn.Linear(16, 6)
 
         def forward(self, x):
             x = nn.functional.silu(self.stem(x))
@@ -332,7 +332,7 @@ def test_exports_of_torch_are_quantized(tmp_path: Path, kind: str, dynamo: bool)
     ours = run_graph(model, crops[:4], [o.name for o in model.graph.output])
     if kind == "bins":
         p = torch.stack(theirs, 1).softmax(-1).numpy()
-        np.testing.assert_allclose(ours[0], p @ np.linspace(-99, 99, 12), atol=0.05)
+        np.testing.assert_allclose(ours[0], p @ np.linspace(-99, 99, 18), atol=0.05)
     else:
         a, b = np.split(theirs.numpy().astype(np.float64), 2, axis=1)
         x = a / np.linalg.norm(a, axis=1, keepdims=True)
@@ -350,7 +350,8 @@ def test_exports_of_torch_are_quantized(tmp_path: Path, kind: str, dynamo: bool)
     made = quantize(model, list(crops), config)
     kept = GraphView(made.model)
     integer = [n.name for n in kept.of_type("Conv", "Gemm") if not kept.has_weight(n)]
-    assert len(integer) == 5 + (3 if kind == "bins" else 1)
+    # Six values are too few channels: that layer stays in floating point.
+    assert len(integer) == 5 + (3 if kind == "bins" else 0)
     assert made.difference.angles < 6
     assert (made.difference.spread is None) == (spec.bins is None)
 

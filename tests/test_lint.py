@@ -122,11 +122,12 @@ BREAKS: list[tuple[str, str, Break, str]] = [
     ("weight-axis", "cpu", per_tensor_weight, "a.conv1"),
     ("weight-axis", "cpu", weight_axis, "a.conv1"),
     ("integer-bias", "tensorrt", integer_bias, "a.conv1"),
-    ("residual-add", "tensorrt", lambda m: add_pair(m, "a.conv2", "a.add"), "a.add"),
-    ("residual-add", "tensorrt", wrong_side, "b.add"),
-    ("residual-add", "tensorrt", lambda m: bypass(m, "b.add", 1), "b.add"),
-    ("residual-add", "cpu", lambda m: bypass(m, "b.add", 1), "b.add"),
-    ("not-int8", "cpu", lambda m: add_pair(m, "a.conv1", "a.relu1"), "a.relu1"),
+    ("needless-pair", "tensorrt", lambda m: add_pair(m, "a.conv2", "a.add"), "a.add"),
+    ("needless-pair", "tensorrt", wrong_side, "b.add"),
+    ("not-int8", "tensorrt", wrong_side, "b.add"),
+    ("not-int8", "tensorrt", lambda m: bypass(m, "b.add", 1), "b.add"),
+    ("not-int8", "cpu", lambda m: bypass(m, "b.add", 1), "b.add"),
+    ("needless-pair", "cpu", lambda m: add_pair(m, "a.conv1", "a.relu1"), "a.relu1"),
     ("not-int8", "tensorrt", lambda m: bypass(m, "a.conv2", 0), "a.conv2"),
     ("not-int8", "tensorrt", lambda m: bypass(m, "conv1", 0), "conv1"),
     ("not-int8", "tensorrt", float_weight, "a.conv1"),
@@ -143,10 +144,11 @@ def test_a_broken_graph_is_found(
     break_it: Break,
     node: str,
 ) -> None:
-    graph = Emitter(network, flavor)(table, "minmax")
-    assert lint(graph, flavor) == ()
+    emitter = Emitter(network, flavor)
+    graph = emitter(table, "minmax")
+    assert lint(graph, flavor, emitter.placement) == ()
     break_it(graph)
-    found = [f for f in lint(graph, flavor) if f.rule == rule]
+    found = [f for f in lint(graph, flavor, emitter.placement) if f.rule == rule]
     assert node in [f.node for f in found]
     assert all(f.message and f.hint in str(f).splitlines()[-1] for f in found)
 
@@ -160,11 +162,13 @@ def test_a_float_layer_is_found_unless_it_was_asked_for(
 ) -> None:
     kept = ("a.conv1", "b.add", "maxpool")
     for flavor in FLAVORS:
-        graph = Emitter(network, flavor, float_layers=kept)(table, "minmax")
-        assert lint(graph, flavor, kept) == ()
-        assert set(kept) <= {f.node for f in lint(graph, flavor)}
+        emitter = Emitter(network, flavor, float_layers=kept)
+        graph = emitter(table, "minmax")
+        assert lint(graph, flavor, emitter.placement) == ()
+        everything = Emitter(network, flavor).placement
+        assert set(kept) <= {f.node for f in lint(graph, flavor, everything)}
 
 
 def test_an_unknown_flavor_is_refused(network: onnx.ModelProto) -> None:
     with pytest.raises(UsageError, match="known: tensorrt, cpu"):
-        lint(network, "tflite")
+        lint(network, "tflite", Emitter(network, "cpu").placement)

@@ -295,7 +295,7 @@ def test_averaged_weights_are_taken_aloud_and_raw_ones_by_key(
     raw = {k: v + 1 for k, v in averaged.items()}
     save_torch(path, {"state_dict": raw, "state_dict_ema": averaged})
     assert equal(load_weights(path, spec)[0], averaged)
-    assert "state_dict_ema is taken" in caplog.text and "a.pth#state_dict takes" in caplog.text
+    assert "state_dict_ema is taken" in caplog.text and "--weights state_dict takes" in caplog.text
     assert equal(load_weights(path, spec, key="state_dict")[0], raw)
     chosen = resolve_network(f"{path}#state_dict").weights
     assert chosen is not None and equal(chosen, raw)

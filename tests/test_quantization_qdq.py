@@ -94,9 +94,10 @@ def test_placement_of_both_flavors(network: onnx.ModelProto, table: CalibrationT
 def test_a_graph_is_valid_clean_and_near_fp32(
     network: onnx.ModelProto, table: CalibrationTable, flavor: str, body: str
 ) -> None:
-    model = Emitter(network, flavor, body)(table, "mse")
+    emitter = Emitter(network, flavor, body)
+    model = emitter(table, "mse")
     onnx.checker.check_model(model, full_check=True)
-    assert lint(model, flavor) == ()
+    assert lint(model, flavor, emitter.placement) == ()
     weights = [t for t in model.graph.initializer if t.name.endswith(".weight.int8")]
     assert len(weights) == 6 + (flavor == "cpu")
     assert {t.data_type for t in weights} == {onnx.TensorProto.INT8}

@@ -39,6 +39,8 @@ __all__ = [
     "subcommand",
     "threads_option",
     "trust_option",
+    "weights_option",
+    "with_weights",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -283,6 +285,31 @@ root_option = click.option(
     type=PATH,
     help="Where the slots are. Default: $EDGEHP_ROOT, else /var/lib/edgehp.",
 )
+
+
+def weights_option(function: F) -> F:
+    """``--weights``: which of a checkpoint's sets; see `with_weights`."""
+    return click.option(
+        "--weights",
+        metavar="KEY",
+        help="Of a checkpoint with several sets of weights: the one to take, as state_dict_ema.",
+    )(function)
+
+
+def with_weights(network: str | None, weights: str | None) -> str | None:
+    """``--network`` and ``--weights`` in one: ``FILE#KEY``.
+
+    Raises:
+        UsageError: a key, and no file that it could belong to.
+    """
+    if weights is None:
+        return network
+    if network is None or not Path(network).is_file():
+        raise UsageError(
+            f"--weights {weights} chooses among the weights in a checkpoint, and --network is "
+            f"{network or 'not given'}\nhint: give the checkpoint's file with --network"
+        )
+    return f"{network}#{weights}"
 
 
 def output_option(

@@ -16,6 +16,8 @@ from edgehp.cli._command import (
     output_option,
     subcommand,
     threads_option,
+    weights_option,
+    with_weights,
 )
 from edgehp.cli._output import print_json, print_table, say, styled
 from edgehp.cli._photos import photo_depth
@@ -86,6 +88,7 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     help="A bundled network, a checkpoint, a deployed ONNX graph, or the description (.toml) or, "
     "with --describe, the ONNX file of any other.",
 )
+@weights_option
 @click.option(
     "--describe",
     type=PATH,
@@ -186,6 +189,7 @@ def command(**given: Any) -> None:
     from edgehp.pipeline.plan import BuildRequest, unfinished_artifact
 
     threads, validate_on = given["threads"], given["validate_on"]
+    given["network"] = with_weights(given["network"], given["weights"])
     unfinished = unfinished_artifact(given["artifact"], given["finish"], given["target"])
     if given["all_targets"]:
         if unfinished is not None or given["target"] is not None:

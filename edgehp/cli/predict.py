@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgehp.cli._command import PATH, json_option, note, output_option, subcommand, threads_option
+from edgehp.cli._command import (
+    PATH,
+    json_option,
+    note,
+    output_option,
+    subcommand,
+    threads_option,
+    weights_option,
+    with_weights,
+)
 from edgehp.cli._output import styled
 from edgehp.cli._photos import photo_depth
 from edgehp.errors import DataError, UsageError
@@ -43,6 +52,7 @@ logger = logging.getLogger(__name__)
     help="Default: the newest one in dist/, else the bundled network in floating point.",
 )
 @click.option("--network", help="A float network (bundled name or file) in place of an artifact.")
+@weights_option
 @click.option(
     "--boxes",
     help="Face boxes, used as they are: x_min,y_min,x_max,y_max for all, or a file: CSV with these "
@@ -71,6 +81,7 @@ def command(
     sources: tuple[str, ...],
     artifact: Path | None,
     network: str | None,
+    weights: str | None,
     boxes: str | None,
     output: Path | None,
     min_face_score: float,
@@ -97,6 +108,7 @@ def command(
     from edgehp.runtime.sources import parse_source
 
     sources, artifact = _without_artifact(sources, artifact)
+    network = with_weights(network, weights)
     if artifact is not None and network is not None:
         raise UsageError("give --artifact or --network, not both")
     # Box lists refer to the pixels as they are stored.

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING
 import click
 
 from edgehp._memory import keep_little
-from edgehp.cli._command import PATH, note, subcommand, threads_option
+from edgehp.cli._command import (
+    PATH,
+    note,
+    subcommand,
+    threads_option,
+    weights_option,
+    with_weights,
+)
 from edgehp.cli._photos import photo_depth
 from edgehp.errors import DataError, UsageError
 
@@ -50,6 +57,7 @@ _WHOLE, _REGION = 480, 160
 )
 @click.option("--root", type=PATH, help="Run the current slot of this root.")
 @click.option("--network", help="A float network (bundled name or file) in place of an artifact.")
+@weights_option
 @click.option("--boxes", help="The face: x_min,y_min,x_max,y_max in pixels; no detector then.")
 @click.option("--config", type=PATH, help="Settings in TOML; see docs/runtime.md.")
 @click.option("--socket", type=PATH, help="Lines to readers of this socket.")
@@ -68,6 +76,7 @@ def command(
     artifact: Path | None,
     root: Path | None,
     network: str | None,
+    weights: str | None,
     boxes: str | None,
     config: Path | None,
     socket: Path | None,
@@ -102,6 +111,7 @@ def command(
         raise UsageError(
             "SOURCE is missing\nhint: edgehp run camera:0; or gstreamer:PIPELINE, a video, a folder"
         )
+    network = with_weights(network, weights)
     if sum(given is not None for given in (artifact, root, network)) > 1:
         raise UsageError("give --artifact, --root or --network, one of them")
     if artifact is None and network is None and root is None and os.environ.get("EDGEHP_ROOT"):

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgehp.cli._command import PATH, json_option, note, output_option, subcommand, threads_option
+from edgehp.cli._command import (
+    PATH,
+    json_option,
+    note,
+    output_option,
+    subcommand,
+    threads_option,
+    weights_option,
+    with_weights,
+)
 from edgehp.cli._output import conclude, print_json, print_table, say, styled
 from edgehp.cli._photos import photo_depth
 from edgehp.cli._remote import over_ssh
@@ -66,6 +75,7 @@ DATASETS = ("aflw2000", "biwi", "aflw", "300w-lp", "rendered", "faces")
 @click.option("--split", type=click.Choice(("train", "test")), help="Of the box list.")
 @click.option("--rgb-cal", is_flag=True, help="BIWI: labels in the color camera's axes.")
 @click.option("--network", help="Validate a float network (bundled name or file) by itself.")
+@weights_option
 @click.option("--reference", help="FP32 reference; default: the network the artifact names.")
 @click.option(
     "--max-drop",
@@ -126,6 +136,7 @@ def command(
     from edgehp.files import write_output
     from edgehp.validation.session import Request, validations
 
+    options["network"] = with_weights(options["network"], options.pop("weights"))
     where, network = Workers(workers, cluster), options["network"]
     if network is not None and artifacts:
         raise UsageError("give an artifact or --network, not both")

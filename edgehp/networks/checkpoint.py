@@ -421,7 +421,7 @@ def _state_dict(content: Any, key: str | None, path: Path) -> Mapping[str, Any]:
     order = {k: i for i, k in enumerate((*_AVERAGED, *_RAW))}
     chosen = min(sets, key=lambda k: order.get(k.partition(".")[0], -1 if k == "" else len(order)))
     if len(sets) > 1:
-        others = " or ".join(f"--network {path}#{k}" for k in sets if k != chosen)
+        others = " or ".join(f"--weights {k}" for k in sets if k != chosen)
         logger.warning(
             "%s holds several sets of weights: %s is taken; %s takes another", path, chosen, others
         )

@@ -68,6 +68,7 @@ from edgehp.pipeline.plan import (
 from edgehp.pipeline.sensitivity import REFERENCE_GRAPH
 from edgehp.progress import step
 from edgehp.quantization.compare import split_crops
+from edgehp.quantization.equalize import equalize
 from edgehp.quantization.graph import GraphView
 from edgehp.quantization.half import to_half_body
 from edgehp.quantization.placement import float_operators
@@ -321,19 +322,23 @@ class _Build:
                 context.warn(
                     "the network has no bins, so the artifact gives no spread: confidence is null"
                 )
-            reference = _write_graph(model, context.writer.scratch / REFERENCE_GRAPH)
+        crops = None
         with self._steps("crops"):
             held_out = held_out_crops(request.validate_on, preprocessing, request.photo_depth)
-            if self._plan.precision != "int8":
-                return _Inputs(model, reference, held_out, None)
-            crops = load_calibration(request.calibration, preprocessing, request.photo_depth)
-            require_disjoint(crops, held_out)
-            if crops.left_out:
+            if self._plan.precision == "int8":
+                crops = load_calibration(request.calibration, preprocessing, request.photo_depth)
+                require_disjoint(crops, held_out)
+            if crops is not None and crops.left_out:
                 total = len(crops) + crops.left_out + crops.duplicates
                 context.warn(
                     f"{len(crops)} of {total} calibration crops are used, evenly spaced: more do "
                     "not move the scales"
                 )
+        if crops is not None and not self._opened.by_name:
+            # The artifact keeps its float network, whose layers mixed precision takes back.
+            with self._steps("equalize"):
+                model = equalize(model, list(crops.crops), threads=request.threads)
+        reference = _write_graph(model, context.writer.scratch / REFERENCE_GRAPH)
         return _Inputs(model, reference, held_out, crops)
 
     def _engine_graph(self, inputs: _Inputs) -> _EngineGraph:

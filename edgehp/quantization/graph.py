@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import onnx
 
 __all__ = [
+    "ACTIVATIONS",
     "WEIGHTED",
     "Edge",
     "GraphView",
@@ -30,6 +31,9 @@ __all__ = [
 Edge = tuple[str, int]
 # Operators with a weight in input 1 whose output channels are axis 0 (Gemm: with transB=1).
 WEIGHTED = ("Conv", "Gemm")
+# Functions of one value that engines compute in the kernel of the layer before. A product is the
+# gate of SiLU and of squeeze-and-excitation, and fused as they are.
+ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSigmoid", "HardSwish")
 
 
 def network_digest(model: onnx.ModelProto) -> str:
@@ -212,14 +216,32 @@ class GraphView:
         return depth
 
     def residual_adds(self) -> Iterator[tuple[onnx.NodeProto, int]]:
-        """Each Add of two computed tensors behind a convolution, with the input of its skip.
+        """Each Add of a convolution's answer and another tensor, with the input of its skip.
 
-        The skip (identity or downsampling) is the side with fewer convolutions before it.
+        The skip (identity or downsampling) is the side with fewer convolutions before it. Sums in
+        attention, capsules and decodes are none: no engine adds them in a convolution's kernel.
         """
         for node in self.of_type("Add"):
-            depths = [self.conv_depth.get(i, 0) for i in node.input]
-            if min(depths) > 0 or (max(depths) > 0 and not any(map(self.is_constant, node.input))):
+            if any(map(self.is_constant, node.input)):
+                continue
+            if any(map(self._of_convolution, node.input)):
+                depths = [self.conv_depth.get(i, 0) for i in node.input]
                 yield node, 0 if depths[0] < depths[1] else 1
+
+    def _of_convolution(self, tensor: str) -> bool:
+        """Whether a convolution makes `tensor`, an activation or another Add behind it allowed."""
+        wanted, seen = [tensor], set[str]()
+        while wanted:
+            name = wanted.pop()
+            node = self.producer.get(name)
+            if node is None or name in seen:
+                continue
+            seen.add(name)
+            if node.op_type == "Conv":
+                return True
+            if node.op_type in (*ACTIVATIONS, "Mul", "Add"):
+                wanted += node.input
+        return False
 
     def body(self) -> frozenset[str]:
         """Names of the nodes from the first to the last Conv or Gemm: what may change its type.

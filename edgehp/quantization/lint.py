@@ -6,7 +6,7 @@ network under it may be anybody's, and each TensorRT has rules of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from edgehp.errors import UsageError
 from edgehp.quantization.graph import WEIGHTED, GraphView
+from edgehp.quantization.placement import Placement
 from edgehp.quantization.recipe import FLAVORS
 
 if TYPE_CHECKING:
@@ -39,15 +40,13 @@ class Finding:
         return f"{self.rule} at {self.node}: {self.message}\nhint: {self.hint}"
 
 
-def lint(
-    model: onnx.ModelProto, flavor: str, float_layers: Collection[str] = ()
-) -> tuple[Finding, ...]:
+def lint(model: onnx.ModelProto, flavor: str, placement: Placement) -> tuple[Finding, ...]:
     """Check a Q/DQ graph against the rules of its flavor.
 
     Args:
         model: the Q/DQ graph.
         flavor: ``"tensorrt"`` or ``"cpu"``.
-        float_layers: nodes that are meant to stay in floating point.
+        placement: where pairs and integer weights should be.
 
     Raises:
         UsageError: unknown flavor.
@@ -55,17 +54,17 @@ def lint(
     """
     if flavor not in FLAVORS:
         raise UsageError(f"unknown Q/DQ flavor {flavor!r}; known: {', '.join(FLAVORS)}")
-    graph = _Graph(model, flavor, float_layers)
+    graph = _Graph(model, flavor, placement)
     return tuple(f for rule in RULES.values() for f in rule(graph))
 
 
 class _Graph(GraphView):
     """A Q/DQ graph with what the rules ask about it."""
 
-    def __init__(self, model: onnx.ModelProto, flavor: str, float_layers: Collection[str]) -> None:
+    def __init__(self, model: onnx.ModelProto, flavor: str, placement: Placement) -> None:
         super().__init__(model)
         self.tensorrt = flavor == "tensorrt"
-        self.float_layers = frozenset(float_layers)
+        self.placement = placement
 
     def dequantizer(self, tensor: str) -> onnx.NodeProto | None:
         """The DequantizeLinear that makes `tensor`, or None."""
@@ -87,15 +86,6 @@ class _Graph(GraphView):
             ):
                 first = before
             yield node, self.is_constant(first.input[0])
-
-    def is_int8(self, node: onnx.NodeProto) -> bool:
-        """Whether all inputs that a layer computes with come through Q/DQ."""
-        read = node.input[:2] if node.op_type in WEIGHTED else node.input
-        return all(self.dequantizer(i) is not None for i in read if self.reads(node, i))
-
-    def reads(self, node: onnx.NodeProto, tensor: str) -> bool:
-        """Whether `tensor` is something that a layer computes with: its weight or an activation."""
-        return node.op_type in WEIGHTED or not self.is_constant(tensor)
 
 
 def _zero_point(g: _Graph) -> Iterator[Finding]:
@@ -157,43 +147,33 @@ def _bias(g: _Graph) -> Iterator[Finding]:
             )
 
 
-def _residual_add(g: _Graph) -> Iterator[Finding]:
-    for node, skip in g.residual_adds():
-        if node.name in g.float_layers:
-            continue
-        through = [g.dequantizer(i) is not None for i in node.input]
-        if not through[skip]:
+def _missing(g: _Graph) -> Iterator[Finding]:
+    wanted = [*g.placement.edges, *((name, 1) for name in g.placement.weights)]
+    for name, index in wanted:
+        node = g.nodes[name]
+        if g.dequantizer(node.input[index]) is None:
+            what = "weight" if node.op_type in WEIGHTED and index == 1 else "input"
             yield Finding(
-                "residual-add", node.name, "a skip in floating point", "put Q/DQ on the skip"
-            )
-        if g.tensorrt and through[1 - skip]:
-            yield Finding(
-                "residual-add",
-                node.name,
-                "Q/DQ between the last convolution and its residual Add, which keeps TensorRT from "
-                "adding in the convolution's kernel",
-                "quantize the skip only",
+                "not-int8",
+                name,
+                f"a {node.op_type} with a floating-point {what} among INT8 layers",
+                "quantize it, or name it among the layers that stay in floating point",
             )
 
 
-def _float(g: _Graph) -> Iterator[Finding]:
-    """Layers that lost their INT8; what never has any is `placement.float_operators`."""
+def _needless(g: _Graph) -> Iterator[Finding]:
     for node in g.model.graph.node:
-        if node.name in g.float_layers:
-            continue
-        if node.op_type in ("Relu", "Clip") and g.dequantizer(node.input[0]) is not None:
+        for index, tensor in enumerate(node.input):
+            pair = g.dequantizer(tensor)
+            wanted = (node.name, index) in g.placement.edges
+            if pair is None or wanted or g.is_constant(pair.input[0]) or node.op_type in _PAIR:
+                continue
             yield Finding(
-                "not-int8",
+                "needless-pair",
                 node.name,
-                "Q/DQ before an activation function keeps it out of its layer's kernel",
-                "put the pair behind it",
-            )
-        if node.op_type in ("Conv", "MaxPool") and not g.is_int8(node):
-            yield Finding(
-                "not-int8",
-                node.name,
-                f"a {node.op_type} in floating point among INT8 layers",
-                "quantize its inputs, or name it among the layers that stay in floating point",
+                f"Q/DQ in front of {node.op_type}, which keeps the engine from computing it in the "
+                "kernel of the layer before",
+                "put the pair behind it; of a residual Add, quantize the skip only",
             )
 
 
@@ -202,6 +182,6 @@ RULES: dict[str, Callable[[_Graph], Iterator[Finding]]] = {
     "scale": _scale,
     "weight-axis": _axis,
     "integer-bias": _bias,
-    "residual-add": _residual_add,
-    "not-int8": _float,
+    "not-int8": _missing,
+    "needless-pair": _needless,
 }

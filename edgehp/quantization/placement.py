@@ -9,8 +9,10 @@ Flavor ``"cpu"``: every Conv, Gemm, MaxPool, average pooling and residual Add ta
 
 Networks of others are placed by the same rules. Activations (`_FUSED`) run in the kernel of the
 layer before them, gates of SiLU and of squeeze-and-excitation between two layers: no pair lies in
-front of them. Whatever else there is stays in floating point, and `float_operators` names it.
-Nothing behind the last layer with weights is quantized: that is the decode.
+front of them. Layers of fewer than 16 channels stay in floating point, as with ModelOpt: integer
+kernels work on 16 and more at once, and the last of them is often the pose itself. Whatever else
+there is stays in floating point, and `float_operators` names it. Nothing behind the last layer with
+weights is quantized: that is the decode.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from edgehp.errors import UsageError
-from edgehp.quantization.graph import Edge, GraphView
+from edgehp.quantization.graph import ACTIVATIONS, Edge, GraphView
 from edgehp.quantization.recipe import FLAVORS
 
 if TYPE_CHECKING:
@@ -41,9 +43,10 @@ _TRANSPARENT = ("MaxPool", "Flatten", "Reshape")
 _AVERAGES = ("GlobalAveragePool", "AveragePool", "ReduceMean")
 # Engines compute these inside of a layer's kernel, or they only rename and move what it made.
 _FUSED = (
-    *("Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Mul"),
-    *("Concat", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Identity"),
+    *(*ACTIVATIONS, "Mul", "Concat"),
+    *("Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Identity"),
 )
+_FEWEST_CHANNELS = 16
 # They compute shapes, or stand for a number.
 _SHAPES = ("Shape", "Gather", "Constant", "ConstantOfShape", "Cast", "Slice", "Split", "Expand")
 
@@ -138,7 +141,7 @@ def _edges(view: GraphView, flavor: str) -> list[Edge]:
             continue
         behind_conv = view.conv_depth.get(node.output[0], 0) > 0
         if view.has_weight(node):
-            if node.op_type == "Conv" or cpu:
+            if (node.op_type == "Conv" or cpu) and not _is_small(view, node):
                 found.append((node.name, 0))
         elif node.name in skips:
             sides = (0, 1) if cpu else (skips[node.name],)
@@ -146,6 +149,14 @@ def _edges(view: GraphView, flavor: str) -> list[Edge]:
         elif behind_conv and node.op_type in ("MaxPool", *_AVERAGES):
             found.append((node.name, 0))
     return found
+
+
+def _is_small(view: GraphView, node: onnx.NodeProto) -> bool:
+    """Whether a layer has too few channels; the picture's own three are no reason."""
+    shape = view.array(node.input[1]).shape
+    read = shape[1] * view.attribute(node, "group", 1)
+    on_picture = view.conv_depth.get(node.input[0], 0) == 0
+    return shape[0] < _FEWEST_CHANNELS or (read < _FEWEST_CHANNELS and not on_picture)
 
 
 def _source(view: GraphView, tensor: str) -> str:

@@ -37,10 +37,12 @@ _LARGEST_INT8 = 127
 _INT8 = 127
 _UINT8 = 255
 _EMPTY_CHANNEL = 1.0  # scale of a channel whose weights are all zero: any positive one is exact
-# Largest weight where uint8 activations have a zero point other than 0, which is the picture: x86
-# processors without VNNI add two products in 16 bits, 2 * 255 * 127 saturates them, and values far
-# from 0 are the rule there. NNCF calls it `overflow_fix` and does it for the first layer, too.
+# Largest weight where uint8 activations have a zero point far from 0, which is the picture and
+# tanh: x86 processors without VNNI add two products in 16 bits, 2 * 255 * 127 saturates them, and
+# integers far from 0 are the rule there. NNCF calls it `overflow_fix` and does it for the first
+# layer, too. SiLU and its kind go little below 0 and have small integers, like ReLU.
 _NO_OVERFLOW = 64
+_FAR = 64  # zero point
 _GRID = {"tensorrt": "int8", "cpu": "uint8"}
 
 Array = npt.NDArray[np.float64]
@@ -158,8 +160,9 @@ class Emitter:
 
     def largest(self, layer: str, table: CalibrationTable, method: str) -> int:
         """The largest magnitude that a layer's integer weights may have."""
-        low, _ = table.range_of(self.placement.edges[layer, 0], method, self._grid)
-        return _NO_OVERFLOW if self._grid == "uint8" and low < 0 else _INT8
+        ends = table.range_of(self.placement.edges[layer, 0], method, self._grid)
+        _, zero = scale_of(ends, self._grid)
+        return _NO_OVERFLOW if zero > _FAR else _INT8
 
     def scales(self, layer: str, table: CalibrationTable, method: str) -> Array:
         """Scales of a layer's weight, float64 [Cout]."""

@@ -162,7 +162,7 @@ def quantize(
     if not np.isfinite(best.difference.angles):
         raise DataError("no quantized candidate computes finite angles; the crops may be damaged")
     graph = emitter(table, best.recipe.method, rounded)
-    if findings := lint(graph, config.flavor, config.float_layers):
+    if findings := lint(graph, config.flavor, emitter.placement):
         more = f" and {len(findings) - 1} more" if len(findings) > 1 else ""
         raise DataError(f"the quantized graph breaks a rule{more}: {findings[0]}")
     return QuantizedModel(graph, best.recipe, best.difference, table, tuple(candidates), len(held))

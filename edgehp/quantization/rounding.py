@@ -174,7 +174,7 @@ def round_layers(
         threads: of the processor; None takes all cores.
     """
     source = emitter.source
-    layers = [n for n in emitter.placement.weights if _can_be_rounded(source, n)]
+    layers = [n for n in emitter.placement.weights if len(source.nodes[n].input) > 2]
     graph = GraphView(emitter(table, method))
     inputs = {name: _input(graph, name) for name in layers}
     tensors = list(dict.fromkeys(i.tensor for i in inputs.values()))
@@ -196,20 +196,16 @@ def round_layers(
         for part in seen[inputs[name].tensor]:
             x = inputs[name].values(part)
             samples.append(x.reshape(len(x), -1) if window is None else window.samples(x, rng))
-        q, shift = round_jointly(
-            weight.reshape(len(weight), -1),
-            emitter.scales(name, table, method),
-            np.concatenate(samples),
-            largest=emitter.largest(name, table, method),
-        )
-        done[name] = RoundedLayer(q.reshape(weight.shape), shift.astype(np.float32))
+        x, rows = np.concatenate(samples), weight.reshape(len(weight), -1)
+        scales, largest = emitter.scales(name, table, method), emitter.largest(name, table, method)
+        groups = source.attribute(source.nodes[name], "group", 1)
+        # The channels of each group read their own part of the input.
+        split = (np.split(rows, groups), np.split(scales, groups), np.split(x, groups, 1))
+        parts = [round_jointly(*group, largest=largest) for group in zip(*split, strict=True)]
+        q = np.concatenate([p[0] for p in parts]).reshape(weight.shape)
+        done[name] = RoundedLayer(q, np.concatenate([p[1] for p in parts]).astype(np.float32))
     _log.info("rounded the weights of %d layers jointly on %d crops", len(done), len(some))
     return done
-
-
-def _can_be_rounded(source: GraphView, name: str) -> bool:
-    node = source.nodes[name]
-    return len(node.input) > 2 and source.attribute(node, "group", 1) == 1
 
 
 def _input(graph: GraphView, name: str) -> _Input:
