@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PATH",
-    "TYPED",
     "Command",
     "Group",
     "Notes",
@@ -48,9 +47,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 # Of options and arguments that name a file or folder; whether it is there is said by its reader.
 PATH = click.Path(path_type=Path)
 
-# Where a context's `meta` holds the arguments of the command as they were typed, and how much
-# the user wants to hear: -1 with --quiet, 1 with -v, 2 with -vv.
-TYPED = "edgehp.cli.typed"
+# Where a context's `meta` holds how much the user wants to hear: -1 with --quiet, 1 with -v, 2 with
+# -vv.
 _LOUDNESS = "edgehp.cli.loudness"
 
 
@@ -162,7 +160,6 @@ class _Common(click.Command):
                 from edgehp.files import require_utf8
 
                 require_utf8(word)
-        ctx.meta[TYPED] = typed
         # Those of a group are tables of its commands.
         if ctx.default_map and not isinstance(self, click.Group):
             ctx.default_map = self._defaults(ctx.default_map)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgehp.cli._command import PATH, TYPED, live, loudness, note
+from edgehp.cli._command import PATH, live, loudness, note
 from edgehp.cli._output import print_json, print_table, say, styled
 from edgehp.errors import UsageError
 
@@ -75,7 +75,8 @@ _OWN = (
     "remote_data_root",
 )
 _ERROR = "edgehp: error: "
-_PROJECT_FILE = click.core.ParameterSource.DEFAULT_MAP
+# Where values come from that the board does not have by itself.
+_SAID = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.DEFAULT_MAP)
 
 
 @dataclass(frozen=True)
@@ -230,50 +231,31 @@ def sent_artifact(
 
 
 def _words(changes: Changes) -> tuple[Part, ...]:
-    """The command line as it was typed: changed parameters anew, the options above left out."""
+    """The command line anew: what was typed or a project file says, changed, without `_OPTIONS`."""
     context = click.get_current_context()
-    parameters = {str(p.name): p for p in context.command.params}
-    options = {
-        flag: p
-        for p in parameters.values()
-        if isinstance(p, click.Option)
-        for flag in (*p.opts, *p.secondary_opts)
-    }
-    argument = next((n for n, p in parameters.items() if isinstance(p, click.Argument)), "")
-    kept: list[Part] = []
-    typed = iter(context.meta[TYPED])
-    for word in typed:
-        name, parts = argument, [word]
-        flag, equals, _ = word.partition("=")
-        if word == "--":
-            parts += typed
-        elif (option := options.get(flag)) is not None:
-            name = str(option.name)
-            if not (equals or option.is_flag):
-                parts.append(next(typed))
-        if name not in changes and name not in _OWN and name not in ("verbose", "quiet"):
-            kept += parts
-    # What a project file here says is not known there.
-    for name, parameter in parameters.items():
-        source = context.get_parameter_source(name)
-        if name not in changes and name not in _OWN and source is _PROJECT_FILE:
-            kept += _flags(parameter, context.params[name])
-    anew: list[Part] = []
-    for name, replaced in changes.items():
-        parameter = parameters[name]
-        flags = [max(parameter.opts, key=len)] if isinstance(parameter, click.Option) else []
-        anew += [part for value in replaced for part in (*flags, value)]
+    options: list[Part] = []
+    arguments: list[Part] = []
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        values: Sequence[Any]
+        if name in changes:
+            values = changes[name]
+        elif name in _OWN or context.get_parameter_source(name) not in _SAID:
+            continue
+        else:
+            value = context.params.get(name, ())
+            values = value if isinstance(value, tuple) else (value,)
+        parts = [str(v) if isinstance(v, (Path, int, float)) else v for v in values]
+        if isinstance(parameter, click.Argument):
+            arguments += parts
+        elif isinstance(parameter, click.Option) and parameter.is_flag:
+            flags = (parameter.opts if v else parameter.secondary_opts for v in values)
+            options += [max(names, key=len) for names in flags if names]
+        else:
+            options += [word for part in parts for word in (max(parameter.opts, key=len), part)]
     # Verbose once at least, or no progress would be heard of where there is no terminal.
-    return ("-" + "v" * max(1, min(loudness(), 2)), str(context.info_name), *anew, *kept)
-
-
-def _flags(parameter: click.Parameter, value: Any) -> list[str]:
-    """An option with its value, as it is typed."""
-    if isinstance(parameter, click.Option) and parameter.is_flag:
-        names = parameter.opts if value else parameter.secondary_opts
-        return [max(names, key=len)] if names else []
-    values = value if isinstance(value, tuple) else (value,)
-    return [word for v in values for word in (max(parameter.opts, key=len), str(v))]
+    loud = "-" + "v" * max(1, min(loudness(), 2))
+    return (loud, str(context.info_name), *options, *(["--", *arguments] if arguments else ()))
 
 
 def _run(errands: Sequence[tuple[Board, Errand]], several: bool) -> None:

@@ -26,7 +26,7 @@ from edgehp.errors import UsageError
 from edgehp.progress import step
 
 if TYPE_CHECKING:
-    from edgehp.artifact.manifest import Manifest, MixedRecord
+    from edgehp.artifact.manifest import Manifest
     from edgehp.pipeline.pipeline import BuildResult
 
 __all__ = ["command"]
@@ -253,28 +253,8 @@ def _network(manifest: Manifest) -> str:
     return text if own is None else f"{text} (trained at {own})"
 
 
-def _mixed_rows(mixed: MixedRecord) -> list[tuple[str, object]]:
-    """Which layers the accuracy keeps out of INT8 and what they cost."""
-    where = mixed.float_precision.upper()
-    rows: list[tuple[str, object]] = [
-        (f"kept in {where}", ", ".join(mixed.float_layers)),
-        ("drop of INT8 throughout", f"{mixed.all_int8_drop:+.4f}, so a search was made"),
-        (
-            "their cost, predicted",
-            f"{mixed.predicted_cost_ms:+.3f} ms on {mixed.predicted_all_int8_ms:.3f} in INT8, "
-            f"{mixed.predicted_float_ms:.3f} in {where}",
-        ),
-        ("predicted by", mixed.latency_model),
-    ]
-    if mixed.measured_ms is not None and mixed.measured_all_int8_ms is not None:
-        cost = mixed.measured_ms - mixed.measured_all_int8_ms
-        text = f"{cost:+.3f} ms on {mixed.measured_all_int8_ms:.3f} (medians of whole engines)"
-        rows.append(("their cost, measured", text))
-    return rows
-
-
 def _print(result: BuildResult, validate_on: Path | None, threads: int | None) -> None:
-    from edgehp.report.figures import PARTS, gate_rows
+    from edgehp.report.figures import PARTS, gate_rows, mixed_text
 
     manifest = result.manifest
     precision, engine, accuracy = manifest.precision, manifest.engine, manifest.accuracy
@@ -285,31 +265,25 @@ def _print(result: BuildResult, validate_on: Path | None, threads: int | None) -
         ("precision", f"{precision.asked} asked, {precision.reached or 'none yet'} reached"),
         ("convolutions", f"{counts or '-'} ({precision.audited})"),
     ]
-    if (mixed := precision.mixed) is not None:
-        rows += _mixed_rows(mixed)
     if engine is not None:
-        versions = ", ".join(f"{k} {v}" for k, v in engine.versions.items())
+        # Without the commit that OpenVINO has in its version.
+        versions = ", ".join(f"{k} {v.partition('-')[0]}" for k, v in engine.versions.items())
         size = sum(manifest.file(name).size for name in engine.files)
         rows.append(("engine", f"{versions}; {size / 1e6:.1f} MB"))
     if (calibration := manifest.calibration) is not None:
-        rows.append(
-            (
-                "calibration",
-                f"{calibration.count} crops of {calibration.source}, {calibration.method}",
-            )
-        )
+        crops = f"{calibration.count} crops of {calibration.source}"
+        rows.append(("calibration", f"{crops}, {calibration.method}"))
     if accuracy is not None:
         if accuracy.reference is not None and accuracy.artifact is not None:
             rows.append(("MAE, degrees", f"{accuracy.reference:.3f} FP32, {accuracy.artifact:.3f}"))
-        if accuracy.difference is not None:
-            apart = f"{accuracy.difference:.4f} angles"
-            if accuracy.spread_difference is not None:
-                apart += f", {accuracy.spread_difference:.4f} spread"
-            rows.append(("|difference|, degrees", apart))
         rows.append(("measured on", f"{accuracy.count} crops of {accuracy.dataset}"))
         rows.append(("measured with", accuracy.measured_with))
     print_table(("what", "result"), rows)
-    if subsets := gate_rows(manifest.to_dict()):
+    values = manifest.to_dict()
+    if (mixed := mixed_text(values)) is not None:
+        click.echo("")
+        say(mixed)
+    if subsets := gate_rows(values):
         click.echo("")
         print_table(PARTS, subsets, range(1, 5))
     _verdict(result, validate_on, threads)
