@@ -150,6 +150,9 @@ class _Common(click.Command):
         self.examples = tuple(examples)
         self.renamed = dict(renamed or {})
         taken = {name for p in self.params for name in p.opts}
+        for option in self.params:
+            if isinstance(option, click.Option) and option.show_default is None:
+                option.show_default = True
         self.params += [o for o in loudness_options() if not taken & set(o.opts)]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -277,9 +280,18 @@ trust_option = click.option(
     multiple=True,
     help="A key that is trusted (PEM). Several may be given.",
 )
+
+
+def _root(_: click.Context, __: click.Parameter, given: Path | None) -> Path:
+    from edgehp.shipping import slots
+
+    return slots.default_root() if given is None else given
+
+
 root_option = click.option(
     "--root",
     type=PATH,
+    callback=_root,
     help="Where the slots are. Default: $EDGEHP_ROOT, else /var/lib/edgehp.",
 )
 
@@ -319,7 +331,6 @@ def output_option(
         type=PATH,
         required=required,
         default=default,
-        show_default=default is not None,
         help=text,
     )
 

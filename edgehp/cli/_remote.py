@@ -50,7 +50,6 @@ _OPTIONS = [
     click.option(
         "--remote-command",
         default="edgehp",
-        show_default=True,
         metavar="COMMAND",
         help="How edgehp is started there, such as '~/venv/bin/edgehp'.",
     ),

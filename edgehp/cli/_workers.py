@@ -24,7 +24,7 @@ def worker_options(function: F) -> F:
             "--workers",
             type=click.IntRange(0, 1024),
             default=0,
-            help="Work in this many processes of this machine. Default: in this one.",
+            help="Work in this many processes of this machine; 0: in this one.",
         ),
     ):
         function = option(function)

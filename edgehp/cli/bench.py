@@ -55,7 +55,6 @@ _LONGEST_NOTE = 160
     type=click.Choice((*SCENARIOS, "all", COLD)),
     multiple=True,
     default=("single-stream",),
-    show_default=True,
     help="What is measured; may be given several times. cold-start: from the start of a process to "
     "its first answer.",
 )
@@ -63,7 +62,6 @@ _LONGEST_NOTE = 160
     "--starts",
     type=click.IntRange(1, 1000),
     default=5,
-    show_default=True,
     help="Of cold-start; with --power-cycle the board is switched off and on before each.",
 )
 @click.option("--duration", type=float, help="Measured seconds of each network; 60 by default.")
@@ -78,19 +76,15 @@ _LONGEST_NOTE = 160
     "--wait",
     type=click.Choice(("auto", "spin", "block")),
     default="auto",
-    show_default=True,
     help="For a GPU: spin answers soonest, block leaves the core to others.",
 )
-@click.option(
-    "--cameras", type=click.IntRange(1), default=4, show_default=True, help="Of multi-camera."
-)
-@click.option("--fps", type=float, default=30.0, show_default=True, help="Of each camera.")
+@click.option("--cameras", type=click.IntRange(1), default=4, help="Of multi-camera.")
+@click.option("--fps", type=float, default=30.0, help="Of each camera.")
 @click.option(
     "--crop-threads",
     "workers",
     type=click.IntRange(1),
     default=1,
-    show_default=True,
     help="Threads that crop faces in offline.",
 )
 @click.option(
@@ -107,13 +101,12 @@ _LONGEST_NOTE = 160
     "--power",
     "meter",
     default="auto",
-    show_default=True,
     help="auto, none, jtop, ina3221, nvml, rapl, csv:FILE or command:COMMAND.",
 )
 @click.option("--require-power", is_flag=True, help="Exit 6 where no energy can be stated.")
-@click.option("--idle", "idle_s", type=float, default=10.0, show_default=True,
+@click.option("--idle", "idle_s", type=float, default=10.0,
               help="Seconds of idle power measured first.")  # fmt: skip
-@click.option("--warm-up", "warm_up_s", type=float, default=30.0, show_default=True,
+@click.option("--warm-up", "warm_up_s", type=float, default=30.0,
               help="Seconds a network may take to become stable.")  # fmt: skip
 @click.option("--allow-invalid", is_flag=True, help="Exit 0 although the run is invalid.")
 @output_option("Directory of the reports; by default reports/ in the artifact.")

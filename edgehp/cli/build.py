@@ -78,13 +78,11 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     "--precision",
     type=click.Choice(("int8", "fp16", "fp32")),
     default="int8",
-    show_default=True,
     help="What the convolutions must run in; less is an error.",
 )
 @click.option(
     "--network",
     default="kd-resnet18-112",
-    show_default=True,
     help="A bundled network, a checkpoint, a deployed ONNX graph, or the description (.toml) or, "
     "with --describe, the ONNX file of any other.",
 )
@@ -104,7 +102,6 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     "--calibration-method",
     type=click.Choice(("auto", "minmax", "percentile", "entropy", "mse")),
     default="auto",
-    show_default=True,
     help="How activation ranges are chosen; auto tries them.",
 )
 @click.option(
@@ -117,7 +114,6 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     "--max-drop",
     type=click.FloatRange(0),
     default=0.1,
-    show_default=True,
     help="Largest drop against FP32 in degrees; more ends with exit code 3 and no artifact.",
 )
 @click.option(
@@ -143,7 +139,6 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     "--batch-sizes",
     "batch",
     default="1,1,8",
-    show_default=True,
     metavar="MIN,BEST,MAX",
     help="Batch sizes of the engine; one number means just that.",
 )

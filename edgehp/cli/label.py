@@ -55,7 +55,6 @@ __all__ = ["command"]
     "threads",
     type=click.IntRange(1),
     default=2,
-    show_default=True,
     help="Photos that a worker does at a time.",
 )
 @photo_depth

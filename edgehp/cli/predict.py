@@ -63,14 +63,12 @@ logger = logging.getLogger(__name__)
     "--min-face-score",
     type=click.FloatRange(0, 1),
     default=0.5,
-    show_default=True,
     help="Least score of a detected face.",
 )
 @click.option(
     "--min-confidence",
     type=click.FloatRange(0, 1),
     default=0.5,
-    show_default=True,
     help="Less confidence than this is the state low_confidence.",
 )
 @threads_option

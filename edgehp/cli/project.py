@@ -222,7 +222,6 @@ def artifacts_here(folder: Path = Path("dist")) -> tuple[Path, ...]:
 @click.option(
     "--network",
     default="kd-resnet18-112",
-    show_default=True,
     help="A bundled network, a checkpoint, or a deployed ONNX graph.",
 )
 @click.option(
@@ -230,7 +229,6 @@ def artifacts_here(folder: Path = Path("dist")) -> tuple[Path, ...]:
     "targets",
     multiple=True,
     default=("cpu",),
-    show_default=True,
     help="What to build for; may be given several times.",
 )
 @json_option

@@ -79,7 +79,7 @@ def init(repository: Path, keys: Path, as_json: bool) -> None:
     "--share",
     type=click.IntRange(1, 100),
     default=100,
-    help="Percent of the devices that it is offered to at first. Default: 100.",
+    help="Percent of the devices that it is offered to at first.",
 )
 @json_option
 def add(

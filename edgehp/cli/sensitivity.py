@@ -20,7 +20,6 @@ __all__ = ["command"]
     "--crops",
     type=click.IntRange(1, 10_000),
     default=64,
-    show_default=True,
     help="Rendered heads to measure on.",
 )
 @threads_option

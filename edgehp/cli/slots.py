@@ -26,12 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["confirm", "install", "rollback", "status", "update"]
 
 
-def _root(given: Path | None) -> Path:
-    from edgehp.shipping import slots
-
-    return slots.default_root() if given is None else given
-
-
 def _describe(slot: Slot, role: str) -> str:
     """What a slot holds, in lines that fit a terminal."""
     test = slot.selftest
@@ -70,7 +64,7 @@ def _show(slot: Slot, role: str, as_json: bool) -> None:
 def install(
     file: Path,
     public_keys: tuple[Path, ...],
-    root: Path | None,
+    root: Path,
     validate_on: Path | None,
     as_json: bool,
 ) -> None:
@@ -92,7 +86,7 @@ def install(
     with step("install"):
         with step("verify"):
             bundle = verify_bundle(file, keys)
-        slot = slots.install(bundle, _root(root), finisher=finisher)
+        slot = slots.install(bundle, root, finisher=finisher)
     _show(slot, "current", as_json)
 
 
@@ -126,7 +120,7 @@ def update(
     repository: str,
     root_metadata: Path,
     public_keys: tuple[Path, ...],
-    root: Path | None,
+    root: Path,
     device_id: str | None,
     as_json: bool,
 ) -> None:
@@ -140,7 +134,7 @@ def update(
 
     source, keys = open_source(repository), read_keys(public_keys)
     with step("update"):
-        done = update_slots(source, root_metadata, keys, _root(root), device_id=device_id)
+        done = update_slots(source, root_metadata, keys, root, device_id=device_id)
     if as_json:
         print_json(done.to_dict())
         return
@@ -172,13 +166,13 @@ def _values(slot: Slot | None) -> dict[str, Any] | None:
 @root_option
 @json_option
 @over_ssh()
-def status(root: Path | None, as_json: bool) -> None:
+def status(root: Path, as_json: bool) -> None:
     """Say which slots are installed, which one is in use, and what failed. Nothing is run."""
     from edgehp.shipping import slots
     from edgehp.shipping.offers import read_memory
     from edgehp.shipping.update import FOLDER
 
-    found = slots.status(_root(root))
+    found = slots.status(root)
     decisions = read_memory(found.root / FOLDER).decisions
     if as_json:
         print_json(
@@ -217,7 +211,7 @@ def status(root: Path | None, as_json: bool) -> None:
 @subcommand("confirm", "edgehp confirm")
 @root_option
 @json_option
-def confirm(root: Path | None, as_json: bool) -> None:
+def confirm(root: Path, as_json: bool) -> None:
     """Say that the slot in use runs well: its starts are no longer counted against it.
 
     'edgehp run --root' does so by itself. It is for programs of your own, and for the updater of
@@ -225,19 +219,19 @@ def confirm(root: Path | None, as_json: bool) -> None:
     """
     from edgehp.shipping import slots
 
-    slots.confirm(_root(root))
-    _show(slots.current(_root(root)), "current, confirmed", as_json)
+    slots.confirm(root)
+    _show(slots.current(root), "current, confirmed", as_json)
 
 
 @subcommand("rollback", "edgehp rollback", "edgehp rollback --host me@orin")
 @root_option
 @json_option
 @over_ssh()
-def rollback(root: Path | None, as_json: bool) -> None:
+def rollback(root: Path, as_json: bool) -> None:
     """Run the golden vectors through the other slot and switch to it; if it fails, nothing changes.
 
     Called twice, it leads back.
     """
     from edgehp.shipping import slots
 
-    _show(slots.rollback(_root(root)), "current", as_json)
+    _show(slots.rollback(root), "current", as_json)

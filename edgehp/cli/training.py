@@ -53,53 +53,51 @@ _OPTIONS = [
         help="Weights to begin with, of any input size; torchvision's ResNet gives the backbone.",
     ),
     output_option("The run folder.", required=True),
-    click.option("--input-size", default=112, show_default=True, help="Input side in pixels."),
+    click.option("--input-size", default=112, help="Input side in pixels."),
     click.option("--start-size", default=0, help="Input size of the first epoch, growing."),
-    click.option("--epochs", default=10, show_default=True, help="Times that each photo is seen."),
+    click.option("--epochs", default=10, help="Times that each photo is seen."),
     click.option(
         "--batch",
         default=128,
-        show_default=True,
         help="Crops that go through the network at once, of all processes together.",
     ),
-    click.option("--learning-rate", default=2e-3, show_default=True, help="At its highest."),
+    click.option("--learning-rate", default=2e-3, help="At its highest."),
     click.option(
         "--precision",
         type=click.Choice(["auto", "bf16", "fp16", "fp32"]),
         default="auto",
-        show_default=True,
         help="Of the training, not of the artifact. auto: bf16 on a GPU, fp32 on the processor.",
     ),
     click.option(
         "--augmentation",
         type=click.Choice(["strong", "gentle", "sharp"]),
         default="strong",
-        show_default=True,
         help="gentle: for the last epochs and fine-tunes; sharp: where the input is larger than "
         "the photos.",
     ),
-    click.option(
-        "--flatten", default=0.5, show_default=True, help="0: |yaw| as it comes; 1: uniform."
-    ),
+    click.option("--flatten", default=0.5, help="0: |yaw| as it comes; 1: uniform."),
     click.option(
         "--device",
         type=click.Choice(["auto", "cpu", "cuda"]),
         default="auto",
-        show_default=True,
         help="auto: a GPU where there is one.",
     ),
-    click.option("--seed", default=0, show_default=True, help="Of everything random."),
+    click.option("--seed", default=0, help="Of everything random."),
     click.option(
         "--crop-threads",
         type=click.IntRange(1),
         default=2,
-        show_default=True,
         help="Threads that read photos and crop faces.",
     ),
-    click.option("--held-back", default=0.04, show_default=True, help="Share for validation."),
+    click.option("--held-back", default=0.04, help="Share for validation."),
     photo_depth,
     click.option("--skip-bad", is_flag=True, help="Leave damaged photos out, counted and listed."),
-    click.option("--licence", default="", help="Of the weights: kept in the file, said by build."),
+    click.option(
+        "--licence",
+        default="",
+        show_default=False,
+        help="Of the weights: kept in the file, said by build.",
+    ),
     json_option,
 ]
 
@@ -261,10 +259,9 @@ def _print_result(result: RunResult, as_json: bool) -> None:
 @click.option(
     "--network",
     default="base",
-    show_default=True,
     help="base (one regression and four RvC heads), kd-resnet18 ... kd-resnet152, or ehpnet.",
 )
-@click.option("--depth", default=18, show_default=True, help="ResNet depth of the base network.")
+@click.option("--depth", default=18, help="ResNet depth of the base network.")
 @_training_options
 def train(photos: tuple[Path, ...], network: str, depth: int, output: Path, **options: Any) -> None:
     """Train on PHOTOS (folders or zips of faces) with labels; an interrupted run is resumed.
@@ -290,9 +287,7 @@ def train(photos: tuple[Path, ...], network: str, depth: int, output: Path, **op
     renamed=_RENAMED,
 )
 @click.argument("photos", nargs=-1, type=click.Path(exists=True, path_type=Path))
-@click.option(
-    "--network", default="kd-resnet18", show_default=True, help="kd-resnet18 ... 152, or ehpnet."
-)
+@click.option("--network", default="kd-resnet18", help="kd-resnet18 ... 152, or ehpnet.")
 @click.option(
     "--teacher",
     "teachers",

@@ -81,14 +81,12 @@ DATASETS = ("aflw2000", "biwi", "aflw", "300w-lp", "rendered", "faces")
     "--max-drop",
     type=click.FloatRange(0),
     default=0.1,
-    show_default=True,
     help="Degrees that the upper end of the MAE drop's interval may reach; else exit code 3.",
 )
 @click.option(
     "--batch",
     type=click.IntRange(1, 4096),
     default=32,
-    show_default=True,
     help="Crops that go through the network at once.",
 )
 @threads_option
