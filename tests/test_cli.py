@@ -349,6 +349,14 @@ def test_a_long_step_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None
     assert pipe.getvalue().startswith("edgehp: label: 1/4 photos")
 
 
+def test_a_loop_without_a_name_goes_by_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgehp.cli._display._PLAIN_SECONDS", 0.0)
+    pipe = io.StringIO()
+    with Display(pipe), step("sensitivity"), step("", 4, "layers") as going:
+        going.advance()
+    assert pipe.getvalue().startswith("edgehp: sensitivity: 1/4 layers")
+
+
 def test_a_step_that_fails_says_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgehp.cli._display._PLAIN_SECONDS", 0.0)
     pipe = io.StringIO()
@@ -357,6 +365,7 @@ def test_a_step_that_fails_says_where_it_stopped(monkeypatch: pytest.MonkeyPatch
     assert "read: stopped after" in pipe.getvalue()
 
 
+@pytest.mark.usefixtures("notes")
 def test_quiet_shows_no_progress_and_no_notes() -> None:
     @click.command("doctor", cls=Command)
     def command() -> None:

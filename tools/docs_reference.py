@@ -70,7 +70,7 @@ def formats(found: Mapping[str, Mapping[str, Any]]) -> str:
     """A page of tables for the schemas, with a link to each as a file."""
     about = {
         "manifest": "`manifest.json`, in every artifact.",
-        "validation-report": "What `edgehp validate --json` prints and `--report` writes.",
+        "validation-report": "`reports/validation-*.json`, of `edgehp validate`.",
         "benchmark-report": "`reports/*.json`, a file a scenario, of `edgehp bench`.",
         "runtime-line": "What `edgehp run` writes, an object a line; `type` says which it is.",
     }
@@ -104,12 +104,12 @@ def _command(command: click.Command, context: click.Context) -> Iterator[str]:
     yield (
         "```\n" + " ".join([context.command_path, *command.collect_usage_pieces(context)]) + "\n```"
     )
-    yield _prose(inspect.cleandoc(command.help or "").replace("\b\n", ""))
+    yield _prose(inspect.cleandoc(command.help or ""))
     rows = [record for p in command.get_params(context) if (record := p.get_help_record(context))]
     if rows:
         yield _table(("option", "meaning"), [(f"`{name}`", _prose(text)) for name, text in rows])
-    if command.epilog:
-        yield "```\n" + inspect.cleandoc(command.epilog).replace("\b\n", "") + "\n```"
+    if examples := getattr(command, "examples", ()):
+        yield "```\n" + "\n".join(examples) + "\n```"
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
             child = command.get_command(context, name)

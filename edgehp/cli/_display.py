@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, TextIO
@@ -69,6 +69,11 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _outer(parts: Sequence[_Part]) -> _Part:
+    """The step that goes on: inside the command's own, unless that has nothing but a loop."""
+    return parts[1] if len(parts) > 1 and parts[1].step.name else parts[0]
 
 
 class Display:
@@ -136,7 +141,7 @@ class Display:
     def _report(self, part: _Part) -> None:
         """Say how far a long step is, now and then."""
         now = time.monotonic()
-        outer = self._parts[min(1, len(self._parts) - 1)]
+        outer = _outer(self._parts)
         if now - outer.said >= _PLAIN_SECONDS:
             outer.said = now
             name = " ".join(dict.fromkeys(n for n in (outer.step.name, part.step.name) if n))
@@ -188,7 +193,7 @@ class Display:
         good, bad = ("+", "x") if plain else ("✓", "✗")
         parts = list(self._parts)
         lines: list[RenderableType] = []
-        names = [name for name, _, _ in self._done] + [p.step.name for p in parts[1:2]]
+        names = [name for name, _, _ in self._done] + [_outer(parts).step.name for _ in parts[:1]]
         width = max((len(n) for n in names), default=0)
         for name, seconds, completed in list(self._done):
             line = Text(f"{good if completed else bad} ", style="green" if completed else "red")
@@ -215,7 +220,7 @@ class Display:
         from rich.table import Table
         from rich.text import Text
 
-        outer, inner = parts[min(1, len(parts) - 1)], parts[-1]
+        outer, inner = _outer(parts), parts[-1]
         # The innermost loop that has an end says how far the step is.
         counted = next((p for p in reversed(parts) if p.step.total), inner)
         row = Table.grid(padding=(0, 1))
