@@ -19,6 +19,7 @@ from edgehp.doctor.report import (
     NEEDS,
     PackageState,
     command_state,
+    commands_of,
     diagnose,
     find_engines,
     find_packages,
@@ -36,23 +37,23 @@ def answering(result: RunResult) -> Probe:
     return Probe(runner=runner, which=lambda name: f"/bin/{name}")
 
 
-def states(**problems: str | None) -> dict[str, PackageState]:
+def states(**problems: str | None) -> list[PackageState]:
     """Every package works, but for those given: a problem, or None for not installed."""
-    names = {
-        n
-        for extra in (BASE, *(needs.extra for needs in NEEDS.values()))
-        for n in requirements(extra)
-    }
-    return {
-        name: PackageState(
+    extras: dict[str, list[str]] = {}
+    for extra in {BASE, *(needs.extra for needs in NEEDS.values())}:
+        for name in requirements(extra):
+            extras.setdefault(name, []).append(extra)
+    return [
+        PackageState(
             name,
             None if name in problems and problems[name] is None else "1.0",
             problems.get(name),
-            (),
+            tuple(extras[name]),
+            commands_of(name, extras[name]),
             how_to_install(name) if name in problems else None,
         )
-        for name in sorted(names)
-    }
+        for name in sorted(extras)
+    ]
 
 
 def test_native_crash_is_reported_not_suffered() -> None:
@@ -183,6 +184,11 @@ def test_what_is_needed_is_read_from_the_metadata(monkeypatch: pytest.MonkeyPatc
     assert "[build]'" in how_to_install("new_thing.part")
 
 
+def test_the_reader_of_requirements_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "packaging.requirements", None)
+    assert how_to_install("packaging.version") == "install it with: pip install packaging"
+
+
 def test_a_package_of_the_system_needs_no_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
     """JetPack's OpenCV is no wheel."""
     monkeypatch.setattr(metadata, "requires", lambda name: ["opencv-python-headless>=4.8"])
@@ -205,7 +211,8 @@ def test_engines_are_judged_where_they_are_opened() -> None:
 
 
 def test_broken_base_is_not_ok(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("edgehp.doctor.report._extras", list)
+    only_base = {name: [(versions, BASE)] for name, versions in requirements(BASE).items()}
+    monkeypatch.setattr("edgehp.doctor.report._asked", lambda: only_base)
 
     def runner(command: Sequence[str], timeout: float) -> RunResult:
         broken = "cv2" in command[-1]

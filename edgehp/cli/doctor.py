@@ -66,7 +66,8 @@ def _print_packages(found: Diagnosis, verbose: bool) -> None:
     if verbose:
         headers.append("needed by")
         for row, state in zip(rows, found.packages, strict=True):
-            row.append(" ".join(state.commands) or "optional")
+            every = len(state.commands) == len(found.commands)
+            row.append("every command" if every else " ".join(state.commands) or "optional")
     print_table(headers, rows)
     click.echo()
     print_table(

@@ -7,9 +7,8 @@ only which extra a command cannot do without, and whether it needs an engine.
 from __future__ import annotations
 
 import platform
-import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -126,10 +125,13 @@ def requirements(extra: str) -> dict[str, str]:
     return found
 
 
-def _extras() -> list[str]:
-    """All extras but that of edgehp's own developers."""
-    declared = metadata.metadata("edgehp").get_all("Provides-Extra") or []
-    return [extra for extra in declared if extra != "dev"]
+def _asked() -> dict[str, list[tuple[str, str]]]:
+    """Distribution -> versions and extra, by each extra but that of edgehp's own developers."""
+    rows: dict[str, list[tuple[str, str]]] = {}
+    for extra in (BASE, *(metadata.metadata("edgehp").get_all("Provides-Extra") or ())):
+        for name, versions in requirements(extra).items() if extra != "dev" else ():
+            rows.setdefault(name, []).append((versions, extra))
+    return rows
 
 
 def _module_of(distribution: str) -> str | None:
@@ -138,13 +140,14 @@ def _module_of(distribution: str) -> str | None:
 
 def how_to_install(module: str) -> str:
     """What to do to have `module` (``"cv2"``, ``"onnx.helper"``), as a clause for people."""
-    for line in metadata.requires("edgehp") or ():
-        found = re.match(r"([\w.-]+)[^;]*(?:;.*extra == ['\"](\w+))?", line)
-        name, extra = found.groups() if found else ("", None)
+    missing = module.partition(".")[0]
+    # The reader of requirements may be what is missing.
+    for name, asked in _asked().items() if missing != "packaging" else ():
         of_it = _module_of(name)
-        if extra != "dev" and of_it and (module == of_it or module.startswith(f"{of_it}.")):
+        if of_it and (module == of_it or module.startswith(f"{of_it}.")):
+            extra = asked[0][1]
             return f"install it with: {install_extra(extra) if extra else f'pip install {name}'}"
-    return f"install it with: pip install {module.partition('.')[0]}"
+    return f"install it with: pip install {missing}"
 
 
 # Not from the current directory, and not a directory that merely has the name (stubs leave such a
@@ -179,6 +182,7 @@ class PackageState:
         name: of the distribution.
         version: installed version, or None if the package is not installed.
         problem: why it cannot be used although it is installed, or None.
+        extras: of edgehp that bring it; `BASE` of every installation.
         commands: commands that need it.
         install: what to do to have it, or None where it works.
     """
@@ -186,8 +190,9 @@ class PackageState:
     name: str
     version: str | None
     problem: str | None
-    commands: tuple[str, ...] = ()
-    install: str | None = None
+    extras: tuple[str, ...]
+    commands: tuple[str, ...]
+    install: str | None
 
     @property
     def works(self) -> bool:
@@ -227,29 +232,25 @@ def _state(name: str, asked: list[tuple[str, str]], probe: Probe) -> PackageStat
         problem = None if fits else f"found {version}, expected {' or '.join(v for v, _ in asked)}"
     versions, extra = asked[0]
     install = install_extra(extra) if extra else f"pip install '{name}{versions}'"
-    return PackageState(
-        name,
-        version,
-        problem,
-        tuple(command for command, needs in NEEDS.items() if name in _needed(needs)),
-        install if problem or version is None else None,
+    extras = tuple(extra for _, extra in asked)
+    works = version is not None and problem is None
+    commands = commands_of(name, extras)
+    return PackageState(name, version, problem, extras, commands, None if works else install)
+
+
+def commands_of(name: str, extras: Collection[str]) -> tuple[str, ...]:
+    """Commands that cannot do without the distribution `name`, which these extras bring."""
+    return tuple(
+        command
+        for command, needs in NEEDS.items()
+        if BASE in extras or (needs.extra in extras and (not needs.only or name in needs.only))
+        if name not in _DISPENSABLE
     )
-
-
-def _needed(needs: Needs) -> set[str]:
-    """Distributions that a command cannot do without."""
-    of_extra = set(requirements(needs.extra)) if needs.extra else set()
-    if needs.only:
-        of_extra &= set(needs.only)
-    return (set(requirements(BASE)) | of_extra) - _DISPENSABLE
 
 
 def find_packages(probe: Probe) -> tuple[PackageState, ...]:
     """The state of every package of every extra; each is imported in a process of its own."""
-    rows: dict[str, list[tuple[str, str]]] = {}
-    for extra in (BASE, *_extras()):
-        for name, versions in requirements(extra).items():
-            rows.setdefault(name, []).append((versions, extra))
+    rows = _asked()
     with ThreadPoolExecutor(max_workers=2) as pool:
         return tuple(pool.map(lambda name: _state(name, rows[name], probe), rows))
 
@@ -297,21 +298,19 @@ class Diagnosis:
     @property
     def ok(self) -> bool:
         """Whether the dependencies of every installation work."""
-        base = requirements(BASE)
-        return all(state.works for state in self.packages if state.name in base)
+        return all(state.works for state in self.packages if BASE in state.extras)
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for JSON."""
         return {"schema_version": SCHEMA_VERSION, "ok": self.ok, **asdict(self)}
 
 
-def command_state(name: str, packages: Mapping[str, PackageState], engine: bool) -> CommandState:
-    """What the packages, by name, and whether an `engine` works mean for the command `name`."""
+def command_state(name: str, packages: Iterable[PackageState], engine: bool) -> CommandState:
+    """What the packages and whether an `engine` works mean for the command `name`."""
     needs = NEEDS[name]
-    base = requirements(BASE)
-    broken = [p for n, p in packages.items() if n in _needed(needs) and not p.works]
+    broken = [p for p in packages if name in p.commands and not p.works]
     # What an extra lacks is installed at once; what is broken or of every installation, by itself.
-    lacking = [p.name for p in broken if p.version is None and p.name not in base]
+    lacking = [p.name for p in broken if p.version is None and BASE not in p.extras]
     remedies = [
         f"{p.name}: {p.problem or 'not installed'}; {p.install}"
         for p in broken
@@ -333,7 +332,6 @@ def diagnose(probe: Probe | None = None) -> Diagnosis:
     probe = probe or Probe()
     packages = find_packages(probe)
     engines = find_engines(probe)
-    by_name = {state.name: state for state in packages}
     works = any(state.problem is None for state in engines)
     return Diagnosis(
         edgehp=__version__,
@@ -345,5 +343,5 @@ def diagnose(probe: Probe | None = None) -> Diagnosis:
         jetson=find_jetson_state(probe),
         packages=packages,
         engines=engines,
-        commands=tuple(command_state(name, by_name, works) for name in NEEDS),
+        commands=tuple(command_state(name, packages, works) for name in NEEDS),
     )
