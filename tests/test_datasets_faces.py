@@ -276,6 +276,9 @@ def test_box_lists_are_json_or_csv_and_name_a_face_once(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match="listed twice"):
             load_boxes(write(tmp_path / name, text))
+    coco = '{"images": [{"id": 1}], "annotations": [{"bbox": [1, 2, 3, 4]}]}'
+    with pytest.raises(DataError, match=r"bbox.*\nhint: a list of boxes is \{\"file\": \[\{\"bbox"):
+        load_boxes(write(tmp_path / "coco.json", coco))
     with pytest.raises(DataError, match="no columns of a box"):
         load_boxes(write(tmp_path / "l.csv", "image,pitch,yaw,roll\na.jpg,1,2,3\n"))
 

@@ -675,6 +675,9 @@ def test_servers_that_fail(fleet: Fleet, root: Path) -> None:
         refused(fleet, root, DataError, "404", where=url)
         wire.status = {"timestamp": 401}
         refused(fleet, root, EnvironmentalError, "another user or password", where=url)
+        wire.moved = url
+        refused(fleet, root, EnvironmentalError, "leads in a circle", where=url)
+        wire.moved = None
         wire.status, wire.cut = {}, {"timestamp": 10}
         refused(fleet, root, EnvironmentalError, "ended after 10 of", where=url)
     refused(fleet, root, EnvironmentalError, "cannot be reached", where=url)

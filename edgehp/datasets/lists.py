@@ -388,9 +388,15 @@ def load_boxes(path: Path) -> BoxList:
 
 
 def _published(data: bytes, where: str) -> dict[str, list[BoxEntry]]:
-    listed = parse_json(data, dict[str, list[_Face]], where)
+    form = '{"file": [{"bbox": [x_min, y_min, x_max, y_max]}]}'
+    try:
+        listed = parse_json(data, dict[str, list[_Face]], where)
+    except DataError as e:
+        if "\nhint:" in str(e):
+            raise
+        raise DataError(f"{e}\nhint: a list of boxes is {form} or a CSV table") from e
     if not listed:
-        raise DataError(f'{where}: expected {{"file": [{{"bbox": [...]}}]}}, found no files')
+        raise DataError(f"{where}: expected {form}, found no files")
     faces: dict[str, list[BoxEntry]] = {}
     for file, entries in listed.items():
         if not entries:

@@ -172,6 +172,11 @@ class HttpSource:
                     f"{url}: the server wants another user or password ({e.code})\n"
                     "hint: give them in the URL, as in https://USER:PASSWORD@HOST/PATH"
                 ) from e
+            if e.code < http.HTTPStatus.BAD_REQUEST:
+                raise EnvironmentalError(
+                    f"{url}: the server leads in a circle or away from the web ({e.code})\n"
+                    "hint: open the address in a browser, and check --repository"
+                ) from e
             raise EnvironmentalError(
                 f"{url}: the server answers {e.code} {e.reason}; try again later"
             ) from e
