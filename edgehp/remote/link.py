@@ -109,7 +109,8 @@ if [ "$rc" = 0 ]; then set -- BACK; else set -- REPORT; fi
 rc=0
 [ "$#" = 0 ] || { cd "$d" && run tar --format=gnu -cf - -- "$@" >"$d/back"; }
 printf 'TOKEN %s %s %s\\n' "$ended" "$rc" "$(wc -c <"$d/back")"
-run cat "$d/back"
+# Whoever awaits nothing may have gone, and the folder with it.
+[ ! -s "$d/back" ] || run cat "$d/back"
 wait
 """
 
