@@ -26,7 +26,7 @@ from edgehp.errors import EnvironmentalError
 from edgehp.files import sha256_file
 from edgehp.networks.spec import KD_RESNET
 from edgehp.progress import Step
-from edgehp.remote import boards, link, transfer
+from edgehp.remote import boards, ssh, transfer
 from edgehp.shipping.bundle import make_bundle
 from tests import bench_artifact, build_parts, ship_parts
 from tests.board_tensorrt import MODULE
@@ -227,7 +227,12 @@ def test_a_board_without_edgehp_or_with_another(rack: Rack, run) -> None:
     )
     # The doctor is asked about just that.
     words = ["doctor", "--host", "orin", "--remote-command", program("version=0.0.7")]
-    assert run(*words)[0] == 0
+    code, _, err = run(*words)
+    assert code == 0
+    # Nothing comes back from it, so nothing is said about that.
+    assert [line for line in err.splitlines() if line.startswith("orin: ")] == [
+        "orin: quantize: 1.2 s"
+    ]
 
 
 def test_a_board_that_is_not_there(rack: Rack, run) -> None:
@@ -563,9 +568,9 @@ def test_a_caller_that_falls_silent_is_given_up(
     rack: Rack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A network that swallows everything looks like this from the board."""
-    monkeypatch.setattr(link, "PATIENCE_S", 1)
-    monkeypatch.setattr(link, "BEAT_S", 60)
-    with link.Link(boards.parse_board("orin", program("hang=60")), str) as held:
+    monkeypatch.setattr(ssh, "PATIENCE_S", 1)
+    monkeypatch.setattr(ssh, "BEAT_S", 60)
+    with ssh.Link(boards.parse_board("orin", program("hang=60")), str) as held:
         held.open(["bench"], [], [])
         assert held.folder.startswith(str(rack.orin.temporary))
         assert Path(held.folder).stat().st_mode & 0o777 == 0o700
@@ -580,7 +585,7 @@ def test_a_caller_that_falls_silent_is_given_up(
         with pytest.raises(EnvironmentalError, match="lost while the command ran"):
             held.read(str)
     # Nor does it wait for the rest of what was to be sent.
-    with link.Link(boards.parse_board("orin", PROGRAM), str) as held:
+    with ssh.Link(boards.parse_board("orin", PROGRAM), str) as held:
         held.open(["bench"], [], [])
         held.stdin.write(b"00010000" + bytes(1000))
         held.stdin.flush()

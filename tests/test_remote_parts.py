@@ -20,8 +20,7 @@ from edgehp.cli._remote import _print_all
 from edgehp.errors import DataError, EnvironmentalError, UsageError
 from edgehp.remote.boards import Board, parse_board, parse_lab, read_boards
 from edgehp.remote.errand import Outcome, exit_code
-from edgehp.remote.link import Link
-from edgehp.remote.ssh import MARK, connection_error, encode, plain, ssh_command
+from edgehp.remote.ssh import MARK, Link, connection_error, encode, plain, ssh_command
 from edgehp.remote.transfer import fetch
 
 

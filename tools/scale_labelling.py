@@ -4,12 +4,15 @@ Starts Dask workers on this machine, labels the photos on them, and sends the sa
 same workers without any work to do: what that takes is the share of the head, which does not grow
 with the workers.
 
-    python tools/scale_labelling.py faces.zip --teacher docs/teachers/fsanet.toml \
-        --model-dir teachers --grid 3
+    python tools/scale_labelling.py faces.zip --teacher docs/teachers/opentrack.toml \
+        --model-dir teachers --limit 192
+
+It prints the paragraph and the table of docs/scale.md.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -46,7 +49,7 @@ class Nothing:
 @click.option("--teacher", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--model-dir", type=click.Path(exists=True, path_type=Path))
 @click.option("--grid", default=3, show_default=True)
-@click.option("--limit", default=1024, show_default=True, help="Use this many photos.")
+@click.option("--limit", default=192, show_default=True, help="Use this many photos.")
 def main(
     photos: tuple[Path, ...], teacher: Path, model_dir: Path | None, grid: int, limit: int
 ) -> None:
@@ -55,6 +58,7 @@ def main(
     spec = spec.with_grid(changed(spec.grid, size=grid))
     samples = open_photos(photos, None, False).samples[:limit]
     size = sum(len(s.source.read()) for s in samples) / len(samples)
+    load = os.getloadavg()[0]
     rates: dict[int, float] = {}
     head = 0.0
 
@@ -79,12 +83,14 @@ def main(
             for _ in run_shards(Nothing(), samples, workers, size=64, send=send):
                 pass
             head = len(samples) / (time.perf_counter() - begun)
+    shard = max(1, min(64, len(samples) // 32))
     click.echo(
-        f"{len(samples)} photos of {size / 1e3:.1f} kB, {spec.name}, grid {grid} x {grid}\n"
-        f"1 worker {rates[1]:.1f} images/s, 2 workers {rates[2]:.1f} images/s\n"
-        f"the head alone (photos read, sent, answers back): {head:.0f} images/s\n"
-        f"a gigabit a second: {_GIGABIT / size:.0f} images/s\n\n"
-        "| workers | images/s | bound by |\n|---|---|---|"
+        f"Measured once on {os.cpu_count()} processors (load before: {load:.1f}), with "
+        f"{len(samples)} face crops of {size / 1e3:.1f} kB, the teacher {spec.name} and "
+        f"{grid * grid} views a photo: {rates[1]:.1f} images/s with one worker, {rates[2]:.1f} with "
+        f"two, {head:.0f} for the head alone in shards of {shard}. A gigabit a second carries "
+        f"{_GIGABIT / size:.0f}. From these:\n\n"
+        "| workers | images/s at most | bound by |\n|---|---|---|"
     )
     for count in (8, 64, 512):
         bounds = {

@@ -21,7 +21,7 @@ from edgehp.files import replacing
 from edgehp.progress import Step, step
 from edgehp.remote.boards import Board
 from edgehp.remote.lab import Booking
-from edgehp.remote.link import FOLDER, Link
+from edgehp.remote.ssh import FOLDER, Link
 from edgehp.remote.transfer import fetch, files_below, send
 
 __all__ = ["Errand", "Listener", "Outcome", "Returned", "Sent", "exit_code", "run_all"]

@@ -15,8 +15,7 @@ from typing import IO, Any
 
 from edgehp.errors import DataError, EnvironmentalError
 from edgehp.progress import Step
-from edgehp.remote.link import Link
-from edgehp.remote.ssh import plain
+from edgehp.remote.ssh import Link, plain
 
 __all__ = ["fetch", "files_below", "send"]
 
