@@ -88,8 +88,8 @@ def main(
         f"Measured once on {os.cpu_count()} processors (load before: {load:.1f}), with "
         f"{len(samples)} face crops of {size / 1e3:.1f} kB, the teacher {spec.name} and "
         f"{grid * grid} views a photo: {rates[1]:.1f} images/s with one worker, "
-        f"{rates[2]:.1f} with two, {head:.0f} for the head alone in shards of {shard}. A gigabit a second carries "
-        f"{_GIGABIT / size:.0f}. From these:\n\n"
+        f"{rates[2]:.1f} with two, {head:.0f} for the head alone in shards of {shard}. "
+        f"A gigabit a second carries {_GIGABIT / size:.0f}. From these:\n\n"
         "| workers | images/s at most | bound by |\n|---|---|---|"
     )
     for count in (8, 64, 512):
