@@ -21,6 +21,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from edgehp._installed import install_extra
 from edgehp.benchmark.power.base import POWER, MeterInfo, Rail, Sample
 from edgehp.device import SYSTEM_ROOT, read_integer, read_text
 from edgehp.errors import EnvironmentalError, MeasurementError
@@ -167,7 +168,8 @@ class JtopMeter:
             self._package = import_module("jtop") if module is None else module
         except ImportError as e:
             raise EnvironmentalError(
-                f"jetson-stats is not installed ({e}); install it with: pip install jetson-stats"
+                f"jetson-stats is not installed ({e}); install it with: {install_extra('jetson')}, "
+                "and its service as docs/jetson.md says"
             ) from e
         self._failures = (self._package.JtopException, OSError, EOFError)
         try:

@@ -14,6 +14,7 @@ from importlib import import_module
 from time import perf_counter
 from typing import Any
 
+from edgehp._installed import install_extra
 from edgehp.benchmark.host import HostState
 from edgehp.benchmark.power.base import ENERGY, POWER, MeterInfo, Rail, Sample
 from edgehp.errors import EnvironmentalError, MeasurementError
@@ -157,7 +158,7 @@ def _open(index: int | None, module: Any) -> tuple[Any, Any]:
         nvml = import_module("pynvml") if module is None else module
     except ImportError as e:
         raise EnvironmentalError(
-            f"NVML cannot be used ({e}); install it with: pip install nvidia-ml-py"
+            f"NVML cannot be used ({e}); install it with: {install_extra('nvml')}"
         ) from e
     try:
         nvml.nvmlInit()
