@@ -33,7 +33,6 @@ _PUBLISH = click.option(
 @click.group(
     "repo",
     cls=Group,
-    short_help="Keep a repository of bundles for a fleet.",
     examples=(
         "edgehp repo init repository --keys keys",
         "edgehp repo add repository network.edgehp --public-key release.pub",
