@@ -51,6 +51,11 @@ class EdgehpError(Exception):
 
     exit_code: ClassVar[int] = 1
 
+    @property
+    def sentence(self) -> str:
+        """What is wrong, without its hints: for a message that goes on after it."""
+        return str(self).partition("\nhint: ")[0]
+
 
 class UsageError(EdgehpError):
     """An argument, option or configuration value that cannot be right."""

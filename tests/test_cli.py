@@ -176,6 +176,12 @@ def test_errors_are_a_sentence_and_their_code(
     assert captured.out == ""
 
 
+def test_an_error_without_its_hints_goes_into_another() -> None:
+    error = errors.DataError("found this, expected that\nhint: do this\nhint: or that")
+    assert error.sentence == "found this, expected that"
+    assert errors.DataError("plain").sentence == "plain"
+
+
 def test_interruption_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert raising(monkeypatch, KeyboardInterrupt()) == 130
 

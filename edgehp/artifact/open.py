@@ -212,7 +212,7 @@ def open_reference(
         if text is not None or isinstance(e, EnvironmentalError):
             raise
         raise UsageError(
-            f"{found.path} was made from {source!r}, which was not found ({e})\n"
+            f"{found.path} was made from {source!r}, which was not found ({e.sentence})\n"
             "hint: give its FP32 reference with --reference"
         ) from e
     if reference.digest != record.weights_sha256:

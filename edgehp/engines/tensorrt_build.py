@@ -81,7 +81,8 @@ def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> 
         except (CompatibilityError, EnvironmentalError) as second:
             raise EnvironmentalError(
                 f"TensorRT {trt.__version__} builds INT8 for {gpu.name} neither from Q/DQ nor from "
-                f"ranges ({second}): Volta has no INT8 tensor cores\nhint: --precision fp16"
+                f"ranges ({second.sentence}): Volta has no INT8 tensor cores\n"
+                "hint: --precision fp16"
             ) from e
         by_ranges = (
             f"TensorRT has no explicit INT8 for {gpu.name}: the engine was built from the float "

@@ -270,7 +270,7 @@ class CaptureThread:
 
 def _line(error: BaseException) -> str:
     """An error in one line; OpenCV's have several, and may repeat the URL with its password."""
-    words = str(error).partition("\nhint:")[0] if isinstance(error, EdgehpError) else str(error)
+    words = error.sentence if isinstance(error, EdgehpError) else str(error)
     return without_password(" ".join(words.split())) or type(error).__name__
 
 

@@ -260,7 +260,7 @@ def install(
                     state = read_state(root)
                     _write(
                         root,
-                        replace(state, failed=state.with_failure(bundle.digest, _without_hint(e))),
+                        replace(state, failed=state.with_failure(bundle.digest, e.sentence)),
                     )
                 raise
             slot = _recorded(bundle, stage, root, result)
@@ -612,7 +612,7 @@ class _Start(Generic[T]):
                 raise
             except EdgehpError as e:
                 failure = e
-        words = _without_hint(failure)
+        words = failure.sentence
         left = f"slot {state.current}: {words}"
         if other is None:
             raise type(failure)(
@@ -622,14 +622,14 @@ class _Start(Generic[T]):
             return Boot(other, self._tested(other), words)
         except EdgehpError as second:
             if worn_out and slot is not None:
-                text = _without_hint(second)
+                text = second.sentence
                 logger.warning("slot %s: %s; slot %s stays", other.name, text, slot.name)
                 return Boot(slot, self._tested(slot), None)
             kind = (
                 EnvironmentalError if isinstance(second, EnvironmentalError) else CompatibilityError
             )
             raise kind(
-                f"{left}; slot {other.name}: {_without_hint(second)}\nhint: install a bundle"
+                f"{left}; slot {other.name}: {second.sentence}\nhint: install a bundle"
             ) from second
 
     def _tested(self, slot: Slot) -> T:
@@ -760,10 +760,6 @@ def _state_lock_if_possible(root: Path) -> Iterator[None]:
 
 def _writing(root: Path) -> AbstractContextManager[None]:
     return disk.writing(str(root), "check its owner and the disk, or choose another --root")
-
-
-def _without_hint(error: EdgehpError) -> str:
-    return str(error).partition("\nhint:")[0]
 
 
 def _other_than(name: str | None) -> Literal["a", "b"]:
