@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from edgehp.benchmark import cold_start
 from edgehp.benchmark.cold_start import STAGES, joined, start_rows
+from edgehp.benchmark.host import HostState
 from edgehp.cli.main import main
 from tests.bench_artifact import make_artifact
 
@@ -85,6 +88,35 @@ def test_starts_are_for_cold_starts(artifact: Path, capsys: pytest.CaptureFixtur
         main(["bench", str(artifact), "--starts", "3"])
     assert stopped.value.code == 2
     assert "--starts is for --scenario cold-start" in capsys.readouterr().err
+
+
+def test_nothing_that_a_start_reads_is_in_memory_before(artifact: Path, repo: Path) -> None:
+    code = f"""
+import sys
+sys.path.insert(0, {str(repo)!r})
+from edgehp.benchmark import cold_start
+from edgehp.benchmark.host import HostState
+from edgehp.cli.main import main
+
+def start(request):
+    sys.exit(" ".join(sorted({{name.partition(".")[0] for name in sys.modules}})))
+
+cold_start._start = start
+main(["bench", {str(artifact)!r}, "--scenario", "cold-start"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    loaded = set(done.stderr.split())
+    assert "edgehp" in loaded
+    assert not loaded & {"cv2", "numpy", "onnxruntime", "openvino", "tensorrt", "torch"}
+
+
+@pytest.mark.parametrize(("uptime", "valid"), [(60.0, True), (6000.0, False)])
+def test_a_machine_that_was_just_switched_on_has_other_work(uptime: float, valid: bool) -> None:
+    states = [HostState(t, busy_s=t, throttles={"x": 0}) for t in (0.0, 10.0)]
+    found = cold_start._validity(states, [], {"jetson": None, "cpu_quota": None}, uptime)
+    assert found["valid"] is valid
+    said = found["conditions" if valid else "reasons"]
+    assert any(text.startswith("foreign load") for text in said)
 
 
 def report_of(seconds: float, uptime: float, reasons: list[str]) -> dict[str, Any]:

@@ -333,9 +333,14 @@ class Link:
     def _watch(self, seconds: float) -> None:
         """End ssh after that time."""
         self._watchdog.cancel()
-        self._watchdog = threading.Timer(seconds, self.abandon)
+        self._watchdog = threading.Timer(seconds, self._overdue)
         self._watchdog.daemon = True
         self._watchdog.start()
+
+    def _overdue(self) -> None:
+        if self.folder:
+            logger.warning("%s did not say that it has removed %s", self.board.host, self.folder)
+        self.abandon()
 
     def abandon(self) -> None:
         """End what is going on and let nothing begin; the board tidies up."""
