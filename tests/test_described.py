@@ -186,6 +186,22 @@ def test_exports_of_any_kind_are_read(tmp_path: Path, given: dict) -> None:
     np.testing.assert_allclose(found, [[1, 2, 3]] * 2, atol=1e-3)
 
 
+def test_torch_exports_shapes_of_one_crop_are_freed(tmp_path: Path) -> None:
+    """The exporter by torch.export writes allowzero beside them."""
+    path = answer_net(tmp_path / "net.onnx", {"pose": np.array([1.0, 2.0, 3.0])}, batch=1)
+    model = onnx.load(path)
+    for output in model.graph.output:
+        maker = next(n for n in model.graph.node if output.name in n.output)
+        maker.output[0] = "before"
+        shape = numpy_helper.from_array(np.array([1, 3]), "one_crop")
+        model.graph.initializer.append(shape)
+        given = ["before", "one_crop"]
+        model.graph.node.append(helper.make_node("Reshape", given, [output.name], allowzero=1))
+    onnx.save(model, path)
+    (found,), _ = angles_of(describe(path, 'kind = "euler"'))
+    np.testing.assert_allclose(found, [[1, 2, 3]] * 2, atol=1e-3)
+
+
 def test_weights_beside_the_file_and_among_the_inputs_are_read(tmp_path: Path) -> None:
     path = answer_net(tmp_path / "net.onnx", {"pose": np.array([1.0, 2.0, 3.0])})
     model = onnx.load(path)

@@ -71,7 +71,7 @@ box_scale = {box_scale}
 
 def _layer(cin: int, cout: int, kernel: int, stride: int, groups: int = 1) -> list[nn.Module]:
     convolution = nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return [convolution, nn.BatchNorm2d(cout, eps=1e-3, momentum=0.01)]
+    return [convolution, nn.BatchNorm2d(cout, eps=1e-3, momentum=None)]
 
 
 class Gate(nn.Module):
@@ -193,7 +193,7 @@ def _fitted(
     parts = [backbone(images[first : first + 64]) for first in range(0, len(images), 64)]
     features = torch.cat(parts).double().numpy()
     x = np.concatenate([features, np.ones((len(features), 1))], 1)
-    hold = 1e-3 * np.trace(x.T @ x) / x.shape[1] * np.eye(x.shape[1])
+    hold = 1e-1 * np.trace(x.T @ x) / x.shape[1] * np.eye(x.shape[1])
     w = np.linalg.solve(x.T @ x + hold, x.T @ target)
     click.echo(f"{len(x)} photos, {np.abs(x @ w - target).mean():.3g} apart from their labels")
     return w[:-1].T, w[-1]

@@ -245,6 +245,10 @@ def _keep_batch(
             continue
         if node.op_type == "Reshape":
             wanted[0] = 0
+            # torch.export's exporter sets it, and 0 would stand for no crop at all.
+            kept = [a for a in node.attribute if a.name != "allowzero"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
         else:
             wanted[0] = 1
         name = f"{node.name}.shape"

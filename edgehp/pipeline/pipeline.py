@@ -28,6 +28,7 @@ from edgehp.artifact.manifest import (
 from edgehp.artifact.write import ArtifactWriter
 from edgehp.device import DeviceProbe, HostProbe
 from edgehp.engines import PROCESSOR_ENGINES, processor_engine
+from edgehp.engines.parser import require_parsable
 from edgehp.errors import EnvironmentalError, UsageError
 from edgehp.files import sha256_bytes
 from edgehp.networks.bundled import BUNDLED, Network, resolve_network
@@ -75,6 +76,7 @@ from edgehp.quantization.placement import float_operators
 from edgehp.quantization.quantize import AUTO, QuantizationConfig, QuantizedModel, quantize
 from edgehp.validation.appearance import ADVICE
 from edgehp.validation.metrics import frame_errors
+from edgehp.versions import parse_version
 
 if TYPE_CHECKING:
     import onnx
@@ -222,6 +224,17 @@ def _licence(network: Network) -> str:
     return network.spec.licence or "no licence stated: ask whoever trained them"
 
 
+def _tensorrt_of(plan: Plan, place: Place | None) -> str | None:
+    """The TensorRT here; of a deferred build the newest that the target's devices come with."""
+    if plan.kind != "tensorrt":
+        return None
+    if place is not None and place.tensorrt is not None:
+        return place.tensorrt
+    if plan.target.jetpack:
+        return max((row.tensorrt for row in plan.target.jetpack), key=parse_version)
+    return plan.target.tensorrt.maximum if plan.target.tensorrt is not None else None
+
+
 def _find_place(plan: Plan, request: BuildRequest, device: DeviceProbe) -> Place | None:
     """Where the engine is built; None where the build is deferred."""
     try:
@@ -318,6 +331,8 @@ class _Build:
         preprocessing = self._network.spec.preprocessing
         with self._steps("graph"):
             model = self._network.graph()
+            if (version := _tensorrt_of(self._plan, context.place)) is not None:
+                require_parsable(model, version, self._plan.target.name)
             if self._network.spec.bins is None:
                 context.warn(
                     "the network has no bins, so the artifact gives no spread: confidence is null"
