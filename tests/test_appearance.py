@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from edgehp.errors import DataError
-from edgehp.quantization.clipping import measure_clipping
+from edgehp.quantization.clipping import ClippingMeter
 from edgehp.quantization.quantize import QuantizationConfig, quantize
 from edgehp.validation.appearance import (
     CONDITIONS,
@@ -99,11 +99,12 @@ def quantized(request: pytest.FixtureRequest) -> onnx.ModelProto:
 
 def test_clipping_is_counted_beyond_the_last_level(quantized: onnx.ModelProto) -> None:
     crops = random_crops(40, SIZE, 1)
-    usual = measure_clipping(quantized, crops, threads=1)
+    meter = ClippingMeter(quantized, threads=1)
+    usual = meter(crops)
     # Min-max of four in five of these crops: hardly anything lies beyond.
     assert usual.share < 0.002
     harsh = np.where(crops > 127, 255, 0).astype(np.uint8)
-    beyond = measure_clipping(quantized, harsh, threads=1)
+    beyond = meter(harsh)
     assert beyond.share > 5 * usual.share
     assert beyond.worst[1] == max(beyond.tensors.values()) > beyond.share
 
@@ -115,7 +116,7 @@ def test_a_tensor_that_is_squeezed_shows_its_own_share(quantized: onnx.ModelProt
     scale = next(t for t in model.graph.initializer if t.name == node.input[1])
     small = onnx.numpy_helper.to_array(scale) / 8
     scale.CopyFrom(onnx.numpy_helper.from_array(small.astype(np.float32), scale.name))
-    found = measure_clipping(model, random_crops(8, SIZE, 1), threads=1)
+    found = ClippingMeter(model, threads=1)(random_crops(8, SIZE, 1))
     assert found.worst[0] == "relu"
     assert found.worst[1] > 0.1
 
@@ -126,6 +127,6 @@ def _quantizers(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 def test_a_float_graph_and_no_crops_are_refused(quantized: onnx.ModelProto) -> None:
     with pytest.raises(DataError, match="no QuantizeLinear"):
-        measure_clipping(small_network(), random_crops(1, SIZE))
+        ClippingMeter(small_network())
     with pytest.raises(DataError, match="no crops"):
-        measure_clipping(quantized, [], threads=1)
+        ClippingMeter(quantized, threads=1)([])

@@ -82,6 +82,10 @@ class Prediction:
             np.concatenate(spreads) if spreads else None,
         )
 
+    def first(self, count: int) -> Prediction:
+        """The predictions of the first `count` crops."""
+        return Prediction(self.angles[:count], None if self.spread is None else self.spread[:count])
+
     @property
     def finite(self) -> npt.NDArray[np.bool_]:
         """Which of the N crops have numbers for an answer."""

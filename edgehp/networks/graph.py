@@ -256,7 +256,7 @@ class GraphBuilder:
             },
         )
         model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(model)  # shapes and types were checked just now
         return model
 
 

@@ -50,7 +50,7 @@ _TOLERANCE_FLOOR = 0.25
 _TOLERANCE_FACTOR = 1.5
 # Held-out crops of which dark, blurred and near-infrared versions are made: all of them would make
 # the step four times as long.
-DEGRADED_COUNT = 128
+DEGRADED_COUNT = 64
 # Fewer crops say nothing about a subset.
 _FEWEST = 8
 # A network that sees the pose errs by less than this part of what one answer for all would.
@@ -66,9 +66,12 @@ def predict(engine: Engine, crops: npt.NDArray[np.uint8], batch: int) -> Predict
     parts = []
     with step("", len(crops), "crops") as going:
         for i in range(0, len(crops), batch):
-            parts.append(engine.infer(crops[i : i + batch]))
-            going.advance(len(parts[-1].angles))
-    found = Prediction.joined(parts)
+            some = crops[i : i + batch]
+            # A last batch that is smaller is filled up: engines compile each size anew.
+            full = np.resize(some, (batch, *crops.shape[1:])) if len(some) < batch else some
+            parts.append(engine.infer(full))
+            going.advance(len(some))
+    found = Prediction.joined(parts).first(len(crops))
     if bad := int((~found.finite).sum()):
         raise DataError(
             f"{engine.info.kind}: {bad} of {len(crops)} crops give angles that are not finite; "
@@ -112,7 +115,7 @@ class Run:
 
 
 def degraded_indices(count: int) -> npt.NDArray[np.intp]:
-    """Which of `count` held-out crops the degraded versions are made of: 128 at most, spread."""
+    """Which of `count` held-out crops the degraded versions are made of: 64 at most, spread."""
     return np.linspace(0, count - 1, min(count, DEGRADED_COUNT)).astype(np.intp)
 
 

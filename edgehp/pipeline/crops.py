@@ -45,7 +45,7 @@ FEWEST_CALIBRATION = 64
 MOST_CALIBRATION = 512
 MOST_HELD_OUT = 20_000
 # Crops whose statistics are taken, and whose clipped activations are counted.
-_LOOKED_AT, _CLIPPED = 256, 32
+_LOOKED_AT, _CLIPPED = 128, 16
 SHIPPED_CALIBRATION = "rendered-heads.zip"
 SHIPPED_VALIDATION = "rendered-validation.zip"
 
@@ -188,11 +188,11 @@ def appearance_check(
         threads: processor threads.
         advice: what the warning asks for.
     """
-    from edgehp.quantization.clipping import measure_clipping
+    from edgehp.quantization.clipping import ClippingMeter
 
+    meter = ClippingMeter(quantized, threads=threads)
     usual, found = (
-        measure_clipping(quantized, crops.crops[_spaced(len(crops), _CLIPPED)], threads=threads)
-        for crops in (calibration, held_out)
+        meter(crops.crops[_spaced(len(crops), _CLIPPED)]) for crops in (calibration, held_out)
     )
     own = measure_crops(calibration.crops[_spaced(len(calibration), _LOOKED_AT)])
     looks = measure_crops(held_out.crops[_spaced(len(held_out), _LOOKED_AT)])

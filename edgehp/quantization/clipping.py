@@ -17,7 +17,7 @@ from edgehp.quantization.runner import Runner
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Clipping", "measure_clipping"]
+__all__ = ["Clipping", "ClippingMeter"]
 
 Crop = npt.NDArray[np.uint8]
 
@@ -41,43 +41,47 @@ class Clipping:
         return name, self.tensors[name]
 
 
-def measure_clipping(
-    model: onnx.ModelProto,
-    crops: Iterable[Crop],
-    *,
-    threads: int | None = None,
-) -> Clipping:
-    """Count the activations that a Q/DQ graph clips.
+class ClippingMeter:
+    """Counts the activations that a Q/DQ graph clips.
 
     A value counts where it is more than half a step beyond the last level, so that mere rounding
     does not.
 
     Args:
         model: the Q/DQ graph.
-        crops: uint8 [S, S, 3], RGB.
         threads: of the processor.
 
     Raises:
-        DataError: the graph quantizes no activation, or no crops.
+        DataError: the graph quantizes no activation.
     """
-    limits = _limits(model)
-    if not limits:
-        raise DataError("the graph has no QuantizeLinear behind an activation; quantize it first")
-    outputs = dict.fromkeys([*(o.name for o in model.graph.output), *limits])
-    probed = with_outputs(model, list(outputs))
-    runner = Runner(probed, tuple(limits), threads=threads)
-    beyond = dict.fromkeys(limits, 0)
-    seen = dict.fromkeys(limits, 0)
-    for batch in runner.stream(crops):
-        for (name, (low, high)), values in zip(limits.items(), batch, strict=True):
-            beyond[name] += int(np.count_nonzero((values < low) | (values > high)))
-            seen[name] += values.size
-    if not any(seen.values()):
-        raise DataError("no crops to count clipped activations on: expected at least one")
-    return Clipping(
-        sum(beyond.values()) / sum(seen.values()),
-        MappingProxyType({n: beyond[n] / max(1, seen[n]) for n in limits}),
-    )
+
+    def __init__(self, model: onnx.ModelProto, *, threads: int | None = None) -> None:
+        self._limits = _limits(model)
+        if not self._limits:
+            raise DataError(
+                "the graph has no QuantizeLinear behind an activation; quantize it first"
+            )
+        outputs = dict.fromkeys([*(o.name for o in model.graph.output), *self._limits])
+        self._run = Runner(with_outputs(model, list(outputs)), tuple(self._limits), threads=threads)
+
+    def __call__(self, crops: Iterable[Crop]) -> Clipping:
+        """What it clips of crops uint8 [S, S, 3], RGB.
+
+        Raises:
+            DataError: no crops, or crops of the wrong size.
+        """
+        beyond = dict.fromkeys(self._limits, 0)
+        seen = dict.fromkeys(self._limits, 0)
+        for batch in self._run.stream(crops):
+            for (name, (low, high)), values in zip(self._limits.items(), batch, strict=True):
+                beyond[name] += int(np.count_nonzero((values < low) | (values > high)))
+                seen[name] += values.size
+        if not any(seen.values()):
+            raise DataError("no crops to count clipped activations on: expected at least one")
+        return Clipping(
+            sum(beyond.values()) / sum(seen.values()),
+            MappingProxyType({n: beyond[n] / max(1, seen[n]) for n in self._limits}),
+        )
 
 
 def _limits(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:

@@ -71,16 +71,16 @@ def scale_of(ends: Range, grid: str, *, half: bool = False) -> tuple[float, int]
     """
     low, high = ends
     if grid == "int8":
-        return _representable(max(-low, high) / _INT8, half), 0
-    scale = _representable((high - low) / _UINT8, half)
+        return float(_representable(max(-low, high) / _INT8, half)), 0
+    scale = float(_representable((high - low) / _UINT8, half))
     return scale, int(np.clip(np.round(-low / scale), 0, _UINT8))
 
 
-def _representable(scale: float, half: bool) -> float:
-    if half:
-        info = np.finfo(np.float16)
-        return float(np.float16(np.clip(scale, float(info.smallest_subnormal), float(info.max))))
-    return float(np.float32(max(scale, float(np.finfo(np.float32).tiny))))
+def _representable(scale: float | Array, half: bool) -> Array:
+    """The nearest float16 or float32 above zero, as float64."""
+    info = np.finfo(np.float16 if half else np.float32)
+    smallest = float(info.smallest_subnormal if half else info.tiny)
+    return np.clip(scale, smallest, float(info.max)).astype(info.dtype).astype(np.float64)
 
 
 def quantize_activation(
@@ -108,7 +108,7 @@ def weight_scales(
     scales = np.abs(weight.reshape(weight.shape[0], -1)).max(1).astype(np.float64) / largest
     if not np.isfinite(scales).all():
         raise DataError("a weight is not finite; the checkpoint is damaged")
-    return np.array([_representable(s, half) if s > 0 else _EMPTY_CHANNEL for s in scales])
+    return np.where(scales > 0, _representable(scales, half), _EMPTY_CHANNEL)
 
 
 def quantize_weight(weight: npt.NDArray[np.float32], scales: Array) -> npt.NDArray[np.int8]:
@@ -150,6 +150,7 @@ class Emitter:
         if body == "fp16" and flavor == "cpu":
             raise UsageError("the cpu flavor has an FP32 body; FP16 is for tensorrt")
         self._grid = _GRID[flavor]
+        self._nearest: dict[tuple[str, int], tuple[Array, npt.NDArray[np.int8]]] = {}
         self._target, self._half = model, frozenset[str]()
         if body == "fp16":
             self._target, self._half = to_half_body(model, self.placement.weights)
@@ -166,8 +167,15 @@ class Emitter:
 
     def scales(self, layer: str, table: CalibrationTable, method: str) -> Array:
         """Scales of a layer's weight, float64 [Cout]."""
-        largest = self.largest(layer, table, method)
-        return weight_scales(self.weight(layer), largest=largest, half=layer in self._half)
+        return self._rounded(layer, self.largest(layer, table, method))[0]
+
+    def _rounded(self, layer: str, largest: int) -> tuple[Array, npt.NDArray[np.int8]]:
+        """Scales of a layer's weight and its nearest integers: most methods share them."""
+        if (layer, largest) not in self._nearest:
+            weight = self.weight(layer)
+            scales = weight_scales(weight, largest=largest, half=layer in self._half)
+            self._nearest[layer, largest] = scales, quantize_weight(weight, scales)
+        return self._nearest[layer, largest]
 
     def __call__(
         self,
@@ -199,9 +207,10 @@ class Emitter:
         for name in self.placement.weights:
             original = self.source.nodes[name]
             half = name in self._half
-            scales = self.scales(name, table, method)
+            scales, q = self._rounded(name, self.largest(name, table, method))
             layer = (rounded or {}).get(name)
-            q = quantize_weight(self.weight(name), scales) if layer is None else layer.weight
+            if layer is not None:
+                q = layer.weight
             nodes[name].input[1] = inserter.weight(original.input[1], q, scales, half)
             if layer is not None:
                 bias = self.source.array(original.input[2]) + layer.bias_shift

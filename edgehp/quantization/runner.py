@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Runner", "batches", "input_of"]
 
 Crop = npt.NDArray[np.uint8]
-_BATCH = 4
+_BATCH = 8
 
 
 def batches(crops: Iterable[Crop], size: int) -> Iterator[npt.NDArray[np.uint8]]:
@@ -104,6 +104,8 @@ class Runner:
         options.log_severity_level = 3
         # The arena keeps the largest activation of every shape it ever saw.
         options.enable_cpu_mem_arena = False
+        # Threads that wait in a loop take the processor from whatever else runs.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Q/DQ as written: integer kernels saturate on processors without VNNI, and the fusion of
         # weights and biases computes FP16 graphs wrongly (onnxruntime <= 1.31).
         options.add_session_config_entry("session.disable_quant_qdq", "1")

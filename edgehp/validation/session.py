@@ -319,7 +319,7 @@ def _clipped(
     """What an artifact's graph clips of `crops`."""
     import onnx
 
-    from edgehp.quantization.clipping import measure_clipping
+    from edgehp.quantization.clipping import ClippingMeter
 
-    found = measure_clipping(onnx.load(str(graph)), crops, threads=threads)
+    found = ClippingMeter(onnx.load(str(graph)), threads=threads)(crops)
     return Clipped(found.share, usual, found.worst)
