@@ -78,7 +78,8 @@ struct stat require_plain(const std::string& root, const std::string& name) {
         step += "/" + part.string();
         if (lstat(step.c_str(), &status) != 0)
             incompatible(step + ": missing (" + std::generic_category().message(errno) +
-                         "), expected the artifact's file\nhint: copy the artifact again or build it again");
+                         "), expected the artifact's file\n"
+                         "hint: copy the artifact again or build it again");
         if (S_ISLNK(status.st_mode))
             incompatible(step + ": found a symbolic link, expected a file inside the artifact\n"
                                 "hint: copy the artifact again, following links");
@@ -93,8 +94,9 @@ std::string repr(const std::string& text) {
     const char quote = text.find('\'') != text.npos && text.find('"') == text.npos ? '"' : '\'';
     std::string out(1, quote);
     for (const char c : text) {
-        const std::string escaped = json(std::string(1, c)).dump(-1, ' ', false, replace);
-        out += (c >= 0 && c < ' ') || c == '\\' ? escaped.substr(1, escaped.size() - 2) : std::string(1, c);
+        const bool plain = c < 0 || (c >= ' ' && c != '\\');
+        const std::string escaped = plain ? "" : json(std::string(1, c)).dump();
+        out += plain ? std::string(1, c) : escaped.substr(1, escaped.size() - 2);
     }
     return out + quote;
 }
@@ -252,8 +254,8 @@ Artifact read_values(const Node& m, const std::string& root) {
 Artifact read_manifest(const std::string& root) {
     std::error_code ignored;
     if (!fs::is_directory(root, ignored))
-        throw Error(EDGEHP_DATA, root + ": no such artifact directory\nhint: make one with 'edgehp build', "
-                                        "or name one that holds a " + manifest_name);
+        throw Error(EDGEHP_DATA, root + ": no such artifact directory\nhint: make one with 'edgehp "
+                                        "build', or name one that holds a " + manifest_name);
     require_plain(root, manifest_name);
     const std::string where = root + "/" + manifest_name;
     std::string bytes = read_file(where, largest_manifest + 1);
@@ -265,8 +267,8 @@ Artifact read_manifest(const std::string& root) {
     static const std::regex by_form("\n \"edgehp_version\": \"([!-~]{1,40})\",\n");
     std::smatch head, by;
     if (!std::regex_search(bytes, head, head_form, std::regex_constants::match_continuous))
-        incompatible(where + " is not a manifest of edgehp: it does not begin with a schema version "
-                             "and a digest\nhint: build or copy the artifact again");
+        incompatible(where + " is not a manifest of edgehp: it does not begin with a schema "
+                             "version and a digest\nhint: build or copy the artifact again");
     const int version = std::stoi(head[1]);
     const std::string found_version = where + ": found manifest schema " + std::to_string(version);
     if (version < schema_version)
@@ -346,7 +348,8 @@ void check_version(const Artifact& artifact, const Device& device, const std::st
         return;
     }
     // Of TensorRT's version-compatible engines: read by later releases of this major version.
-    if (const auto major = artifact.versions.find("tensorrt_major"); major != artifact.versions.end()) {
+    const auto major = artifact.versions.find("tensorrt_major");
+    if (major != artifact.versions.end()) {
         const auto release = parse_version(here);
         if (release.empty() || std::to_string(release[0]) != major->second ||
             release < parse_version(built))
@@ -359,8 +362,8 @@ void check_version(const Artifact& artifact, const Device& device, const std::st
         std::count(here.begin(), here.end(), '.') == 3)
         here.resize(here.rfind('.'));
     if (parse_version(here) != parse_version(built))
-        incompatible(made + here + ", and its engines need exactly the same version: install it, or " +
-                     rebuild);
+        incompatible(made + here + ", and its engines need exactly the same version: install it, "
+                                   "or " + rebuild);
 }
 
 void check_gpu(const Artifact& artifact, const Device& device) {
@@ -434,8 +437,9 @@ void check_files(const Artifact& artifact) {
 Artifact load_artifact(const std::string& path, const Device& device) {
     const Artifact artifact = read_manifest(path.substr(0, path.find_last_not_of('/') + 1));
     if (artifact.engine_kind.empty())
-        incompatible(artifact.path + " is deferred: its engine is not built yet\nhint: finish it on "
-                     "the device (" + artifact.target + ") with: edgehp build --finish " + artifact.path);
+        incompatible(artifact.path + " is deferred: its engine is not built yet\nhint: finish it "
+                     "on the device (" + artifact.target + ") with: edgehp build --finish " +
+                     artifact.path);
     const std::string& kind = artifact.engine_kind;
     if (!runtime_version(kind))
         throw Error(EDGEHP_ENVIRONMENT,

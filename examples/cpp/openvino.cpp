@@ -16,7 +16,8 @@ std::string last_line(const std::exception& error) {
     std::string last, line;
     for (std::istringstream lines(error.what()); std::getline(lines, line);) {
         const auto first = line.find_first_not_of(" \t\r");
-        if (first != line.npos) last = line.substr(first, line.find_last_not_of(" \t\r") - first + 1);
+        const auto end = line.find_last_not_of(" \t\r") + 1;
+        if (first != line.npos) last = line.substr(first, end - first);
     }
     return last.substr(0, 300);
 }
@@ -77,9 +78,10 @@ private:
         for (const auto& port : model_->outputs())
             outputs.insert(port.get_names().begin(), port.get_names().end());
         const bool one = model_->inputs().size() == 1 && model_->input().get_names().count("crops");
-        const ov::PartialShape shape = one ? model_->input().get_partial_shape() : ov::PartialShape();
+        const auto shape = one ? model_->input().get_partial_shape() : ov::PartialShape();
         if (!one || model_->input().get_element_type() != ov::element::u8 || shape.size() != 4 ||
-            shape[1].is_dynamic() || shape[1] != shape[2] || shape[3] != 3 || !outputs.count("angles"))
+            shape[1].is_dynamic() || shape[1] != shape[2] || shape[3] != 3 ||
+            !outputs.count("angles"))
             throw Error(EDGEHP_DATA, path_ + ": expected one input 'crops' uint8 [N, S, S, 3] and "
                                              "the outputs angles, spread (of bins), found another "
                                              "graph\nhint: build the graph with edgehp");
@@ -104,7 +106,8 @@ private:
 
     void read(const ov::Tensor& tensor, std::size_t count, float* into) const {
         if (tensor.get_shape() != ov::Shape{count, 3})
-            throw Error(EDGEHP_DATA, path_ + ": an output has shape " + tensor.get_shape().to_string() +
+            throw Error(EDGEHP_DATA, path_ + ": an output has shape " +
+                                         tensor.get_shape().to_string() +
                                          ", expected [" + std::to_string(count) +
                                          ", 3]; the file is not a head-pose graph of edgehp: "
                                          "build it again");

@@ -82,10 +82,12 @@ cv::Mat crop_face(const cv::Mat& photo, const Box& box, const Preprocessing& how
     const cv::Rect inside = cut & cv::Rect(0, 0, photo.cols, photo.rows);
     const double whole = static_cast<double>(cut.width) * cut.height, part = inside.area();
     if (part <= 0 || part < least_inside * whole)
-        throw Error(EDGEHP_DATA, format("%.0f%% of the face box ", 100 * part / std::max(whole, 1.0)) + text_of(box) +
-                                     format(" is inside the photo of %dx%d pixels, expected %.0f%% at "
-                                            "least\nhint: are its corners in pixels of this photo?",
-                                            photo.cols, photo.rows, 100 * least_inside));
+        throw Error(EDGEHP_DATA,
+                    format("%.0f%% of the face box ", 100 * part / std::max(whole, 1.0)) +
+                        text_of(box) +
+                        format(" is inside the photo of %dx%d pixels, expected %.0f%% at least\n"
+                               "hint: are its corners in pixels of this photo?",
+                               photo.cols, photo.rows, 100 * least_inside));
     cv::Mat face = photo(inside), crop;
     if (how.box_rule == "square" && inside != cut)
         // Isolated: the pixels beside the cut are no border, even where they are there.
@@ -146,7 +148,8 @@ std::vector<Pose> HeadPose::infer(const cv::Mat& photo, const std::vector<Box>& 
     const Preprocessing& how = artifact_.preprocessing;
     const std::size_t bytes = static_cast<std::size_t>(how.size) * how.size * 3;
     if (photo.empty() || photo.type() != (pixels == EDGEHP_GREY ? CV_8UC1 : CV_8UC3))
-        throw Error(EDGEHP_DATA, "expected a photo of 8 bits a channel, with 3 channels or, grey, 1");
+        throw Error(EDGEHP_DATA,
+                    "expected a photo of 8 bits a channel, with 3 channels or, grey, 1");
     if (boxes.empty()) return {};
     crops_.resize(bytes * boxes.size());
     for (std::size_t i = 0; i < boxes.size(); ++i) {
@@ -209,11 +212,11 @@ std::unique_ptr<Engine> open_engine(const Artifact& artifact, int threads) {
     if (artifact.engine_kind == "tensorrt") engine = open_tensorrt(artifact);
 #endif
     if (!engine || engine->size != artifact.preprocessing.size)
-        throw Error(EDGEHP_DATA, artifact.engine_path + format(": expected an engine for crops of %d "
-                                                               "pixels, found %d",
-                                                               artifact.preprocessing.size,
-                                                               engine ? engine->size : 0) +
-                                     "; build the artifact again");
+        throw Error(EDGEHP_DATA,
+                    artifact.engine_path +
+                        format(": expected an engine for crops of %d pixels, found %d\n"
+                               "hint: build the artifact again",
+                               artifact.preprocessing.size, engine ? engine->size : 0));
     return engine;
 }
 

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <map>
 
 #include <NvInfer.h>
 #include <cuda_runtime_api.h>
@@ -36,8 +37,9 @@ struct Buffer {
     std::size_t row;  // bytes of one crop
     void *host = nullptr, *device = nullptr;
     Buffer(std::string tensor, std::size_t bytes, int rows) : name(std::move(tensor)), row(bytes) {
-        check(cudaMallocHost(&host, row * static_cast<std::size_t>(rows)), "allocate pinned memory");
-        check(cudaMalloc(&device, row * static_cast<std::size_t>(rows)), "allocate the GPU's memory");
+        const std::size_t size = row * static_cast<std::size_t>(rows);
+        check(cudaMallocHost(&host, size), "allocate pinned memory");
+        check(cudaMalloc(&device, size), "allocate memory of the GPU");
     }
     Buffer(const Buffer&) = delete;
     Buffer& operator=(const Buffer&) = delete;
@@ -118,37 +120,34 @@ private:
 
     // Find out sizes and outputs, and get the memory for them.
     void check_tensors() {
-        using nvinfer1::DataType;
-        bool angles = false, others = false;
-        has_spread = false;
+        using nvinfer1::DataType, nvinfer1::OptProfileSelector;
+        std::map<std::string, DataType> tensors;
         for (int i = 0; i < engine_->getNbIOTensors(); ++i) {
-            const std::string name = engine_->getIOTensorName(i);
-            const DataType type = engine_->getTensorDataType(name.c_str());
-            angles = angles || (name == "angles" && type == DataType::kFLOAT);
-            has_spread = has_spread || (name == "spread" && type == DataType::kFLOAT);
-            others = others || (name != "angles" && name != "spread" && name != "crops");
+            const char* name = engine_->getIOTensorName(i);
+            tensors[name] = engine_->getTensorDataType(name);
         }
+        has_spread = tensors.count("spread");
+        std::map<std::string, DataType> expected{{"crops", DataType::kUINT8},
+                                                 {"angles", DataType::kFLOAT}};
+        if (has_spread) expected["spread"] = DataType::kFLOAT;
         const nvinfer1::Dims shape = engine_->getTensorShape("crops");
-        if (others || !angles || engine_->getTensorDataType("crops") != DataType::kUINT8 ||
-            engine_->getNbIOTensors() != 2 + has_spread || shape.nbDims != 4 ||
-            shape.d[1] != shape.d[2] || shape.d[1] <= 0 || shape.d[3] != 3)
+        if (tensors != expected || shape.nbDims != 4 || shape.d[1] != shape.d[2] ||
+            shape.d[1] <= 0 || shape.d[3] != 3)
             throw Error(EDGEHP_DATA, path_ + ": expected one input 'crops' uint8 [N, S, S, 3] and "
                                              "the outputs angles, spread (of bins) float32 [N, 3]\n"
                                              "hint: build the graph with edgehp");
+        const auto batch = [&](OptProfileSelector which) {
+            return static_cast<int>(shape.d[0] > 0
+                                        ? shape.d[0]
+                                        : engine_->getProfileShape("crops", 0, which).d[0]);
+        };
         size = static_cast<int>(shape.d[1]);
-        least_ = most_ = static_cast<int>(shape.d[0]);
-        if (most_ < 0) {
-            using nvinfer1::OptProfileSelector;
-            least_ = static_cast<int>(
-                engine_->getProfileShape("crops", 0, OptProfileSelector::kMIN).d[0]);
-            most_ = static_cast<int>(
-                engine_->getProfileShape("crops", 0, OptProfileSelector::kMAX).d[0]);
-        }
+        least_ = batch(OptProfileSelector::kMIN), most_ = batch(OptProfileSelector::kMAX);
         const auto side = static_cast<std::size_t>(size);
         buffers_.push_back(std::make_unique<Buffer>("crops", side * side * 3, most_));
-        buffers_.push_back(std::make_unique<Buffer>("angles", 3 * sizeof(float), most_));
-        if (has_spread)
-            buffers_.push_back(std::make_unique<Buffer>("spread", 3 * sizeof(float), most_));
+        for (const char* name : {"angles", "spread"})
+            if (tensors.count(name))
+                buffers_.push_back(std::make_unique<Buffer>(name, 3 * sizeof(float), most_));
     }
 
     std::unique_ptr<nvinfer1::IExecutionContext> new_context() const {
