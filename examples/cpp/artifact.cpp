@@ -105,7 +105,7 @@ std::string repr(const std::string& text) {
 // edgehp/artifact/manifest.py does; for what is not read the digest answers alone.
 class Node {
 public:
-    // `or_null`: null would be as good, and was looked for by `has`.
+    // `or_null`: null would be as good.
     explicit Node(const json& value, std::string path = "", bool or_null = false)
         : value_(value), path_(std::move(path)), or_null_(or_null) {}
 
@@ -116,6 +116,7 @@ public:
         return Node(value_[name], path, or_null);
     }
     Node operator[](const char* name) const { return at(name); }
+    bool is_null() const { return value_.is_null(); }
     // Whether it has a member called `name` that is not null.
     bool has(const char* name) const {
         require_type(value_.is_object(), "object");
@@ -217,14 +218,16 @@ Artifact read_values(const Node& m, const std::string& root) {
         for (const Node& capability : target["compute_capabilities"].items(0, 32))
             a.compute_capabilities.push_back(capability.text("^[0-9]{1,2}\\.[0-9]$"));
     a.precision = m["precision"]["asked"].text("^(fp32|fp16|int8|fp8)$");
-    for (const Node& file : m["files"].items(1, 64))
-        a.files[file["path"].text(name, 200)] = {file["sha256"].text("^[0-9a-f]{64}$"),
-                                                 file["size"].whole(0, 1ll << 32)};
+    for (const Node& file : m["files"].items(1, 64)) {
+        const std::string path = file["path"].text(name, 200);
+        a.files[path] = {file["sha256"].text("^[0-9a-f]{64}$"), file["size"].whole(0, 1ll << 32)};
+    }
     const auto listed = [&](const Node& node, const std::string& key) {
         const std::string path = node.text(name, 200);
         if (!a.files.count(path)) throw Fault(key + ": " + path + " is not listed under files");
         return root + "/" + path;
     };
+    listed(m["graph"], "graph");
     a.golden_path = listed(golden["file"], "golden.file");
     for (const Node& crop : golden["angles"].items(1, 64)) {
         const auto three = crop.items(3, 3);
@@ -233,16 +236,16 @@ Artifact read_values(const Node& m, const std::string& root) {
     a.tolerance = golden["tolerance_degrees"].number(0, 360);
     if (recipe.has("dla")) a.dla_core = static_cast<int>(recipe["dla"].whole(0, 64));
     // A network of someone else may have no bins.
-    const Node network = m["network"];
-    if (network.has("spec") && network.at("spec", true).has("bins")) {
-        const Node bins = network["spec"]["bins"];
+    const Node spec = m["network"].at("spec", true);
+    if (!spec.is_null() && spec.has("bins")) {
+        const Node bins = spec["bins"];
         a.first_bin = bins["first"].number(), a.last_bin = bins["last"].number();
     }
-    if (complete != m.has("engine"))
+    const Node engine = m.at("engine", true);
+    if (complete == engine.is_null())
         throw Fault("state " + std::string(complete ? "complete without" : "deferred with") +
                     " an engine");
     if (complete) {
-        const Node engine = m.at("engine", true);
         a.engine_kind = engine["kind"].text("^(openvino|onnxruntime|tensorrt|tensorrt-rtx)$");
         a.engine_path = listed(engine["files"].items(1, 16)[0], "engine.files[0]");
         a.versions = engine["versions"].texts();
