@@ -372,6 +372,23 @@ def test_exports_of_torch_are_quantized(tmp_path: Path, kind: str, dynamo: bool)
     assert (made.difference.spread is None) == (spec.bins is None)
 
 
+def test_a_deployed_graph_without_spread_is_read_again(tmp_path: Path) -> None:
+    """As `edgehp sensitivity` reads it from an artifact; weights may be listed as inputs."""
+    path = answer_net(tmp_path / "net.onnx", {"pose": np.zeros(3)})
+    model, spec = deployed_graph(load_description(describe(path, 'kind = "euler"')))
+    for t in model.graph.initializer:
+        given = helper.make_tensor_value_info(t.name, t.data_type, list(t.dims))
+        model.graph.input.append(given)
+    onnx.save(model, tmp_path / "deployed.onnx")
+    found = resolve_network(str(tmp_path / "deployed.onnx"))
+    assert found.spec == spec
+    assert [i.name for i in found.graph().graph.input] == ["crops"]
+    model.graph.input[0].type.tensor_type.elem_type = 99
+    onnx.save(model, tmp_path / "deployed.onnx")
+    with pytest.raises(CheckpointError, match="element type 99"):
+        resolve_network(str(tmp_path / "deployed.onnx"))
+
+
 def test_a_described_network_is_resolved_by_its_toml_or_with_it(tmp_path: Path) -> None:
     path = answer_net(tmp_path / "net.onnx", {"pose": np.zeros(3)})
     text = describe(path, 'kind = "euler"')

@@ -70,6 +70,12 @@ def read_model(path: Path, *, external: bool = False) -> onnx.ModelProto:
     # protobuf leaves a name that is not UTF-8 as bytes, which nothing behind this expects.
     if any(isinstance(text, bytes) for text in _texts(model)):
         raise CheckpointError(f"{path} is damaged: a name in it is not UTF-8; copy it again")
+    _refuse_unknown_types(model, path)
+    # Older exporters list weights among the inputs, which lets nobody tell them from crops.
+    constants = {t.name for t in model.graph.initializer}
+    inputs = [i for i in model.graph.input if i.name not in constants]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
     outside = [t for t in _tensors(model.graph) if t.data_location == t.EXTERNAL]
     if outside and not external:
         # Paths in an untrusted file are not followed: a deployed graph is one file.
@@ -154,10 +160,6 @@ def read_network(path: Path, *, as_written: bool = False) -> onnx.ModelProto:
 
         model = inliner.inline_local_functions(model)
     _refuse_unknown(model, path)
-    constants = {t.name for t in model.graph.initializer}
-    inputs = [i for i in model.graph.input if i.name not in constants]
-    del model.graph.input[:]
-    model.graph.input.extend(inputs)
     _lift_constants(model)
     _name_nodes(model)
     _widen(model)
@@ -276,8 +278,7 @@ def _inline(model: onnx.ModelProto, path: Path) -> None:
         )
 
 
-def _refuse_unknown(model: onnx.ModelProto, path: Path) -> None:
-    """Name what no engine here takes."""
+def _refuse_unknown_types(model: onnx.ModelProto, path: Path) -> None:
     import onnx
 
     kinds = onnx.TensorProto
@@ -288,6 +289,10 @@ def _refuse_unknown(model: onnx.ModelProto, path: Path) -> None:
         raise CheckpointError(
             f"{path} has the element type {unknown[0]}, which onnx {onnx.__version__} does not know"
         )
+
+
+def _refuse_unknown(model: onnx.ModelProto, path: Path) -> None:
+    """Name what no engine here takes."""
     nested = Counter(n.op_type for n in model.graph.node if n.op_type in ("If", "Loop", "Scan"))
     integer = Counter(n.op_type for n in model.graph.node if n.op_type.startswith(_INTEGER))
     if nested:
