@@ -13,7 +13,9 @@ from edgehp.errors import UsageError
 if TYPE_CHECKING:
     from edgehp.datasets.base import Dataset
 
-__all__ = ["open_photos", "photo_depth"]
+__all__ = ["DATASETS", "open_photos", "photo_depth"]
+
+DATASETS = ("aflw2000", "biwi", "aflw", "300w-lp", "rendered", "faces")
 
 # Of every command that reads photos. Nothing is guessed: 10 bits in 16 look like a dark photo.
 photo_depth = click.option(

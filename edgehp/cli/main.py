@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 # `edgehp --help` imports none of them.
 COMMANDS = {
     "init": "Write a project file, so that commands need no options.",
+    "describe": "Begin the description of any ONNX pose network.",
     "build": "Turn a checkpoint into a checked INT8 artifact for a target.",
     "validate": "Measure an artifact's accuracy against its FP32 reference.",
     "bench": "Measure latency, throughput and power on this device.",

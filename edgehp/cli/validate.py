@@ -25,7 +25,7 @@ from edgehp.cli._command import (
     with_weights,
 )
 from edgehp.cli._output import conclude, print_json, print_table, say, styled
-from edgehp.cli._photos import photo_depth
+from edgehp.cli._photos import DATASETS, photo_depth
 from edgehp.cli._remote import over_ssh
 from edgehp.cli._workers import worker_options
 from edgehp.cli.project import artifacts_here
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["command", "default_report"]
 
 logger = logging.getLogger(__name__)
-
-DATASETS = ("aflw2000", "biwi", "aflw", "300w-lp", "rendered", "faces")
 
 
 @subcommand(

@@ -82,6 +82,7 @@ class Needs:
 
 # Every command is here.
 NEEDS = {
+    "describe": Needs("build", ("onnx", "onnxruntime")),
     "build": Needs("build", engine=True),
     "validate": Needs(engine=True),
     "bench": Needs(engine=True),

@@ -50,6 +50,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 from msgspec import Meta
 from msgspec.structs import force_setattr
 
@@ -60,6 +62,7 @@ from edgehp.files import Record, read_toml
 
 __all__ = ["DarkRule", "Description", "Grid", "InputSpec", "OutputSpec", "load_description"]
 
+Array = npt.NDArray[np.float64]
 ANGLES = ("pitch", "yaw", "roll")
 QUATERNION = ("x", "y", "z", "w")
 Sign = Literal[-1, 1]
@@ -145,6 +148,43 @@ class OutputSpec(Record, frozen=True):
             raise UsageError(f"an output of kind {self.kind} needs {wanted}")
         if self.kind == "bins" and not self.first < self.last:
             raise UsageError(f"bins from {self.first:g} to {self.last:g} make no sense")
+
+    def decode(self, raw: Sequence[npt.ArrayLike]) -> Array:
+        """(pitch, yaw, roll) [N, 3], degrees, as the deployed graph computes it.
+
+        Args:
+            raw: what the outputs gave, each [N, ...].
+
+        Raises:
+            DataError: a quaternion has no length.
+        """
+        x = np.concatenate([np.reshape(r, (len(np.asarray(r)), -1)) for r in raw], axis=1)
+        x, signs = np.asarray(x, np.float64), np.array(self.signs, np.float64)
+        if self.kind in ("euler", "bins"):
+            if self.kind == "bins":
+                x = x.reshape(len(x), 3, -1)
+                p = np.exp(x - x.max(axis=2, keepdims=True))
+                values = np.linspace(self.first, self.last, x.shape[2])
+                x = (p * values).sum(axis=2) / p.sum(axis=2)
+            x = x[:, [self.order.index(a) for a in ANGLES]] * signs
+            return np.degrees(x) if pose.convention(self.convention).radians else x
+        if self.kind == "quaternion":
+            m = pose.matrix_from_quaternion(x[:, [self.order.index(a) for a in QUATERNION]])
+        else:
+            m = _matrix_of_sixd(x) if self.kind == "sixd" else x.reshape(-1, 3, 3)
+        m = np.swapaxes(m, 1, 2) if self.transposed else m
+        return pose.euler_from_matrix(m * signs[:, None] * signs)
+
+
+def _matrix_of_sixd(x: Array) -> Array:
+    """Matrices [N, 3, 3] of 6D outputs (Zhou et al., arXiv 1812.07035, eq. 15)."""
+
+    def unit(v: Array) -> Array:
+        return np.asarray(v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12))
+
+    one = unit(x[:, :3])
+    three = unit(np.cross(one, x[:, 3:]))
+    return np.stack([one, np.cross(three, one), three], axis=2)
 
 
 class Grid(Record, frozen=True):

@@ -44,6 +44,7 @@ __all__ = [
     "Subject",
     "ValidationReport",
     "group_of",
+    "limited",
     "validate",
 ]
 
@@ -324,7 +325,7 @@ def validate(
             )
     if not dataset.labelled:
         raise DataError(f"{dataset.name}: no labels for every photo: nothing to validate against")
-    chosen = _limited(dataset.samples, settings.limit)
+    chosen = limited(dataset.samples, settings.limit)
     skips = Skips(settings.skip_bad)
 
     def prepare(sample: Sample) -> tuple[Sample, Crops | None]:
@@ -412,7 +413,7 @@ def _infer(
             seen.answers.setdefault((role, condition), []).append(kept)
 
 
-def _limited(samples: Sequence[Sample], limit: int | None) -> Sequence[Sample]:
+def limited(samples: Sequence[T], limit: int | None) -> Sequence[T]:
     """`limit` samples evenly over the whole: the first ones would be one person, or one folder."""
     if limit is None or limit >= len(samples):
         return samples
