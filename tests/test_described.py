@@ -401,6 +401,25 @@ def test_a_described_network_is_resolved_by_its_toml_or_with_it(tmp_path: Path) 
     assert named.digest == resolve_network(str(other), text).digest
 
 
+def test_a_quantized_network_is_turned_back_which_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = answer_net(tmp_path / "net.onnx", {"pose": np.array(POSES[0])})
+    model = onnx.load(path)
+    scale = [numpy_helper.from_array(np.float32(2), "scale")]
+    model.graph.initializer.extend([*scale, numpy_helper.from_array(np.int8(0), "zero")])
+    for node in model.graph.node:
+        node.input[:] = ["x.dq" if i == "x" else i for i in node.input]
+    for kind, given, made in (("Dequantize", "x.q", "x.dq"), ("Quantize", "x", "x.q")):
+        pair = helper.make_node(f"{kind}Linear", [given, "scale", "zero"], [made])
+        model.graph.node.insert(0, pair)
+    onnx.save(model, path)
+    graph = resolve_network(str(path), describe(path, 'kind = "euler"')).graph()
+    assert not {n.op_type for n in graph.graph.node} & {"QuantizeLinear", "DequantizeLinear"}
+    said = [m for m in caplog.messages if "quantized already" in m]
+    assert len(said) == 1 and "1 Q/DQ pairs" in said[0]
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_the_command_builds_an_artifact_without_spread(tmp_path: Path) -> None:
     pytest.importorskip("onnxsim")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from edgehp.errors import AccuracyError, UsageError
 from edgehp.pipeline.mixed import rank_layers, shortest_prefix
@@ -13,6 +15,7 @@ from edgehp.pipeline.sensitivity import (
     LatencyModel,
     LayerSensitivity,
     Sensitivity,
+    count_work,
     measure_sensitivity,
     predict_latency,
 )
@@ -21,7 +24,7 @@ from edgehp.quantization.qdq import Emitter, RoundedLayer, quantized_layers
 from edgehp.quantization.table import calibrate
 from edgehp.targets import load_target
 from tests.helpers import random_crops
-from tests.quantization_graphs import BINS, SIZE, small_network
+from tests.quantization_graphs import BINS, SIZE, node_of, small_network
 
 
 def difference(angles: float) -> Difference:
@@ -120,3 +123,65 @@ def test_the_roofline_takes_the_longer_of_operations_and_bytes(target: str, widt
         expected = 1e3 * max(4 * operations / tops, moved / bandwidth)
         assert latency.integer_ms[name] == pytest.approx(expected)
         assert latency.float_ms[name] >= 1e3 * width * moved / bandwidth * (1 - 1e-9)
+
+
+def computed_reshape(*, opaque: bool) -> onnx.ModelProto:
+    """The small network with `features` as older exporters write `x.view(x.size(0), -1)`.
+
+    Args:
+        opaque: take the batch through an operator whose value ONNX's inference does not follow.
+    """
+    model = small_network()
+    features = node_of(model, "features")
+    features.op_type = "Reshape"
+    del features.attribute[:]
+    features.input.append("view")
+    n, row = helper.make_node, "count" if opaque else "row"
+    added = [
+        n("Shape", ["avgpool"], ["size"], name="size"),
+        n("Gather", ["size", "first"], ["rows"], name="rows", axis=0),
+        n("Unsqueeze", ["rows", "front"], ["row"], name="row"),
+        n("ReduceMax", ["row"], ["count"], name="count", axes=[0], keepdims=1),
+        n("Concat", [row, "rest"], ["view"], name="view", axis=0),
+    ]
+    nodes = [*model.graph.node]
+    at = nodes.index(features)
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes[:at], *added, *nodes[at:]])
+    for name, value in (("first", 0), ("front", [0]), ("rest", [-1])):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), name))
+    onnx.checker.check_model(model)
+    return model
+
+
+def test_layers_behind_a_computed_shape_are_counted() -> None:
+    plain, computed = count_work(small_network()), count_work(computed_reshape(opaque=False))
+    # The Reshape itself reads its shape besides.
+    del plain["features"]
+    assert {name: computed[name] for name in plain} == plain
+
+
+@pytest.mark.parametrize("opaque", [False, True])
+def test_a_network_with_a_computed_shape_has_its_table(opaque: bool) -> None:
+    network, crops = computed_reshape(opaque=opaque), random_crops(4, SIZE)
+    model = Emitter(network, "cpu")(calibrate(network, crops, threads=1), "minmax")
+    latency = predict_latency(model, network, load_target("cpu"), batch=1)
+    assert set(latency.integer_ms) == set(quantized_layers(model))
+    # The weight of the last layer is known even where its input's shape is not.
+    assert latency.float_ms["heads"] > latency.integer_ms["heads"] > 0
+    assert ("shapes are unknown: heads" in latency.source) is opaque
+    found = measure_sensitivity(model, network, np.stack(crops), threads=1)
+    assert "heads" in rank_layers(found, latency)
+
+
+def test_products_of_two_activations_are_counted() -> None:
+    n = helper.make_node
+    graph = helper.make_graph(
+        [n("Transpose", ["x"], ["t"], perm=[0, 2, 1]), n("MatMul", ["x", "t"], ["y"], name="y")],
+        "products",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 5, 7])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["batch", 5, 5])],
+    )
+    work = count_work(helper.make_model(graph))["y"]
+    assert (work.operations, work.weights) == (2 * 5 * 7 * 5, 0)
+    assert work.activations == 2 * 5 * 7 + 5 * 5

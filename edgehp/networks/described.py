@@ -109,8 +109,9 @@ def described_spec(description: Description) -> DeployedSpec:
     Raises:
         CheckpointError: a file is no network that can be read, or not as described.
     """
-    # The number of bins stands in the network's output alone.
-    parts = [_part(path, description) for path in description.paths]
+    # The number of bins stands in the network's output alone, which Q/DQ pairs do not change: that
+    # they are turned back is said where it is done.
+    parts = [_part(path, description, as_written=True) for path in description.paths]
     return _spec(description, parts)
 
 
@@ -488,7 +489,7 @@ def _linear_layers(model: onnx.ModelProto) -> onnx.ModelProto:
     from edgehp.quantization.graph import GraphView, drop_unread
 
     view = GraphView(model)
-    inferred = onnx.shape_inference.infer_shapes(model)
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in inferred.graph.value_info}
     gone: set[str] = set()
 

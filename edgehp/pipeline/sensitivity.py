@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -156,7 +156,8 @@ def predict_latency(
 
     A layer takes the longer of its operations over the peak and its bytes over the bandwidth. Every
     layer is counted as reading its input from memory and writing its output there; fused layers do
-    less, and conversions between layers of different precision are left out.
+    less, and conversions between layers of different precision are left out. Layers whose shapes
+    cannot be inferred are counted by their weights alone, which the model's source says.
 
     Args:
         model: the Q/DQ graph.
@@ -170,10 +171,19 @@ def predict_latency(
     peaks = _peaks(target)
     float_bytes = 4 if target.engine == "openvino" else 2
     bandwidth = math.inf if peaks.bandwidth_gb_s is None else peaks.bandwidth_gb_s * 1e9
-    counted = count_work(source)
-    if missing := [name for name in quantized_layers(model) if name not in counted]:
-        raise DataError(f"the float graph has no node {missing[0]!r} of a known shape")
-    work = {name: counted[name] for name in quantized_layers(model)}
+    layers, counted = quantized_layers(model), count_work(source)
+    unknown = [name for name in layers if name not in counted]
+    if unknown:
+        elements = {t.name: math.prod(t.dims) for t in source.graph.initializer}
+        weights = {n.name: sum(elements.get(i, 0) for i in n.input[1:2]) for n in source.graph.node}
+        for name in unknown:
+            count = weights.get(name, 0)
+            counted[name] = LayerWork(2 * count, count, 0, int8=False)
+    work = {name: counted[name] for name in layers}
+    note = ""
+    if unknown:
+        shown = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+        note = f"; by their weights alone, as their shapes are unknown: {shown}"
 
     def price(tera_operations: float, width: int) -> dict[str, float]:
         return {
@@ -188,7 +198,7 @@ def predict_latency(
     return LatencyModel(
         price(peaks.int8_tops, 1),
         price(peaks.fp16_tflops, float_bytes),
-        f"roofline of {peaks.name} at batch {batch}, not measured",
+        f"roofline of {peaks.name} at batch {batch}, not measured{note}",
     )
 
 
@@ -203,7 +213,8 @@ class LayerWork(NamedTuple):
     """What one image costs a layer.
 
     Operations are two for each multiply-accumulate, else one for each element of the output;
-    `weights` and `activations` are elements; `int8`: the weight comes through a DequantizeLinear.
+    `weights` and `activations` are elements; `int8`: what a layer multiplies by comes through a
+    DequantizeLinear.
     """
 
     operations: int
@@ -215,7 +226,7 @@ class LayerWork(NamedTuple):
 def count_work(model: onnx.ModelProto) -> dict[str, LayerWork]:
     """Name of the node, or of its output where it has none -> its work, in graph order.
 
-    Nodes whose shapes cannot be inferred, or that multiply without a constant weight, are left out.
+    Nodes whose shapes cannot be inferred are left out.
 
     Args:
         model: a deployed graph, with Q/DQ or without.
@@ -230,49 +241,53 @@ def count_work(model: onnx.ModelProto) -> dict[str, LayerWork]:
     try:
         for value in fixed.graph.input:
             value.type.tensor_type.shape.dim[0].dim_value = 1
-        graph = shape_inference.infer_shapes(fixed).graph
+        # Exporters compute the shapes of a Reshape in the graph: their values have to be followed.
+        graph = shape_inference.infer_shapes(fixed, data_prop=True).graph
     except (RuntimeError, ValueError, IndexError) as e:
         raise DataError(f"the shapes of the graph cannot be inferred: {e}") from e
-    shapes = {
-        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
-        for v in (*graph.value_info, *graph.input, *graph.output)
-    }
-    constants = {t.name: math.prod(t.dims) for t in graph.initializer}
+    shapes: dict[str, Sequence[int]] = {}
+    for v in (*graph.value_info, *graph.input, *graph.output):
+        dims = v.type.tensor_type.shape.dim
+        if v.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
+            shapes[v.name] = [d.dim_value for d in dims]
+    constants = {t.name: t.dims for t in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
-            constants[node.output[0]] = math.prod(node.attribute[0].t.dims)
+            constants[node.output[0]] = node.attribute[0].t.dims
+    shapes |= constants
     made_by = {o: n for n in graph.node for o in n.output}
     found = {}
     for node in graph.node:
-        name, out = node.name or node.output[0], shapes.get(node.output[0], [])
-        size = math.prod(out)
-        if node.op_type not in MULTIPLYING:
-            if size:
-                read = sum(math.prod(shapes.get(i, ())) for i in node.input if i not in constants)
-                found[name] = LayerWork(size, 0, read + size, int8=False)
+        multiplies = node.op_type in MULTIPLYING
+        # What a layer adds is small beside what it multiplies.
+        read = [i for i in node.input[: 2 if multiplies else None] if i]
+        if any(name not in shapes for name in (*read, node.output[0])):
             continue
-        weights, int8 = _weight(node.input[1], made_by, constants)
-        into = math.prod(shapes.get(node.input[0], (0,)))
-        if not (weights and size and into):
+        size = math.prod(shapes[node.output[0]])
+        origins = [_origin(name, made_by) for name in read]
+        elements = [math.prod(shapes[name]) for name in read]
+        fixed_elements = sum(
+            n for n, (o, _) in zip(elements, origins, strict=True) if o in constants
+        )
+        moved = sum(elements) - fixed_elements + size
+        name = node.name or node.output[0]
+        if not multiplies:
+            found[name] = LayerWork(size, 0, moved, int8=False)
             continue
-        # The pixels of a convolution's output share its weight.
-        pixels = math.prod(out[2:]) if node.op_type == "Conv" else 1
-        found[name] = LayerWork(2 * weights * pixels, weights, into + size, int8)
+        # The products that are summed up for one element of the output.
+        conv = node.op_type == "Conv"
+        summed = math.prod(shapes[read[1]][1:]) if conv else shapes[read[0]][-1]
+        found[name] = LayerWork(2 * size * summed, fixed_elements, moved, origins[1][1])
     return found
 
 
-def _weight(
-    name: str, made_by: Mapping[str, onnx.NodeProto], constants: Mapping[str, int]
-) -> tuple[int, bool]:
-    """Elements of a weight, followed up through Q/DQ and casts, and whether it is quantized."""
+def _origin(name: str, made_by: Mapping[str, onnx.NodeProto]) -> tuple[str, bool]:
+    """Where a tensor comes from, up through Q/DQ and casts, and whether it is dequantized there."""
     int8 = False
-    for _ in range(8):
-        node = made_by.get(name)
-        if name in constants or node is None or node.op_type not in _KEEP_SIZE:
-            break
+    while (node := made_by.get(name)) is not None and node.op_type in _KEEP_SIZE:
         int8 = int8 or node.op_type == "DequantizeLinear"
         name = node.input[0]
-    return constants.get(name, 0), int8
+    return name, int8
 
 
 def artifact_graphs(artifact: Artifact) -> tuple[onnx.ModelProto, onnx.ModelProto]:
