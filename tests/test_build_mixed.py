@@ -173,9 +173,13 @@ def test_the_audit_takes_exactly_the_layers_named(
         rows = [LayerPrecision(n, "Convolution", "fp16") for n in names]
         return PrecisionAudit("test", (*rows, LayerPrecision("conv1", "Convolution", "int8")))
 
-    _require_exactly(record, audit(["a.conv1/WithoutBiases"]), convolutions_of(graph))
+    names = convolutions_of(graph)
+    _require_exactly(record, audit(["a.conv1/WithoutBiases"]), names, frozenset())
+    # Too narrow a layer, say, which the quantization left out by itself.
+    beside = ["a.conv1", "b.conv1"]
+    _require_exactly(record, audit(beside), names, frozenset(beside))
     with pytest.raises(CompatibilityError, match=words):
-        _require_exactly(record, audit(outside), convolutions_of(graph))
+        _require_exactly(record, audit(outside), names, frozenset(["b.conv1", "a.conv1"]))
 
 
 @pytest.mark.parametrize(

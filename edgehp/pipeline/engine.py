@@ -26,6 +26,7 @@ from edgehp.engines.tensorrt_build import AMPERE_AND_LATER
 from edgehp.errors import CompatibilityError
 from edgehp.files import sha256_file
 from edgehp.pipeline.plan import Place, Plan
+from edgehp.quantization.qdq import quantized_layers
 
 if TYPE_CHECKING:
     import onnx
@@ -88,7 +89,11 @@ def build_here(
     options = replace(plan.options, compute_capabilities=here)
     report = build_engine(plan.kind, graph, out, options)
     if mixed is not None:
-        _require_exactly(mixed, report.audit, convolutions_of(graph))
+        import onnx
+
+        convolutions = convolutions_of(graph)
+        unquantized = frozenset(convolutions) - set(quantized_layers(onnx.load(str(graph))))
+        _require_exactly(mixed, report.audit, convolutions, unquantized)
     elif report.audit.reached != plan.precision:
         raise CompatibilityError(
             f"{plan.precision} was asked for, the {report.audit.source} shows "
@@ -147,11 +152,17 @@ def outside_int8(audit: PrecisionAudit, convolutions: tuple[str, ...]) -> frozen
 
 
 def _require_exactly(
-    mixed: MixedRecord, audit: PrecisionAudit, convolutions: tuple[str, ...]
+    mixed: MixedRecord,
+    audit: PrecisionAudit,
+    convolutions: tuple[str, ...],
+    unquantized: frozenset[str],
 ) -> None:
-    """Refuse an engine whose convolutions outside INT8 are others than the gate's search named."""
+    """Refuse an engine whose convolutions outside INT8 are others than the gate's search named.
+
+    Those that no Q/DQ was ever written for (`unquantized`) may be outside too.
+    """
     kept = set(mixed.float_layers) & set(convolutions)
-    outside = outside_int8(audit, convolutions)
+    outside = outside_int8(audit, convolutions) - (unquantized - kept)
     if outside != kept:
         more, fewer = sorted(outside - kept), sorted(kept - outside)
         what = [f"{', '.join(more)} too"] if more else []

@@ -228,17 +228,20 @@ class MixedSearch:
         context = self.context
         path = context.writer.scratch / "candidate.onnx"
         kind, threads = emulator(context.plan), context.request.threads
+        quantized = frozenset(quantized_layers(self.model))
         while True:
             path.write_bytes(graph_bytes(remove_qdq(self.model, layers, self.source)))
             with open_engine(kind, path, threads=threads, batch=BATCH) as engine:
                 audit = getattr(engine, "audit", None) if kind == context.plan.kind else None
                 convolutions = convolutions_of(path)
-                beside = outside_int8(audit, convolutions) - layers if audit else frozenset()
-                if not beside or not beside <= set(quantized_layers(self.model)):
+                outside = outside_int8(audit, convolutions) if audit else frozenset()
+                # Those that the quantization itself left out are no part of the search.
+                beside = (outside & quantized) - layers
+                if not beside:
                     answers = predict(engine, self.held_out.crops, BATCH)
                     return mean_drop(self.reference, answers, self.held_out), layers
             layers |= beside
-            if layers >= set(convolutions):
+            if layers >= quantized & set(convolutions):
                 # The float network, which is no INT8 artifact however well it does.
                 return math.inf, layers
 
