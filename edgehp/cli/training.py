@@ -64,9 +64,9 @@ _OPTIONS = [
     click.option("--learning-rate", default=2e-3, help="At its highest."),
     click.option(
         "--precision",
-        type=click.Choice(["auto", "bf16", "fp16", "fp32"]),
-        default="auto",
-        help="Of the training, not of the artifact. auto: bf16 on a GPU, fp32 on the processor.",
+        type=click.Choice(["bf16", "fp16", "fp32"]),
+        default="bf16",
+        help="Of the training, not of the artifact.",
     ),
     click.option(
         "--augmentation",
@@ -143,15 +143,9 @@ def _run_of(photos: tuple[Path, ...], network: str, output: Path, options: dict[
 
     if not 0 < options["held_back"] < 0.5:
         raise UsageError(f"--held-back is {options['held_back']}, expected 0 to 0.5")
-    names = ("epochs", "batch", "learning_rate", "seed", "start_size")
-    device, precision = _device(options["device"]), options["precision"]
-    if precision == "auto":
-        # On processors bf16 loses in the backward pass what it gains in the forward one, even
-        # with AMX: docs/training.md has the times.
-        precision = "bf16" if device == "cuda" else "fp32"
+    names = ("epochs", "batch", "learning_rate", "precision", "seed", "start_size")
     settings = TrainConfig(
         **{n: options[n] for n in names},
-        precision=precision,
         workers=options["crop_threads"],
         flatten=options["flatten"],
         augmentation=AUGMENTATIONS[options["augmentation"]],
@@ -164,7 +158,7 @@ def _run_of(photos: tuple[Path, ...], network: str, output: Path, options: dict[
         output,
         extra=extra,
         start=options["start"],
-        device=device,
+        device=_device(options["device"]),
         held_back=options["held_back"],
         skip_bad=options["skip_bad"],
     )
