@@ -40,6 +40,7 @@ __all__ = [
     "trust_option",
     "weights_option",
     "with_weights",
+    "worker_options",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -319,6 +320,25 @@ def with_weights(network: str | None, weights: str | None) -> str | None:
             f"{network or 'not given'}\nhint: give the checkpoint's file with --network"
         )
     return f"{network}#{weights}"
+
+
+def worker_options(function: F) -> F:
+    """Give a command the options that say where it works."""
+    for option in (
+        click.option(
+            "--cluster",
+            metavar="ADDRESS",
+            help="Work on the Dask cluster of the scheduler at tls://HOST:PORT.",
+        ),
+        click.option(
+            "--workers",
+            type=click.IntRange(0, 1024),
+            default=0,
+            help="Work in this many processes of this machine; 0: in this one.",
+        ),
+    ):
+        function = option(function)
+    return function
 
 
 def output_option(

@@ -8,10 +8,9 @@ from typing import Any
 
 import click
 
-from edgehp.cli._command import PATH, json_option, output_option, subcommand
+from edgehp.cli._command import PATH, json_option, output_option, subcommand, worker_options
 from edgehp.cli._output import print_json
 from edgehp.cli._photos import photo_depth
-from edgehp.cli._workers import worker_options
 from edgehp.errors import UsageError
 from edgehp.progress import step as begin
 

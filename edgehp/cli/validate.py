@@ -23,11 +23,11 @@ from edgehp.cli._command import (
     threads_option,
     weights_option,
     with_weights,
+    worker_options,
 )
 from edgehp.cli._output import conclude, print_json, print_table, say, styled
 from edgehp.cli._photos import DATASETS, photo_depth
 from edgehp.cli._remote import over_ssh
-from edgehp.cli._workers import worker_options
 from edgehp.cli.project import artifacts_here
 from edgehp.errors import AccuracyError, EdgehpError, EnvironmentalError, UsageError
 from edgehp.progress import Step, step

@@ -27,6 +27,7 @@ from edgehp.networks.graph import graph_bytes, spec_of_graph
 from edgehp.progress import step
 
 if TYPE_CHECKING:
+    import onnx
     import onnxruntime
 
 __all__ = ["Network", "Trial", "Trials", "read_off", "try_all"]
@@ -135,7 +136,7 @@ def read_off(path: Path, size: int | None = None) -> Network:
         std=(127.5,) if channels == 1 else IMAGENET_STD,
     )
     noise = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
-    runner = _Runner(path, plain)
+    runner = _Runner(path, model, plain)
     shapes = {n: a.shape[1:] for n, a in runner(noise, plain).items()}
     outputs = tuple(_outputs(shapes))
     if not outputs:
@@ -174,7 +175,7 @@ def _outputs(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[OutputSpec]:
 class _Runner:
     """Runs a network's file on uint8 RGB crops by any input of its size and layout."""
 
-    def __init__(self, path: Path, spec: InputSpec) -> None:
+    def __init__(self, path: Path, model: onnx.ModelProto, spec: InputSpec) -> None:
         try:
             import onnxruntime
         except ImportError as e:
@@ -182,7 +183,6 @@ class _Runner:
                 f"running a network needs onnxruntime ({e}); install it with: pip install "
                 "onnxruntime"
             ) from e
-        model = read_network(path, as_written=True)
         self._path, self._names = path, [o.name for o in model.graph.output]
         channels = len(spec.mean)
         pixels = (spec.size, spec.size)
@@ -286,7 +286,7 @@ def try_all(network: Network, path: Path, crops: npt.NDArray[np.uint8], truth: A
         CheckpointError: it does not run, or no output of it is finite.
     """
     plain = network.description.input
-    runner, found = _Runner(path, plain), list[Trial]()
+    runner, found = _Runner(path, read_network(path, as_written=True), plain), list[Trial]()
     inputs = list(_inputs(plain))
     with step("try", len(inputs), "inputs") as going:
         for spec in inputs:

@@ -53,7 +53,7 @@ class TrainConfig:
         seed: of weights, order and augmentation.
         checkpoint_seconds: time between checkpoints.
         workers: threads that decode photos before the first step.
-        augmentation: see there.
+        augmentation: what is done to each crop (`edgehp.training.augment.Augmentation`).
     """
 
     epochs: int = 10
