@@ -1,9 +1,6 @@
 // OpenVINO on the processor: edgehp/engines/openvino.py in C++, with the same settings.
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <set>
-#include <sstream>
 
 #include <openvino/openvino.hpp>
 
@@ -13,56 +10,53 @@ namespace edgehp {
 namespace {
 
 std::string last_line(const std::exception& error) {
-    std::string last, line;
-    for (std::istringstream lines(error.what()); std::getline(lines, line);) {
-        const auto first = line.find_first_not_of(" \t\r");
-        const auto end = line.find_last_not_of(" \t\r") + 1;
-        if (first != line.npos) last = line.substr(first, end - first);
-    }
-    return last.substr(0, 300);
+    std::string text = error.what();
+    text.erase(text.find_last_not_of(" \t\r\n") + 1);
+    text.erase(0, text.rfind('\n') + 1);
+    text.erase(0, text.find_first_not_of(" \t\r"));
+    return text.substr(0, 300);
 }
 
 class OpenVino final : public Engine {
 public:
-    OpenVino(const std::string& path, int threads) : path_(path), threads_(threads) {
+    OpenVino(const Artifact& artifact, int threads) : size_(artifact.size), threads_(threads) {
         try {
-            model_ = core_.read_model(path_);
+            model_ = core_.read_model(artifact.engine_path);
         } catch (const std::exception& error) {
-            throw Error(EDGEHP_DATA, path_ + " cannot be read as an ONNX graph: " +
-                                         last_line(error) +
-                                         "; it is truncated or damaged: copy or build it again");
+            require(false, EDGEHP_DATA, artifact.engine_path, " cannot be read as an ONNX graph: ",
+                    last_line(error), "; it is truncated or damaged: copy or build it again");
         }
-        check_graph();
-        one_ = compile(1);
+        std::set<std::string> found;  // names and types of its inputs and outputs
+        for (const auto& ports : {model_->inputs(), model_->outputs()})
+            for (const auto& port : ports)
+                found.insert(port.get_any_name() + " " + port.get_element_type().to_string());
+        std::set<std::string> expected{"crops u8", "angles f32"};
+        has_spread = found.count("spread f32");
+        if (has_spread) expected.insert("spread f32");
+        fits = found == expected && model_->inputs().size() == 1 &&
+               model_->input().get_partial_shape().compatible({-1, size_, size_, 3});
+        if (fits) one_ = compile(1);
     }
 
     void infer(const std::uint8_t* crops, int count, float* angles, float* spread) override {
         // Compiled for one crop, which is what a car needs, and once more when another number of
         // crops comes first.
-        if (count != 1 && !many_) many_ = compile(0);
+        if (count != 1 && !many_) many_ = compile(-1);
         ov::InferRequest& request = count == 1 ? one_ : many_;
-        const auto n = static_cast<std::size_t>(count), side = static_cast<std::size_t>(size);
+        const auto n = static_cast<std::size_t>(count), side = static_cast<std::size_t>(size_);
         try {
-            if (count == 1)
-                std::memcpy(request.get_tensor("crops").data<std::uint8_t>(), crops,
-                            side * side * 3);
-            else
-                request.set_tensor("crops", {ov::element::u8, {n, side, side, 3},
-                                             const_cast<std::uint8_t*>(crops)});
+            request.set_tensor("crops", {ov::element::u8, {n, side, side, 3},
+                                         const_cast<std::uint8_t*>(crops)});
             request.infer();
-            read(request.get_tensor("angles"), n, angles);
-            if (has_spread)
-                read(request.get_tensor("spread"), n, spread);
-            else
-                std::fill_n(spread, 3 * n, std::nanf(""));
+            read(request.get_tensor("angles"), 3 * n, angles);
+            if (has_spread) read(request.get_tensor("spread"), 3 * n, spread);
         } catch (const ov::Exception& error) {
             failed("inference", error);
         }
     }
 
 private:
-    std::string path_;
-    int threads_;
+    int size_, threads_;
     ov::Core core_;
     std::shared_ptr<ov::Model> model_;
     ov::InferRequest one_, many_;
@@ -72,24 +66,13 @@ private:
                                             "; try another OpenVINO release");
     }
 
-    // Find out the input's size and whether there is a spread.
-    void check_graph() {
-        std::set<std::string> outputs;
-        for (const auto& port : model_->outputs())
-            outputs.insert(port.get_names().begin(), port.get_names().end());
-        const bool one = model_->inputs().size() == 1 && model_->input().get_names().count("crops");
-        const auto shape = one ? model_->input().get_partial_shape() : ov::PartialShape();
-        if (!one || model_->input().get_element_type() != ov::element::u8 || shape.size() != 4 ||
-            shape[1].is_dynamic() || shape[1] != shape[2] || shape[3] != 3 ||
-            !outputs.count("angles"))
-            throw Error(EDGEHP_DATA, path_ + ": expected one input 'crops' uint8 [N, S, S, 3] and "
-                                             "the outputs angles, spread (of bins), found another "
-                                             "graph\nhint: build the graph with edgehp");
-        size = static_cast<int>(shape[1].get_length());
-        has_spread = outputs.count("spread");
+    static void read(const ov::Tensor& tensor, std::size_t size, float* into) {
+        require(tensor.get_size() == size, EDGEHP_DATA, "an output has shape ",
+                tensor.get_shape(), ", expected [N, 3]: build the artifact again");
+        std::copy_n(tensor.data<float>(), size, into);
     }
 
-    // A request for batches of `count`; 0 leaves the size of the batch free.
+    // A request for batches of `count`; -1 leaves the size of the batch free.
     ov::InferRequest compile(int count) {
         ov::AnyMap config{{"PERFORMANCE_HINT", "LATENCY"},
                           // Or a processor with bfloat16 silently computes FP32 layers in it.
@@ -97,21 +80,11 @@ private:
         if (threads_ > 0) config["INFERENCE_NUM_THREADS"] = threads_;
         try {
             const auto model = model_->clone();
-            if (count > 0) model->reshape({{"crops", ov::PartialShape{count, size, size, 3}}});
+            model->reshape({{"crops", ov::PartialShape{count, size_, size_, 3}}});
             return core_.compile_model(model, "CPU", config).create_infer_request();
         } catch (const std::exception& error) {
-            failed("compiling " + path_.substr(path_.rfind('/') + 1), error);
+            failed("compiling the engine", error);
         }
-    }
-
-    void read(const ov::Tensor& tensor, std::size_t count, float* into) const {
-        if (tensor.get_shape() != ov::Shape{count, 3})
-            throw Error(EDGEHP_DATA, path_ + ": an output has shape " +
-                                         tensor.get_shape().to_string() +
-                                         ", expected [" + std::to_string(count) +
-                                         ", 3]; the file is not a head-pose graph of edgehp: "
-                                         "build it again");
-        std::copy_n(tensor.data<float>(), 3 * count, into);
     }
 };
 
@@ -124,7 +97,7 @@ std::string openvino_version() {
 }
 
 std::unique_ptr<Engine> open_openvino(const Artifact& artifact, int threads) {
-    return std::make_unique<OpenVino>(artifact.engine_path, threads);
+    return std::make_unique<OpenVino>(artifact, threads);
 }
 
 }  // namespace edgehp

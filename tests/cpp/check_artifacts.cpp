@@ -12,26 +12,13 @@ namespace {
 
 using nlohmann::json;
 
-class Told final : public edgehp::Device {
-public:
-    explicit Told(json values) : values_(std::move(values)) {}
-    std::vector<Gpu> gpus() const override {
-        std::vector<Gpu> found;
-        for (const json& gpu : values_["gpus"]) found.push_back({gpu[0], gpu[1]});
-        return found;
-    }
-    std::optional<std::string> module() const override { return text(values_, "module"); }
-    std::optional<std::string> version(const std::string& kind) const override {
-        return text(values_["versions"], kind);
-    }
-
-private:
-    json values_;
-    static std::optional<std::string> text(const json& values, const std::string& key) {
-        if (!values.contains(key) || values[key].is_null()) return std::nullopt;
-        return values[key].get<std::string>();
-    }
-};
+edgehp::Device told(const json& values) {
+    edgehp::Device device;
+    values["gpus"].get_to(device.gpus);
+    if (!values["module"].is_null()) device.module = values["module"].get<std::string>();
+    values["versions"].get_to(device.versions);
+    return device;
+}
 
 }  // namespace
 
@@ -46,8 +33,8 @@ int main() {
                 edgehp::HeadPose{path, 1};
             else if (asked["device"].is_null())
                 edgehp::load_artifact(path);
-            else
-                edgehp::load_artifact(path, Told(asked["device"]));
+            else if (const auto device = told(asked["device"]); true)
+                edgehp::load_artifact(path, &device);
         } catch (const edgehp::Error& fault) {
             status = fault.status;
             error = fault.what();

@@ -1,12 +1,11 @@
-// What examples/cpp uses of TensorRT 10's NvInfer.h, declared as NVIDIA documents it; double.cpp
-// runs it without a GPU. Order and number of virtual functions are not NVIDIA's.
+// What examples/cpp uses of TensorRT, with the signatures and values of NVIDIA's own headers
+// (10.7); double.cpp runs it without a GPU. There the functions are inline and call an
+// implementation, here they are virtual. Dims has 32-bit numbers in TensorRT 8.
 #pragma once
 
 #include <cstdint>
 
 #include "cuda_runtime_api.h"
-
-#define NV_TENSORRT_MAJOR 10
 
 namespace nvinfer1 {
 
@@ -14,6 +13,7 @@ using AsciiChar = char;
 
 enum class DataType : std::int32_t { kFLOAT = 0, kHALF = 1, kINT8 = 2, kINT32 = 3, kUINT8 = 5 };
 enum class OptProfileSelector : std::int32_t { kMIN = 0, kOPT = 1, kMAX = 2 };
+enum class ExecutionContextAllocationStrategy : std::int32_t { kSTATIC = 0 };
 
 class Dims64 {
 public:
@@ -22,12 +22,6 @@ public:
     std::int64_t d[MAX_DIMS];
 };
 using Dims = Dims64;
-
-class Dims4 : public Dims {
-public:
-    Dims4(std::int64_t d0, std::int64_t d1, std::int64_t d2, std::int64_t d3)
-        : Dims{4, {d0, d1, d2, d3}} {}
-};
 
 class ILogger {
 public:
@@ -48,7 +42,9 @@ public:
 class ICudaEngine {
 public:
     virtual ~ICudaEngine() noexcept = default;
-    virtual IExecutionContext* createExecutionContext() noexcept = 0;
+    virtual IExecutionContext* createExecutionContext(
+        ExecutionContextAllocationStrategy strategy =
+            ExecutionContextAllocationStrategy::kSTATIC) noexcept = 0;
     virtual std::int32_t getNbIOTensors() const noexcept = 0;
     virtual char const* getIOTensorName(std::int32_t index) const noexcept = 0;
     virtual Dims getTensorShape(char const* tensorName) const noexcept = 0;
@@ -71,4 +67,3 @@ IRuntime* createInferRuntime(ILogger& logger) noexcept;
 }  // namespace nvinfer1
 
 extern "C" std::int32_t getInferLibVersion() noexcept;
-extern "C" std::int32_t getInferLibBuildVersion() noexcept;

@@ -1,5 +1,5 @@
-// What examples/cpp uses of CUDA's runtime, declared as NVIDIA documents it; double.cpp runs it
-// without a GPU.
+// What examples/cpp uses of CUDA's runtime, as in NVIDIA's own header (12.6 and 13.0); double.cpp
+// runs it without a GPU.
 #pragma once
 
 #include <cstddef>
@@ -12,19 +12,15 @@ typedef struct CUstream_st* cudaStream_t;
 typedef struct CUgraph_st* cudaGraph_t;
 typedef struct CUgraphExec_st* cudaGraphExec_t;
 constexpr unsigned cudaStreamNonBlocking = 1;
-enum cudaDeviceAttr {
-    cudaDevAttrComputeCapabilityMajor = 75,
-    cudaDevAttrComputeCapabilityMinor = 76
-};
-struct cudaDeviceProp {
-    char name[256];  // the first of many
+struct cudaDeviceProp {  // some of many
+    char name[256];
+    int major, minor;
 };
 
 extern "C" {
 const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaMallocHost(void** pointer, std::size_t size);
 cudaError_t cudaMalloc(void** pointer, std::size_t size);
 cudaError_t cudaFreeHost(void* pointer);

@@ -1,7 +1,7 @@
 // TensorRT 10.3.0.30 and CUDA without a GPU, as far as examples/cpp uses them.
 //
 // A plan is a line of text: "double-engine size=32 min=1 max=4 spread=1 dla=-1". Its angles are the
-// means of a crop's three channels, its spreads these plus one. Work is done when its stream is
+// means of a crop's three channels, its spreads a tenth of these. Work is done when its stream is
 // synchronized, so that what reads too early reads zeros, and all memory is the process's own, so
 // that the address sanitizer sees what leaves it. What CUDA and TensorRT forbid fails here: a shape
 // changed after its context was captured, a first run inside a capture, a batch outside the profile,
@@ -93,7 +93,8 @@ private:
 class Engine final : public nvinfer1::ICudaEngine {
 public:
     explicit Engine(const Plan& plan) : plan_(plan) {}
-    nvinfer1::IExecutionContext* createExecutionContext() noexcept override {
+    nvinfer1::IExecutionContext* createExecutionContext(
+        nvinfer1::ExecutionContextAllocationStrategy) noexcept override {
         return new Context(plan_);
     }
     std::int32_t getNbIOTensors() const noexcept override { return 2 + plan_.spread; }
@@ -116,7 +117,7 @@ public:
 private:
     Plan plan_;
     nvinfer1::Dims shape(int batch) const {
-        return nvinfer1::Dims4{batch, plan_.size, plan_.size, 3};
+        return {4, {batch, plan_.size, plan_.size, 3}};
     }
 };
 
@@ -152,7 +153,7 @@ nvinfer1::IRuntime* nvinfer1::createInferRuntime(ILogger& logger) noexcept {
 }
 
 std::int32_t getInferLibVersion() noexcept { return 100300; }
-std::int32_t getInferLibBuildVersion() noexcept { return 30; }
+extern "C" std::int32_t getInferLibBuildVersion() noexcept { return 30; }
 
 // One GPU, whose name and compute capability the environment says: DOUBLE_GPU="Orin;8;7".
 cudaError_t cudaGetDeviceCount(int* count) {
@@ -160,13 +161,8 @@ cudaError_t cudaGetDeviceCount(int* count) {
     return *count ? cudaSuccess : cudaErrorNoDevice;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
-    std::sscanf(std::getenv("DOUBLE_GPU"), "%99[^;]", properties->name);
-    return cudaSuccess;
-}
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-    std::sscanf(std::getenv("DOUBLE_GPU"),
-                attribute == cudaDevAttrComputeCapabilityMajor ? "%*[^;];%d" : "%*[^;];%*d;%d",
-                value);
+    std::sscanf(std::getenv("DOUBLE_GPU"), "%99[^;];%d;%d", properties->name, &properties->major,
+                &properties->minor);
     return cudaSuccess;
 }
 const char* cudaGetErrorString(cudaError_t error) {
