@@ -18,8 +18,8 @@ Angles
     rotations. This equals 300W-LP's own y-up form ``Rx(-p) Ry(-y) Rz(-r)`` conjugated with
     ``S = diag(1, -1, -1)``, which swaps the y-up camera frame with this one.
 
-Other conventions are signs on the three numbers (`CONVENTIONS`), or matrices with a named
-conversion (`matrix_from_sixdrepnet`, ...). Functions accept any leading shape ``[...]``.
+Other conventions are signs on the three numbers (`CONVENTIONS`). Functions accept any leading
+shape ``[...]``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ __all__ = [
     "geodesic_degrees",
     "matrix_from_euler",
     "matrix_from_quaternion",
-    "matrix_from_sixdrepnet",
     "mean_rotation",
     "project_to_rotation",
     "require_rotation",
@@ -56,7 +55,6 @@ __all__ = [
 Array = npt.NDArray[np.float64]
 
 # Axes of the y-down camera frame seen from the y-up frame of 300W-LP, and back.
-_Y_UP = np.diag([1.0, -1.0, -1.0])
 # Mirror image: x changes its sign.
 _MIRROR = np.diag([-1.0, 1.0, 1.0])
 
@@ -182,11 +180,6 @@ def euler_from_matrix(matrix: npt.ArrayLike) -> Array:
     )
     c = np.where(locked, 0.0, np.arctan2(-m[..., 0, 1], m[..., 0, 0]))
     return np.asarray(np.degrees(np.stack([-a, b, c], axis=-1)))
-
-
-def matrix_from_sixdrepnet(matrix: npt.ArrayLike) -> Array:
-    """Canonical matrices [..., 3, 3] from those of 6DRepNet's ``get_R`` (``S R^T S``)."""
-    return np.asarray(_Y_UP @ np.swapaxes(_matrices(matrix), -1, -2) @ _Y_UP)
 
 
 def matrix_from_quaternion(quaternion: npt.ArrayLike) -> Array:

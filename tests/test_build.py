@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -500,13 +501,28 @@ def test_too_few_crops_and_duplicates(parts: Path, tmp_path: Path) -> None:
     folder.mkdir()
     build_parts.faces(folder / "a.zip", 40, 5)
     shutil.copy(folder / "a.zip", folder / "b.zip")
-    import zipfile
-
     with zipfile.ZipFile(folder / "a.zip") as a, zipfile.ZipFile(folder / "b.zip", "w") as b:
         for name in a.namelist():
             b.writestr(name.replace("a/", "b/"), a.read(name))
     with pytest.raises(DataError, match=r"40 different calibration crops \(40 duplicates"):
         load_calibration(folder, PREPROCESSING)
+
+
+def test_damaged_and_missing_photos_are_left_out_where_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = build_parts.faces(tmp_path / "a.zip", 66, 5, labels=True)
+    with zipfile.ZipFile(path) as given, zipfile.ZipFile(tmp_path / "b.zip", "w") as bad:
+        photo, other, *rest = (n for n in given.namelist() if n.endswith(".png"))
+        bad.writestr(photo, given.read(photo)[:100])
+        for name in {*given.namelist()} - {photo, other}:
+            bad.writestr(name, given.read(name))
+    with pytest.raises(DataError, match=other):
+        load_calibration(tmp_path / "b.zip", PREPROCESSING)
+    crops = load_calibration(tmp_path / "b.zip", PREPROCESSING, skip_bad=True)
+    assert len(crops) == len(rest) == 64
+    assert crops.protocol["skipped"] == 2 and crops.duplicates == 0
+    assert caplog.text.count("skipped") == 2 and photo in caplog.text
 
 
 def test_calibration_crops_are_not_validated_on(parts: Path) -> None:

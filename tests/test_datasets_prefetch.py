@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from edgehp.datasets import prefetch
-from edgehp.errors import DataError, UsageError
+from edgehp.errors import DataError
 
 
 def threads() -> int:
@@ -82,9 +82,3 @@ def test_other_errors_are_never_listed() -> None:
 
     with pytest.raises(ZeroDivisionError):
         list(prefetch(range(3), work, on_bad=lambda i, e: None))
-
-
-@pytest.mark.parametrize(("workers", "ahead"), [(0, None), (-1, None), (1, 0)])
-def test_senseless_numbers(workers: int, ahead: int | None) -> None:
-    with pytest.raises(UsageError, match="at least 1"):
-        prefetch(range(3), lambda i: i, workers=workers, ahead=ahead)

@@ -52,14 +52,6 @@ def test_300w_lp_is_the_same_rotation_seen_with_y_up(angles: np.ndarray) -> None
     np.testing.assert_allclose(pose.matrix_from_euler(angles), s @ y_up @ s, atol=1e-12)
 
 
-def test_sixdrepnet_matrices_are_rz_ry_rx(angles: np.ndarray) -> None:
-    # 6DRepNet's get_R(pitch, yaw, roll) multiplies Rz Ry Rx.
-    get_r = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
-    np.testing.assert_allclose(
-        pose.euler_from_matrix(pose.matrix_from_sixdrepnet(get_r)), angles, atol=1e-9
-    )
-
-
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [

@@ -127,6 +127,9 @@ def test_scales_and_weights() -> None:
     assert scale_of((-1.27, 0.5), "int8") == (pytest.approx(0.01), 0)
     assert scale_of((0.0, 5.1), "uint8") == (pytest.approx(0.02), 0)
     assert scale_of((-1.0, 4.1), "uint8") == (pytest.approx(0.02), 50)
+    # Crops of 0 to 255 as they are: a pair that changes nothing would be dropped by OpenVINO.
+    scale, zero = scale_of((0.0, 255.0), "uint8")
+    assert (np.float32(scale), zero) == (np.nextafter(np.float32(1), np.float32(2)), 0)
     tiny, _ = scale_of((0.0, 1e-12), "int8", half=True)
     assert tiny > 0
     assert np.float16(tiny) == tiny

@@ -1,11 +1,11 @@
 r"""Two networks as others make them, each exported by both of torch's exporters, with descriptions.
 
 ``resnet18-6d``: the backbone of the bundled kd-resnet18-112 with a linear head of six values (Zhou
-et al., arXiv 1812.07035) in 6DRepNet's frame. ``mobilenetv3-bins``: MobileNetV3 small (Howard et
-al., arXiv 1905.02244) at random weights, with three heads of 66 bins. The heads are fitted to the
-labels of some photos by least squares, so that the answers follow the photos. Neither is a good
-network; both have the operators, outputs and graphs of real ones. The exporter by torch.export
-needs ``pip install onnxscript``.
+et al., arXiv 1812.07035) in 6DRepNet's frame, fitted to labels by least squares.
+``mobilenetv3-bins``: MobileNetV3 small (Howard et al., arXiv 1905.02244) with three heads of 66
+bins, trained from random weights for some minutes of one core. Neither is a good network; both have
+the operators, outputs and graphs of real ones. The exporter by torch.export needs ``pip install
+onnxscript``.
 
     python tools/foreign_exports.py faces.zip --labels labels --out foreign
     edgehp build --network foreign/resnet18-6d-dynamo.onnx --describe foreign/resnet18-6d.toml \\
@@ -15,6 +15,7 @@ needs ``pip install onnxscript``.
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -22,19 +23,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgehp import pose
 from edgehp.datasets.base import join_datasets
 from edgehp.datasets.faces import read_faces
 from edgehp.networks.bundled import bundled_path
 from edgehp.networks.checkpoint import load_module
 from edgehp.networks.kd_resnet import KDResNet
 from edgehp.networks.spec import Bins, NetworkSpec
-from edgehp.training.data import Faces, with_labels
+from edgehp.training.augment import AUGMENTATIONS
+from edgehp.training.data import Faces, TrainingItem, split, with_labels
 from edgehp.training.labelling import read_labels
-from edgehp.training.loop import normalize
+from edgehp.training.loop import TrainConfig, Trainer, normalize
+from edgehp.training.objectives import RvcObjective
 
 BINS = Bins(66, -97.5, 97.5)
-WIDTH = 8.0  # degrees: standard deviation of the bins' distribution
+SIZE = 64  # of MobileNet's input, pixels
 FITTED = 2000  # photos
 # Kernel, width inside, width out, gate, activation, stride: table 2 of the paper.
 BLOCKS = (
@@ -71,7 +73,7 @@ box_scale = {box_scale}
 
 def _layer(cin: int, cout: int, kernel: int, stride: int, groups: int = 1) -> list[nn.Module]:
     convolution = nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return [convolution, nn.BatchNorm2d(cout, eps=1e-3, momentum=None)]
+    return [convolution, nn.BatchNorm2d(cout, eps=1e-3)]
 
 
 class Gate(nn.Module):
@@ -133,9 +135,10 @@ class MobileNet(nn.Module):
 class Hopenet(nn.Module):
     """A backbone with one output of bins an angle, as Hopenet has them."""
 
-    def __init__(self, backbone: nn.Module, heads: list[nn.Linear]) -> None:
+    def __init__(self, backbone: nn.Module, features: int) -> None:
         super().__init__()
-        self.backbone, self.heads = backbone, nn.ModuleList(heads)
+        self.backbone = backbone
+        self.heads = nn.ModuleList(nn.Linear(features, BINS.count) for _ in ANGLES)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Logits [N, bins] of pitch, yaw and roll."""
@@ -143,60 +146,89 @@ class Hopenet(nn.Module):
         return tuple(head(x) for head in self.heads)
 
 
+class Stacked(nn.Module):
+    """The logits of a `Hopenet` as training takes them, [N, 3, bins]."""
+
+    def __init__(self, network: Hopenet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, 3, bins]."""
+        return torch.stack(self.network(x), 1)
+
+
 @click.command()
 @click.argument("photos", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--labels", multiple=True, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path))
-@torch.no_grad()
-def main(photos: tuple[Path, ...], labels: tuple[Path, ...], out: Path) -> None:
+@click.option("--epochs", type=click.IntRange(min=1), default=8, show_default=True)
+def main(photos: tuple[Path, ...], labels: tuple[Path, ...], out: Path, epochs: int) -> None:
     """Make both networks, their exports and their descriptions."""
     out.mkdir(parents=True, exist_ok=True)
     data = join_datasets("faces", [read_faces(p) for p in photos])
     items = with_labels(data.samples, read_labels(labels))
+    make_resnet(items, out)
+    make_mobilenet(items, out, epochs)
+
+
+@torch.no_grad()
+def make_resnet(items: list[TrainingItem], out: Path) -> None:
+    """Fit a 6D head to the bundled network's features, and export."""
     bundled, spec = load_module(bundled_path("kd-resnet18-112"))
     if not isinstance(bundled, KDResNet):
         raise TypeError("the bundled network is no KD-ResNet")
     some = items[:: -(-len(items) // FITTED)]
     faces = Faces.load(some, spec.preprocessing, torch.device("cpu"), margin=1)
-    images = normalize(faces.crops.permute(0, 3, 1, 2).float(), spec)
-
-    # The inverse of pose.matrix_from_sixdrepnet: R = S M^T S.
+    # The inverse of Zhou's decode in 6DRepNet's frame: R = S M^T S.
     signs = np.diag([1.0, -1.0, -1.0])
     columns = (signs @ faces.matrices.transpose(0, 2, 1) @ signs)[:, :, :2]
-    w, b = _fitted(bundled.encoder_net, images, columns.transpose(0, 2, 1).reshape(-1, 6))
-    export(
-        nn.Sequential(bundled.encoder_net, _linear(w, b)), spec, out, "resnet18-6d",
-        'kind = "sixd"', ("pose",),
-    )  # fmt: skip
-
-    torch.manual_seed(0)
-    network = MobileNet().train()
-    for first in range(0, 1024, 128):
-        network(images[first : first + 128])  # statistics of the normalisation
-    network.eval()
-    w, b = _fitted(network, images, pose.euler_from_matrix(faces.matrices))
-    # A softmax of these logits is a normal distribution about the fitted angle.
-    centres = BINS.values / WIDTH**2
-    heads = [
-        _linear(w[i] * centres[:, None], b[i] * centres - centres * BINS.values / 2)
-        for i in range(3)
+    target = columns.transpose(0, 2, 1).reshape(-1, 6)
+    parts = [
+        bundled.encoder_net(normalize(crops.permute(0, 3, 1, 2).float(), spec))
+        for crops in torch.split(faces.crops, 64)
     ]
-    names = ", ".join(f'"{a}"' for a in ANGLES)
-    text = f'kind = "bins"\nnames = [{names}]\nfirst = {BINS.first}\nlast = {BINS.last}'
-    export(Hopenet(network, heads), spec, out, "mobilenetv3-bins", text, ANGLES)
-
-
-def _fitted(
-    backbone: nn.Module, images: Tensor, target: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Weight [K, features] and bias [K] from a backbone's features to `target` [N, K]."""
-    parts = [backbone(images[first : first + 64]) for first in range(0, len(images), 64)]
     features = torch.cat(parts).double().numpy()
     x = np.concatenate([features, np.ones((len(features), 1))], 1)
     hold = 1e-1 * np.trace(x.T @ x) / x.shape[1] * np.eye(x.shape[1])
     w = np.linalg.solve(x.T @ x + hold, x.T @ target)
     click.echo(f"{len(x)} photos, {np.abs(x @ w - target).mean():.3g} apart from their labels")
-    return w[:-1].T, w[-1]
+    head = _linear(w[:-1].T, w[-1])
+    export(
+        nn.Sequential(bundled.encoder_net, head),
+        spec,
+        out,
+        "resnet18-6d",
+        'kind = "sixd"',
+        ("pose",),
+    )
+
+
+def make_mobilenet(items: list[TrainingItem], out: Path, epochs: int) -> None:
+    """Train MobileNetV3 with bins, and export; a run that was interrupted goes on."""
+    _, bundled = load_module(bundled_path("kd-resnet18-112"))
+    spec = replace(bundled.with_size(SIZE), bins=BINS, convention="aflw2000")
+    train, held_back = split(items, 0.04)
+    config = TrainConfig(
+        epochs=epochs, batch=64, learning_rate=3e-3, start_size=48,
+        grow=0.5, precision="fp32",
+        augmentation=AUGMENTATIONS["gentle"],
+    )  # fmt: skip
+    torch.manual_seed(config.seed)
+    network = Stacked(Hopenet(MobileNet(), 576))
+    cpu = torch.device("cpu")
+    trainer = Trainer(
+        network, spec, RvcObjective(BINS), Faces.load(train, spec.preprocessing, cpu), config,
+        out / "mobilenetv3",
+    )  # fmt: skip
+    held = Faces.load(held_back, spec.preprocessing, cpu, margin=1)
+    for step in trainer.run(lambda t: click.echo(f"epoch {t.epoch}: {t.validate(held)}")):
+        if step.step % 50 == 0:
+            click.echo(f"{step.step} of {step.steps}: {step.images_per_second:.0f} images/s")
+    network.load_state_dict(trainer.average)
+    names = ", ".join(f'"{a}"' for a in ANGLES)
+    text = f'kind = "bins"\nnames = [{names}]\nfirst = {BINS.first}\nlast = {BINS.last}'
+    export(network.network, spec, out, "mobilenetv3-bins", text, ANGLES)
 
 
 def _linear(weight: np.ndarray, bias: np.ndarray) -> nn.Linear:

@@ -13,7 +13,7 @@ from edgehp.errors import UsageError
 if TYPE_CHECKING:
     from edgehp.datasets.base import Dataset
 
-__all__ = ["DATASETS", "open_photos", "photo_depth"]
+__all__ = ["DATASETS", "open_photos", "photo_depth", "skip_bad"]
 
 DATASETS = ("aflw2000", "biwi", "aflw", "300w-lp", "rendered", "faces")
 
@@ -24,6 +24,9 @@ photo_depth = click.option(
     metavar="BITS",
     envvar="EDGEHP_PHOTO_BITS",
     help="Of photos with 16 bits a sample: the camera's bits, 10, 12, 14 or 16.",
+)
+skip_bad = click.option(
+    "--skip-bad", is_flag=True, help="Leave damaged photos out, counted and listed."
 )
 
 

@@ -20,7 +20,7 @@ from edgehp.cli._command import (
     with_weights,
 )
 from edgehp.cli._output import print_json, print_table, say, styled
-from edgehp.cli._photos import photo_depth
+from edgehp.cli._photos import photo_depth, skip_bad
 from edgehp.cli._remote import over_ssh
 from edgehp.errors import UsageError
 from edgehp.progress import step
@@ -110,6 +110,7 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     help="Folder or zip of held-out faces for the accuracy gate. Default: the shipped ones.",
 )
 @photo_depth
+@skip_bad
 @click.option(
     "--max-drop",
     type=click.FloatRange(0),

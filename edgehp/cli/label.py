@@ -11,6 +11,7 @@ import click
 from edgehp.cli._command import PATH, json_option, output_option, subcommand, worker_options
 from edgehp.cli._output import print_json
 from edgehp.cli._photos import photo_depth
+from edgehp.cli._photos import skip_bad as skip_bad_option
 from edgehp.errors import UsageError
 from edgehp.progress import step as begin
 
@@ -57,7 +58,7 @@ __all__ = ["command"]
     help="Photos that a worker does at a time.",
 )
 @photo_depth
-@click.option("--skip-bad", is_flag=True, help="Leave damaged photos out, counted and listed.")
+@skip_bad_option
 @json_option
 def command(
     photos: tuple[Path, ...],

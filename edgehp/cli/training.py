@@ -13,7 +13,7 @@ import click
 from edgehp._installed import install_extra
 from edgehp.cli._command import json_option, output_option, subcommand
 from edgehp.cli._output import print_json
-from edgehp.cli._photos import open_photos, photo_depth
+from edgehp.cli._photos import open_photos, photo_depth, skip_bad
 from edgehp.errors import EnvironmentalError, UsageError
 from edgehp.progress import step
 
@@ -91,7 +91,7 @@ _OPTIONS = [
     ),
     click.option("--held-back", default=0.04, help="Share for validation."),
     photo_depth,
-    click.option("--skip-bad", is_flag=True, help="Leave damaged photos out, counted and listed."),
+    skip_bad,
     click.option(
         "--licence",
         default="",

@@ -27,6 +27,7 @@ from edgehp.cli._command import (
 )
 from edgehp.cli._output import conclude, print_json, print_table, say, styled
 from edgehp.cli._photos import DATASETS, photo_depth
+from edgehp.cli._photos import skip_bad as skip_bad_option
 from edgehp.cli._remote import over_ssh
 from edgehp.cli.project import artifacts_here
 from edgehp.errors import AccuracyError, EdgehpError, EnvironmentalError, UsageError
@@ -90,7 +91,7 @@ logger = logging.getLogger(__name__)
 @threads_option
 @click.option("--limit", type=click.IntRange(1), help="Use this many frames, spread evenly.")
 @photo_depth
-@click.option("--skip-bad", is_flag=True, help="Count and list bad samples instead of stopping.")
+@skip_bad_option
 @click.option(
     "--robustness/--no-robustness",
     default=True,

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from edgehp.crop import Box
 from edgehp.datasets.stores import PhotoSource
-from edgehp.errors import DataError, UsageError
+from edgehp.errors import DataError
 from edgehp.images import Image, decode_photo
 from edgehp.pose import matrix_from_euler
 
@@ -311,7 +311,7 @@ def prefetch(
     work: Callable[[S], R],
     *,
     workers: int = 2,
-    ahead: int | None = None,
+    ahead: int = 0,
     on_bad: Callable[[S, DataError], None] | None = None,
 ) -> Iterator[R]:
     """Yield ``work(sample)`` for every sample, in order, computed ahead in threads.
@@ -323,7 +323,7 @@ def prefetch(
         samples: what to work on; taken one at a time, it may be endless.
         work: called in a worker thread, e.g. loads a `Sample` and crops its face.
         workers: number of threads.
-        ahead: how many results may wait or be in work, a bound on memory; 4 a worker when None.
+        ahead: how many results may wait or be in work, a bound on memory; 4 a worker where 0.
         on_bad: called, in order, in the consumer's thread, with a sample whose work raised a
             `DataError`; the sample is then left out. Without it the error is raised. To count and
             list them: ``on_bad=lambda sample, error: skips.add(sample.name, error)``.
@@ -332,21 +332,8 @@ def prefetch(
         The results, in the order of the samples.
 
     Raises:
-        UsageError: `workers` or `ahead` is less than 1.
         Exception: what `work` raised, when the consumer reaches that item and not before.
     """
-    if workers < 1 or (ahead is not None and ahead < 1):
-        raise UsageError(f"prefetch needs at least 1 worker and 1 item, got {workers} and {ahead}")
-    return _run(samples, work, workers, 4 * workers if ahead is None else ahead, on_bad)
-
-
-def _run(
-    samples: Iterable[S],
-    work: Callable[[S], R],
-    workers: int,
-    ahead: int,
-    on_bad: Callable[[S, DataError], None] | None,
-) -> Iterator[R]:
     waiting: deque[tuple[S, Future[R]]] = deque()
 
     def results(sample: S, future: Future[R]) -> Iterator[R]:
@@ -363,7 +350,7 @@ def _run(
     try:
         for sample in samples:
             waiting.append((sample, pool.submit(work, sample)))
-            if len(waiting) >= ahead:
+            if len(waiting) >= (ahead or 4 * workers):
                 yield from results(*waiting.popleft())
         while waiting:
             yield from results(*waiting.popleft())

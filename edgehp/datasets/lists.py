@@ -72,7 +72,7 @@ _OTHER_NAMES = {
 # Of the renderer (`edgehp.datasets.faces.Origin`).
 _ORIGIN = ("nir", "seed")
 SPLITS = ("train", "test")
-# Fewer rows may all be near-frontal by chance; then nothing can be said about the unit.
+# Fewer rows may all be near-frontal by chance: a warning then.
 _ROWS_TO_TELL_RADIANS = 50
 # Angles printed with one decimal differ from their matrix by less than this.
 _AGREEMENT_DEGREES = 0.2
@@ -278,12 +278,14 @@ def _is_json(data: bytes) -> bool:
 
 
 def _refuse_radians(rows: list[Row], where: str) -> None:
+    """Refuse angles in radians in a long list, and ask about them in a short one."""
     angles = [r.angles for r in rows if r.angles is not None]
-    if len(angles) > _ROWS_TO_TELL_RADIANS and np.abs(angles).max() <= math.pi:
-        raise DataError(
-            f"{where}: all {len(angles)} rows have |angles| <= pi, which looks like radians; "
-            "expected pitch,yaw,roll in degrees: multiply by 180/pi"
-        )
+    if not angles or not 0 < np.abs(angles).max() <= math.pi:
+        return
+    found = f"{where}: all {len(angles)} rows have |angles| <= pi, which looks like radians"
+    if len(angles) > _ROWS_TO_TELL_RADIANS:
+        raise DataError(f"{found}; expected pitch,yaw,roll in degrees: multiply by 180/pi")
+    logger.warning("%s; they are taken as degrees: multiply by 180/pi if they are not", found)
 
 
 def parse_box(text: str) -> Box:

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.errors import CheckpointError, DataError, EnvironmentalError, UsageError
-from edgehp.files import write_whole
+from edgehp.files import stand_in, write_whole
 from edgehp.networks.layout import (
     Weights,
     backbone_prefix,
@@ -268,14 +268,8 @@ def _open(path: Path) -> bytes:
         raise CheckpointError(f"{path} is empty; {_ADVICE}")
     if size > _LARGEST_FILE:
         raise CheckpointError(f"{path} has {size / 2**30:.1f} GiB: no network here is so large")
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"{path} is a Git LFS pointer of {size} bytes, not the weights: run 'git lfs pull'"
-        )
-    if head.lstrip()[:1] == b"<":
-        raise CheckpointError(
-            f"{path} is a web page, not weights: the download link led to a login or preview page"
-        )
+    if (other := stand_in(head)) is not None:
+        raise CheckpointError(f"{path} is {other}")
     return head
 
 

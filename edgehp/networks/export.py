@@ -1,4 +1,4 @@
-"""Deployed graphs as files: made, written, and read back with their interface checked."""
+"""Deployed graphs read from files, with their interface checked."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgehp.errors import CheckpointError, DataError
-from edgehp.files import write_whole
 from edgehp.networks.foreign import read_model
 from edgehp.networks.graph import (
     DIGEST_KEY,
     INPUT,
     OUTPUTS,
     SPEC_KEY,
-    graph_bytes,
     spec_of_graph,
 )
 from edgehp.networks.spec import DeployedSpec
@@ -21,20 +19,7 @@ from edgehp.networks.spec import DeployedSpec
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["load_graph", "save_graph"]
-
-
-def save_graph(model: onnx.ModelProto, path: str | Path) -> None:
-    """Write a graph to one file, whole or not at all; the same graph gives the same bytes.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
-    path = Path(path)
-    try:
-        write_whole(path, graph_bytes(model))
-    except OSError as e:
-        raise DataError(f"{path} cannot be written: {e.strerror or e}") from e
+__all__ = ["load_graph"]
 
 
 def load_graph(path: str | Path) -> tuple[onnx.ModelProto, DeployedSpec]:

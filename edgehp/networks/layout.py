@@ -39,7 +39,6 @@ __all__ = [
     "heads_prefix",
     "infer_spec",
     "neck_prefix",
-    "parameter_count",
     "resnet_blocks",
     "stem",
 ]
@@ -161,15 +160,6 @@ def expected_shapes(spec: NetworkSpec) -> dict[str, Shape]:
         shapes[f"{heads_prefix(spec)}{angle}.weight"] = (spec.bins.count, width)
         shapes[f"{heads_prefix(spec)}{angle}.bias"] = (spec.bins.count,)
     return shapes
-
-
-def parameter_count(spec: NetworkSpec) -> int:
-    """Number of trainable values: 11,481,234 for KD-ResNet18, 11,266,170 for EHPNet."""
-    return sum(
-        int(np.prod(shape))
-        for name, shape in expected_shapes(spec).items()
-        if not name.endswith(("running_mean", "running_var"))
-    )
 
 
 def check_weights(shapes: Mapping[str, Shape], spec: NetworkSpec, source: str) -> None:

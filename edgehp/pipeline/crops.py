@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.crop import Preprocessing, crop_face
-from edgehp.datasets.base import Dataset, Sample
+from edgehp.datasets.base import Dataset, Sample, Skips
 from edgehp.datasets.faces import read_faces
 from edgehp.errors import DataError, UsageError
 from edgehp.files import resource_dir, sha256_bytes
@@ -79,7 +79,7 @@ class CropSet:
         return len(self.names)
 
 
-def require_photos(path: Path | None, option: str) -> None:
+def require_photos(path: Path | None, option: str, skip_bad: bool = False) -> None:
     """Refuse a folder or zip that cannot be calibrated or validated on, before any work is done.
 
     Lists alone are read; photos that are damaged or alike are found when they are decoded.
@@ -87,6 +87,7 @@ def require_photos(path: Path | None, option: str) -> None:
     Args:
         path: as the user gave it, None for the shipped crops.
         option: that it was given with, for the message.
+        skip_bad: pass over photos that a list names and that are not there.
 
     Raises:
         DataError: nothing there, unreadable, or fewer than 64 photos.
@@ -94,7 +95,7 @@ def require_photos(path: Path | None, option: str) -> None:
     if path is None:
         return
     try:
-        count = len(read_faces(path))
+        count = len(read_faces(path, skip_bad=skip_bad))
     except DataError as e:
         raise DataError(f"{option} {e}") from e
     if count < FEWEST_CALIBRATION:
@@ -104,7 +105,10 @@ def require_photos(path: Path | None, option: str) -> None:
 
 
 def load_calibration(
-    path: Path | None, preprocessing: Preprocessing, depth: int | None = None
+    path: Path | None,
+    preprocessing: Preprocessing,
+    depth: int | None = None,
+    skip_bad: bool = False,
 ) -> CropSet:
     """Calibration crops: the shipped rendered heads, or the user's folder or zip.
 
@@ -112,11 +116,12 @@ def load_calibration(
         path: folder or zip of faces (`edgehp.datasets.faces`), None for the shipped ones.
         preprocessing: of the network.
         depth: significant bits of photos with 16 bits a sample.
+        skip_bad: leave photos out that cannot be used, counted and each in a warning.
 
     Raises:
         DataError: unreadable, or fewer than 64 different crops.
     """
-    found = _load(path, SHIPPED_CALIBRATION, preprocessing, MOST_CALIBRATION, depth)
+    found = _load(path, SHIPPED_CALIBRATION, preprocessing, MOST_CALIBRATION, depth, skip_bad)
     if len(found) < FEWEST_CALIBRATION:
         doubled = f" ({found.duplicates} duplicates not counted)" if found.duplicates else ""
         raise DataError(
@@ -128,14 +133,17 @@ def load_calibration(
 
 
 def held_out_crops(
-    path: Path | None, preprocessing: Preprocessing, depth: int | None = None
+    path: Path | None,
+    preprocessing: Preprocessing,
+    depth: int | None = None,
+    skip_bad: bool = False,
 ) -> CropSet:
     """Crops for the accuracy gate; arguments as of `load_calibration`.
 
     Raises:
         DataError: unreadable, or fewer than 64 different crops.
     """
-    found = _load(path, SHIPPED_VALIDATION, preprocessing, MOST_HELD_OUT, depth)
+    found = _load(path, SHIPPED_VALIDATION, preprocessing, MOST_HELD_OUT, depth, skip_bad)
     if len(found) < FEWEST_CALIBRATION:
         raise DataError(
             f"{path or found.source}: {len(found)} different crops to validate on, at least "
@@ -205,23 +213,32 @@ def _spaced(count: int, most: int) -> npt.NDArray[np.intp]:
 
 
 def _load(
-    path: Path | None, shipped: str, preprocessing: Preprocessing, most: int, depth: int | None
+    path: Path | None,
+    shipped: str,
+    preprocessing: Preprocessing,
+    most: int,
+    depth: int | None,
+    skip_bad: bool,
 ) -> CropSet:
     file = path if path is not None else resource_dir("calibration") / shipped
     # The shipped and the user's crops alike take the name they have, not where they lie.
-    data = read_faces(file, name=file.resolve().stem).with_depth(None if path is None else depth)
+    data = read_faces(file, skip_bad=skip_bad, name=file.resolve().stem)
+    data = data.with_depth(None if path is None else depth)
     samples, left_out = _spread(data, most)
     size = preprocessing.size
     crops = np.empty((len(samples), size, size, 3), np.uint8)
     seen: dict[str, int] = {}
     kept: list[Sample] = []
+    skips = Skips(skip_bad)
     for sample in track(samples, "photos"):
-        crop = crop_face(sample.load(), sample.box, preprocessing)
-        digest = sha256_bytes(crop.tobytes())
-        if digest not in seen:
-            crops[len(seen)] = crop
-            seen[digest] = len(seen)
-            kept.append(sample)
+        with skips.guard(sample.name):
+            crop = crop_face(sample.load(), sample.box, preprocessing)
+            digest = sha256_bytes(crop.tobytes())
+            if digest not in seen:
+                crops[len(seen)] = crop
+                seen[digest] = len(seen)
+                kept.append(sample)
+    skipped = len(data.skipped) + len(skips.found)
     angles = None
     if data.labelled:
         angles = np.array([s.angles for s in kept], np.float64).reshape(-1, 3)
@@ -231,8 +248,8 @@ def _load(
         digests=tuple(seen),
         crops=crops[: len(kept)],
         angles=angles,
-        protocol={**data.protocol, "preprocessing": preprocessing.digest},
-        duplicates=len(samples) - len(kept),
+        protocol={**data.protocol, "skipped": skipped, "preprocessing": preprocessing.digest},
+        duplicates=len(samples) - len(skips.found) - len(kept),
         left_out=left_out,
     )
 

@@ -74,7 +74,7 @@ def finish(
         if manifest.state != "deferred":
             raise UsageError(f"{path} is complete already; nothing is left to do")
         request = _request(manifest, path, validate_on, photo_depth, threads)
-        require_photos(validate_on, "--validate-on")
+        require_photos(validate_on, "--validate-on", request.skip_bad)
         plan = make_plan(request)
         place = find_place(plan, device)
         if not place.knows_half_scales:
@@ -91,7 +91,7 @@ def finish(
             roles |= dict.fromkeys(built.engine.files, "engine")
         with steps("accuracy"):
             held_out = held_out_crops(
-                request.validate_on, manifest.preprocessing, request.photo_depth
+                validate_on, manifest.preprocessing, request.photo_depth, request.skip_bad
             )
             completed, found = _measured(artifact, built, held_out, request.max_drop, plan, place)
         comparison = manifest.build.int8_against_fp16
@@ -124,7 +124,12 @@ def _request(
 ) -> BuildRequest:
     recipe = manifest.build.recipe
     depth = photo_depth or recipe.get("photo_depth")
-    here = {"validate_on": validate_on, "photo_depth": depth, "threads": threads}
+    here = {
+        "validate_on": validate_on,
+        "photo_depth": depth,
+        "skip_bad": recipe.get("skip_bad", False),
+        "threads": threads,
+    }
     try:
         named = recipe["validate_on"]
         kept = {name: recipe[name] for name in _KEPT}

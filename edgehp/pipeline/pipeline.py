@@ -200,8 +200,8 @@ def build(request: BuildRequest, device: DeviceProbe | None = None) -> BuildResu
         EnvironmentalError: a package or the device is missing.
     """
     steps, device = StepClock(), device or HostProbe()
-    require_photos(request.calibration, "--calibration")
-    require_photos(request.validate_on, "--validate-on")
+    require_photos(request.calibration, "--calibration", request.skip_bad)
+    require_photos(request.validate_on, "--validate-on", request.skip_bad)
     with steps("target"):
         plan = make_plan(request)
         place = _find_place(plan, request, device)
@@ -339,9 +339,10 @@ class _Build:
                 )
         crops = None
         with self._steps("crops"):
-            held_out = held_out_crops(request.validate_on, preprocessing, request.photo_depth)
+            how = request.photo_depth, request.skip_bad
+            held_out = held_out_crops(request.validate_on, preprocessing, *how)
             if self._plan.precision == "int8":
-                crops = load_calibration(request.calibration, preprocessing, request.photo_depth)
+                crops = load_calibration(request.calibration, preprocessing, *how)
                 require_disjoint(crops, held_out)
             if crops is not None and crops.left_out:
                 total = len(crops) + crops.left_out + crops.duplicates
@@ -599,7 +600,9 @@ def _resized(
     """What another input size than the one trained for costs in FP32, as a warning."""
     sizes = own.spec.preprocessing.size, network.spec.preprocessing.size
     request = context.request
-    crops = held_out_crops(request.validate_on, own.spec.preprocessing, request.photo_depth)
+    crops = held_out_crops(
+        request.validate_on, own.spec.preprocessing, request.photo_depth, request.skip_bad
+    )
     graph = _write_graph(own.graph(), context.writer.scratch / "own-size.onnx")
     kind = processor_engine()
     answers = run_graph(kind, graph, crops, threads=context.request.threads).answers.clean

@@ -57,6 +57,7 @@ class BuildRequest:
         calibration_method: how activation ranges are chosen: ``"auto"`` or one of `METHODS`.
         validate_on: folder or zip of held-out faces, None for the shipped ones.
         photo_depth: significant bits of photos with 16 bits a sample; None where none are.
+        skip_bad: leave photos out that cannot be used, counted, instead of raising.
         max_drop: largest accuracy drop in degrees that makes an artifact.
         describe: description of `network`, where that is a network of others.
         mixed: where INT8 throughout drops more, keep layers in floating point until it does not.
@@ -79,6 +80,7 @@ class BuildRequest:
     calibration_method: str = "auto"
     validate_on: Path | None = None
     photo_depth: int | None = None
+    skip_bad: bool = False
     max_drop: float = 0.1
     defer: bool = False
     output: Path = Path("dist")

@@ -342,7 +342,7 @@ def validate(
         prepare,
         workers=settings.workers,
         ahead=max(2 * settings.batch, 8),
-        on_bad=(lambda s, error: skips.add(s.name, error)) if settings.skip_bad else None,
+        on_bad=lambda sample, error: skips.add(sample.name, error),
     )
     seen = _Seen()
     every = max(1, len(chosen) // _CLIPPED)
