@@ -51,11 +51,11 @@ def zip_of(path: Path, members: dict[str, bytes | str]) -> Path:
     return path
 
 
-def biwi_tree(root: Path, samples: Sequence[Sample]) -> Path:
+def biwi_tree(root: Path, samples: Sequence[Sample], sequences: int = 1) -> Path:
     """Labelled samples as BIWI publishes its own: a rotation matrix beside each frame."""
     boxes = {}
     for i, sample in enumerate(samples):
-        name = f"01/frame_{i + 3:05d}"
+        name = f"{i % sequences + 1:02d}/frame_{i + 3:05d}"
         write(root / f"{name}_rgb.png", encoded(sample.load(), ".png"))
         rows = "".join(" ".join(f"{v:.9f}" for v in row) + " \n" for row in _known(sample.matrix))
         write(root / f"{name}_pose.txt", f"{rows}\n1 2 900 \n")

@@ -35,17 +35,23 @@ def reference() -> ModuleType:
         sys.path.remove(str(REPO / "tools"))
 
 
-def command_lines(text: str) -> Iterator[list[str]]:
-    """The words after ``edgehp`` of each whole example line in a fenced block."""
+def edgehp_lines(text: str) -> Iterator[str]:
+    """Each whole line of a fenced block that calls edgehp, as a shell takes it."""
     for block in re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
-            # Others are output, which may have a quote alone.
-            if not re.match(r"(\$ )?edgehp\b", line):
-                continue
-            words = shlex.split(line.removeprefix("$ "), comments=True)
-            if words[:1] == ["edgehp"] and "..." not in words:
-                end = next((i for i, w in enumerate(words) if w in {"|", ">", "&&", ";"}), None)
-                yield words[1:end]
+            # Others are output.
+            if re.match(r"(\$ )?edgehp ", line) and " ... " not in line:
+                yield line.removeprefix("$ ")
+
+
+def command_lines(text: str) -> Iterator[list[str]]:
+    """The words after each ``edgehp`` of these lines."""
+    for line in edgehp_lines(text):
+        words = shlex.split(line, comments=True)
+        ends = [i for i, w in enumerate(words) if w in {"|", ">", "&&", ";"}]
+        for first, last in zip([0, *(i + 1 for i in ends)], [*ends, len(words)], strict=True):
+            if words[first : first + 1] == ["edgehp"]:
+                yield words[first + 1 : last]
 
 
 def parse(group: click.Group, words: list[str], context: click.Context) -> None:
