@@ -350,7 +350,7 @@ def test_a_disk_that_fills_meanwhile_costs_the_file_but_not_the_figures(
     if as_json:
         assert report_of(out)["kind"] == "benchmark"
     else:
-        assert "single-stream:" in out and "INVALID" in out and "measured" not in out
+        assert "single-stream:" in out and "INVALID" in out and "\nmeasured" not in out
 
 
 def test_frames_that_are_none_are_found_before_networks_are_opened(

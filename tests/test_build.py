@@ -227,7 +227,7 @@ def test_what_to_run_there_repeats_every_option(request_: BuildRequest, tmp_path
     assert (found["output"], found["network"]) == (tmp_path / "d", request.network)
     assert shlex.split(there)[2:] == [
         "--finish", "ARTIFACT", "--validate-on", str(request.validate_on), "--threads", "3",
-        "--host", "USER@BOARD",
+        "--host", "me@board",
     ]  # fmt: skip
 
 
@@ -236,7 +236,7 @@ def test_what_to_run_there_is_short_where_nothing_was_asked_for() -> None:
         build(BuildRequest("v100"), device=Somewhere())
     assert str(e.value).splitlines()[2:] == [
         "  edgehp build --target v100 --defer",
-        "  edgehp build --finish dist/kd-resnet18-112-v100-int8 --host USER@BOARD",
+        "  edgehp build --finish dist/kd-resnet18-112-v100-int8 --host me@board",
     ]
     assert len(str(e.value).splitlines()[0]) < 300
 

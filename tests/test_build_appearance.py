@@ -103,7 +103,7 @@ def test_the_gate_is_broken_down(like: BuildResult) -> None:
     assert accuracy.spread_difference is not None
     assert accuracy.spread_difference > 0
     subsets = {s.name: s for s in accuracy.subsets}
-    assert {"|yaw| 0-30", "|yaw| 30-60", "dark", "blurred", "near-infrared"} <= set(subsets)
+    assert {"|yaw| 0 to 30°", "|yaw| 30 to 60°", "dark", "blurred", "near-infrared"} <= set(subsets)
     bands = [s for name, s in subsets.items() if name.startswith("|yaw|")]
     assert sum(s.count for s in bands) == accuracy.count == 64
     # The parts make up the whole.

@@ -223,7 +223,7 @@ class SubsetRecord(Record, frozen=True):
     """The gate's figures among some of the held-out crops, or on a harder version of them, degrees.
 
     Attributes:
-        name: ``"|yaw| 0-30"``, ``"dark"``, ...
+        name: ``"|yaw| 0 to 30°"``, ``"dark"``, ...
         count: crops.
         drop: as `Accuracy.drop`.
         interval: 95 % interval of it.

@@ -153,10 +153,10 @@ def open_network(
             path.write_bytes(graph_bytes(network.graph()))
         engine = open_engine(engine_kind, path, threads=threads, batch=batch)
         opening.callback(engine.close)
-        bins = network.spec.bins
+        bins, file = network.spec.bins, Path(text).name
         return OpenedNetwork(
             engine,
-            f"{network.spec.name} ({Path(text).name}, FP32)",
+            f"{network.spec.name} ({'' if file == network.spec.name else f'{file}, '}FP32)",
             network.digest,
             network.spec.preprocessing,
             None if bins is None else (bins.first, bins.last),

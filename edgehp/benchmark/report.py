@@ -382,9 +382,10 @@ def summary_rows(report: Mapping[str, Any]) -> Table:
         interval = ""
         if found["low"] is not None:
             interval = f" (95 % interval {found['low']:.2f} to {found['high']:.2f})"
+        ready = " of crops that were ready" if found["mode"] == INFERENCE else ""
         notes.append(
-            f"artifact is {found['ratio']:.2f} times as fast as the reference, {found['metric']}, "
-            f"{found['mode']}{interval}"
+            f"artifact is {found['ratio']:.2f} times as fast as the reference by "
+            f"{found['metric'].replace('_', ' ')}{ready}{interval}"
         )
     if report["reference_reason"]:
         notes.append(f"no reference: {report['reference_reason']}")
@@ -412,7 +413,7 @@ def summary_rows(report: Mapping[str, Any]) -> Table:
 def _power_notes(report: Mapping[str, Any]) -> list[str]:
     power = report["power"]
     if power["reason"] is not None:
-        return [f"power: null, {power['reason']}"]
+        return [f"power: not measured: {power['reason']}"]
     notes = []
     for role, result in report["results"].items():
         energy = result["energy"]
@@ -420,7 +421,9 @@ def _power_notes(report: Mapping[str, Any]) -> list[str]:
             continue
         for rail, joules in energy["joules_per_image"].items():
             if joules is None:
-                notes.append(f"power of {role}, {rail}: null, {energy['reasons'].get(rail)}")
+                notes.append(
+                    f"power of {role}, {rail}: not measured: {energy['reasons'].get(rail)}"
+                )
                 continue
             net = energy["net_joules_per_image"].get(rail)
             notes.append(

@@ -187,14 +187,11 @@ def command(
             break
     if as_json:
         print_json(reports[0] if len(names) == 1 else reports)
-    elif unwritten is None and (artifact / MANIFEST_NAME).is_file():
-        click.echo(f"next: {shlex.join(['edgehp', 'report', str(artifact)])}")
     if unwritten is not None:
         raise unwritten
-    if interrupted:
-        click.echo("edgehp: interrupted; the report is marked partial", err=True)
-        click.get_current_context().exit(INTERRUPTED)
-    _check_valid([] if allow_invalid else invalid)
+    _end(interrupted, [] if allow_invalid else invalid)
+    if not as_json and (artifact / MANIFEST_NAME).is_file():
+        click.echo(f"next: {shlex.join(['edgehp', 'report', str(artifact)])}")
 
 
 def _check_scenarios(scenarios: tuple[str, ...]) -> None:
@@ -250,14 +247,14 @@ def _cold_starts(
         if allow_invalid and reasons:
             say(f"accepted although {'; '.join(reasons)}")
         click.echo(f"{styled('measured', 'green', bold=True)} {path}")
-    if report["state"] == "partial":
+    _end(report["state"] == "partial", [] if allow_invalid else [f"- {r}" for r in reasons])
+
+
+def _end(interrupted: bool, reasons: Sequence[str]) -> None:
+    """Exit where the run was interrupted; an error where something speaks against it."""
+    if interrupted:
         click.echo("edgehp: interrupted; the report is marked partial", err=True)
         click.get_current_context().exit(INTERRUPTED)
-    _check_valid([] if allow_invalid else [f"- {reason}" for reason in reasons])
-
-
-def _check_valid(reasons: Sequence[str]) -> None:
-    """Raise `MeasurementError` where something speaks against the run."""
     if reasons:
         lines = "\n".join(reasons)
         raise MeasurementError(

@@ -71,12 +71,11 @@ def _print_packages(found: Diagnosis, verbose: bool) -> None:
     print_table(headers, rows)
     click.echo()
     print_table(
-        ["engine", "state"],
+        ["engine", "state", "why"],
         [
-            (
-                e.kind,
-                styled("ok", "green") if e.problem is None else styled(_line(e.problem), "yellow"),
-            )
+            (e.kind, styled("ok", "green"), "")
+            if e.problem is None
+            else (e.kind, styled("not here", "yellow"), _line(e.problem))
             for e in found.engines
         ],
     )

@@ -215,7 +215,7 @@ def _subsets(before: Answers, after: Answers, held_out: CropSet) -> tuple[Subset
     truth = held_out.angles
     turned = before.clean.angles if truth is None else truth
     found = [
-        _subset(f"|yaw| {low:g}-{high:g}", before.clean, after.clean, truth, mask)
+        _subset(f"|yaw| {low:g} to {high:g}°", before.clean, after.clean, truth, mask)
         for low, high, mask in yaw_bands(turned)
         if mask.sum() >= _FEWEST
     ]

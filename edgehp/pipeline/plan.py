@@ -409,7 +409,7 @@ def how_to_finish(plan: Plan, request: BuildRequest, reason: Exception) -> Envir
         f"the engine for {name} is built on its own device{needs}; here: {why}\n"
         "hint: make everything else here, then the engine there over SSH:\n"
         f"  {shlex.join([*_same_build(plan, request), '--defer'])}\n"
-        f"  {finish} --host USER@BOARD" + (f"\n{note}" if note else "")
+        f"  {finish} --host me@board" + (f"\n{note}" if note else "")
     )
 
 

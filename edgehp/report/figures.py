@@ -231,7 +231,7 @@ def accuracy_rows(report: Mapping[str, Any]) -> Rows:
     # Reports of earlier releases have none.
     ends = [report.get("reference_mae"), report.get("artifact_mae")]
     if any(ends):
-        rows.append(("95 % of MAE", *("-" if e is None else _ends(e) for e in ends), ""))
+        rows.append(("MAE, 95 % interval", *("-" if e is None else _ends(e) for e in ends), ""))
     for i, angle in enumerate(_ANGLES):
         change = _interval(drop["angles"][i]) if drop else "-"
         add(f"MAE {angle}", one["mae"][i], two and two["mae"][i], change)

@@ -275,7 +275,7 @@ def roofline_text(report: Mapping[str, Any]) -> str:
             f"{work['weight_bytes'] / 1e6:.1f} MB of weights. "
         )
     if roof is None:
-        return f"{counted}Roofline: null, {found['reason']}."
+        return f"{counted}No roofline: {found['reason']}."
     return (
         f"{counted}Reached {number(roof['reached_ops_per_s'] / 1e12)} of "
         f"{number(roof['peak_ops_per_s'] / 1e12)} T operations a second "
