@@ -27,6 +27,7 @@ from edgehp.runtime.records import EndRecord, FrameRecord, StatusRecord
 from edgehp.validation.run import ValidationReport
 
 ROOT = Path(__file__).resolve().parent.parent
+_EVERYWHERE = {"--verbose", "--quiet", "--help"}
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -105,7 +106,13 @@ def _command(command: click.Command, context: click.Context) -> Iterator[str]:
         "```\n" + " ".join([context.command_path, *command.collect_usage_pieces(context)]) + "\n```"
     )
     yield _prose(inspect.cleandoc(command.help or ""))
-    rows = [record for p in command.get_params(context) if (record := p.get_help_record(context))]
+    # What every command has stands once, with the program's own.
+    shown = [
+        p
+        for p in command.get_params(context)
+        if context.parent is None or p.expose_value or not _EVERYWHERE & set(p.opts)
+    ]
+    rows = [record for p in shown if (record := p.get_help_record(context))]
     if rows:
         yield _table(("option", "meaning"), [(f"`{name}`", _prose(text)) for name, text in rows])
     if examples := getattr(command, "examples", ()):
