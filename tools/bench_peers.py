@@ -9,9 +9,10 @@ On the same file, with the same threads, shape and precision, in turns of one ru
 - the inference in these calls against OpenVINO's ``benchmark_app`` in latency mode, each turn of
   which is a process of its own.
 
-Prints medians and, for each pair, the ratio of turns that follow each other with its 95 % interval:
-``no slower``, ``slower`` (the interval lies above 1) or ``cannot tell`` (it holds 1, and more than
-3 % above it: noise proves nothing). Exit code 0, 1 and 2: the worst of the three.
+Prints the table of docs/benchmarking.md: medians and, for each pair, the ratio of turns that follow
+each other with its 95 % interval: ``no slower``, ``slower`` (the interval lies above 1) or ``cannot
+tell`` (it holds 1, and more than 3 % above it: noise proves nothing). Exit code 0, 1 and 2: the
+worst of the three.
 """
 
 from __future__ import annotations
@@ -46,6 +47,11 @@ PAIRS = {
     "single-stream": ("stream", "stream_by_hand"),
     "calls": ("calls", "calls_by_hand"),
     "inference": ("inference", "benchmark_app"),
+}
+TITLES = {
+    "single-stream": "`single-stream` against a bare loop that does the same",
+    "calls": "calls on ready crops against a bare loop with ready crops",
+    "inference": "inference in these calls against `benchmark_app`, same file",
 }
 Turn = Callable[[float], dict[str, float]]
 
@@ -175,17 +181,15 @@ def main() -> None:
         version = engine.info.version
     ratios = {k: ratio(seconds[ours], seconds[theirs]) for k, (ours, theirs) in PAIRS.items()}
     verdicts = {k: verdict(r) for k, r in ratios.items()}
-    result = {
-        "artifact": artifact.manifest.name,
-        "size": spec.size,
-        "threads": threads,
-        "openvino": version,
-        "turns": options.turns,
-        "medians_ms": {k: float(np.median(v)) * 1e3 for k, v in seconds.items()},
-        "ratios": ratios,
-        "verdicts": verdicts,
-    }
-    print(json.dumps(result, indent=1))
+    names = f"{artifact.manifest.name}, {threads} threads, OpenVINO {version.partition('-')[0]}"
+    print(f"{names}, {options.turns} turns each\n")
+    print("| figure | edgehp, ms | the other, ms | ratio (95 % interval) | verdict |")
+    print("|---|---|---|---|---|")
+    for name, (ours, theirs) in PAIRS.items():
+        one, other = (f"{np.median(seconds[k]) * 1e3:.2f}" for k in (ours, theirs))
+        r = ratios[name]
+        span = f"{r['value']:.3f} ({r['low']:.3f} to {r['high']:.3f})"
+        print(f"| {TITLES[name]} | {one} | {other} | {span} | {verdicts[name]} |")
     worst = next((v for v in ("slower", "cannot tell") if v in verdicts.values()), "no slower")
     sys.exit(VERDICTS.index(worst))
 

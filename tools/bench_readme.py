@@ -1,4 +1,4 @@
-"""Measure the bundled networks on this processor and print the README's table.
+"""Measure the bundled networks on this processor: the tables of README and docs/benchmarking.md.
 
     python tools/bench_readme.py
 
@@ -13,7 +13,7 @@ import argparse
 import datetime
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,18 @@ def rows(report: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def short(reports: Sequence[Mapping[str, Any]]) -> str:
+    """The README's row for the reports of one artifact."""
+    found = {r["scenario"]["scenario"]: r for r in reports}
+    single, offline = found["single-stream"], found["offline"]
+    results = [single["results"][role] for role in ("artifact", "reference")]
+    cells = [" / ".join(_latency(r["stages"]["end_to_end"]).split(" / ")[::2]) for r in results]
+    speedups = {c["stage"]: c for c in single["comparison"]}
+    rate = number(offline["results"]["artifact"]["offline"]["end_to_end_images_per_s"], 4)
+    size = single["subjects"]["artifact"]["input_size"]
+    return f"| {size} | {cells[0]} | {cells[1]} | {_ratio(speedups['inference'])} | {rate} |"
+
+
 def _latency(latency: Mapping[str, Any]) -> str:
     at = {q["p"]: q for q in latency["percentiles"]}
     cells = [number(at[p]["ms"]) + ("" if at[p]["enough"] else "?") for p in (50, 90, 99)]
@@ -120,6 +132,11 @@ def main() -> None:
              "--warm-up", f"{options.warm_up:g}"]  # fmt: skip
     table = ["| input | scenario | INT8 | FP32 | times as fast (95 % interval) |",
              "|---|---|---|---|---|"]  # fmt: skip
+    readme = [
+        "| input | INT8, ms: p50 / p99 | FP32, ms: p50 / p99 | inference, times as fast "
+        "| offline INT8, images/s |",
+        "|---|---|---|---|---|",
+    ]
     notes = []
     for artifact in options.artifacts:
         output = options.output / artifact.name
@@ -127,13 +144,14 @@ def main() -> None:
             reports = [read_report(output / f"bench-{name}.json") for name in SCENARIOS]
         else:
             reports = measure(artifact, output, words)
+        readme.append(short(reports))
         for report in reports:
             table += rows(report)
             if not report["validity"]["valid"]:
                 why = "; ".join(report["validity"]["reasons"])
                 notes.append(f"INVALID, {artifact.name}, {report['scenario']['scenario']}: {why}")
         notes.append(conditions(reports[0], words))
-    print("\n".join([*table, "", *notes]))
+    print("\n".join([*readme, "", *table, "", *notes]))
 
 
 if __name__ == "__main__":
