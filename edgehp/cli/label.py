@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from edgehp.cli._command import PATH, json_option, output_option, subcommand, worker_options
-from edgehp.cli._output import print_json
+from edgehp.cli._output import answer
 from edgehp.cli._photos import photo_depth
 from edgehp.cli._photos import skip_bad as skip_bad_option
 from edgehp.errors import UsageError
@@ -115,16 +115,12 @@ def command(
             progress.advance(last - first - progress.done)
     rate = (last - first) / max(time.monotonic() - began, 1e-9)
     skipped = (*data.skipped, *skips.found)
-    if as_json:
-        print_json(
-            {
-                "labels": output,
-                "count": last,
-                "skipped": [{"name": s.name, "reason": s.reason} for s in skipped],
-            }
-        )
-    else:
-        click.echo(f"{last} photos labelled in {output} ({rate:.1f} images/s)")
+    listed = [{"name": s.name, "reason": s.reason} for s in skipped]
+    answer(
+        as_json,
+        {"labels": output, "count": last, "skipped": listed},
+        f"{last} photos labelled in {output} ({rate:.1f} images/s)",
+    )
     for skip in skipped:
         click.echo(f"skipped {skip.name}: {skip.reason}", err=True)
     if skipped:

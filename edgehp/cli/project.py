@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgehp.cli._command import json_option, note, subcommand
-from edgehp.cli._output import print_json
+from edgehp.cli._output import answer
 from edgehp.errors import CompatibilityError, EnvironmentalError, UsageError
 
 if TYPE_CHECKING:
@@ -252,7 +252,4 @@ def init(network: str, targets: tuple[str, ...], as_json: bool) -> None:
     # A TOML string is a JSON string, but for what paths do not have.
     words = ", ".join(json.dumps(t) for t in targets)
     write_whole(path, _TEMPLATE.format(network=json.dumps(network)[1:-1], targets=words))
-    if as_json:
-        print_json({"path": path})
-    else:
-        click.echo(f"{path}  edit it, then: edgehp build --all")
+    answer(as_json, {"path": path}, f"{path}  edit it, then: edgehp build --all")

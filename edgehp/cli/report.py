@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from edgehp.cli._command import PATH, json_option, note, output_option, subcommand
-from edgehp.cli._output import print_json
+from edgehp.cli._output import answer
 from edgehp.cli.project import artifacts_here
 
 __all__ = ["command"]
@@ -64,8 +64,4 @@ def command(
     written = (directory / "report.md", directory / "report.html")
     for path, text in zip(written, (markdown(*materials), page), strict=True):
         write_output(path, text)
-    if as_json:
-        print_json({"files": written})
-    else:
-        for path in written:
-            click.echo(path)
+    answer(as_json, {"files": written}, "\n".join(map(str, written)))

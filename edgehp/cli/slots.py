@@ -16,7 +16,7 @@ from edgehp.cli._command import (
     subcommand,
     trust_option,
 )
-from edgehp.cli._output import print_json
+from edgehp.cli._output import answer, print_json
 from edgehp.cli._remote import over_ssh
 from edgehp.progress import step
 
@@ -40,10 +40,7 @@ def _describe(slot: Slot, role: str) -> str:
 
 
 def _show(slot: Slot, role: str, as_json: bool) -> None:
-    if as_json:
-        print_json(slot.to_dict())
-    else:
-        click.echo(_describe(slot, role))
+    answer(as_json, slot, _describe(slot, role))
 
 
 @subcommand(
