@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import os
@@ -29,7 +28,7 @@ from edgehp.errors import EdgehpError
 from edgehp.files import json_digest, sha256_bytes
 from edgehp.targets import list_targets, load_target
 from tests.bench_artifact import make_artifact
-from tests.test_artifact import mutated
+from tests.test_artifact import Device, mutated
 
 EXAMPLE = "examples/cpp"
 HEADERS = {
@@ -297,24 +296,6 @@ def test_the_program_prints_the_lines_of_predict(
         assert a == b
 
 
-@dataclasses.dataclass
-class Told:
-    """A device in a test's words."""
-
-    found: tuple[tuple[str, str], ...] = ()
-    model: str | None = None
-    versions: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def gpus(self) -> tuple[Gpu, ...]:
-        return tuple(Gpu(*gpu) for gpu in self.found)
-
-    def module(self) -> str | None:
-        return self.model
-
-    def version(self, kind: str) -> str | None:
-        return self.versions.get(kind)
-
-
 def fault_apart(sentence: str) -> tuple[str, str]:
     """A refusal without what is wrong inside a manifest whose digest fits."""
     first, known, fault = sentence.partition(" is not a manifest of this version of edgehp: ")
@@ -335,7 +316,7 @@ class Refusals:
         shutil.copytree(self.source, path, copy_function=os.link)
         return path
 
-    def add(self, path: Path, device: Told | None = None, *, opened: bool = False) -> None:
+    def add(self, path: Path, device: Device | None = None, *, opened: bool = False) -> None:
         try:
             loaded = load_artifact(path, device=device)
             if opened:
@@ -346,18 +327,21 @@ class Refusals:
         else:
             self.expected.append((0, ""))
         told = None if device is None else {
-            "gpus": device.found, "module": device.model, "versions": device.versions,
+            "gpus": [(gpu.name, gpu.compute_capability) for gpu in device.found],
+            "module": device.model, "versions": dict(device.versions),
         }  # fmt: skip
         self.cases.append({"path": str(path), "device": told, "open": opened})
 
-    def changed(self, change: Callable[[Any], Any], device: Told | None = None, **how: Any) -> None:
+    def changed(
+        self, change: Callable[[Any], Any], device: Device | None = None, **how: Any
+    ) -> None:
         """The manifest changed, with a digest that fits again."""
         path = self.copy()
         values = json.loads((path / "manifest.json").read_text())
         values = change(values) or values
         self.replaced(path, sealed(values), device, **how)
 
-    def replaced(self, path: Path, data: bytes, device: Told | None = None, **how: Any) -> None:
+    def replaced(self, path: Path, data: bytes, device: Device | None = None, **how: Any) -> None:
         (path / "manifest.json").unlink()
         (path / "manifest.json").write_bytes(data)
         self.add(path, device, **how)
@@ -528,7 +512,7 @@ def test_what_is_wrong_is_said_in_the_same_words(programs: Path, refusals: Refus
 def test_the_device_is_held_against_the_manifest_in_the_same_words(
     programs: Path, refusals: Refusals
 ) -> None:
-    orin = (("Orin", "8.7"),)
+    orin = (Gpu("Orin", "8.7"),)
     nano, kit = "NVIDIA Orin Nano (p3767-0003)", "NVIDIA Orin Nano Kit (p3767-0005)"
 
     def built(
@@ -543,23 +527,23 @@ def test_the_device_is_held_against_the_manifest_in_the_same_words(
 
         return change
 
-    trt = {"tensorrt": "10.3.0"}
+    trt = (("tensorrt", "10.3.0"),)
     for change, device in (
-        (built(), Told(orin, None, trt)),
-        (built(), Told()),
-        (built(), Told((("RTX", "8.9"), *orin), None, trt)),
-        (built("10.3.0.post1"), Told(orin, None, trt)),
-        (built("10.14.1.48.post1"), Told(orin, None, {"tensorrt": "10.14.1.48"})),
-        (built("10.14.1"), Told(orin, None, trt)),
-        (built("ten"), Told(orin, None, trt)),
-        (built(), Told(orin, None, {"tensorrt": "8.6.1rc1"})),
-        (built("2026.1", kind="openvino"), Told()),
-        (built(module=nano), Told(orin, kit, trt)),
-        (built(module=nano, target="orin-nx-8gb"), Told(orin, kit, trt)),
-        (built(module=nano), Told(orin, None, trt)),
-        (built(module="one"), Told(orin, "another", trt)),
-        (built("2026.1", kind="openvino"), Told((), None, {"openvino": "2026.1.0"})),
-        (built("2026.1", kind="openvino"), Told((), None, {"openvino": "2025.4.1"})),
+        (built(), Device(orin, None, trt)),
+        (built(), Device((), None, ())),
+        (built(), Device((Gpu("RTX", "8.9"), *orin), None, trt)),
+        (built("10.3.0.post1"), Device(orin, None, trt)),
+        (built("10.14.1.48.post1"), Device(orin, None, (("tensorrt", "10.14.1.48"),))),
+        (built("10.14.1"), Device(orin, None, trt)),
+        (built("ten"), Device(orin, None, trt)),
+        (built(), Device(orin, None, (("tensorrt", "8.6.1rc1"),))),
+        (built("2026.1", kind="openvino"), Device((), None, ())),
+        (built(module=nano), Device(orin, kit, trt)),
+        (built(module=nano, target="orin-nx-8gb"), Device(orin, kit, trt)),
+        (built(module=nano), Device(orin, None, trt)),
+        (built(module="one"), Device(orin, "another", trt)),
+        (built("2026.1", kind="openvino"), Device((), None, (("openvino", "2026.1.0"),))),
+        (built("2026.1", kind="openvino"), Device((), None, (("openvino", "2025.4.1"),))),
     ):
         refusals.changed(change, device)
     statuses = [status for status, _ in refusals.expected]

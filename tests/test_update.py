@@ -766,11 +766,13 @@ def test_a_key_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
     repository.init(tmp_path / "r", tmp_path / "keys")
 
 
-def test_the_root_key_is_rotated_twice_before_publishing(fleet: Fleet, root: Path) -> None:
+def test_the_root_key_is_rotated_and_published_before_any_other(fleet: Fleet, root: Path) -> None:
     fleet.update(root)
-    fleet.rotate("root")
     fleet.rotate("timestamp")
     fleet.rotate("root")
+    for role in ("root", "timestamp"):
+        with pytest.raises(UsageError, match="not public yet"):
+            fleet.rotate(role)
     fleet.release("three")
     assert fleet.update(root).serial == 3
     fleet.rotate("root")

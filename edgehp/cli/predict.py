@@ -59,18 +59,6 @@ logger = logging.getLogger(__name__)
     'columns and image, or {"file": [{"bbox": [x_min, y_min, x_max, y_max]}]}.',
 )
 @output_option("Draw the poses: a folder; or a photo for a photo, a video for a video or camera.")
-@click.option(
-    "--min-face-score",
-    type=click.FloatRange(0, 1),
-    default=0.5,
-    help="Least score of a detected face.",
-)
-@click.option(
-    "--min-confidence",
-    type=click.FloatRange(0, 1),
-    default=0.5,
-    help="Less confidence than this is the state low_confidence.",
-)
 @threads_option
 @photo_depth
 @click.option("--limit", type=click.IntRange(1), help="Stop after this many frames.")
@@ -82,8 +70,6 @@ def command(
     weights: str | None,
     boxes: str | None,
     output: Path | None,
-    min_face_score: float,
-    min_confidence: float,
     photo_depth: int | None,
     threads: int | None,
     limit: int | None,
@@ -115,10 +101,10 @@ def command(
     counts: Counter[str] = Counter()
     with ExitStack() as stack:
         savers = _savers(output, found, stack)
-        faces = _faces(boxes, found, min_face_score)
+        faces = _faces(boxes, found)
         opened = stack.enter_context(_opened(artifact, network, threads))
         logger.info("predicting with %s", opened.name)
-        rules = StateRules(opened.bins or DEFAULT_BINS, min_confidence)
+        rules = StateRules(opened.bins or DEFAULT_BINS)
         frames = itertools.chain.from_iterable(_frames(s, len(found) > 1) for s in found)
         results = predict(
             itertools.islice(frames, limit), opened.engine, opened.preprocessing, faces, rules
@@ -198,14 +184,14 @@ def _savers(output: Path | None, sources: Sequence[Source], stack: ExitStack) ->
     return {s.name: stack.enter_context(open_saver(output, s)) for s in sources}
 
 
-def _faces(boxes: str | None, sources: Sequence[Source], score: float) -> FaceFinder:
+def _faces(boxes: str | None, sources: Sequence[Source]) -> FaceFinder:
     from edgehp.datasets.lists import load_boxes, parse_box
     from edgehp.runtime.predict import detected
 
     if boxes is None:
         from edgehp.runtime.detection import open_detector
 
-        return detected(open_detector(score))
+        return detected(open_detector())
     if "," in boxes and not Path(boxes).exists():
         box = parse_box(boxes)
         return lambda name, photo: [(box, None)]

@@ -184,7 +184,6 @@ def status(root: Path, as_json: bool) -> None:
                     {"name": one.name, "serial": one.serial, "reason": one.reason}
                     for one in decisions
                 ],
-                "installing": found.installing,
             }
         )
         return
@@ -201,8 +200,6 @@ def status(root: Path, as_json: bool) -> None:
     for one in decisions:
         if one.reason is not None:
             click.echo(f"{one.name} is not for this device: {one.reason}")
-    if found.installing:
-        click.echo("an installer is at work")
 
 
 @subcommand("confirm", "edgehp confirm")

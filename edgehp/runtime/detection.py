@@ -150,13 +150,13 @@ def find_weights() -> Path:
     )
 
 
-def open_detector(threshold: float = 0.5) -> CenterFace:
+def open_detector() -> CenterFace:
     """The default detector.
 
     Raises:
         EnvironmentalError: its weights are not installed or cannot be loaded.
     """
-    return CenterFace(find_weights(), threshold=threshold)
+    return CenterFace(find_weights())
 
 
 def network_box(face: Box) -> Box:

@@ -15,7 +15,6 @@ import json
 import os
 import secrets
 import stat
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -29,7 +28,6 @@ __all__ = [
     "exclusive",
     "flush_folder",
     "flush_tree",
-    "is_locked",
     "locked",
     "make_folder",
     "move",
@@ -42,9 +40,6 @@ __all__ = [
     "write_file",
     "writing",
 ]
-
-_LOCK_TRIES = 5
-_LOCK_PAUSE_S = 0.05
 
 
 def write_file(path: Path, pieces: Iterable[bytes], mode: int = 0o644) -> None:
@@ -218,26 +213,6 @@ def _open_lock(path: Path) -> int:
     return descriptor
 
 
-def is_locked(path: Path) -> bool | None:
-    """Whether a process holds the lock of the file `path`; it is not waited for.
-
-    None where this user may not look at the lock.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except PermissionError:
-        return None
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
 @contextmanager
 def exclusive(path: Path, busy: str) -> Iterator[None]:
     """Hold the lock of the file `path`, or say that somebody else does.
@@ -247,15 +222,10 @@ def exclusive(path: Path, busy: str) -> Iterator[None]:
         OSError: the file cannot be made.
     """
     with ExitStack() as held:
-        for attempt in range(_LOCK_TRIES):
-            try:
-                held.enter_context(locked(path, wait=False))
-                break
-            except BlockingIOError as e:
-                if attempt == _LOCK_TRIES - 1:
-                    raise EnvironmentalError(busy) from e
-                # 'edgehp status' looks at the lock for a moment.
-                time.sleep(_LOCK_PAUSE_S)
+        try:
+            held.enter_context(locked(path, wait=False))
+        except BlockingIOError as e:
+            raise EnvironmentalError(busy) from e
         yield
 
 

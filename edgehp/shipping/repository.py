@@ -320,7 +320,8 @@ def rotate_key(
 
     Raises:
         DataError: no repository.
-        UsageError: no such role, or the root key is missing or another.
+        UsageError: no such role, the root key is missing or another, or a new one waits for
+            `publish`.
         EnvironmentalError: the disk refuses, or a package is missing.
     """
     _require_tuf()
@@ -331,6 +332,12 @@ def rotate_key(
     with _writing(folder):
         published = _newest_root(folder)
         root = _read_metadata(staged) if staged.exists() else _newest_root(folder)
+        if set(root.signed.roles["root"].keyids) != set(published.signed.roles["root"].keyids):
+            # Every root is signed by the key of the one before, which is put aside by now.
+            raise UsageError(
+                f"the new root key of {folder} is not public yet\n"
+                "hint: publish it before another key is rotated: edgehp repo publish"
+            )
         path = keys / f"{role}.pem"
         fresh = keys / f"{role}.pem.new"
         signers = [_signer_of(keys / "root.pem", password)]
@@ -344,7 +351,6 @@ def rotate_key(
         root.signed.expires = _expiry("root")
         if role == "root":
             signers.append(new)
-        signers += _revoked_root(published, keys, password, signers)
         root.signatures.clear()
         for signer in signers:
             root.sign(signer, append=True)
@@ -500,16 +506,3 @@ def _signer_of(path: Path, password: str | None) -> CryptoSigner:
     except (ValueError, TypeError) as e:
         text = " ".join(str(e).split())[:120]
         raise UsageError(f"{path}: a key that signs no list ({text}); give another file") from e
-
-
-def _revoked_root(
-    published: Metadata[Root], keys: Path, password: str | None, have: list[CryptoSigner]
-) -> list[CryptoSigner]:
-    """The public root's own key, where an unpublished rotation put it aside."""
-    wanted = set(published.signed.roles["root"].keyids) - {s.public_key.keyid for s in have}
-    found = []
-    for path in sorted(keys.glob("root.pem.*.revoked")) if wanted else []:
-        signer = _signer_of(path, password)
-        if signer.public_key.keyid in wanted:
-            found.append(signer)
-    return found

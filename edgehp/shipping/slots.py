@@ -170,7 +170,6 @@ class Status:
         unconfirmed_starts: starts of the current slot since the last `confirm`.
         confirmed: whether the current slot was ever reported to run well.
         failed: digest -> reason, of bundles that failed here and of slots that were left.
-        installing: an installer is at work; None where this user may not know.
     """
 
     root: Path
@@ -179,7 +178,6 @@ class Status:
     unconfirmed_starts: int
     confirmed: bool
     failed: dict[str, str]
-    installing: bool | None
 
 
 @dataclass(frozen=True)
@@ -422,7 +420,6 @@ def status(root: Path) -> Status:
         unconfirmed_starts=state.starts,
         confirmed=current is not None and current.sequence in state.confirmed,
         failed=dict(state.failed),
-        installing=disk.is_locked(root / "lock"),
     )
 
 
