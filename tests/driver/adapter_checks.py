@@ -6,21 +6,24 @@ library path, in environments of several CUDA packages; or with ``--nvrtc`` on a
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
 import threading
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import pytest
 
 from edgehp.crop import Box, Picture, Preprocessing, crop_face
 from edgehp.engines.cuda import Cuda, GpuLostError, open_cuda
-from edgehp.engines.gpu_crop import kernel_path
+from edgehp.engines.gpu_crop import CropKernel, Load, kernel_path
 from edgehp.engines.tensorrt import TensorRtEngine
 from edgehp.errors import DataError, EnvironmentalError, UsageError
 from tests.driver.double import Driver
 from tests.driver.tensorrt import KERNEL, SIZE, TensorRtDouble, expected
+from tests.test_gpu_crop import against_opencv, as_form, scene
 
 
 def open_double(trt: TensorRtDouble, cuda: Cuda, batch: int | None = None) -> TensorRtEngine:
@@ -109,6 +112,54 @@ def check_frames(trt: TensorRtDouble, cuda: Cuda) -> dict[str, float]:
         assert engine.info.details["cropping"] == "on the GPU"
     assert trt.violations == [], trt.violations
     return times
+
+
+def check_kernel(cuda: Cuda) -> list[str]:
+    """The crop kernel on a real GPU: against OpenCV, and its times in a captured graph."""
+    rng = np.random.default_rng(0)
+    with cuda.current():
+        kernel = CropKernel(cuda)
+        rows = [against_opencv(kernel.crop, rng)]
+        photo = scene(rng, 1920, 1080)
+        stream, start, end = cuda.new_stream(), cuda.new_event(), cuda.new_event()
+        for form, size, count in itertools.product(("RGB", "NV12"), (112, 224), (1, 4, 8)):
+            picture, spec = as_form(photo, form), Preprocessing(size)
+            corners = [(20 + 200 * i, 20 + 90 * i) for i in range(count)]
+            faces = [(picture, Box(x, y, x + 350, y + 350)) for x, y in corners]
+            load = Load(faces, spec)
+            source, crops = cuda.buffer(load.size), cuda.buffer(count * size * size * 3)
+
+            def cut(source=source, crops=crops, size=size, count=count) -> None:
+                kernel.launch(source.address, crops.address, size, count, stream)
+
+            def upload_and_cut(source=source, load=load, cut=cut) -> None:
+                cuda.upload(source, load.size, stream)
+                cut()
+
+            load.write(source.host)
+            times = []
+            for work in (upload_and_cut, cut):
+                graph = cuda.capture(stream, work)
+                for _ in range(200):
+                    cuda.record(start, stream)
+                    cuda.launch(graph, stream)
+                    cuda.record(end, stream)
+                    times.append(cuda.elapsed_ms(start, end) * 1e3)
+                cuda.free_graph(graph)
+            began = perf_counter()
+            for _ in range(20):
+                for _, box in faces:
+                    crop_face(picture.rgb(), box, spec)
+            processor = (perf_counter() - began) / 20 * 1e6
+            rows.append(
+                f"{form} {size} px, {count} faces: {np.median(times[200:]):.1f} us in a graph, "
+                f"{np.median(times[:200]):.1f} with the upload of {load.size / 1e6:.2f} MB, "
+                f"{processor:.0f} on the processor"
+            )
+            cuda.free(source)
+            cuda.free(crops)
+        kernel.close()
+    return rows
 
 
 def check_stream(trt: TensorRtDouble, cuda: Cuda) -> None:
@@ -204,6 +255,8 @@ def main(package: str, nvrtc: bool) -> None:
             kept.write_bytes(b"double")
         found = check_frames(TensorRtDouble(image=image), open_cuda())
         print({name: round(ms, 4) for name, ms in found.items()})
+        if nvrtc:
+            print("\n".join(check_kernel(cuda)))
     check_threads(image)
     check_waiting(cuda, image)
     assert trt.driver.live == 0, f"{trt.driver.live} things are left"
