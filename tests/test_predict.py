@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from edgehp.cli.main import main
+from edgehp.cli.predict import _line as person_line
 from edgehp.crop import Box
 from edgehp.datasets.pose_mat import read_aflw2000
 from edgehp.engines import open_engine
@@ -155,6 +157,20 @@ def test_every_face_of_a_frame_is_a_record_with_its_pose(engine):
     assert records[0]["spread"] == {"pitch": 2, "yaw": 2, "roll": 2}
     assert records[1]["detector"]["score"] == 0.6 and records[0]["state"] == "ok"
     json.dumps(records, allow_nan=False)
+
+
+@pytest.mark.parametrize("spread", [True, False])
+def test_people_get_a_line_a_face_also_from_a_network_without_a_spread(engine, spread):
+    class Engine:
+        def infer(self, crops):
+            found = engine.infer(crops)
+            return found if spread else replace(found, spread=None)
+
+    frames = frames_of(colour_photo((10, -20, 5)))
+    (result,) = predict(frames, Engine(), SPEC.preprocessing, detected(TwoFaces()), RULES)
+    lines = [person_line(record) for record in result.records()]
+    sure = ", confidence 0.96" if spread else ""
+    assert lines == [f"0.png  pitch  +10.0  yaw  -20.0  roll   +5.0  ok{sure}"] * 2
 
 
 def test_no_face_is_a_record_with_that_state(engine):

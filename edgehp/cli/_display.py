@@ -196,8 +196,8 @@ class Display:
         names = [name for name, _, _ in self._done] + [_outer(parts).step.name for _ in parts[:1]]
         width = max((len(n) for n in names), default=0)
         for name, seconds, completed in list(self._done):
-            line = Text(f"{good if completed else bad} ", style="green" if completed else "red")
-            line.append(f"{name:<{width}}", style="default")
+            line = Text().append(good if completed else bad, style="green" if completed else "red")
+            line.append(f" {name:<{width}}")
             how = f"  {seconds:6.1f} s" if completed else f"  stopped after {seconds:.1f} s"
             lines.append(line.append(how, style="dim" if completed else "red"))
         if parts:

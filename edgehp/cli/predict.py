@@ -120,6 +120,8 @@ def command(
             if (saver := savers.get(result.frame.source)) is not None:
                 saver.add(result)
     _summarize(counts)
+    if output is not None:
+        note(f"drawn in {output}")
     if counts["unreadable"]:
         raise DataError(
             f"{counts['unreadable']} photo(s) could not be used; the lines with the state "
@@ -214,7 +216,9 @@ def _line(record: dict[str, Any]) -> str:
         problem = record["problem"]
         return f"{where}  {state}" + ("" if problem is None else f": {problem}")
     values = "  ".join(f"{n} {v:+6.1f}" for n, v in record["angles"].items() if v is not None)
-    return f"{where}  {values}  {state} {record['confidence']:.2f}"
+    # A network without a spread has no confidence.
+    sure = record["confidence"]
+    return f"{where}  {values}  {state}" + ("" if sure is None else f", confidence {sure:.2f}")
 
 
 def _summarize(counts: Counter[str]) -> None:
