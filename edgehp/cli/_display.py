@@ -180,6 +180,8 @@ class Display:
         if live is not None:
             self._parts.clear()
             live.stop()
+            # Results begin below a blank line.
+            click.echo(file=self._stream)
         self._done, self._notes, self._handlers = [], [], []
 
     def _render(self) -> RenderableType:

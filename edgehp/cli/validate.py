@@ -333,7 +333,8 @@ def _print(report: Mapping[str, Any]) -> None:
     for role in ("reference", "artifact"):
         if report[role] is not None:
             say(f"{role}: {report[role]['name']}")
-    say(f"degrees; preprocessing {report['preprocessing_digest'][:16]}\n")
+    say(f"degrees; preprocessing {report['preprocessing_digest'][:16]}")
+    click.echo("")
     print_table(ACCURACY, accuracy_rows(report), range(1, 4))
     if drop is not None:
         click.echo("")

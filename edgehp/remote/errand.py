@@ -28,8 +28,6 @@ __all__ = ["Errand", "Listener", "Outcome", "Returned", "Sent", "exit_code", "ru
 
 INTERRUPTED = 130
 _KILLED = 128
-# What an interrupted command may take to write its report, and the board to tidy up.
-_GRACE_S = 30.0
 _LOOK_S = 0.05
 _ERROR = "edgehp: error: "
 
@@ -350,22 +348,20 @@ def run_all(errands: Sequence[tuple[Board, Errand]], listener: Listener) -> list
     try:
         for job in jobs:
             job.thread.start()
-        passed_on, end = 0, float("inf")
+        passed_on = 0
         with nullcontext() if alone else step("run", len(jobs), "boards") as going:
             while alive := [job for job in jobs if job.thread.is_alive()]:
                 if going is not None:
                     text = ", ".join(f"{job.board.name}: {job.doing}" for job in alive)
                     going.update(len(jobs) - len(alive), text=text)
                 time.sleep(_LOOK_S)
-                overdue = time.monotonic() > end
-                if len(presses) > passed_on or overdue:
+                if len(presses) > passed_on:
                     for job in jobs:
-                        if passed_on or overdue:
+                        if passed_on:
                             job.abandon()
                         else:
                             job.interrupt()
                     passed_on = len(presses)
-                    end = float("inf") if overdue else time.monotonic() + _GRACE_S
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
