@@ -363,7 +363,7 @@ def test_graphs_that_are_no_deployed_graphs(small_graph: onnx.ModelProto, tmp_pa
     path.write_bytes(graph_bytes(small_graph)[:1000])
     refused("truncated or not an ONNX")
     path.write_bytes(b"")
-    refused("takes nothing and gives nothing")
+    refused("is empty")
 
     model = changed()
     del model.metadata_props[:]

@@ -10,7 +10,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from edgehp.datasets.faces import read_origins, read_rendered
+from edgehp.datasets.faces import read_rendered
+from edgehp.datasets.lists import read_table
+from edgehp.datasets.stores import open_store
 from edgehp.errors import DataError
 from edgehp.pose import geodesic_degrees, matrix_from_euler, require_rotation
 from tests.dataset_trees import encoded, photo, write, zip_of
@@ -20,6 +22,13 @@ CALIBRATION = REPO / "calibration" / "rendered-heads.zip"
 VALIDATION = REPO / "calibration" / "rendered-validation.zip"
 # Seeds of the training heads, which are not shipped: see calibration/README.md.
 TRAINING_SEEDS = range(1_000_000, 2_000_000)
+
+
+def origins_of(path: Path) -> dict[str, tuple[bool, int]]:
+    """Whether each picture is near-infrared, and its seed."""
+    name = f"{path.stem}/labels.csv"
+    rows = read_table(open_store(path).read(name), name).rows
+    return {f"{path.stem}/{r['image']}": (r["nir"] == "1", int(r["seed"])) for _, r in rows}
 
 
 def _tool(name: str) -> ModuleType:
@@ -59,29 +68,29 @@ def test_shipped_list(path, count, limits, megabytes):
 def test_shipped_seeds_are_disjoint_and_include_near_infrared():
     seen: set[int] = set()
     for path in (CALIBRATION, VALIDATION):
-        origins = read_origins(path)
-        seeds = {o.seed for o in origins.values()}
+        origins = origins_of(path)
+        seeds = {seed for _, seed in origins.values()}
         assert len(seeds) == len(origins)
         assert not seeds & seen and not any(s in TRAINING_SEEDS for s in seeds)
         seen |= seeds
-        assert 0.12 < np.mean([o.nir for o in origins.values()]) < 0.28
+        assert 0.12 < np.mean([nir for nir, _ in origins.values()]) < 0.28
 
 
 def test_near_infrared_is_grey():
-    data, origins = read_rendered(VALIDATION), read_origins(VALIDATION)
+    data, origins = read_rendered(VALIDATION), origins_of(VALIDATION)
     colourful = {True: [], False: []}
     for s in data.samples[:60]:
         p = s.load().astype(float)
-        colourful[origins[s.name].nir].append(np.abs(p[..., 0] - p[..., 2]).mean())
+        colourful[origins[s.name][0]].append(np.abs(p[..., 0] - p[..., 2]).mean())
     assert max(colourful[True]) < 1 < np.median(colourful[False])
 
 
 def test_skin_is_redder_than_blue():
     """Fails where the colour channels are swapped on the way."""
-    data, origins = read_rendered(VALIDATION), read_origins(VALIDATION)
+    data, origins = read_rendered(VALIDATION), origins_of(VALIDATION)
     warm = []
     for s in data.samples[:80]:
-        if not origins[s.name].nir and np.abs(s.angles[1]) < 40:
+        if not origins[s.name][0] and np.abs(s.angles[1]) < 40:
             x, y = (s.box.x_min + s.box.x_max) / 2, s.box.y_min + 0.62 * s.box.height
             r = s.box.width * 0.12
             face = s.load()[int(y - r) : int(y + r), int(x - r) : int(x + r)].astype(float)
@@ -90,7 +99,6 @@ def test_skin_is_redder_than_blue():
 
 
 def test_a_list_without_its_photo_is_refused(tmp_path):
-    row = "a.jpg,64,48,10,5,50,45,1,0,0,0,0,1,0,1,7"
     m = ",".join(str(v) for v in matrix_from_euler([10.0, 20.0, 5.0]).ravel())
     head = "image,width,height,x_min,y_min,x_max,y_max,pitch,yaw,roll," + ",".join(
         f"r{i}{j}" for i in range(3) for j in range(3)
@@ -98,14 +106,14 @@ def test_a_list_without_its_photo_is_refused(tmp_path):
     row = f"a.jpg,64,48,10,5,50,45,10,20,5,{m},1,7"
     table = f"{head},nir,seed\n{row}\n"
     with pytest.raises(DataError, match=r"photo a\.jpg is not there"):
-        read_rendered(zip_of(tmp_path / "x.zip", {"x/labels.csv": table}))
-    with pytest.raises(DataError, match=r"no labels\.csv"):
+        files = {"x/labels.csv": table, "x/b.jpg": encoded(photo())}
+        read_rendered(zip_of(tmp_path / "x.zip", files))
+    with pytest.raises(DataError, match=r"expected heads with the labels\.csv"):
         read_rendered(zip_of(tmp_path / "y.zip", {"x/a.jpg": encoded(photo())}))
     write(tmp_path / "z" / "labels.csv", table)
     write(tmp_path / "z" / "a.jpg", encoded(photo()))
     data = read_rendered(tmp_path / "z")
     assert np.allclose(data.samples[0].angles, [10, 20, 5])
-    assert read_origins(tmp_path / "z")["a.jpg"].seed == 7
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from edgehp.crop import Box
-from edgehp.datasets.faces import read_origins, read_rendered
+from edgehp.datasets.faces import read_rendered
 from edgehp.errors import DataError, EnvironmentalError, UsageError, without_password
 from edgehp.pose import geodesic_degrees, matrix_from_euler
 from edgehp.runtime.capture import CaptureThread, Complaints
@@ -199,9 +199,7 @@ def test_frames_without_a_picture(frame, kind):
 
 def test_pictures_of_heads_also_near_infrared_ones_are_no_fault(repo):
     archive = repo / "calibration" / "rendered-validation.zip"
-    origins = read_origins(archive)
     samples = read_rendered(archive).samples[:60]
-    assert any(origins[s.name].nir for s in samples)
     health = FrameHealth()
     assert [s.name for i, s in enumerate(samples) if health.check(s.load(), i / 30)] == []
 

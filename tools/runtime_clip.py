@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.crop import Box
-from edgehp.datasets.faces import read_origins, read_rendered
+from edgehp.datasets.faces import read_rendered
+from edgehp.datasets.lists import read_table
+from edgehp.datasets.stores import open_store
 from edgehp.pose import matrix_from_euler
 
 Image = npt.NDArray[np.uint8]
@@ -121,11 +123,13 @@ def _background(rng: np.random.Generator, size: tuple[int, int]) -> npt.NDArray[
 
 def packaged_head(archive: Path, number: int = 0, largest: float = 15.0) -> Head:
     """A packaged rendered head in colour that looks about straight ahead."""
-    origins = read_origins(archive)
+    name = f"{archive.stem}/labels.csv"
+    rows = read_table(open_store(archive).read(name), name).rows
+    infrared = {f"{archive.stem}/{row['image']}" for _, row in rows if row["nir"] == "1"}
     found = 0
     for sample in read_rendered(archive).samples:
         if (
-            origins[sample.name].nir
+            sample.name in infrared
             or sample.angles is None
             or sample.matrix is None
             or sample.box is None

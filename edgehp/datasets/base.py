@@ -32,6 +32,7 @@ __all__ = [
     "labels_from_angles",
     "prefetch",
     "refuse_degrees",
+    "spaced",
     "within",
 ]
 
@@ -289,6 +290,11 @@ def refuse_degrees(largest: Sequence[float], filtered: int, where: str, what: st
 def within(angles: Array) -> bool:
     """Whether every |angle| is at most `MAX_ANGLE` degrees."""
     return bool(np.abs(angles).max() <= MAX_ANGLE)
+
+
+def spaced(count: int, most: int) -> npt.NDArray[np.intp]:
+    """At most `most` of the numbers 0 to `count` - 1, evenly spaced, the ends among them."""
+    return np.linspace(0, count - 1, min(count, most)).astype(np.intp)
 
 
 def _digest(samples: Iterable[Sample]) -> str:

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edgehp.datasets.base import Dataset, Sample, Skips, build_dataset, join_datasets
-from edgehp.datasets.lists import BOX, MATRIX, Row, parse_list, parse_table, read_table
-from edgehp.datasets.stores import NameIndex, PhotoSource, Store, inside, open_store
+from edgehp.datasets.lists import Row, parse_list
+from edgehp.datasets.stores import NameIndex, Store, inside, open_store
 from edgehp.errors import DataError
 from edgehp.images import PHOTO_SUFFIXES, report_left_out
 
-__all__ = ["Origin", "read_faces", "read_origins", "read_rendered"]
+__all__ = ["read_faces", "read_rendered"]
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +98,8 @@ def _read(store: Store, skip_bad: bool, name: str) -> Dataset:
         for p, r in rows.items()
     ]
     boxed = sum(s.box is not None for s in samples)
-    source = "whole photo" if boxed == 0 else _LIST
+    named = sorted({PurePosixPath(m).name for m in lists})
+    source = "whole photo" if boxed == 0 else ", ".join(named)
     return build_dataset(
         name,
         samples,
@@ -165,84 +165,20 @@ def _resolve(image: str, folder: str, photos: NameIndex, at: str) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Origin:
-    """How a picture came to be: pseudo near-infrared or colour, and the renderer's seed."""
-
-    nir: bool
-    seed: int
-
-
 def read_rendered(path: Path | str, *, skip_bad: bool = False) -> Dataset:
-    """Read rendered heads.
+    """Read rendered heads: faces whose list gives each its box and its exact rotation.
 
     Args:
-        path: a zip, or a folder, with one ``labels.csv``.
+        path: as of `read_faces`.
         skip_bad: list missing photos under ``skipped`` instead of raising.
 
     Raises:
-        DataError: nothing there, the list is missing or malformed, or names a photo that is not
-            there.
+        DataError: as of `read_faces`, or a photo is without box or rotation.
     """
-    heads = _Rendered(Path(path))
-    skips = Skips(skip_bad)
-    samples = []
-    for row in parse_table(heads.table(), heads.where, (*BOX, *MATRIX)):
-        with skips.guard(row.image):
-            samples.append(
-                Sample(
-                    row.image,
-                    heads.photo(row.image, row.line),
-                    row.box,
-                    row.matrix,
-                    row.angles,
-                    row.size,
-                )
-            )
-    return build_dataset("rendered", samples, skips, boxes=_LABELS, convention="aflw2000")
-
-
-def read_origins(path: Path | str) -> dict[str, Origin]:
-    """The ``nir`` and ``seed`` columns by the image's name.
-
-    Raises:
-        DataError: the list is missing or lacks one of them, or one is not a whole number.
-    """
-    heads = _Rendered(Path(path))
-    try:
-        return {
-            row["image"]: Origin(bool(int(row["nir"])), int(row["seed"]))
-            for _, row in read_table(heads.table(), heads.where).rows
-        }
-    except (KeyError, ValueError) as e:
+    found = read_faces(path, skip_bad=skip_bad, name="rendered")
+    if any(s.box is None or s.matrix is None for s in found.samples):
         raise DataError(
-            f"{heads.where}: expected whole numbers in the columns image,nir,seed: {e}"
-        ) from e
-
-
-class _Rendered:
-    """The one ``labels.csv`` of a zip or folder, and the photos beside it."""
-
-    def __init__(self, path: Path) -> None:
-        if not path.exists():
-            raise DataError(f"{path}: no such file or folder; expected heads with {_LABELS}")
-        self._store = open_store(path)
-        self._photos = NameIndex(self._store.names)
-        lists = sorted(n for n in self._store.names if PurePosixPath(n).name == _LABELS)
-        if len(lists) != 1:
-            found = f"two lists: {', '.join(lists[:3])}" if lists else f"no {_LABELS}"
-            raise DataError(f"{path}: {found}; expected NNNNN.jpg files and one {_LABELS}")
-        self._list = lists[0]
-        self.where = f"{path}/{self._list}"
-
-    def table(self) -> bytes:
-        """The bytes of the list."""
-        return self._store.read(self._list)
-
-    def photo(self, image: str, line: int) -> PhotoSource:
-        """The photo that a row names, relative to the list."""
-        at = f"{self.where}: line {line}"
-        name = self._photos.find(str(PurePosixPath(self._list).parent / inside(image, at)))
-        if name is None:
-            raise DataError(f"{at}: the photo {image} is not there{self._photos.hint(image)}")
-        return self._store.photo(name)
+            f"{path}: photos without a box or a rotation; expected heads with the {_LABELS} that "
+            "the renderer writes"
+        )
+    return found

@@ -69,7 +69,7 @@ _OTHER_NAMES = {
     **dict.fromkeys(("xmax", "x2"), "x_max"),
     **dict.fromkeys(("ymax", "y2"), "y_max"),
 }
-# Of the renderer (`edgehp.datasets.faces.Origin`).
+# Of the renderer: pseudo near-infrared or colour, and the picture's seed.
 _ORIGIN = ("nir", "seed")
 SPLITS = ("train", "test")
 # Fewer rows may all be near-frontal by chance: a warning then.

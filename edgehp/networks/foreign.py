@@ -59,6 +59,8 @@ def read_model(path: Path, *, external: bool = False) -> onnx.ModelProto:
         data = path.read_bytes()
     except OSError as e:
         raise CheckpointError(f"{path} cannot be read: {e.strerror or e}") from e
+    if not data:
+        raise CheckpointError(f"{path} is empty: copy it again")
     if (other := stand_in(data[:512])) is not None:
         raise CheckpointError(f"{path} is {other}")
     try:

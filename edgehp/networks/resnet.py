@@ -5,68 +5,41 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from edgehp.networks.spec import RESNET_STAGES
+from edgehp.networks.layout import BatchNorm, Block, feature_count, resnet_blocks, stem
 
 __all__ = ["ResNet"]
 
 
-def _conv(cin: int, cout: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(cin, cout, kernel, stride, padding=kernel // 2, bias=False)
+def _layer(c: BatchNorm) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    cout, cin, kernel, _ = c.shape
+    convolution = nn.Conv2d(cin, cout, kernel, c.stride, padding=kernel // 2, bias=False)
+    return convolution, nn.BatchNorm2d(cout)
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a skip (ResNet18, 34)."""
+class _Block(nn.Module):
+    """Convolutions and a skip: two of 3x3, or the bottleneck's three."""
 
-    expansion = 1
-
-    def __init__(self, cin: int, width: int, stride: int) -> None:
+    def __init__(self, block: Block) -> None:
         super().__init__()
-        self.conv1 = _conv(cin, width, 3, stride)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.count = len(block.convolutions)
+        for n, c in enumerate(block.convolutions, 1):
+            convolution, norm = _layer(c)
+            setattr(self, f"conv{n}", convolution)
+            setattr(self, f"bn{n}", norm)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = _conv(width, width, 3)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = _downsample(cin, width, stride)
+        down = block.downsample
+        self.downsample = None if down is None else nn.Sequential(*_layer(down))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [N, cin, H, W] to [N, width, H / stride, W / stride]."""
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
+        """Map [N, cin, H, W] to [N, cout, H / stride, W / stride]."""
+        y = x
+        for n in range(1, self.count + 1):
+            y = getattr(self, f"bn{n}")(getattr(self, f"conv{n}")(y))
+            if n < self.count:
+                y = self.relu(y)
         skip = x if self.downsample is None else self.downsample(x)
         out: Tensor = self.relu(y + skip)
         return out
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions and a skip; the stride sits on the 3x3, as in torchvision."""
-
-    expansion = 4
-
-    def __init__(self, cin: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = _conv(cin, width, 1)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = _conv(width, width, 3, stride)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = _conv(width, 4 * width, 1)
-        self.bn3 = nn.BatchNorm2d(4 * width)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = _downsample(cin, 4 * width, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [N, cin, H, W] to [N, 4 * width, H / stride, W / stride]."""
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        skip = x if self.downsample is None else self.downsample(x)
-        out: Tensor = self.relu(y + skip)
-        return out
-
-
-def _downsample(cin: int, cout: int, stride: int) -> nn.Sequential | None:
-    if cin == cout and stride == 1:
-        return None
-    return nn.Sequential(_conv(cin, cout, 1, stride), nn.BatchNorm2d(cout))
 
 
 class ResNet(nn.Module):
@@ -81,21 +54,15 @@ class ResNet(nn.Module):
 
     def __init__(self, depth: int = 18) -> None:
         super().__init__()
-        blocks, bottleneck = RESNET_STAGES[depth]
-        block = Bottleneck if bottleneck else BasicBlock
-        self.conv1 = _conv(3, 64, 7, 2)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.conv1, self.bn1 = _layer(stem())
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        cin = 64
-        for stage, count in enumerate(blocks):
-            width = 64 << stage
-            layers: list[nn.Module] = []
-            for i in range(count):
-                layers.append(block(cin, width, 2 if i == 0 and stage > 0 else 1))
-                cin = width * block.expansion
-            setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
-        self.features = cin
+        stages: dict[str, list[nn.Module]] = {}
+        for block in resnet_blocks(depth):
+            stages.setdefault(block.name.partition(".")[0], []).append(_Block(block))
+        for name, blocks in stages.items():
+            setattr(self, name, nn.Sequential(*blocks))
+        self.features = feature_count(depth)
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.artifact.manifest import Accuracy, Golden, SubsetRecord
+from edgehp.datasets.base import spaced
 from edgehp.device import DeviceProbe
 from edgehp.engines import PROCESSOR_ENGINES, open_engine, processor_engine
 from edgehp.engines.base import Engine, Prediction
@@ -116,7 +117,7 @@ class Run:
 
 def degraded_indices(count: int) -> npt.NDArray[np.intp]:
     """Which of `count` held-out crops the degraded versions are made of: 64 at most, spread."""
-    return np.linspace(0, count - 1, min(count, DEGRADED_COUNT)).astype(np.intp)
+    return spaced(count, DEGRADED_COUNT)
 
 
 def degraded_crops(held_out: CropSet) -> dict[str, npt.NDArray[np.uint8]]:

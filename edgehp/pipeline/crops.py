@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.crop import Preprocessing, crop_face
-from edgehp.datasets.base import Dataset, Sample, Skips
+from edgehp.datasets.base import Sample, Skips, spaced
 from edgehp.datasets.faces import read_faces
 from edgehp.errors import DataError, UsageError
 from edgehp.files import resource_dir, sha256_bytes
@@ -200,16 +200,12 @@ def appearance_check(
 
     meter = ClippingMeter(quantized, threads=threads)
     usual, found = (
-        meter(crops.crops[_spaced(len(crops), _CLIPPED)]) for crops in (calibration, held_out)
+        meter(crops.crops[spaced(len(crops), _CLIPPED)]) for crops in (calibration, held_out)
     )
-    own = measure_crops(calibration.crops[_spaced(len(calibration), _LOOKED_AT)])
-    looks = measure_crops(held_out.crops[_spaced(len(held_out), _LOOKED_AT)])
+    own = measure_crops(calibration.crops[spaced(len(calibration), _LOOKED_AT)])
+    looks = measure_crops(held_out.crops[spaced(len(held_out), _LOOKED_AT)])
     clipped = Clipped(found.share, usual.share, found.worst)
     return AppearanceCheck.of(appearance_of(own), looks, clipped, advice)
-
-
-def _spaced(count: int, most: int) -> npt.NDArray[np.intp]:
-    return np.linspace(0, count - 1, min(count, most)).astype(np.intp)
 
 
 def _load(
@@ -224,7 +220,7 @@ def _load(
     # The shipped and the user's crops alike take the name they have, not where they lie.
     data = read_faces(file, skip_bad=skip_bad, name=file.resolve().stem)
     data = data.with_depth(None if path is None else depth)
-    samples, left_out = _spread(data, most)
+    samples = [data.samples[i] for i in spaced(len(data), most)]
     size = preprocessing.size
     crops = np.empty((len(samples), size, size, 3), np.uint8)
     seen: dict[str, int] = {}
@@ -250,13 +246,5 @@ def _load(
         angles=angles,
         protocol={**data.protocol, "skipped": skipped, "preprocessing": preprocessing.digest},
         duplicates=len(samples) - len(skips.found) - len(kept),
-        left_out=left_out,
+        left_out=len(data) - len(samples),
     )
-
-
-def _spread(data: Dataset, most: int) -> tuple[list[Sample], int]:
-    """At most `most` samples, evenly spaced, and how many were left out."""
-    if len(data) <= most:
-        return list(data.samples), 0
-    chosen = np.linspace(0, len(data) - 1, most).astype(int)
-    return [data.samples[i] for i in chosen], len(data) - most

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.artifact.check import Artifact
+from edgehp.datasets.base import spaced
 from edgehp.errors import CompatibilityError, DataError, UsageError
 from edgehp.networks.bundled import resolve_network
 from edgehp.progress import track
@@ -122,8 +123,7 @@ def measure_sensitivity(
     layers = quantized_layers(model)
     if len(layers) < 2:
         raise UsageError(f"{len(layers)} quantized layers to compare, expected at least two")
-    chosen = np.linspace(0, len(crops) - 1, min(count, len(crops))).astype(np.intp)
-    compare = Comparison(source, crops[chosen], threads=threads)
+    compare = Comparison(source, crops[spaced(len(crops), count)], threads=threads)
     full = compare(model)
     rows = []
     for i, layer in enumerate(track(layers, "layers"), 1):
