@@ -1,11 +1,11 @@
 """Where Q/DQ pairs go in each flavor. Emitters, calibration and the lint all ask here.
 
-Flavor ``"tensorrt"``: NVIDIA ModelOpt's placement for ResNets. The input of every convolution; of
-a residual Add only the skip; the inputs of max pooling and of the global average pooling. Nothing
-between Conv and Relu, nothing on the last convolution's edge to the Add (TensorRT adds inside the
-convolution's kernel, in higher precision), no Gemm.
-
-Flavor ``"cpu"``: every Conv, Gemm, MaxPool, average pooling and residual Add takes integers.
+NVIDIA ModelOpt's placement for ResNets: the input of every convolution; of a residual Add only the
+skip; the inputs of max pooling and of the global average pooling. Nothing between Conv and Relu,
+nothing on the last convolution's edge to the Add: engines add in higher precision, TensorRT inside
+the convolution's kernel. A pair there adds a quarter to the difference to FP32, and OpenVINO does
+not compute it as the graph says, by which candidates are compared. Flavor ``"cpu"`` quantizes every
+Gemm, too.
 
 Networks of others are placed by the same rules. Activations (`_FUSED`) run in the kernel of the
 layer before them, gates of SiLU and of squeeze-and-excitation between two layers: no pair lies in
@@ -144,8 +144,7 @@ def _edges(view: GraphView, flavor: str) -> list[Edge]:
             if (node.op_type == "Conv" or cpu) and not _is_small(view, node):
                 found.append((node.name, 0))
         elif node.name in skips:
-            sides = (0, 1) if cpu else (skips[node.name],)
-            found += [(node.name, i) for i in sides]
+            found.append((node.name, skips[node.name]))
         elif behind_conv and node.op_type in ("MaxPool", *_AVERAGES):
             found.append((node.name, 0))
     return found

@@ -9,7 +9,7 @@ from edgehp.files import Record
 __all__ = ["ALGORITHM", "BODIES", "FLAVORS", "Recipe"]
 
 # Raised when the same recipe and crops would give other integers.
-ALGORITHM = 3
+ALGORITHM = 4
 FLAVORS = ("tensorrt", "cpu")
 BODIES = ("fp32", "fp16")
 
