@@ -96,13 +96,14 @@ void read_values(const json& m, Artifact& a) {
     }
     const json &spec = m.at("preprocessing").at("spec"), &target = m.at("target");
     a.size = static_cast<int>(whole(spec.at("size"), 16, 1024));
-    a.area = one_of(spec.at("resize"), {"area", "linear"}) == "area";
-    a.square = one_of(spec.at("box_rule"), {"square", "stretch"}) == "square";
-    a.box_scale = spec.at("box_scale");
+    a.area = one_of(spec.value("resize", json("area")), {"area", "linear"}) == "area";
+    a.square = one_of(spec.value("box_rule", json("square")), {"square", "stretch"}) == "square";
+    a.box_scale = spec.value("box_scale", 1.0);
     compatible(a.box_scale >= 0.1 && a.box_scale <= 10, "box_scale is not within 0.1..10");
     a.target = target.at("name");
-    if (!target.at("module").is_null()) a.module = target.at("module").get<std::string>();
-    target.at("compute_capabilities").get_to(a.compute_capabilities);
+    if (const json module = target.value("module", json()); !module.is_null())
+        a.module = module.get<std::string>();
+    target.value("compute_capabilities", json::array()).get_to(a.compute_capabilities);
     a.precision = m.at("precision").at("asked");
     const json &golden = m.at("golden"), &network = m.at("network").at("spec");
     a.golden_path = listed(golden.at("file"));
@@ -112,9 +113,10 @@ void read_values(const json& m, Artifact& a) {
     const json &recipe = m.at("build").at("recipe"), core = recipe.value("dla", json());
     if (!core.is_null()) a.dla_core = static_cast<int>(whole(core, 0, 64));
     // A network of someone else may have no bins.
-    if (!network.is_null() && !network.at("bins").is_null()) {
-        a.first_bin = network.at("bins").at("first");
-        a.last_bin = network.at("bins").at("last");
+    if (const json bins = network.is_null() ? json() : network.value("bins", json());
+        !bins.is_null()) {
+        a.first_bin = bins.at("first");
+        a.last_bin = bins.at("last");
     }
     if (one_of(m.at("state"), {"complete", "deferred"}) == "deferred") return;
     const json& engine = m.at("engine");
@@ -164,8 +166,8 @@ Artifact read_manifest(const std::string& root) {
         compatible(!values.is_discarded(), "it is not JSON in UTF-8");
         read_values(values, artifact);
     } catch (const std::exception& fault) {
-        compatible(false, where, " is not a manifest of this version of edgehp: ", fault.what(),
-                   "; build or copy the artifact again");
+        compatible(false, where, " is not a manifest of this version of edgehp: ",
+                   std::string(fault.what()).substr(0, 200), "; build or copy the artifact again");
     }
     return artifact;
 }

@@ -157,17 +157,13 @@ private:
             shape_.d[0] = batch;
             need(context.setInputShape("crops", shape_), "take a batch of ", batch);
         }
-        for (std::size_t i = 0; i < buffers_.size(); ++i) {
-            const Buffer& b = *buffers_[i];
-            if (i == 0) {
-                check(cudaMemcpyAsync(b.device, b.host, b.row * n, cudaMemcpyHostToDevice, stream_),
-                      "upload the crops");
-                need(context.enqueueV3(stream_), "run the engine");
-            } else {
-                check(cudaMemcpyAsync(b.host, b.device, b.row * n, cudaMemcpyDeviceToHost, stream_),
-                      "download the answers");
-            }
-        }
+        const Buffer& crops = *buffers_[0];
+        check(cudaMemcpyAsync(crops.device, crops.host, crops.row * n, cudaMemcpyHostToDevice,
+                              stream_), "upload the crops");
+        need(context.enqueueV3(stream_), "run the engine");
+        for (std::size_t i = 1; i < buffers_.size(); ++i)
+            check(cudaMemcpyAsync(buffers_[i]->host, buffers_[i]->device, buffers_[i]->row * n,
+                                  cudaMemcpyDeviceToHost, stream_), "download the answers");
     }
 
     // A context must not change after its work was captured, so the graph has one of its own.
