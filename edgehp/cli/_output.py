@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
 import sys
 import textwrap
@@ -23,7 +22,6 @@ __all__ = [
     "print_table",
     "say",
     "styled",
-    "use_colour",
     "wrapped",
 ]
 
@@ -32,14 +30,14 @@ _STYLED = re.compile(r"((?:\x1b\[[0-9;]*m)+)(.*?)(\x1b\[0m)", re.DOTALL)
 _LONGEST_WORD = 20
 
 
-def use_colour(stream: TextIO) -> bool:
-    """Whether `stream` is a terminal whose user has not asked for plain text (no-color.org)."""
-    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and stream.isatty()
-
-
 def styled(text: str, colour: str, stream: TextIO | None = None, **how: Any) -> str:
-    """`text` in one of click's colours where `stream` (stdout) can show it, else as it is."""
-    return click.style(text, fg=colour, **how) if use_colour(stream or sys.stdout) else text
+    """`text` in one of click's colours on a terminal (`stream`, stdout), else as it is.
+
+    As it is also where the user has asked for that (no-color.org).
+    """
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return click.style(text, fg=colour, **how) if (stream or sys.stdout).isatty() else text
 
 
 def wrapped(text: str, indent: str = "") -> str:
@@ -71,12 +69,10 @@ def say(text: str, err: bool = False) -> None:
     click.echo(wrapped(text) if terminal else text, err=err)
 
 
-def conclude(word: str, colour: str, text: str, following: Sequence[object] = ()) -> None:
-    """Print the last lines: the verdict, coloured, and the command that comes next."""
+def conclude(word: str, colour: str, text: str) -> None:
+    """Print the verdict: a coloured word and a sentence."""
     click.echo("")
     say(f"{styled(word, colour, bold=True)}  {text}")
-    if following:
-        click.echo(f"next: {shlex.join(map(str, following))}")
 
 
 def _columns() -> int:

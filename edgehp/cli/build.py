@@ -19,7 +19,7 @@ from edgehp.cli._command import (
     weights_option,
     with_weights,
 )
-from edgehp.cli._output import print_json, print_table, say, styled
+from edgehp.cli._output import conclude, print_json, print_table, say, styled
 from edgehp.cli._photos import photo_depth, skip_bad
 from edgehp.cli._remote import over_ssh
 from edgehp.errors import UsageError
@@ -294,13 +294,11 @@ def _verdict(result: BuildResult, validate_on: Path | None, threads: int | None)
         path = path.relative_to(Path.cwd())
     size = sum(f.size for f in manifest.files) / 1e6
     seconds = sum(s.seconds for s in manifest.build.steps)
-    click.echo("")
     if (accuracy := manifest.accuracy) is not None:
         low, high = accuracy.interval
-        say(
-            f"{styled('PASS', 'green', bold=True)}  drop {accuracy.drop:+.4f} degrees (95 %: "
-            f"{low:+.4f} to {high:+.4f}), {accuracy.max_drop:g} allowed"
-        )
+        interval = f"(95 %: {low:+.4f} to {high:+.4f})"
+        text = f"drop {accuracy.drop:+.4f} degrees {interval}, {accuracy.max_drop:g} allowed"
+        conclude("PASS", "green", text)
     deferred = manifest.state == "deferred"
     word, colour = ("deferred", "yellow") if deferred else ("built", "green")
     click.echo(f"{styled(word, colour, bold=True)} {path}  {size:.1f} MB in {seconds:.0f} s")
