@@ -266,7 +266,7 @@ def test_a_set_too_small_to_tell_says_how_many_would_do(rng, units):
 def test_one_frame_tells_nothing():
     found = check_drop(mean_interval([0.0]), 0.1)
     assert not found.passed and "1 frame are" not in found.sentence
-    assert "many more" in found.hint
+    assert "many more" in found.hint and "(no interval over 1 frame)" in found.sentence
 
 
 def test_over_the_limit_raises_the_error_with_exit_code_3():

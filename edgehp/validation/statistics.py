@@ -230,7 +230,9 @@ def check_drop(drop: Interval, max_drop: float = DEFAULT_MAX_DROP) -> GateResult
     passed = drop.high <= max_drop
     certain = passed or drop.low > max_drop
     plural = drop.unit + ("" if drop.units == 1 else "s")
-    interval = f"{drop.level:.0%} interval {drop.low:+.4f} to {drop.high:+.4f}"
+    interval = "no interval"
+    if math.isfinite(drop.high):
+        interval = f"{drop.level:.0%} interval {drop.low:+.4f} to {drop.high:+.4f}"
     sentence = (
         f"the MAE drop of {drop.value:+.4f} degrees ({interval} over {drop.units} {plural}) "
         f"{'passes' if passed else 'fails'} the limit of {max_drop:g} degrees"
