@@ -121,8 +121,6 @@ def command(
         {"labels": output, "count": last, "skipped": listed},
         f"{last} photos labelled in {output} ({rate:.1f} images/s)",
     )
-    for skip in skipped:
-        click.echo(f"skipped {skip.name}: {skip.reason}", err=True)
     if skipped:
         click.echo(f"{len(skipped)} photos skipped", err=True)
 

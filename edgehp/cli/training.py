@@ -136,7 +136,7 @@ def _device(name: str) -> str:
 
 
 def _run_of(photos: tuple[Path, ...], network: str, output: Path, options: dict[str, Any]) -> Run:
-    """The run that the shared options describe; skipped photos are listed on stderr."""
+    """The run that the shared options describe."""
     from edgehp.training.augment import AUGMENTATIONS
     from edgehp.training.loop import TrainConfig
     from edgehp.training.runs import Run
@@ -167,13 +167,11 @@ def _run_of(photos: tuple[Path, ...], network: str, output: Path, options: dict[
 def _items(
     photos: tuple[Path, ...], options: dict[str, Any]
 ) -> tuple[list[TrainingItem], list[TrainingItem]]:
-    """(items with labels, extra items) of the command line; skips are listed on stderr."""
+    """(items with labels, extra items) of the command line."""
     from edgehp.training.data import with_labels
     from edgehp.training.labelling import read_labels
 
     data = open_photos(photos, options["dataset"], options["skip_bad"], options["photo_depth"])
-    for skip in data.skipped:
-        click.echo(f"skipped {skip.name}: {skip.reason}", err=True)
     labels = read_labels(options["labels"]) if options["labels"] else None
     found = with_labels(data.samples, labels)
     if left := len(data.samples) - len(found):
