@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edgehp.cli._command import PATH, json_option, output_option, subcommand, worker_options
+from edgehp.cli._command import PATH, json_option, note, output_option, subcommand, worker_options
 from edgehp.cli._output import answer
 from edgehp.cli._photos import photo_depth
 from edgehp.cli._photos import skip_bad as skip_bad_option
@@ -122,7 +122,7 @@ def command(
         f"{last} photos labelled in {output} ({rate:.1f} images/s)",
     )
     if skipped:
-        click.echo(f"{len(skipped)} photos skipped", err=True)
+        note(f"{len(skipped)} photos skipped")
 
 
 def _places(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgehp._installed import install_extra
-from edgehp.cli._command import json_option, output_option, subcommand
+from edgehp.cli._command import json_option, note, output_option, subcommand
 from edgehp.cli._output import print_json
 from edgehp.cli._photos import open_photos, photo_depth, skip_bad
 from edgehp.errors import EnvironmentalError, UsageError
@@ -175,9 +175,9 @@ def _items(
     labels = read_labels(options["labels"]) if options["labels"] else None
     found = with_labels(data.samples, labels)
     if left := len(data.samples) - len(found):
-        click.echo(f"{left} photos have no label or one beyond 99 degrees: left out", err=True)
+        note(f"{left} photos have no label or one beyond 99 degrees: left out")
     if labels and (unknown := len(labels.keys() - {s.name for s in data.samples})):
-        click.echo(f"{unknown} labels are of photos that are not here", err=True)
+        note(f"{unknown} labels are of photos that are not here")
     extra: list[TrainingItem] = []
     if options["extra"]:
         extra = with_labels(
