@@ -19,7 +19,7 @@ from edgehp.benchmark.power.nvml import GpuState, NvmlMeter
 from edgehp.benchmark.roofline import peaks_for
 from edgehp.benchmark.validity import Evidence, Validity, assess
 from edgehp.device import find_jetson
-from edgehp.doctor.system import Probe, find_jetson_state
+from edgehp.doctor.system import Probe, find_jetson_state, run
 from edgehp.errors import UsageError
 from edgehp.targets import list_targets, load_target, resolve_target
 from tests.boards import GPUS, JETSONS, Board, Jetson, put
@@ -39,7 +39,7 @@ def tree(board: Jetson, tmp_path: Path) -> Path:
 
 
 def probe(tree: Path) -> Probe:
-    return Probe(root=tree, which=lambda name: str(tree / "bin" / name))
+    return Probe(root=tree, runner=lambda words, s: run([tree / "bin" / words[0], *words[1:]], s))
 
 
 def test_module_release_and_power_mode_are_known(board: Jetson, tree: Path) -> None:

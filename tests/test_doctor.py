@@ -34,7 +34,7 @@ def answering(result: RunResult) -> Probe:
     def runner(command: Sequence[str], timeout: float) -> RunResult:
         return result
 
-    return Probe(runner=runner, which=lambda name: f"/bin/{name}")
+    return Probe(runner=runner)
 
 
 def states(**problems: str | None) -> list[PackageState]:
@@ -118,7 +118,7 @@ def test_a_jetpack_that_is_old_or_unknown_is_said(
 ) -> None:
     root = JETSONS["NX kit, 6.0"].write(tmp_path)
     (root / "etc/nv_tegra_release").write_text(f"{release}\n")
-    found = find_jetson_state(Probe(root=root, which=lambda name: None))
+    found = find_jetson_state(Probe(root=root))
     assert found is not None and found.problem is not None and complaint in found.problem
     assert (found.target, found.jetpack, found.power_mode) == ("orin-nx-16gb", jetpack, None)
 

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -36,7 +37,7 @@ from edgehp.engines import (
     tensorrt_rtx,
 )
 from edgehp.engines.build import BuildOptions
-from edgehp.engines.cuda import Cuda, GpuLostError, check_cuda_package, open_cuda
+from edgehp.engines.cuda import Buffer, Cuda, GpuLostError, check_cuda_package, open_cuda
 from edgehp.engines.gpu_crop import CropKernel, Load
 from edgehp.engines.tensorrt import import_tensorrt
 from edgehp.errors import CompatibilityError, EdgehpError, EnvironmentalError, MeasurementError
@@ -80,32 +81,38 @@ class _NotTestedError(Exception):
     """The machine lacks what this check is for; the text says so."""
 
 
-def run_checks(probe: Probe | None = None, camera: str | None = None) -> Iterator[Check]:
+def run_checks(camera: str | None = None) -> Iterator[Check]:
     """Use this machine, for about half a minute, giving each result as it is known.
 
     Args:
-        probe: where to look; this machine by default.
         camera: a source as ``edgehp run`` takes it, opened for one frame; None tries none.
     """
-    probe = probe or Probe()
+    probe = Probe()
     with ExitStack() as stack:
         cuda: Cuda | None = None
-        driver = _check("NVIDIA driver", lambda: _driver(probe))
-        yield driver
-        if driver.state == OK:
-            package = _check("CUDA package", _package)
-            yield package
-            if package.state == OK:
-                opened: list[Cuda] = []
-                context = _check("CUDA context", lambda: _open(opened))
-                yield context
-                if opened:
-                    cuda = opened[0]
-                    stack.callback(cuda.close)
-                    yield from _gpu_checks(cuda)
+
+        def context() -> str:
+            nonlocal cuda
+            cuda = _open()
+            stack.callback(cuda.close)
+            kind = "integrated, shares the processor's memory" if cuda.integrated else "discrete"
+            return f"{cuda.name}, {kind}, waiting {cuda.waiting}, opened again after a thread ended"
+
+        for name, work in (
+            ("NVIDIA driver", partial(_driver, probe)),
+            ("CUDA package", lambda: check_cuda_package(probe_driver())),
+            ("CUDA context", context),
+        ):
+            # Each needs the one before.
+            check = _check(name, work)
+            yield check
+            if check.state != OK:
+                break
         if cuda is None:
             reason = "without a working NVIDIA driver and CUDA package"
             yield Check("copies, streams, events and graphs of the GPU", NOT_TESTED, reason)
+        else:
+            yield from _gpu_checks(cuda)
         for kind in ENGINE_KINDS:
             yield _check(f"INT8 engine, {kind}", partial(_engine, kind, cuda))
         for name, opener in METERS.items():
@@ -140,32 +147,18 @@ def _driver(probe: Probe) -> str:
     return f"CUDA {found.cuda_version}, {gpus}"
 
 
-def _package() -> str:
-    return check_cuda_package(probe_driver())
-
-
-def _open(opened: list[Cuda]) -> str:
-    # Opened and closed in a thread that ends first: services do so, and some drivers' users crash.
-    failures: list[EdgehpError] = []
+def _open() -> Cuda:
+    """Opened and closed in a thread that ends first: services do so, and some drivers crash."""
 
     def briefly() -> None:
-        try:
-            cuda = open_cuda()
-            with cuda.current():
-                cuda.free_stream(cuda.new_stream())
-            cuda.close()
-        except EdgehpError as e:
-            failures.append(e)
+        cuda = open_cuda()
+        with cuda.current():
+            cuda.free_stream(cuda.new_stream())
+        cuda.close()
 
-    thread = threading.Thread(target=briefly)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-    cuda = open_cuda()
-    opened.append(cuda)
-    kind = "integrated, shares the processor's memory" if cuda.integrated else "discrete"
-    return f"{cuda.name}, {kind}, waiting {cuda.waiting}, opened again after a thread ended"
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(briefly).result()
+    return open_cuda()
 
 
 def _gpu_checks(cuda: Cuda) -> Iterator[Check]:
@@ -185,32 +178,52 @@ def _gpu_memory(cuda: Cuda) -> str:
     return text
 
 
-def _copies(cuda: Cuda) -> str:
-    stream = cuda.new_stream()
-    buffer = cuda.buffer(_BUFFER)
+@contextmanager
+def _scratch(cuda: Cuda, *sizes: int) -> Iterator[tuple[int, list[Buffer]]]:
+    """A stream, and a buffer of each of these bytes."""
+    with ExitStack() as stack:
+        stream = cuda.new_stream()
+        stack.callback(cuda.free_stream, stream)
+        buffers = []
+        for size in sizes:
+            buffers.append(cuda.buffer(size))
+            stack.callback(cuda.free, buffers[-1])
+        yield stream, buffers
+
+
+def _timed(cuda: Cuda, stream: int, work: Callable[[], None]) -> float:
+    """Milliseconds of `work` on `stream` by CUDA events."""
+    start, end = cuda.new_event(), cuda.new_event()
     try:
+        cuda.record(start, stream)
+        work()
+        cuda.record(end, stream)
+        return cuda.elapsed_ms(start, end)
+    finally:
+        cuda.free_event(start)
+        cuda.free_event(end)
+
+
+def _copies(cuda: Cuda) -> str:
+    def seconds(copy: Callable[[Buffer, int, int], None]) -> float:
+        start = time.perf_counter()
+        copy(buffer, _BUFFER, stream)
+        cuda.synchronize(stream)
+        return time.perf_counter() - start
+
+    with _scratch(cuda, _BUFFER) as (stream, (buffer,)):
         pattern = np.arange(_BUFFER, dtype=np.uint32).astype(np.uint8)
         buffer.host[:] = pattern
-        start = time.perf_counter()
-        cuda.upload(buffer, _BUFFER, stream)
-        cuda.synchronize(stream)
-        up = time.perf_counter() - start
+        up = seconds(cuda.upload)
         if not buffer.mapped:
             buffer.host[:] = 0
-        start = time.perf_counter()
-        cuda.download(buffer, _BUFFER, stream)
-        cuda.synchronize(stream)
-        down = time.perf_counter() - start
+        down = seconds(cuda.download)
         if not np.array_equal(buffer.host, pattern):
             raise EnvironmentalError("what came back from the GPU differs from what was sent")
         cuda.fill(buffer, 7, stream)
-        cuda.download(buffer, _BUFFER, stream)
-        cuda.synchronize(stream)
+        seconds(cuda.download)
         if not (buffer.host == 7).all():
             raise EnvironmentalError("the processor does not see what the GPU wrote")
-    finally:
-        cuda.free(buffer)
-        cuda.free_stream(stream)
     if buffer.mapped:
         return "one memory for both, nothing is copied"
     gb = _BUFFER / 1e9
@@ -218,20 +231,13 @@ def _copies(cuda: Cuda) -> str:
 
 
 def _events(cuda: Cuda) -> str:
-    stream, start, end = cuda.new_stream(), cuda.new_event(), cuda.new_event()
-    buffer = cuda.buffer(_BUFFER)
-    try:
-        cuda.fill(buffer, 0, stream)
-        cuda.record(start, stream)
+    def fill() -> None:
         for _ in range(10):
             cuda.fill(buffer, 1, stream)
-        cuda.record(end, stream)
-        milliseconds = cuda.elapsed_ms(start, end)
-    finally:
-        cuda.free(buffer)
-        cuda.free_event(start)
-        cuda.free_event(end)
-        cuda.free_stream(stream)
+
+    with _scratch(cuda, _BUFFER) as (stream, (buffer,)):
+        cuda.fill(buffer, 0, stream)
+        milliseconds = _timed(cuda, stream, fill)
     if not 0 < milliseconds < 10_000:
         raise EnvironmentalError(f"ten fills took {milliseconds} ms by CUDA events")
     rate = 10 * _BUFFER / milliseconds / 1e6
@@ -241,14 +247,12 @@ def _events(cuda: Cuda) -> str:
 def _graph(cuda: Cuda) -> str:
     if not cuda.has_graphs:
         raise _NotTestedError(f"{cuda.package} has none; install cuda-bindings for them")
-    stream = cuda.new_stream()
-    buffer = cuda.buffer(1 << 20)
-    try:
 
-        def work() -> None:
-            cuda.fill(buffer, 9, stream)
-            cuda.download(buffer, 1 << 20, stream)
+    def work() -> None:
+        cuda.fill(buffer, 9, stream)
+        cuda.download(buffer, 1 << 20, stream)
 
+    with _scratch(cuda, 1 << 20) as (stream, (buffer,)):
         buffer.host[:] = 0
         graph = cuda.capture(stream, work)
         cuda.synchronize(stream)
@@ -261,9 +265,6 @@ def _graph(cuda: Cuda) -> str:
             if not (buffer.host == 9).all():
                 raise EnvironmentalError("a launched graph did not do what was captured")
         cuda.free_graph(graph)
-    finally:
-        cuda.free(buffer)
-        cuda.free_stream(stream)
     return "captured once, launched twice"
 
 
@@ -329,36 +330,29 @@ def _crop_kernel(cuda: Cuda) -> str:
     picture, spec = Picture(pixels), Preprocessing(112)
     # At the border and inside, down to the smallest and up to the largest that cameras give.
     boxes = [Box(210.3 * i - 40, 90.7 * i - 30, 210.3 * i + 360, 90.7 * i + 370) for i in range(8)]
-    stream, start, end = cuda.new_stream(), cuda.new_event(), cuda.new_event()
-    times = []
+    times, worst = [], 0
     try:
-        worst = 0
         for count in (1, 4, 8):
             faces = [(picture, box) for box in boxes[:count]]
             expected = np.stack([crop_face(pixels, box, spec) for box in boxes[:count]])
             found = kernel.crop(faces, spec).astype(int)
             worst = max(worst, int(np.abs(found - expected).max()))
             load = Load(faces, spec)
-            source, crops = cuda.buffer(load.size), cuda.buffer(expected.nbytes)
-            try:
+            with _scratch(cuda, load.size, expected.nbytes) as (stream, (source, crops)):
                 load.write(source.host)
                 cuda.upload(source, load.size, stream)
-                cuda.record(start, stream)
-                for _ in range(_LAUNCHES):
-                    kernel.launch(source.address, crops.address, spec.size, count, stream)
-                cuda.record(end, stream)
-                times.append(cuda.elapsed_ms(start, end) / _LAUNCHES * 1e3)
-            finally:
-                cuda.free(source)
-                cuda.free(crops)
+                where = source.address, crops.address, spec.size, count, stream
+
+                def cut(where: tuple[int, int, int, int, int] = where) -> None:
+                    for _ in range(_LAUNCHES):
+                        kernel.launch(*where)
+
+                times.append(_timed(cuda, stream, cut) / _LAUNCHES * 1e3)
         began = time.perf_counter()
         for _ in range(_LAUNCHES):
             crop_face(pixels, boxes[2], spec)
         processor = (time.perf_counter() - began) / _LAUNCHES * 1e6
     finally:
-        cuda.free_event(start)
-        cuda.free_event(end)
-        cuda.free_stream(stream)
         kernel.close()
     if worst > 1:
         raise EnvironmentalError(
@@ -380,14 +374,11 @@ def _load(cuda: Cuda | None) -> Iterator[None]:
     def gpu() -> None:
         if cuda is None:
             return
-        with cuda.current():
-            stream, buffer = cuda.new_stream(), cuda.buffer(_BUFFER)
+        with cuda.current(), _scratch(cuda, _BUFFER) as (stream, (buffer,)):
             while not end.is_set():
                 for value in range(100):
                     cuda.fill(buffer, value, stream)
                 cuda.synchronize(stream)
-            cuda.free(buffer)
-            cuda.free_stream(stream)
 
     def processor() -> None:
         square = np.ones((512, 512), np.float32)
@@ -407,7 +398,7 @@ def _load(cuda: Cuda | None) -> Iterator[None]:
 
 def _watts(meter: Meter, seconds: float) -> float:
     """Mean power in W over a time, of the meter's total or its first rail."""
-    rails = meter.info.total or (meter.info.rails[0].name,)
+    rails = meter.info.total or list(meter.info.rails)[:1]
     values, times = [], []
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:

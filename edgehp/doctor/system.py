@@ -109,20 +109,16 @@ class Probe:
     Attributes:
         root: of the file system that ``/proc``, ``/sys`` and ``/etc`` are read from.
         runner: runs a command within a number of seconds.
-        which: path of a program, or None.
-        python: interpreter that import probes run in.
         disk: directory whose free space counts.
     """
 
     root: Path = SYSTEM_ROOT
     runner: Callable[[Sequence[str], float], RunResult] = run
-    which: Callable[[str], str | None] = shutil.which
-    python: str = sys.executable
     disk: Path = field(default_factory=Path.cwd)
 
     def python_code(self, code: str, timeout: float = TIMEOUT_SECONDS) -> RunResult:
         """Run Python `code` in a process of its own."""
-        return self.runner([self.python, "-c", code], timeout)
+        return self.runner([sys.executable, "-c", code], timeout)
 
 
 # What decides how fast INT8 is: dot-product instructions of x86-64, then of aarch64.
@@ -236,9 +232,5 @@ def find_jetson_state(probe: Probe) -> Jetson | None:
             problem = f"JetPack {row.jetpack} has Python {row.python}; edgehp needs 3.10 or newer"
     except EdgehpError as e:
         problem = str(e)
-    mode = None
-    name, *options = POWER_MODE_COMMAND
-    program = probe.which(name)
-    if program:
-        mode = power_mode_of(probe.runner([program, *options], 10.0).stdout)
+    mode = power_mode_of(probe.runner(POWER_MODE_COMMAND, 10.0).stdout)
     return Jetson(module.model, target, l4t, jetpack, mode, problem)
