@@ -24,6 +24,7 @@ __all__ = [
     "frame_errors",
     "mean_or_none",
     "measure_accuracy",
+    "triple",
     "yaw_bands",
 ]
 
@@ -180,7 +181,7 @@ def _summary(
     median, p90, p95 = np.percentile(frame, (50, 90, 95))
     return Summary(
         frames=int(mask.sum()),
-        mae=_triple(chosen.mean(axis=0)),
+        mae=triple(chosen.mean(axis=0)),
         mae_mean=float(chosen.mean()),
         geodesic=float(geodesic[mask].mean()),
         maev=float(vectors[mask].mean()),
@@ -196,9 +197,10 @@ def _worst(
     # Stable, so that equal errors are named in the data set's order on every machine.
     order = np.argsort(-frame, kind="stable")[:count]
     return tuple(
-        Worst(names[i], float(frame[i]), _triple(truth[i]), _triple(predicted[i])) for i in order
+        Worst(names[i], float(frame[i]), triple(truth[i]), triple(predicted[i])) for i in order
     )
 
 
-def _triple(values: npt.NDArray[np.floating]) -> tuple[float, float, float]:
+def triple(values: Angles) -> tuple[float, float, float]:
+    """The three angles of [3] values."""
     return float(values[0]), float(values[1]), float(values[2])

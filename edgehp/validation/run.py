@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -28,9 +27,10 @@ from edgehp.validation.metrics import (
     frame_errors,
     mean_or_none,
     measure_accuracy,
+    triple,
     yaw_bands,
 )
-from edgehp.validation.statistics import DEFAULT_RESAMPLES, DEFAULT_SEED, Interval, mean_interval
+from edgehp.validation.statistics import DEFAULT_RESAMPLES, Interval, mean_interval
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -186,10 +186,6 @@ class ValidationReport:
         """A dictionary of JSON values; an unbounded interval's ends become null."""
         return {"kind": "validation", **finite(asdict(self))}
 
-    def to_json(self) -> str:
-        """Indented JSON with a newline at its end."""
-        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -203,7 +199,6 @@ class Settings:
         worst: how many of the worst frames to name.
         workers: threads that prepare crops.
         resamples: of the bootstrap.
-        seed: of the bootstrap.
     """
 
     batch: int = 32
@@ -213,7 +208,6 @@ class Settings:
     worst: int = 10
     workers: int = 2
     resamples: int = DEFAULT_RESAMPLES
-    seed: int = DEFAULT_SEED
 
 
 @dataclass(frozen=True)
@@ -444,7 +438,6 @@ def _figures(
             groups=None if groups is None else list(groups[chosen]),
             unit=unit,
             resamples=settings.resamples,
-            seed=settings.seed,
         )
 
     figures: dict[str, Any] = {}
@@ -497,10 +490,10 @@ def _drop(
             else BandDrop(low, high, 0, None)
             for low, high, mask in yaw_bands(truth)
         ),
-        mean_difference=_triple(apart.mean(axis=0)),
+        mean_difference=triple(apart.mean(axis=0)),
         mean_difference_overall=float(apart.mean()),
         largest_difference=float(apart.max()),
-        spread_difference=None if spread is None else _triple(spread.mean(axis=0)),
+        spread_difference=None if spread is None else triple(spread.mean(axis=0)),
         spread_difference_overall=mean_or_none(spread),
     )
 
@@ -524,7 +517,3 @@ def _condition(
         mean_difference=float(angle_errors(artifact.angles, reference.angles).mean()),
         spread_difference=mean_or_none(artifact.spread_apart(reference)),
     )
-
-
-def _triple(values: Array) -> tuple[float, float, float]:
-    return float(values[0]), float(values[1]), float(values[2])
