@@ -19,7 +19,7 @@ import pytest
 
 from edgehp.benchmark import session
 from edgehp.benchmark.host import HostWatch
-from edgehp.benchmark.power.base import POWER, MeterInfo, Rail, Sample
+from edgehp.benchmark.power.base import POWER, MeterInfo, Sample
 from edgehp.benchmark.power.jetson import Ina3221Meter
 from edgehp.benchmark.roofline import (
     BOARDS,
@@ -34,6 +34,7 @@ from edgehp.errors import DataError, MeasurementError, UsageError
 from edgehp.shipping.sbom import measured_energy
 from edgehp.targets import list_targets, load_target
 from tests.bench_artifact import make_artifact, report_schema
+from tests.boards import JETSONS
 
 QUICK = ("--duration", "0.6", "--warm-up", "0", "--threads", "1", "--idle", "0.3")
 ALONE = ("--against", "none")
@@ -143,9 +144,7 @@ def test_power_is_measured_in_the_same_run_gross_and_net(bench: Bench, tmp_path:
     assert report["power"]["idle"]["watts"]["total"] == pytest.approx(12.5)
 
 
-def test_power_that_cannot_be_had_is_null_with_a_reason_or_exit_6(
-    bench: Bench, tmp_path: Path
-) -> None:
+def test_power_that_cannot_be_had_is_null_with_a_reason_or_exit_6(bench: Bench) -> None:
     common = (*ALONE, "--power", "none")
     code, out, _ = bench(*common, "--allow-invalid", "--json")
     assert code == 0
@@ -153,14 +152,10 @@ def test_power_that_cannot_be_had_is_null_with_a_reason_or_exit_6(
     assert report["results"]["artifact"]["energy"] is None
     assert report["power"]["reason"] == "not measured, as asked for"
     code, _, err = bench(*common, "--require-power")
-    assert code == 6
-    assert "power was required" in err
-
-
-def test_a_meter_asked_for_by_name_is_never_replaced(bench: Bench) -> None:
+    assert code == 6 and "power was required" in err
+    # A meter asked for by name is never replaced.
     code, _, err = bench("--power", "jtop")
-    assert code == 5
-    assert "jetson-stats" in err
+    assert code == 5 and "jetson-stats" in err
 
 
 def test_another_artifact_takes_turns(bench: Bench, tmp_path: Path) -> None:
@@ -171,21 +166,10 @@ def test_another_artifact_takes_turns(bench: Bench, tmp_path: Path) -> None:
     assert report["subjects"]["reference"]["name"].startswith("other-cpu-fp32")
 
 
-class EmulatedJetson(Ina3221Meter):
-    """6 W at the module's input; from the 20th reading on, each brings an over-current event."""
+class ThrottlingMeter(Ina3221Meter):
+    """From the 20th reading on, each brings an over-current event."""
 
     def __init__(self, root: Path) -> None:
-        monitor = "sys/bus/i2c/devices/1-0040/hwmon/hwmon1"
-        files = {"sys/bus/i2c/devices/1-0040/name": "ina3221",
-                 "sys/class/thermal/thermal_zone0/type": "gpu-thermal",
-                 "sys/class/thermal/thermal_zone0/temp": 52_000,
-                 "sys/class/hwmon/hwmon3/oc1_event_cnt": 4}  # fmt: skip
-        for n, label in ((1, "VDD_IN"), (2, "NC"), (3, "VDD_SOC")):
-            files |= {f"{monitor}/in{n}_label": label, f"{monitor}/in{n}_input": 5000,
-                      f"{monitor}/curr{n}_input": 1200 // n}  # fmt: skip
-        for name, text in files.items():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / name).write_text(f"{text}\n")
         self.root, self.reads = root, 0
         super().__init__(root)
 
@@ -195,30 +179,31 @@ class EmulatedJetson(Ina3221Meter):
             # Renamed, so that whoever reads it meanwhile never finds it empty.
             new = self.root / "count"
             new.write_text(f"{self.reads}\n")
-            new.replace(self.root / "sys/class/hwmon/hwmon3/oc1_event_cnt")
+            new.replace(self.root / "sys/class/hwmon/hwmon0/oc1_event_cnt")
         return super().read()
 
 
-def test_an_emulated_jetson_that_throttles_is_invalid_and_its_energy_stands(
+def test_a_jetson_that_throttles_is_invalid_and_its_energy_stands(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "open_meter", lambda *_: (EmulatedJetson(tmp_path), None))
-    monkeypatch.setattr(session, "HostWatch", lambda sources: HostWatch(sources, tmp_path))
+    board = JETSONS["NX kit, 6.0"]
+    root = board.write(tmp_path / "root")
+    monkeypatch.setattr(session, "open_meter", lambda *_: (ThrottlingMeter(root), None))
+    monkeypatch.setattr(session, "HostWatch", lambda sources: HostWatch(sources, root))
     code, out, err = bench("--duration", "3", *ALONE, "--require-power")
     assert code == 6
     assert re.search(r"throttling: over-current event oc1 counted \d+ more", err)
     report = report_of((tmp_path / "bench-single-stream.json").read_text())
-    assert set(report["power"]["meter"]["rails"]) == {"VDD_IN", "VDD_SOC"}
-    energy = report["results"]["artifact"]["energy"]
-    assert energy["watts"] == pytest.approx({"VDD_IN": 6, "VDD_SOC": 2, "total": 6})
-    assert "foreign load: /proc/stat cannot be read" in report["validity"]["unknown"]
-    assert "6 W" in out
+    assert set(report["power"]["meter"]["rails"]) == {"VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"}
+    watts = report["results"]["artifact"]["energy"]["watts"]
+    assert watts["total"] == watts["VDD_IN"] == pytest.approx(board.watts)
+    assert "6.23 W" in out
 
 
 class DyingMeter:
     """10 W, thirty times; then its service is gone."""
 
-    info = MeterInfo("jtop", POWER, (Rail("VDD_IN", "all"),), ("VDD_IN",), "all", 0.01)
+    info = MeterInfo("jtop", POWER, {"VDD_IN": "all"}, ("VDD_IN",), "all", 0.01)
 
     def __init__(self) -> None:
         self.left = 30
@@ -234,11 +219,13 @@ class DyingMeter:
 
 
 def test_a_service_that_dies_leaves_no_energy_and_fails_where_power_is_required(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "open_meter", lambda *_: (DyingMeter(), None))
-    common = (*ALONE, "--allow-invalid")
-    code, out, _ = bench(*common, "--json")
+    code, _, err = bench(*ALONE, "--allow-invalid", "--require-power")
+    assert code == 6
+    assert "stopped during the run" in err
+    code, out, _ = bench(*ALONE, "--allow-invalid", "--json")
     assert code == 0
     report = report_of(out)
     assert report["power"]["reason"] == "the service of jetson-stats stopped during the run"
@@ -247,9 +234,6 @@ def test_a_service_that_dies_leaves_no_energy_and_fails_where_power_is_required(
     assert "before the measured time: the meter stopped" in energy["reasons"]["VDD_IN"]
     # The latencies of the same run stand.
     assert report["results"]["artifact"]["stages"]["inference"]["count"] > 0
-    code, _, err = bench(*common, "--require-power")
-    assert code == 6
-    assert "stopped during the run" in err
 
 
 def test_an_interruption_before_the_first_turn_leaves_an_honest_report(
@@ -335,22 +319,17 @@ def test_a_place_that_cannot_be_written_is_found_before_measuring(
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("as_json", [False, True])
 def test_a_disk_that_fills_meanwhile_costs_the_file_but_not_the_figures(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("edgehp.files.write_whole", full)
-    options = ["--json"] if as_json else []
-    code, out, err = bench("--output", tmp_path / "r", *options, "--allow-invalid")
+    code, out, err = bench(*ALONE, "--output", tmp_path / "r", "--allow-invalid")
     assert code == 5
     assert "No space left" in err and "another --output" in err
-    if as_json:
-        assert report_of(out)["kind"] == "benchmark"
-    else:
-        assert "single-stream:" in out and "INVALID" in out and "\nmeasured" not in out
+    assert "single-stream:" in out and "INVALID" in out and "\nmeasured" not in out
 
 
 def test_frames_that_are_none_are_found_before_networks_are_opened(
@@ -409,29 +388,18 @@ def test_the_roof_is_that_of_the_active_power_mode(artifact: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "device", "board"),
+    ("target", "device"),
     [
-        ("l4", "NVIDIA L4", "L4"),
-        ("l4", "NVIDIA L40S", None),
-        ("l40s", "NVIDIA L40S", "L40S"),
-        ("a10", "NVIDIA A10", "A10"),
-        ("a10", "NVIDIA A10G", None),
-        ("a100", "NVIDIA A100-SXM4-80GB", "A100 SXM 80GB"),
-        ("h100", "NVIDIA H100 80GB HBM3", "H100 SXM"),
-        ("h100", "NVIDIA H100 PCIe", None),
-        ("h100", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
-        ("t4", "Tesla T4", "T4"),
-        ("rtx-40", "NVIDIA GeForce RTX 4060 Ti", None),
-        ("rtx-40", "NVIDIA GeForce RTX 4060", "RTX 4060"),
-        ("rtx-30", "NVIDIA GeForce RTX 4090", None),
+        ("l4", "NVIDIA L40S"),
+        ("a10", "NVIDIA A10G"),
+        ("h100", "NVIDIA H100 PCIe"),
+        ("h100", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"),
+        ("rtx-40", "NVIDIA GeForce RTX 4060 Ti"),
     ],
 )
-def test_a_gpu_is_known_by_its_exact_name_or_not_at_all(
-    target: str, device: str, board: str | None
-) -> None:
+def test_a_gpu_of_a_similar_name_is_unknown(target: str, device: str) -> None:
     peaks, why = peaks_for(load_target(target), None, device)
-    assert (None if peaks is None else peaks.name) == board
-    assert device in why and why.startswith("unknown") is (board is None)
+    assert peaks is None and why.startswith("unknown") and device in why
 
 
 def test_every_board_of_the_targets_has_a_device_name() -> None:

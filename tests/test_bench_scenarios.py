@@ -85,8 +85,8 @@ def lane(engine: TestedEngine, batch: int = 1, role: str = "artifact") -> Lane:
 def test_single_stream_takes_every_call() -> None:
     time = Time()
     engine = TestedEngine(time, 0.01)
-    turn = single_stream(lane(engine), 1.0, time)
-    assert turn.images == turn.calls == len(engine.batches)
+    turn = single_stream(lane(engine, batch=4), 1.0, time)
+    assert turn.images == 4 * turn.calls == sum(engine.batches)
     assert turn.calls in (100, 101)
     np.testing.assert_allclose(turn.stages["inference"], 0.01)
     np.testing.assert_allclose(turn.stages["preprocessing"], 0.0)
@@ -102,20 +102,6 @@ class TimedTestEngine(TestedEngine):
         prediction = self.infer(crops)
         # The GPU counts by its own clock, and part of the call is nobody's.
         return prediction, StageTimes(0.6 * self.first, 0.2 * self.first, 0.1 * self.first)
-
-
-@pytest.mark.parametrize("scenario", ["single-stream", "multi-camera"])
-def test_the_parts_of_a_call_are_what_the_engine_says(scenario: str) -> None:
-    time = Time()
-    it = lane(TimedTestEngine(time, 0.01))
-    if scenario == "single-stream":
-        turn = single_stream(it, 1.0, time)
-    else:
-        turn = multi_camera(it, 1.0, 2, 30, time, time.sleep)
-    means = {k: v.mean() for k, v in turn.stages.items() if k != "end_to_end"}
-    assert means == pytest.approx(
-        {"preprocessing": 0, "upload": 0.002, "inference": 0.006, "download": 0.001, "call": 0.01}
-    )
 
 
 class FrameTestEngine(TimedTestEngine):
@@ -141,30 +127,23 @@ class FrameTestEngine(TimedTestEngine):
         return np.stack([crop_face(p.pixels, box, spec) for p, box in faces])
 
 
-@pytest.mark.parametrize("scenario", ["single-stream", "multi-camera", "offline"])
-def test_an_engine_that_crops_tells_what_that_took(scenario: str) -> None:
+@pytest.mark.parametrize("scenario", ["single-stream", "multi-camera"])
+@pytest.mark.parametrize(("kind", "cropping"), [(TimedTestEngine, 0), (FrameTestEngine, 0.001)])
+def test_the_parts_of_a_call_are_what_the_engine_says(
+    kind: type[TestedEngine], cropping: float, scenario: str
+) -> None:
     time = Time()
-    it = lane(FrameTestEngine(time, 0.01), batch=2)
-    if scenario == "offline":
-        turn = offline(it, "end-to-end", 1.0, clock=time)
-        assert turn.images == 2 * turn.calls == sum(it.engine.batches)
-        return
+    it = lane(kind(time, 0.01), batch=2)
     if scenario == "single-stream":
         turn = single_stream(it, 1.0, time)
     else:
         turn = multi_camera(it, 1.0, 2, 30, time, time.sleep)
     means = {k: v.mean() for k, v in turn.stages.items() if k != "end_to_end"}
-    parts = {"preprocessing": 0.001, "upload": 0.002, "inference": 0.006, "download": 0.001}
+    parts = {"preprocessing": cropping, "upload": 0.002, "inference": 0.006, "download": 0.001}
     assert means == pytest.approx({**parts, "call": 0.01})
 
 
-def test_single_stream_with_a_batch() -> None:
-    time = Time()
-    turn = single_stream(lane(TestedEngine(time, 0.01), batch=4), 0.5, time)
-    assert turn.images == 4 * turn.calls
-
-
-@pytest.mark.parametrize("kind", [TestedEngine, StreamingTestEngine])
+@pytest.mark.parametrize("kind", [TestedEngine, StreamingTestEngine, FrameTestEngine])
 @pytest.mark.parametrize("mode", [INFERENCE, "end-to-end"])
 def test_offline_counts_images_over_the_whole_turn(kind: type[TestedEngine], mode: str) -> None:
     time = Time()

@@ -147,14 +147,11 @@ def test_other_work_on_this_very_machine_is_seen() -> None:
     first, last = watch.states[0], watch.states[-1]
     found = assess(Evidence(watch.states, (first.time, last.time), os.cpu_count() or 1))
     assert found.figures["foreign_processors"] > 0.2
-    limit = found.limits.foreign_load * (os.cpu_count() or 1)
-    said = any(r.startswith("foreign load") for r in found.reasons)
-    assert said == (found.figures["foreign_processors"] > limit or (
-        (found.figures["foreign_burst"] or 0) > found.limits.foreign_burst))  # fmt: skip
 
 
 def test_settings_that_change_during_a_run_are_a_reason(machine: Path) -> None:
     before = describe_host(machine)
+    assert (before["processor"], before["cpu_mhz_limits"]) == ("Test CPU", [800, 2400])
     assert changed_settings(before, describe_host(machine)) == []
     put(machine, {f"{CPU}/cpufreq/scaling_governor": "powersave"})
     changes = changed_settings(before, describe_host(machine))
@@ -162,17 +159,6 @@ def test_settings_that_change_during_a_run_are_a_reason(machine: Path) -> None:
     assert found.reasons == [
         "settings: the governor went from ['performance'] to ['powersave'] during the run"
     ]
-
-
-def test_a_gpu_that_throttled_once_makes_the_run_invalid() -> None:
-    states = [
-        HostState(float(t), reasons=("power cap",) if t == 4 else (), gpu_mhz=1500.0)
-        for t in range(10)
-    ]
-    found = assess(Evidence(states, WINDOW, 2))
-    assert "throttling: power cap in 1 of 10 looks" in found.reasons
-    # Before the window it does not matter.
-    assert assess(Evidence(states, (5.5, 9), 2)).reasons == []
 
 
 def test_what_cannot_be_checked_is_said(tmp_path: Path) -> None:
@@ -194,21 +180,6 @@ def test_a_short_sample_and_a_restless_warm_up_are_reasons(machine: Path) -> Non
     enough = summarize([0.01] * 44)
     assert assess(Evidence((), WINDOW, 2, (), (90.0, {"artifact": enough}))).valid
     assert not assess(Evidence((), WINDOW, 2, (), (90.0, {"artifact": None}))).valid
-
-
-def test_the_watch_sees_beginning_and_end(machine: Path) -> None:
-    watch = HostWatch(root=machine)
-    watch.start()
-    watch.stop()
-    watch.stop()
-    assert len(watch.states) >= 2
-
-
-def test_the_host_is_described(machine: Path) -> None:
-    found = describe_host(machine)
-    assert found["processor"] == "Test CPU"
-    assert found["governors"] == ["performance"]
-    assert found["cpu_mhz_limits"] == [800, 2400]
 
 
 def quota_files(version: int, group: str, stops: int) -> dict[str, object]:

@@ -12,19 +12,17 @@ from edgehp.benchmark.power.base import (
     POWER,
     MeterInfo,
     PowerRecorder,
-    Rail,
     Sample,
     energy_over,
 )
 from edgehp.benchmark.power.jetson import total_of
-from edgehp.benchmark.power.rapl import Unwrapper
 from edgehp.errors import MeasurementError
 
 PERIOD = 0.1
 
 
 def meter(*rails: str, kind: str = POWER, total: tuple[str, ...] = ()) -> MeterInfo:
-    return MeterInfo("fake", kind, tuple(Rail(r, r) for r in rails), total, "why", PERIOD)
+    return MeterInfo("fake", kind, dict.fromkeys(rails, ""), total, "why", PERIOD)
 
 
 def wave(t: float) -> float:
@@ -59,17 +57,6 @@ def test_energy_counters_are_interpolated_at_the_edges(rng: np.random.Generator)
     windows = [(1.234, 4.5), (6.05, 9.87)]
     found = energy_over(meter("a", kind=ENERGY, total=("a",)), samples, windows)
     assert found.total == pytest.approx(sum(wave_joules(*w) for w in windows), rel=0.01)
-
-
-def test_turns_of_two_networks_do_not_share_energy() -> None:
-    """A square wave: 20 W while one network runs, 5 W while the other does."""
-    times = np.arange(0, 20, 0.01)
-    info = MeterInfo("fake", POWER, (Rail("a", "a"),), ("a",), "", 0.01)
-    samples = [Sample(float(t), {"a": 20.0 if int(t) % 2 else 5.0}) for t in times]
-    odd = energy_over(info, samples, [(i + 0.02, i + 0.98) for i in range(1, 18, 2)])
-    even = energy_over(info, samples, [(i + 0.02, i + 0.98) for i in range(2, 18, 2)])
-    assert odd.watts()["total"] == pytest.approx(20, rel=0.01)
-    assert even.watts()["total"] == pytest.approx(5, rel=0.01)
 
 
 def test_a_dropped_sample_is_bridged_and_a_hole_is_not() -> None:
@@ -118,55 +105,46 @@ def test_not_a_number_is_no_energy() -> None:
     assert "not a number" in energy_over(meter("a"), samples, [(1, 9)]).reasons["a"]
 
 
-def test_a_wrapped_counter_goes_on_counting() -> None:
-    unwrap = Unwrapper(1000)
-    assert [unwrap.add(v) for v in (900, 950, 30, 500, 20)] == [0, 50, 130, 600, 1120]
-
-
-def test_the_total_is_a_measured_input_or_the_documented_sum() -> None:
-    assert total_of(("VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"))[0] == ("VDD_IN",)
-    agx = ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO")
-    rails, what = total_of(agx)
-    assert rails == agx[:3] and "sum" in what
-    rails, why = total_of(agx[1:])
-    assert rails == () and all(name in why for name in agx[1:])
+def test_there_is_no_total_where_no_rail_is_the_whole() -> None:
+    rails = ("VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO")
+    total, why = total_of(rails)
+    assert total == () and all(name in why for name in rails)
 
 
 class DyingMeter:
-    """Answers three times, then its service is gone."""
+    """Answers three times, then does as told."""
 
-    def __init__(self) -> None:
-        self.info = MeterInfo("fake", POWER, (Rail("a", "a"),), ("a",), "", 0.001)
-        self.reads = 0
+    info = MeterInfo("fake", POWER, {"a": "a"}, ("a",), "", 0.001)
+
+    def __init__(self, end: float | MeasurementError) -> None:
+        self.end, self.reads = end, 0
 
     def read(self) -> Sample:
         self.reads += 1
-        if self.reads > 3:
-            raise MeasurementError("the service is gone")
-        return Sample(float(self.reads), {"a": 7.0})
+        if self.reads <= 3:
+            return Sample(float(self.reads), {"a": 7.0})
+        if isinstance(self.end, MeasurementError):
+            raise self.end
+        return Sample(4.0, {"a": self.end})
 
     def close(self) -> None:
         pass
 
 
-def test_watts_that_cannot_be_end_the_sampling() -> None:
-    meter = DyingMeter()
-    meter.read = lambda: Sample(1.0, {"a": 5_200_000.0})  # type: ignore[method-assign]
-    recorder = PowerRecorder(meter)
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (MeasurementError("the service is gone"), "the service is gone"),
+        (5_200_000.0, "a gives 5.2e+06 W, which no machine here takes"),
+    ],
+)
+def test_a_meter_that_dies_or_raves_ends_the_sampling(
+    end: float | MeasurementError, words: str
+) -> None:
+    recorder = PowerRecorder(DyingMeter(end))
     recorder.start()
-    assert recorder._thread is not None
     recorder._thread.join(10)
     recorder.stop()
-    assert recorder.failure == "a gives 5.2e+06 W, which no machine here takes"
-    assert recorder.samples == ()
-
-
-def test_a_meter_that_dies_is_remembered_and_ends_the_sampling() -> None:
-    recorder = PowerRecorder(DyingMeter())
-    recorder.start()
-    assert recorder._thread is not None
-    recorder._thread.join(10)
-    recorder.stop()
-    assert recorder.failure == "the service is gone"
+    assert recorder.failure == words
     assert [s.time for s in recorder.samples] == [1.0, 2.0, 3.0]
     assert recorder.watts() == 7.0

@@ -20,7 +20,7 @@ import pytest
 
 from edgehp.benchmark.host import HostState
 from edgehp.benchmark.lanes import Frame, Frames, Turn, WarmUp
-from edgehp.benchmark.power.base import MeterInfo, PowerRecorder, Rail, Sample
+from edgehp.benchmark.power.base import MeterInfo, PowerRecorder, Sample
 from edgehp.benchmark.report import Context, Subject, assemble
 from edgehp.benchmark.roofline import GraphCost, roofline
 from edgehp.benchmark.run import Measured, Plan
@@ -41,7 +41,7 @@ class ScriptedMeter:
     """12 W on the module's input, 5 W of it the GPU's, at every tenth of a second."""
 
     info = MeterInfo(
-        "ina3221", "power", (Rail("VDD_IN", "all"), Rail("VDD_GPU", "GPU")), ("VDD_IN",), "all", 0.1
+        "ina3221", "power", {"VDD_IN": "all", "VDD_GPU": "GPU"}, ("VDD_IN",), "all", 0.1
     )
 
     def read(self) -> Sample | None:

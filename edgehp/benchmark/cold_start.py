@@ -65,24 +65,12 @@ def answer_first(began: float, request: str) -> None:
             engine.infer(np.zeros((artifact.engine.min_batch, size, size, 3), np.uint8))
             times.append(time.monotonic())
             verify_golden(artifact, engine)
-            said = {"times": times, "subject": _subject(opened)}
+            from edgehp.benchmark.lanes import describe
+
+            said = {"times": times, "subject": describe(opened)}
     except EdgehpError as e:
         said = {"error": [type(e).__name__, str(e)]}
     sys.stdout.write(json.dumps(said) + "\n")
-
-
-def _subject(opened: Any) -> dict[str, Any]:
-    """What was started, as in the reports of the other scenarios."""
-    manifest = opened.artifact.manifest
-    return {
-        "name": opened.name,
-        "network_digest": opened.digest,
-        "engine": opened.engine.info.to_dict(),
-        "precision": manifest.precision.reached,
-        "target": manifest.target.name,
-        "engine_sha256": manifest.file(opened.artifact.engine.files[0]).sha256,
-        "manifest_digest": manifest.to_dict()["digest"],
-    }
 
 
 def measure_starts(

@@ -6,7 +6,6 @@ whether it is valid.
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import re
@@ -36,6 +35,7 @@ __all__ = [
     "HostState",
     "HostWatch",
     "Quota",
+    "Recorder",
     "StateSource",
     "changed_settings",
     "cpu_quota",
@@ -196,9 +196,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-logger = logging.getLogger(__name__)
-
-_JOIN_S = 5.0
+# A thread that hangs in a driver must not keep the command from ending.
+_JOIN_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -277,52 +276,62 @@ def read_host(root: Path = SYSTEM_ROOT, clock: Callable[[], float] = perf_counte
     )
 
 
-class HostWatch:
-    """Samples the machine's state from `start` to `stop`."""
+class Recorder:
+    """Looks at something in the background, every `period_s` seconds from `start` to `stop`."""
 
-    period_s = 0.5
+    def __init__(self, period_s: float) -> None:
+        self.period_s = period_s
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=type(self).__name__, daemon=True)
 
-    def __init__(
-        self,
-        sources: Sequence[StateSource] = (),
-        root: Path = SYSTEM_ROOT,
-    ) -> None:
+    def _look(self) -> bool:
+        """Look once; False where there is nothing more to see."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End looking; calling it again does nothing."""
+        self._end.set()
+        self._thread.join(_JOIN_S)
+
+    def _run(self) -> None:
+        due = perf_counter()
+        while self._look():
+            # On a grid, so that a slow look does not shift all that follow.
+            due = max(due + self.period_s, perf_counter())
+            if self._end.wait(due - perf_counter()):
+                return
+
+
+class HostWatch(Recorder):
+    """Samples the machine's state."""
+
+    def __init__(self, sources: Sequence[StateSource] = (), root: Path = SYSTEM_ROOT) -> None:
         """Watch the file system under `root` and what `sources` add."""
+        super().__init__(period_s=0.5)
         self._sources = tuple(sources)
         self._root = root
         self._states: list[HostState] = []
-        self._end = threading.Event()
-        self._thread: threading.Thread | None = None
 
     @property
     def states(self) -> tuple[HostState, ...]:
         """What was seen until now."""
         return tuple(self._states)
 
-    def start(self) -> None:
-        """Begin to watch."""
-        self._states.append(self._state())
-        self._thread = threading.Thread(target=self._run, name="edgehp-watch", daemon=True)
-        self._thread.start()
-
     def stop(self) -> None:
         """End watching, with a last look."""
-        if self._end.is_set():
-            return
-        self._end.set()
-        if self._thread is not None:
-            self._thread.join(_JOIN_S)
-        self._states.append(self._state())
+        super().stop()
+        self._look()
 
-    def _run(self) -> None:
-        while not self._end.wait(self.period_s):
-            self._states.append(self._state())
-
-    def _state(self) -> HostState:
+    def _look(self) -> bool:
         state = read_host(self._root)
         for source in self._sources:
             state = source.fill(state)
-        return state
+        self._states.append(state)
+        return True
 
 
 def _zones(root: Path) -> tuple[dict[str, float], dict[str, float]]:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from edgehp.artifact import Artifact, golden_crops
+from edgehp.artifact.open import OpenedNetwork
 from edgehp.crop import Box, Picture, Preprocessing, crop_face
 from edgehp.engines.base import (
     Engine,
@@ -35,6 +36,7 @@ __all__ = [
     "Turn",
     "WarmUp",
     "camera_frames",
+    "describe",
     "photo_frames",
     "warm_up",
 ]
@@ -223,6 +225,28 @@ class Lane:
         if self.crops_on_engine is not None:
             faces = ([f.face for f in group] for group in groups)
             yield from self.crops_on_engine.stream_frames(faces, self.spec)
+
+
+def describe(network: OpenedNetwork) -> dict[str, Any]:
+    """What is measured, for JSON; None where a float network has nothing to say."""
+    found: dict[str, Any] = {
+        "name": network.name,
+        "network_digest": network.digest,
+        "engine": network.engine.info.to_dict(),
+        "precision": "fp32",
+        "target": None,
+        "engine_sha256": None,
+        "manifest_digest": None,
+    }
+    if (artifact := network.artifact) is not None:
+        manifest = artifact.manifest
+        found |= {
+            "precision": manifest.precision.reached,
+            "target": manifest.target.name,
+            "engine_sha256": manifest.file(artifact.engine.files[0]).sha256,
+            "manifest_digest": manifest.digest,
+        }
+    return found
 
 
 @dataclass(frozen=True, eq=False)

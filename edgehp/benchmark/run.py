@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from time import perf_counter
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from edgehp.benchmark.host import Recorder
 from edgehp.benchmark.lanes import Answer, Lane, Turn, WarmUp, warm_up
 from edgehp.datasets.base import prefetch
 from edgehp.errors import UsageError
@@ -35,7 +36,6 @@ __all__ = [
     "Measured",
     "Plan",
     "Progress",
-    "Recorder",
     "largest_useful_batch",
     "measure",
     "multi_camera",
@@ -347,16 +347,6 @@ class Progress:
     images_per_s: float | None = None
 
 
-class Recorder(Protocol):
-    """Something that samples in the background during a run (power, temperature, load)."""
-
-    def start(self) -> None:
-        """Begin to sample."""
-
-    def stop(self) -> None:
-        """End sampling; calling it again does nothing."""
-
-
 @dataclass(frozen=True, eq=False)
 class Measured:
     """What a run gave.
@@ -461,7 +451,7 @@ def measure(
 
 
 def _settle(recorders: Sequence[Recorder]) -> None:
-    period = max((getattr(r, "period_s", 0.0) for r in recorders), default=0.0)
+    period = max((r.period_s for r in recorders), default=0.0)
     if period:
         time.sleep(min(2.5 * period, 5.0))
 

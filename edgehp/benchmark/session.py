@@ -12,15 +12,22 @@ from typing import Any, NamedTuple
 
 from edgehp.artifact import verify_golden
 from edgehp.artifact.open import OpenedNetwork, open_artifact, open_reference
-from edgehp.benchmark.host import HostWatch, StateSource, changed_settings, describe_host
-from edgehp.benchmark.lanes import ARTIFACT, REFERENCE, Frames, Lane, camera_frames, photo_frames
+from edgehp.benchmark.host import HostWatch, Recorder, StateSource, changed_settings, describe_host
+from edgehp.benchmark.lanes import (
+    ARTIFACT,
+    REFERENCE,
+    Frames,
+    Lane,
+    camera_frames,
+    describe,
+    photo_frames,
+)
 from edgehp.benchmark.power.base import PowerRecorder, open_meter
 from edgehp.benchmark.report import Context, Subject, assemble
 from edgehp.benchmark.roofline import measure_peaks, roofline_of
 from edgehp.benchmark.run import (
     Plan,
     Progress,
-    Recorder,
     largest_useful_batch,
     measure,
     slice_seconds,
@@ -202,18 +209,12 @@ def _other(
         return None, reason
     try:
         reference = open_reference(opened, threads=threads, batch=batch)
-    except EdgehpError as e:
+    except (EdgehpError, ModuleNotFoundError) as e:
         if request.against == AGAINST_FP32:
             raise
         # Not asked for, so not an error; but never left unsaid.
         logger.warning("measured without an FP32 reference: %s", e)
         return None, str(e)
-    except ModuleNotFoundError as e:
-        if request.against == AGAINST_FP32:
-            raise
-        reason = f"the FP32 graph cannot be made without the package {e.name!r}"
-        logger.warning("measured without an FP32 reference: %s", reason)
-        return None, reason
     return stack.enter_context(reference), None
 
 
@@ -240,20 +241,11 @@ def _lanes(
 
 
 def _subject(network: OpenedNetwork, lane: Lane, tried: Sequence[Mapping[str, float]]) -> Subject:
-    artifact, engine = network.artifact, network.engine
-    manifest = None if artifact is None else artifact.manifest
+    engine = network.engine
     described = {
-        "name": network.name,
-        "network_digest": network.digest,
-        "engine": engine.info.to_dict(),
+        **describe(network),
         "input_size": engine.input_size,
         "batch": lane.batch,
-        "precision": manifest.precision.reached if manifest else "fp32",
-        "target": manifest.target.name if manifest else None,
-        "engine_sha256": manifest.file(artifact.engine.files[0]).sha256
-        if manifest and artifact
-        else None,
-        "manifest_digest": manifest.digest if manifest else None,
     }
     clock = engine.stage_clock if isinstance(engine, TimedEngine) else "host"
     return Subject(described, clock, clock if lane.crops_on_engine else "host", tried)

@@ -7,18 +7,17 @@ summed unless they are disjoint.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from time import perf_counter
 from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from edgehp.benchmark.host import Recorder
 from edgehp.engines import PROCESSOR_ENGINES
 from edgehp.errors import EdgehpError, EnvironmentalError, MeasurementError, UsageError
 
@@ -33,7 +32,6 @@ __all__ = [
     "Meter",
     "MeterInfo",
     "PowerRecorder",
-    "Rail",
     "Sample",
     "energy_over",
     "open_meter",
@@ -48,21 +46,13 @@ MOST_WATTS = 20_000.0
 
 
 @dataclass(frozen=True)
-class Rail:
-    """One supply that a meter sees: its name and what hangs on it."""
-
-    name: str
-    description: str
-
-
-@dataclass(frozen=True)
 class MeterInfo:
     """A meter.
 
     Attributes:
         name: ``"jtop"``, ``"ina3221"``, ``"nvml"``, ``"rapl"``, ``"csv"`` or ``"command"``.
         kind: `POWER` or `ENERGY`.
-        rails: what it sees, one by one.
+        rails: the supplies that it sees, and what hangs on each.
         total: rails whose sum is the total; they are disjoint. Empty where there is no total.
         includes: what is inside the total, for people, or why there is none.
         period_s: seconds between samples.
@@ -71,7 +61,7 @@ class MeterInfo:
 
     name: str
     kind: str
-    rails: tuple[Rail, ...]
+    rails: Mapping[str, str]
     total: tuple[str, ...]
     includes: str
     period_s: float
@@ -82,7 +72,7 @@ class MeterInfo:
         return {
             "name": self.name,
             "kind": self.kind,
-            "rails": {r.name: r.description for r in self.rails},
+            "rails": dict(self.rails),
             "total_rails": list(self.total),
             "includes": self.includes,
             "period_s": self.period_s,
@@ -180,9 +170,9 @@ def energy_over(
     inside = 0
     ordered = sorted(samples, key=lambda s: s.time)
     for rail in info.rails:
-        used = [s for s in ordered if rail.name in s.values]
+        used = [s for s in ordered if rail in s.values]
         t = np.array([s.time for s in used])
-        v = np.array([s.values[rail.name] for s in used])
+        v = np.array([s.values[rail] for s in used])
         t, keep = np.unique(t, return_index=True)
         v = v[keep]
         total: float | None = 0.0
@@ -190,11 +180,11 @@ def energy_over(
             fault = _fault(t, v, start, end, info.period_s)
             if fault is not None:
                 total = None
-                reasons[rail.name] = fault
+                reasons[rail] = fault
                 break
             total = (total or 0.0) + _one(info.kind, t, v, start, end)
             gap = max(gap or 0.0, _gap(t, start, end))
-        joules[rail.name] = total
+        joules[rail] = total
         inside = max(inside, sum(int(((t >= a) & (t <= b)).sum()) for a, b in windows))
     parts = [joules.get(name) for name in info.total]
     if not parts:
@@ -247,35 +237,25 @@ def _one(kind: str, t: Array, v: Array, start: float, end: float) -> float:
 
 logger = logging.getLogger(__name__)
 
-# A thread that hangs in a driver must not keep the command from ending.
-_JOIN_S = 10.0
 
-
-class PowerRecorder:
+class PowerRecorder(Recorder):
     """Samples a meter from `start` to `stop`.
 
     Attributes:
         failure: why the meter stopped working, or None.
     """
 
-    def __init__(self, meter: Meter, clock: Callable[[], float] = perf_counter) -> None:
+    def __init__(self, meter: Meter) -> None:
         """Record `meter`, which stays the caller's to close."""
+        super().__init__(meter.info.period_s)
         self._meter = meter
-        self._clock = clock
         self._samples: list[Sample] = []
-        self._end = threading.Event()
-        self._thread: threading.Thread | None = None
         self.failure: str | None = None
 
     @property
     def info(self) -> MeterInfo:
         """The meter."""
         return self._meter.info
-
-    @property
-    def period_s(self) -> float:
-        """Seconds between samples."""
-        return self._meter.info.period_s
 
     @property
     def samples(self) -> tuple[Sample, ...]:
@@ -285,7 +265,7 @@ class PowerRecorder:
     def watts(self) -> float | None:
         """Power right now for a display: of the total, else of the first rail; None if unknown."""
         recent = self._samples[-2:]
-        names = self.info.total or tuple(r.name for r in self.info.rails[:1])
+        names = self.info.total or list(self.info.rails)[:1]
         if len(recent) < 2 or any(n not in s.values for s in recent for n in names):
             return None
         before, now = (sum(s.values[n] for n in names) for s in recent)
@@ -294,38 +274,22 @@ class PowerRecorder:
         seconds = recent[1].time - recent[0].time
         return (now - before) / seconds if seconds > 0 else None
 
-    def start(self) -> None:
-        """Begin to sample."""
-        self._thread = threading.Thread(target=self._run, name="edgehp-power", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End sampling."""
-        self._end.set()
-        if self._thread is not None:
-            self._thread.join(_JOIN_S)
-
-    def _read(self) -> None:
-        while (sample := self._meter.read()) is not None:
-            for rail, value in sample.values.items():
-                if self.info.kind == POWER and not -1 <= value <= MOST_WATTS:
-                    raise MeasurementError(f"{rail} gives {value:g} W, which no machine here takes")
-            self._samples.append(sample)
-            if not self.info.buffered:
-                return
-
-    def _run(self) -> None:
-        due = self._clock()
-        while not self._end.is_set():
-            try:
-                self._read()
-            except (EdgehpError, OSError) as e:
-                self.failure = str(e)
-                logger.warning("power meter %s: %s", self._meter.info.name, e)
-                return
-            # On a grid, so that a slow read does not shift all that follow.
-            due = max(due + self.period_s, self._clock())
-            self._end.wait(max(0.0, due - self._clock()))
+    def _look(self) -> bool:
+        try:
+            while (sample := self._meter.read()) is not None:
+                for rail, value in sample.values.items():
+                    if self.info.kind == POWER and not -1 <= value <= MOST_WATTS:
+                        raise MeasurementError(
+                            f"{rail} gives {value:g} W, which no machine here takes"
+                        )
+                self._samples.append(sample)
+                if not self.info.buffered:
+                    break
+        except (EdgehpError, OSError) as e:
+            self.failure = str(e)
+            logger.warning("power meter %s: %s", self.info.name, e)
+            return False
+        return True
 
 
 AUTO, NONE = "auto", "none"

@@ -22,7 +22,7 @@ from time import perf_counter
 from typing import Any
 
 from edgehp._installed import install_extra
-from edgehp.benchmark.power.base import POWER, MeterInfo, Rail, Sample
+from edgehp.benchmark.power.base import POWER, MeterInfo, Sample
 from edgehp.device import SYSTEM_ROOT, read_integer, read_text
 from edgehp.errors import EnvironmentalError, MeasurementError
 
@@ -103,7 +103,7 @@ class Ina3221Meter:
         self.info = MeterInfo(
             "ina3221",
             POWER,
-            tuple(Rail(n, describe_rail(n)) for n in names),
+            {n: describe_rail(n) for n in names},
             total,
             includes,
             _PERIOD_S,
@@ -192,7 +192,7 @@ class JtopMeter:
         self.info = MeterInfo(
             "jtop",
             POWER,
-            tuple(Rail(n, describe_rail(n)) for n in rails),
+            {n: describe_rail(n) for n in rails},
             total,
             includes,
             period,

@@ -16,7 +16,7 @@ from typing import Any
 
 from edgehp._installed import install_extra
 from edgehp.benchmark.host import HostState
-from edgehp.benchmark.power.base import ENERGY, POWER, MeterInfo, Rail, Sample
+from edgehp.benchmark.power.base import ENERGY, POWER, MeterInfo, Sample
 from edgehp.errors import EnvironmentalError, MeasurementError
 
 __all__ = ["THROTTLE_REASONS", "GpuState", "NvmlMeter", "open_gpu_state"]
@@ -37,18 +37,12 @@ THROTTLE_REASONS = {
 
 
 class NvmlMeter:
-    """The energy counter of one GPU, or its power where there is no counter."""
+    """The energy counter of CUDA's first GPU, or its power where there is no counter."""
 
-    def __init__(
-        self,
-        index: int | None = None,
-        module: Any = None,
-        clock: Callable[[], float] = perf_counter,
-    ) -> None:
+    def __init__(self, module: Any = None, clock: Callable[[], float] = perf_counter) -> None:
         """Open the driver's library.
 
         Args:
-            index: of the GPU in NVML's order; None: the one that CUDA counts first.
             module: stands for the package ``pynvml``; imported when omitted.
             clock: monotonic seconds.
 
@@ -56,17 +50,16 @@ class NvmlMeter:
             EnvironmentalError: the package, the driver or the GPU is missing.
         """
         self._clock = clock
-        self._nvml, self._handle = _open(index, module)
+        self._nvml, self._handle = _open(module)
         self._joules_at_open = self._counter()
         kind = POWER if self._joules_at_open is None else ENERGY
         if kind == POWER:
             self._watts()
-        name = "gpu"
         self.info = MeterInfo(
             "nvml",
             kind,
-            (Rail(name, "the whole GPU board with its memory"),),
-            (name,),
+            {"gpu": "the whole GPU board with its memory"},
+            ("gpu",),
             "the GPU board with its memory; not the processor or the rest of the machine",
             _PERIOD_S,
         )
@@ -108,9 +101,9 @@ class NvmlMeter:
 class GpuState:
     """Adds a GPU's temperature, clock and throttling to the state of the machine."""
 
-    def __init__(self, index: int | None = None, module: Any = None) -> None:
+    def __init__(self, module: Any = None) -> None:
         """Open the driver's library; arguments and errors as of `NvmlMeter`."""
-        self._nvml, self._handle = _open(index, module)
+        self._nvml, self._handle = _open(module)
         milliwatts = self._ask(lambda n, h: float(n.nvmlDeviceGetEnforcedPowerLimit(h)))
         self._cap_w = None if milliwatts is None else milliwatts / 1e3
 
@@ -153,7 +146,7 @@ def open_gpu_state() -> GpuState | None:
         return None
 
 
-def _open(index: int | None, module: Any) -> tuple[Any, Any]:
+def _open(module: Any) -> tuple[Any, Any]:
     try:
         nvml = import_module("pynvml") if module is None else module
     except ImportError as e:
@@ -162,11 +155,9 @@ def _open(index: int | None, module: Any) -> tuple[Any, Any]:
         ) from e
     try:
         nvml.nvmlInit()
-        if index is None:
-            return nvml, _first_of_cuda(nvml)
-        return nvml, nvml.nvmlDeviceGetHandleByIndex(index)
+        return nvml, _first_of_cuda(nvml)
     except nvml.NVMLError as e:
-        raise EnvironmentalError(f"NVML finds no GPU {index or 0} ({e})") from e
+        raise EnvironmentalError(f"NVML finds no GPU ({e})") from e
 
 
 def _first_of_cuda(nvml: Any) -> Any:

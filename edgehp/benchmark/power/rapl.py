@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
-from edgehp.benchmark.power.base import ENERGY, MeterInfo, Rail, Sample
+from edgehp.benchmark.power.base import ENERGY, MeterInfo, Sample
 from edgehp.device import SYSTEM_ROOT, read_integer, read_text
 from edgehp.errors import EnvironmentalError, MeasurementError
 
@@ -88,7 +88,7 @@ class RaplMeter:
         self.info = MeterInfo(
             "rapl",
             ENERGY,
-            tuple(Rail(d.name, _meaning(d.name)) for d in self._domains),
+            {d.name: _meaning(d.name) for d in self._domains},
             total,
             f"{', '.join(total)}: not the board, disks or the power supply"
             if total

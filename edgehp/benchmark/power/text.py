@@ -15,12 +15,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 
-from edgehp.benchmark.power.base import MOST_WATTS, POWER, MeterInfo, Rail, Sample
+from edgehp.benchmark.power.base import MOST_WATTS, POWER, MeterInfo, Sample
 from edgehp.errors import DataError, EnvironmentalError, MeasurementError, UsageError
 
 __all__ = ["CommandMeter", "CsvMeter", "parse_time", "parse_watts"]
 
-_WALL = (Rail("wall", "what the external meter measures"),)
+_WALL = {"wall": "what the external meter measures"}
 _INCLUDES = "whatever the external meter measures"
 _TIME_NAMES = ("time", "timestamp", "t")
 _WATT_NAMES = ("watts", "power", "w", "power_w")
