@@ -44,11 +44,8 @@ def test_near_black_calibration_crops_warn_with_the_figures() -> None:
     check = checked(darker(crops[:66], 0.04), crops[66:])
     assert check.outside["brightness"] == (0, 1)
     text = str(check.warning)
-    assert "look unlike" in text
-    assert "100% are brighter than nearly all of the former" in text
+    assert "look unlike" in text and "100% are brighter than nearly all of the former" in text
     assert f"median brightness {check.validation.brightness[1]:.3g} against 4." in text
-    assert text.count(".") > 1
-    assert "\n" not in text
 
 
 @pytest.mark.parametrize(
@@ -83,11 +80,6 @@ def test_clipped_activations_warn_by_themselves() -> None:
     assert checked(*same, clipped=Clipped(0.004, 0.001, ("conv1", 0.01))).warning is None
     assert checked(*same, clipped=Clipped(0.0008, 0.0, ("conv1", 0.01))).warning is None
     assert checked(*same).to_dict()["clipped"] is None
-
-
-def test_no_crops_have_no_looks() -> None:
-    with pytest.raises(DataError, match="no crops"):
-        appearance_of(measure_crops([]))
 
 
 @pytest.fixture(scope="module", params=["cpu", "tensorrt"])
@@ -128,5 +120,7 @@ def _quantizers(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 def test_a_float_graph_and_no_crops_are_refused(quantized: onnx.ModelProto) -> None:
     with pytest.raises(DataError, match="no QuantizeLinear"):
         ClippingMeter(small_network())
+    with pytest.raises(DataError, match="no crops"):
+        appearance_of(measure_crops([]))
     with pytest.raises(DataError, match="no crops"):
         ClippingMeter(quantized, threads=1)([])

@@ -61,22 +61,13 @@ def test_native_crash_is_reported_not_suffered() -> None:
     assert found.problem == "crashed with SIGSEGV"
 
 
-def test_hang_is_ended() -> None:
+def test_what_does_not_end_or_start_is_reported() -> None:
     found = run([sys.executable, "-c", "import time; time.sleep(60)"], timeout=0.5)
-    assert found.code is None
-    assert found.problem is not None and "0.5 s" in found.problem
-
-
-def test_missing_program_is_reported() -> None:
+    assert found.code is None and "0.5 s" in str(found.problem)
     assert run(["/nonexistent/program"]).problem is not None
 
 
-def test_driver_crash_becomes_a_line() -> None:
-    nvidia = find_nvidia(answering(RunResult(-11, "", "", "crashed with SIGSEGV")))
-    assert nvidia.problem == "the CUDA driver probe crashed with SIGSEGV"
-
-
-@pytest.mark.parametrize("answer", ["", "[]", "{}", "not json", '{"version": 13000, "gpus": [1]}'])
+@pytest.mark.parametrize("answer", ["", "{}", '{"version": 13000, "gpus": [1]}'])
 def test_unreadable_driver_answer(answer: str) -> None:
     nvidia = find_nvidia(answering(RunResult(0, answer, "", None)))
     assert nvidia.problem is not None and not nvidia.gpus
@@ -123,10 +114,6 @@ def test_a_jetpack_that_is_old_or_unknown_is_said(
     assert (found.target, found.jetpack, found.power_mode) == ("orin-nx-16gb", jetpack, None)
 
 
-def test_no_jetson_here(tmp_path: Path) -> None:
-    assert find_jetson_state(Probe(root=tmp_path)) is None
-
-
 def test_namespace_left_by_stubs_is_no_package(tmp_path: Path) -> None:
     (tmp_path / "hollow").mkdir()
     code = f"import sys; sys.path.append({str(tmp_path)!r})\n"
@@ -147,15 +134,12 @@ def test_command_without_its_packages_says_what_to_install() -> None:
     assert command_state("train", states(), engine=False).ok
 
 
-def test_package_that_crashes_stops_its_command() -> None:
+def test_package_that_crashes_stops_its_command_and_no_other() -> None:
     crashed = states(onnxruntime="crashed with SIGILL")
     assert any("SIGILL" in r for r in command_state("label", crashed, engine=True).remedies)
     # It uses nothing else of its extra; progress is drawn by rich where that is installed.
     assert command_state("label", states(torch=None), engine=False).ok
     assert command_state("train", states(rich=None), engine=False).ok
-
-
-def test_a_command_that_runs_artifacts_needs_an_engine() -> None:
     assert command_state("bench", states(), engine=True).ok
     assert not command_state("bench", states(), engine=False).ok
 

@@ -255,20 +255,13 @@ def test_other_columns_may_be_in_any_encoding(log: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "words"),
-    [
-        (b"when,volts\n", "columns time and watts"),
-        (b"time,power_mW\n", "convert the column power_mw to watts"),
-        (b"time,kW\n", "convert the column kw to watts"),
-        (b"time;watts\n", "separate the columns by commas"),
-        ("time,watts\n".encode("utf-16"), "UTF-16.*\n.*iconv"),
-        (b"", "columns time and watts"),
-    ],
+    "header",
+    [b"when,volts\n", b"time,power_mW\n", b"time;watts\n", "time,watts\n".encode("utf-16"), b""],
 )
-def test_a_csv_without_the_columns_is_refused(tmp_path: Path, header: bytes, words: str) -> None:
+def test_a_csv_without_the_columns_is_refused(tmp_path: Path, header: bytes) -> None:
     path = tmp_path / "wall.csv"
     path.write_bytes(header)
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=r"columns time and watts\nhint: .* UTF-8 with commas"):
         CsvMeter(path)
     with pytest.raises(ValueError, match="no time zone"):
         parse_time("2026-01-01T00:00:00")

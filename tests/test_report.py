@@ -129,7 +129,7 @@ def interval(value: float) -> dict[str, Any]:
 def accuracy(mae: float) -> dict[str, Any]:
     def summary(frames: int, error: float) -> dict[str, Any]:
         return {"frames": frames, "mae": [error] * 3, "mae_mean": error, "geodesic": 2 * error,
-                "maev": error, "median": error, "p90": 2 * error, "p95": 3 * error}  # fmt: skip
+                "maev": error}  # fmt: skip
 
     return {
         "overall": summary(300, mae),

@@ -43,10 +43,12 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Convolutions as in the middle of a ResNet: weights and activations stay in the caches.
-_CHANNELS, _SIDE, _IMAGES, _LAYERS = 256, 14, 4, 4
-# Sides of the matrix product.
-_MATRIX = 1024
+# Shapes of the input and the weights, and layers: convolutions as in the middle of a ResNet, whose
+# weights and activations stay in the caches, and one matrix product.
+_CHAINS: tuple[tuple[tuple[int, ...], tuple[int, ...], int], ...] = (
+    ((4, 256, 14, 14), (256, 256, 3, 3), 4),
+    ((1024, 1024), (1024, 1024), 1),
+)
 # More than the last-level cache of any processor this runs on.
 _COPY_BYTES = 128 << 20
 
@@ -88,8 +90,10 @@ def measure_peaks(precision: str, threads: int | None, seconds: float = 0.5) -> 
     rates = []
     used = threads or 1
     try:
-        for build in (_convolutions, _product):
-            model, operations, shape = build(ov, precision == "int8")
+        for shape, weights, layers in _CHAINS:
+            model = _chain(ov, precision == "int8", shape, weights, layers)
+            # Every input value of a layer but its channels is an output position.
+            operations = 2 * layers * math.prod(shape) // shape[1] * math.prod(weights)
             config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
             if threads is not None:
                 config["INFERENCE_NUM_THREADS"] = str(threads)
@@ -128,38 +132,27 @@ def _fastest(work: Callable[[], Any], seconds: float) -> float:
     return best
 
 
-def _convolutions(ov: Any, int8: bool) -> tuple[Any, int, tuple[int, ...]]:
-    """A chain of 3x3 convolutions, its operations, and the shape of its input."""
+def _chain(
+    ov: Any, int8: bool, shape: tuple[int, ...], weights: tuple[int, ...], layers: int
+) -> Any:
+    """A model of convolutions, or of matrix products where the weights have two dimensions."""
     ops = ov.opset13
-    shape = (_IMAGES, _CHANNELS, _SIDE, _SIDE)
-    data = ops.parameter(shape, np.float32)
-    kernel = np.random.default_rng(2).normal(0, 1, (_CHANNELS, _CHANNELS, 3, 3))
     # Keeps activations near their size through the chain.
-    kernel = (kernel / np.sqrt(9 * _CHANNELS)).astype(np.float32)
-    x = _rounded(ops, data, 255.0) if int8 else data
-    for _ in range(_LAYERS):
-        weights = ops.constant(kernel)
-        if int8:
-            weights = _rounded(ops, weights, float(np.abs(kernel).max()), signed=True)
-        x = ops.relu(ops.convolution(x, weights, [1, 1], [1, 1], [1, 1], [1, 1]))
-        if int8:
-            x = _rounded(ops, x, 255.0)
-    operations = 2 * _LAYERS * _IMAGES * _SIDE**2 * 9 * _CHANNELS**2
-    return ov.Model([x], [data], "convolutions"), operations, shape
-
-
-def _product(ov: Any, int8: bool) -> tuple[Any, int, tuple[int, ...]]:
-    """One matrix product, its operations, and the shape of its input."""
-    ops = ov.opset13
-    shape = (_MATRIX, _MATRIX)
+    size = np.sqrt(np.prod(weights[1:]))
+    values = (np.random.default_rng(2).normal(0, 1, weights) / size).astype(np.float32)
     data = ops.parameter(shape, np.float32)
-    matrix = np.random.default_rng(3).normal(0, 1, shape).astype(np.float32)
-    x, weights = data, ops.constant(matrix)
-    if int8:
-        x = _rounded(ops, data, 255.0)
-        weights = _rounded(ops, weights, float(np.abs(matrix).max()), signed=True)
-    product = ops.relu(ops.matmul(x, weights, False, True))
-    return ov.Model([product], [data], "product"), 2 * _MATRIX**3, shape
+    x = _rounded(ops, data, 255.0) if int8 else data
+    for _ in range(layers):
+        w = ops.constant(values)
+        if int8:
+            w = _rounded(ops, w, float(np.abs(values).max()), signed=True)
+        if len(weights) == 2:
+            x = ops.relu(ops.matmul(x, w, False, True))
+        else:
+            x = ops.relu(ops.convolution(x, w, [1, 1], [1, 1], [1, 1], [1, 1]))
+        if int8 and layers > 1:
+            x = _rounded(ops, x, 255.0)
+    return ov.Model([x], [data], "chain")
 
 
 def _rounded(ops: Any, value: Any, largest: float, signed: bool = False) -> Any:
@@ -388,41 +381,35 @@ def roofline_of(
     precision = manifest.precision.reached or manifest.precision.asked
     try:
         work = graph_cost(artifact.graph_path, precision)
+        found["work"] = asdict(work)
+        target = load_target(manifest.target.name)
+        rate, batch = _inference_rate(result)
+        peaks: Peaks | MeasuredPeaks | None
+        if measure is not None and not (target.power_modes or target.boards):
+            peaks = measure(precision)
+            chosen = peaks.source
+        else:
+            peaks, chosen = peaks_for(target, mode, network.engine.info.device)
     except ModuleNotFoundError as e:
         return {**found, "reason": f"counting needs the package {e.name!r}"}
-    except DataError as e:
+    except (DataError, EnvironmentalError, UsageError) as e:
         return {**found, "reason": str(e)}
-    found["work"] = asdict(work)
-    try:
-        target = load_target(manifest.target.name)
-    except (UsageError, DataError) as e:
-        return {**found, "reason": str(e)}
-    rate, batch = _inference_rate(result)
-    if rate is None:
-        return {**found, "reason": "no inference was finished"}
-    peaks: Peaks | MeasuredPeaks | None
-    if measure is not None and not (target.power_modes or target.boards):
-        try:
-            peaks = measure(precision)
-        except (EnvironmentalError, UsageError) as e:
-            return {**found, "reason": f"the target {target.name} states no peak, and {e}"}
-        chosen = peaks.source
-    else:
-        peaks, chosen = peaks_for(target, mode, network.engine.info.device)
-        if peaks is not None and precision not in ("int8", "fp16"):
-            return {**found, "reason": f"the target states no peak for {precision}"}
     if peaks is None:
         return {**found, "reason": chosen}
+    if isinstance(peaks, Peaks) and precision not in ("int8", "fp16"):
+        return {**found, "reason": f"the target states no peak for {precision}"}
     return {**found, "chosen": chosen, "roofline": roofline(work, peaks, precision, rate, batch)}
 
 
-def _inference_rate(result: Mapping[str, Any]) -> tuple[float | None, int]:
+def _inference_rate(result: Mapping[str, Any]) -> tuple[float, int]:
     """Images a second of inference alone, and the images of a call."""
-    offline = result["offline"]
-    if offline is not None:
-        return offline["inference_images_per_s"], int(offline["batch"])
+    rate, batch = None, 1
     latency = result["stages"]["inference"]
-    if latency is None or not result["calls"]:
-        return None, 1
-    batch = max(1, round(result["images"] / result["calls"]))
-    return 1e3 / latency["mean_ms"] * batch, batch
+    if (offline := result["offline"]) is not None:
+        rate, batch = offline["inference_images_per_s"], int(offline["batch"])
+    elif latency is not None and result["calls"]:
+        batch = max(1, round(result["images"] / result["calls"]))
+        rate = 1e3 / latency["mean_ms"] * batch
+    if rate is None:
+        raise DataError("no inference was finished")
+    return rate, batch

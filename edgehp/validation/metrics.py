@@ -24,7 +24,6 @@ __all__ = [
     "frame_errors",
     "mean_or_none",
     "measure_accuracy",
-    "triple",
     "yaw_bands",
 ]
 
@@ -46,9 +45,6 @@ class Summary:
         mae_mean: mean of the three: the figure that papers call MAE.
         geodesic: mean geodesic distance.
         maev: mean angle between matching axes of truth and prediction (Cao et al., WACV 2021).
-        median: of a frame's mean absolute error over its three angles; `p90`, `p95` likewise.
-        p90: 90th percentile.
-        p95: 95th percentile.
     """
 
     frames: int
@@ -56,9 +52,6 @@ class Summary:
     mae_mean: float
     geodesic: float
     maev: float
-    median: float
-    p90: float
-    p95: float
 
 
 @dataclass(frozen=True)
@@ -177,17 +170,12 @@ def _summary(
     errors: Array, geodesic: Array, vectors: Array, mask: npt.NDArray[np.bool_]
 ) -> Summary:
     chosen = errors[mask]
-    frame = chosen.mean(axis=1)
-    median, p90, p95 = np.percentile(frame, (50, 90, 95))
     return Summary(
         frames=int(mask.sum()),
-        mae=triple(chosen.mean(axis=0)),
+        mae=_triple(chosen.mean(axis=0)),
         mae_mean=float(chosen.mean()),
         geodesic=float(geodesic[mask].mean()),
         maev=float(vectors[mask].mean()),
-        median=float(median),
-        p90=float(p90),
-        p95=float(p95),
     )
 
 
@@ -197,10 +185,9 @@ def _worst(
     # Stable, so that equal errors are named in the data set's order on every machine.
     order = np.argsort(-frame, kind="stable")[:count]
     return tuple(
-        Worst(names[i], float(frame[i]), triple(truth[i]), triple(predicted[i])) for i in order
+        Worst(names[i], float(frame[i]), _triple(truth[i]), _triple(predicted[i])) for i in order
     )
 
 
-def triple(values: Angles) -> tuple[float, float, float]:
-    """The three angles of [3] values."""
+def _triple(values: Angles) -> tuple[float, float, float]:
     return float(values[0]), float(values[1]), float(values[2])

@@ -27,7 +27,6 @@ from edgehp.validation.metrics import (
     frame_errors,
     mean_or_none,
     measure_accuracy,
-    triple,
     yaw_bands,
 )
 from edgehp.validation.statistics import DEFAULT_RESAMPLES, Interval, mean_interval
@@ -107,23 +106,19 @@ class Drop:
         angles: the same for pitch, yaw, roll.
         geodesic: the same of the geodesic distance.
         bands: the same by |yaw| of the truth.
-        mean_difference: mean absolute difference of the angles, per angle: how far the two are
-            from each other, whatever the truth is.
-        mean_difference_overall: mean of the three.
+        mean_difference_overall: mean absolute difference of the angles: how far the two are from
+            each other, whatever the truth is.
         largest_difference: the largest of any frame and angle.
-        spread_difference: mean absolute difference of the spreads per angle; None, as every
-            figure of the spread, for networks without bins.
-        spread_difference_overall: mean of the three.
+        spread_difference_overall: mean absolute difference of the spreads; None, as every figure of
+            the spread, for networks without bins.
     """
 
     overall: Interval
     angles: tuple[Interval, Interval, Interval]
     geodesic: Interval
     bands: tuple[BandDrop, ...]
-    mean_difference: tuple[float, float, float]
     mean_difference_overall: float
     largest_difference: float
-    spread_difference: tuple[float, float, float] | None
     spread_difference_overall: float | None
 
 
@@ -490,10 +485,8 @@ def _drop(
             else BandDrop(low, high, 0, None)
             for low, high, mask in yaw_bands(truth)
         ),
-        mean_difference=triple(apart.mean(axis=0)),
         mean_difference_overall=float(apart.mean()),
         largest_difference=float(apart.max()),
-        spread_difference=None if spread is None else triple(spread.mean(axis=0)),
         spread_difference_overall=mean_or_none(spread),
     )
 

@@ -22,12 +22,6 @@ __all__ = ["CommandMeter", "CsvMeter", "parse_time", "parse_watts"]
 
 _WALL = {"wall": "what the external meter measures"}
 _INCLUDES = "whatever the external meter measures"
-_TIME_NAMES = ("time", "timestamp", "t")
-_WATT_NAMES = ("watts", "power", "w", "power_w")
-# Names of columns that hold power in a unit that is not watts.
-_OTHER_UNIT = re.compile(
-    r"(power|watts?|leistung)?[ _(\[]*(mw|kw|milliwatts?|kilowatts?|va|dbm)[)\]]?"
-)
 _NUMBER = re.compile(r"[-+]?\d+(?:[.,]\d+)*(?:[eE][-+]?\d+)?")
 # Both clocks are at network time: further apart, the time is in another unit or zone.
 _LARGEST_SHIFT_S = 86_400.0
@@ -52,7 +46,7 @@ class CsvMeter:
         """Open the file at its end.
 
         Raises:
-            DataError: it cannot be read, is no UTF-8, or its header lacks a column.
+            DataError: it cannot be read, or its header lacks a column.
         """
         self._path = path
         with ExitStack() as stack:
@@ -69,7 +63,6 @@ class CsvMeter:
                     "with the columns time and watts"
                 ) from e
             self._header = _header(path, first)
-            self._time, self._watts = _columns(path, self._header)
             stack.pop_all()
         self._wall = wall
         self._to_clock = clock() - wall()
@@ -96,13 +89,13 @@ class CsvMeter:
         try:
             if len(row) != len(self._header):
                 raise ValueError(f"found {len(row)} columns, expected {len(self._header)}")
-            seconds = parse_time(row[self._time])
+            seconds = parse_time(row[self._header.index("time")])
             shift = seconds - self._wall()
             if not abs(shift) <= _LARGEST_SHIFT_S:
                 raise ValueError(f"its time is {shift:.0f} s from this machine's clock")
             if seconds < self._last:
                 raise ValueError(f"its time is {self._last - seconds:g} s before the last row's")
-            watts = parse_watts(row[self._watts])
+            watts = parse_watts(row[self._header.index("watts")])
         except ValueError as e:
             raise MeasurementError(
                 f"{self._path}: the row {line.strip()[:60]!r} is not a time and watts: {e}"
@@ -117,32 +110,15 @@ class CsvMeter:
 
 def _header(path: Path, line: bytes) -> list[str]:
     """The names of the columns, in lower case."""
-    if b"\0" in line or line.startswith((b"\xff\xfe", b"\xfe\xff")):
+    text = line.decode("utf-8-sig", "replace")
+    names = [name.strip().lower() for name in next(csv.reader([text]), [])]
+    if not {"time", "watts"} <= set(names):
         raise DataError(
-            f"{path}: found UTF-16 text, expected UTF-8\n"
-            "hint: let the meter's logger write UTF-8, or pass its output through iconv"
+            f"{path}: the header is {text.strip()[:80]!r}, expected the columns time and watts\n"
+            "hint: let the logger write UTF-8 with commas between the columns time (seconds since "
+            "1970, or ISO 8601 with a zone) and watts"
         )
-    names = next(csv.reader([line.decode("utf-8-sig", "replace")]), [])
-    return [name.strip().lower() for name in names]
-
-
-def _columns(path: Path, header: list[str]) -> tuple[int, int]:
-    """Where the time and the watts are."""
-    at = [
-        next((i for i, n in enumerate(header) if n in names), None)
-        for names in (_TIME_NAMES, _WATT_NAMES)
-    ]
-    if at[0] is not None and at[1] is not None:
-        return at[0], at[1]
-    hint = "name a column time (seconds since 1970, or ISO 8601 with a zone) and one watts"
-    if len(header) == 1 and ";" in header[0]:
-        hint = "separate the columns by commas, and write decimals with a point"
-    elif other := [n for n in header if _OTHER_UNIT.fullmatch(n)]:
-        hint = f"convert the column {other[0]} to watts"
-    raise DataError(
-        f"{path}: the header is {','.join(header)[:80]!r}, expected the columns time and watts\n"
-        f"hint: {hint}"
-    )
+    return names
 
 
 class CommandMeter:
