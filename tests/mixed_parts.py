@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from edgehp.networks.graph import DIGEST_KEY, SPEC_KEY, graph_bytes
-from edgehp.networks.spec import KD_RESNET
+from edgehp.networks.graph import DIGEST_KEY, graph_bytes
+from edgehp.networks.spec import KD_RESNET, SPEC_KEY
 from tests import build_parts
 from tests.quantization_graphs import SIZE, constant_of, node_of, set_constant, small_network
 
@@ -32,7 +31,7 @@ def small_graph(path: Path) -> Path:
     conv1.input[0] = factor.input[0]
     model.graph.node.remove(factor)
     model.graph.initializer.remove(constant_of(model, "factor"))
-    model.metadata_props.add(key=SPEC_KEY, value=json.dumps(SPEC.to_dict()))
+    model.metadata_props.add(key=SPEC_KEY, value=SPEC.to_json())
     model.metadata_props.add(key=DIGEST_KEY, value=SPEC.digest)
     path.write_bytes(graph_bytes(model))
     return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgehp.networks.graph import DIGEST_KEY, INPUT, SPEC_KEY
-from edgehp.networks.spec import KD_RESNET
+from edgehp.networks.graph import DIGEST_KEY, INPUT
+from edgehp.networks.spec import KD_RESNET, SPEC_KEY
 
 SPEC = replace(KD_RESNET, name="colour-reader").with_size(48)
 _ZERO = 128.0
@@ -70,9 +69,7 @@ def pose_graph(
         [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    helper.set_model_props(
-        model, {SPEC_KEY: json.dumps(spec.to_dict(), sort_keys=True), DIGEST_KEY: spec.digest}
-    )
+    helper.set_model_props(model, {SPEC_KEY: spec.to_json(), DIGEST_KEY: spec.digest})
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())
     return path

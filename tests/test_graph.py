@@ -272,7 +272,7 @@ def test_the_graph_carries_its_specification(
     assert metadata[graph_module.DIGEST_KEY] == small[1].digest
     small_graph = onnx.ModelProto.FromString(small_graph.SerializeToString())
     small_graph.metadata_props[0].value = "no json"
-    with pytest.raises(DataError, match="not JSON"):
+    with pytest.raises(DataError, match="not valid JSON"):
         spec_of_graph(small_graph)
 
 
@@ -369,6 +369,12 @@ def test_graphs_that_are_no_deployed_graphs(small_graph: onnx.ModelProto, tmp_pa
     del model.metadata_props[:]
     path.write_bytes(graph_bytes(model))
     refused("no network specification")
+
+    for text in ("5", "[]", "{"):
+        model = changed()
+        model.metadata_props[0].value = text
+        path.write_bytes(graph_bytes(model))
+        refused("specification in the metadata")
 
     model = changed()
     model.metadata_props[0].value = model.metadata_props[0].value.replace("kd-resnet18", "other")

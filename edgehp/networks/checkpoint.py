@@ -31,13 +31,12 @@ from edgehp.networks.layout import (
     expected_shapes,
     infer_spec,
 )
-from edgehp.networks.spec import DeployedSpec, NetworkSpec
+from edgehp.networks.spec import SPEC_KEY, DeployedSpec, NetworkSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
-    "SPEC_KEY",
     "SUFFIXES",
     "build_module",
     "load_module",
@@ -48,7 +47,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-SPEC_KEY = "edgehp.spec"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".pkl")
 # ResNet152, the largest network here, takes 235 MB in single precision.
 _LARGEST_FILE = 2 << 30
@@ -151,7 +149,7 @@ def save_weights(
     except ImportError as e:
         raise _no_safetensors(e) from e
     # A single key: safetensors writes several in no fixed order, and files would not be equal.
-    data = safetensors.save(stored, {SPEC_KEY: json.dumps(spec.to_dict(), sort_keys=True)})
+    data = safetensors.save(stored, {SPEC_KEY: spec.to_json()})
     try:
         write_whole(path, data)
     except OSError as e:
@@ -318,17 +316,12 @@ def _spec(text: str | None, path: Path) -> NetworkSpec | None:
     if text is None:
         return None
     try:
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise DataError(f"network specification: a JSON {type(values).__name__}, not an object")
-        found = DeployedSpec.from_dict(values)
+        found = DeployedSpec.from_json(text)
         if not isinstance(found, NetworkSpec):
-            raise DataError("network specification: key 'architecture' is missing")
-        return found
-    except (ValueError, DataError) as e:
-        raise CheckpointError(
-            f"{path}: the specification in its metadata ({SPEC_KEY}) cannot be used: {e}"
-        ) from e
+            raise DataError(f"the specification in the metadata ({SPEC_KEY}) has no architecture")
+    except DataError as e:
+        raise CheckpointError(f"{path}: {e}") from e
+    return found
 
 
 def _read_torch(

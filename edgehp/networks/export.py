@@ -11,10 +11,9 @@ from edgehp.networks.graph import (
     DIGEST_KEY,
     INPUT,
     OUTPUTS,
-    SPEC_KEY,
     spec_of_graph,
 )
-from edgehp.networks.spec import DeployedSpec
+from edgehp.networks.spec import SPEC_KEY, DeployedSpec
 
 if TYPE_CHECKING:
     import onnx

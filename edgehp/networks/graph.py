@@ -22,7 +22,6 @@ convolution), and the signs of the network's pose convention (into the bin value
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 import edgehp
-from edgehp.errors import CheckpointError, DataError, EnvironmentalError, UsageError
+from edgehp.errors import CheckpointError, EnvironmentalError, UsageError
 from edgehp.networks.layout import (
     ANGLES,
     BatchNorm,
@@ -42,7 +41,7 @@ from edgehp.networks.layout import (
     resnet_blocks,
     stem,
 )
-from edgehp.networks.spec import Bins, DeployedSpec, NetworkSpec
+from edgehp.networks.spec import SPEC_KEY, Bins, DeployedSpec, NetworkSpec
 from edgehp.pose import convention
 
 if TYPE_CHECKING:
@@ -53,7 +52,6 @@ __all__ = [
     "DIGEST_KEY",
     "INPUT",
     "OUTPUTS",
-    "SPEC_KEY",
     "GraphBuilder",
     "build_graph",
     "decode_bins",
@@ -64,7 +62,6 @@ __all__ = [
 
 INPUT = "crops"
 OUTPUTS = ("angles", "spread")
-SPEC_KEY = "edgehp.spec"
 DIGEST_KEY = "edgehp.spec_digest"
 DEFAULT_OPSET = 17
 _OPSETS = range(17, 24)
@@ -121,13 +118,7 @@ def spec_of_graph(model: onnx.ModelProto) -> DeployedSpec | None:
         DataError: it carries one that cannot be read.
     """
     text = {p.key: p.value for p in model.metadata_props}.get(SPEC_KEY)
-    if text is None:
-        return None
-    try:
-        values = json.loads(text)
-    except ValueError as e:
-        raise DataError(f"the graph's metadata {SPEC_KEY} is not JSON: {e}") from e
-    return DeployedSpec.from_dict(values)
+    return None if text is None else DeployedSpec.from_json(text)
 
 
 class GraphBuilder:
@@ -251,7 +242,7 @@ class GraphBuilder:
         helper.set_model_props(
             model,
             {
-                SPEC_KEY: json.dumps(spec.to_dict(), sort_keys=True),
+                SPEC_KEY: spec.to_json(),
                 DIGEST_KEY: spec.digest,
             },
         )

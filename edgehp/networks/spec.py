@@ -6,6 +6,7 @@ same file gives the torch module, the ONNX graph and the hash in the manifest.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,10 +16,21 @@ import numpy.typing as npt
 
 from edgehp.crop import Preprocessing
 from edgehp.errors import DataError, UsageError
-from edgehp.files import json_digest
+from edgehp.files import json_digest, parse_json
 from edgehp.pose import CONVENTIONS
 
-__all__ = ["ARCHITECTURES", "EHPNET", "KD_RESNET", "Bins", "DeployedSpec", "NetworkSpec"]
+__all__ = [
+    "ARCHITECTURES",
+    "EHPNET",
+    "KD_RESNET",
+    "SPEC_KEY",
+    "Bins",
+    "DeployedSpec",
+    "NetworkSpec",
+]
+
+# In the metadata of weights and graphs.
+SPEC_KEY = "edgehp.spec"
 
 # ResNet depth -> (blocks per stage, bottleneck blocks?), He et al. 2015, table 1.
 RESNET_STAGES: dict[int, tuple[tuple[int, int, int, int], bool]] = {
@@ -73,6 +85,20 @@ class DeployedSpec:
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for JSON."""
         return {**asdict(self), "preprocessing": self.preprocessing.to_dict()}
+
+    def to_json(self) -> str:
+        """As `SPEC_KEY` holds it; the same specification gives the same text."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> DeployedSpec:
+        """The inverse of `to_json`, of a `NetworkSpec` too.
+
+        Raises:
+            DataError: no JSON object, or as of `from_dict`.
+        """
+        where = f"the specification in the metadata ({SPEC_KEY})"
+        return cls.from_dict(parse_json(text.encode(), dict[str, Any], where))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DeployedSpec:
