@@ -97,12 +97,12 @@ class Clipped:
 
     Attributes:
         share: of the activations of the crops to validate on, 0..1.
-        usual: of the calibration crops', 0..1; None where it is not known.
+        usual: of the calibration crops', 0..1.
         worst: tensor with the largest share, and that share.
     """
 
     share: float
-    usual: float | None
+    usual: float
     worst: tuple[str, float]
 
 
@@ -163,11 +163,11 @@ class AppearanceCheck:
                     f"{name} {found:.3g} against {was:.3g})"
                 )
         c = self.clipped
-        base = 0.0 if c is None else c.usual or 0.0
-        if c is not None and c.share > max(_LEAST_CLIPPED, _MORE_CLIPPED * base):
+        if c is not None and c.share > max(_LEAST_CLIPPED, _MORE_CLIPPED * c.usual):
             parts.append(
-                f"{c.share:.2%} of their activations lie beyond the calibrated ranges ({base:.2%} "
-                f"of the calibration crops', most at {c.worst[0]} with {c.worst[1]:.1%})"
+                f"{c.share:.2%} of their activations lie beyond the calibrated ranges "
+                f"({c.usual:.2%} of the calibration crops', most at {c.worst[0]} with "
+                f"{c.worst[1]:.1%})"
             )
         if not parts:
             return None
@@ -182,9 +182,6 @@ class AppearanceCheck:
             "calibration": plain(self.calibration),
             "validation": plain(self.validation),
             "outside": {n: list(sides) for n, sides in self.outside.items()},
-            "clipped": None if self.clipped is None else self.clipped.share,
-            "calibration_clipped": None if self.clipped is None else self.clipped.usual,
-            "worst": None if self.clipped is None else list(self.clipped.worst),
             "warning": self.warning,
         }
 

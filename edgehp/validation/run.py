@@ -21,7 +21,7 @@ from edgehp.errors import DataError, UsageError
 from edgehp.files import finite
 from edgehp.pose import angle_errors, geodesic_degrees, matrix_from_euler
 from edgehp.progress import step
-from edgehp.validation.appearance import ADVICE, CONDITIONS, AppearanceCheck, Clipped, measure_crops
+from edgehp.validation.appearance import ADVICE, CONDITIONS, AppearanceCheck, measure_crops
 from edgehp.validation.metrics import (
     Accuracy,
     frame_errors,
@@ -57,8 +57,6 @@ logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 CLEAN = "clean"
-# Frames whose clipped activations are counted, spread over the data set.
-_CLIPPED = 32
 
 
 @dataclass(frozen=True)
@@ -219,24 +217,11 @@ class CalibrationCheck:
 
     Attributes:
         appearance: how the calibration crops look.
-        clipped: given some of the crops, counts the activations that the artifact clips; None
-            where that cannot be done here.
-        advice: what to do where the frames look unlike the calibration crops.
+        advice: what to do where the frames look unlike them.
     """
 
     appearance: Appearance
-    clipped: Callable[[Sequence[Crops]], Clipped] | None = None
     advice: str = ADVICE
-
-    def of(self, looks: Array, crops: Sequence[Crops]) -> AppearanceCheck:
-        """Hold the frames against the calibration crops.
-
-        Args:
-            looks: what `measure_crops` gave for the frames.
-            crops: some of them.
-        """
-        found = None if self.clipped is None else self.clipped(crops)
-        return AppearanceCheck.of(self.appearance, looks, found, self.advice)
 
 
 @dataclass
@@ -248,14 +233,12 @@ class _Seen:
         used: the samples that were measured, in the order of the predictions.
         missed: names of those without a detected face.
         looks: statistics of the crops, batch after batch.
-        some: crops spread over the data set, for counting clipped activations.
     """
 
     answers: dict[tuple[str, str], list[Prediction]] = field(default_factory=dict)
     used: list[Sample] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
     looks: list[Array] = field(default_factory=list)
-    some: list[Crops] = field(default_factory=list)
 
     def joined(self) -> dict[tuple[str, str], Prediction]:
         """All predictions of each role under each condition."""
@@ -334,10 +317,9 @@ def validate(
         on_bad=lambda sample, error: skips.add(sample.name, error),
     )
     seen = _Seen()
-    every = max(1, len(chosen) // _CLIPPED)
     with step("frames", len(chosen), "frames") as going:
         for group in _batches(crops, settings.batch):
-            _infer(group, contenders, settings.conditions, seen, every if calibration else None)
+            _infer(group, contenders, settings.conditions, seen)
             going.advance(len(group))
     if not seen.used:
         raise DataError(
@@ -357,14 +339,14 @@ def validate(
         protocol["boxes"] = detector.words
     check = None
     if calibration is not None:
-        with step("calibration"):
-            check = calibration.of(np.concatenate(seen.looks), seen.some).to_dict()
+        looks = np.concatenate(seen.looks)
+        check = AppearanceCheck.of(calibration.appearance, looks, advice=calibration.advice)
     return ValidationReport(
         protocol=protocol,
         preprocessing=preprocessing.to_dict(),
         preprocessing_digest=preprocessing.digest,
         batch=settings.batch,
-        appearance=check,
+        appearance=None if check is None else check.to_dict(),
         missed=tuple(seen.missed),
         skipped=tuple(
             {"name": s.name, "reason": s.reason} for s in (*dataset.skipped, *skips.found)
@@ -378,20 +360,14 @@ def _infer(
     contenders: Mapping[str, OpenedNetwork],
     conditions: Sequence[str],
     seen: _Seen,
-    every: int | None,
 ) -> None:
-    """Add one batch to `seen`; with `every`, the looks of all crops and every n-th crop itself."""
+    """Add one batch to `seen`."""
     seen.missed += [sample.name for sample, crop in group if crop is None]
     pictures = [crop for _, crop in group if crop is not None]
     if not pictures:
         return
-    start = len(seen.used)
     seen.used += [sample for sample, crop in group if crop is not None]
-    if every is not None:
-        seen.looks.append(measure_crops(pictures))
-        # Copies: a view would keep its whole batch.
-        wanted = [np.array(p) for i, p in enumerate(pictures, start) if i % every == 0]
-        seen.some += wanted[: _CLIPPED - len(seen.some)]
+    seen.looks.append(measure_crops(pictures))
     clean = np.stack(pictures)
     for condition in (CLEAN, *conditions):
         changed = clean if condition == CLEAN else CONDITIONS[condition](clean)

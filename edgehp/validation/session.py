@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +22,11 @@ from edgehp.cluster import ShardsLostError, Workers, run_shards
 from edgehp.crop import Box
 from edgehp.datasets import open_dataset
 from edgehp.datasets.base import Dataset, Sample
-from edgehp.engines.base import Crops
 from edgehp.errors import EdgehpError, EnvironmentalError, UsageError
 from edgehp.files import resource_dir
 from edgehp.pipeline.crops import SHIPPED_CALIBRATION
 from edgehp.progress import step
-from edgehp.validation.appearance import ADVICE, CONDITIONS, Clipped
+from edgehp.validation.appearance import CONDITIONS
 from edgehp.validation.run import (
     BoxSource,
     CalibrationCheck,
@@ -42,8 +38,6 @@ from edgehp.validation.run import (
 )
 
 __all__ = ["Item", "Request", "calibration_check", "validations"]
-
-logger = logging.getLogger(__name__)
 
 DETECT = "detect"
 SHIPPED = "rendered-validation.zip"
@@ -217,7 +211,7 @@ def _validated(request: Request) -> ValidationReport:
             base.preprocessing,
             settings,
             detector=detector,
-            calibration=calibration_check(tested, request.threads, request.shipped_heads),
+            calibration=calibration_check(tested, request.shipped_heads),
         )
 
 
@@ -284,42 +278,22 @@ def _nearest_face() -> BoxSource:
     return find
 
 
-def calibration_check(
-    tested: OpenedNetwork | None, threads: int | None, shipped_heads: bool
-) -> CalibrationCheck | None:
+def calibration_check(tested: OpenedNetwork | None, shipped_heads: bool) -> CalibrationCheck | None:
     """What frames are held against; None where the artifact does not say how its crops look.
 
     Args:
         tested: what is validated.
-        threads: processor threads for counting clipped activations.
         shipped_heads: whether it is validated on the rendered heads that edgehp ships.
     """
     artifact = None if tested is None else tested.artifact
     record = None if artifact is None else artifact.manifest.calibration
-    if artifact is None or record is None or record.appearance is None:
+    if record is None or record.appearance is None:
         return None
-    advice = ADVICE
-    if shipped_heads and record.source != SHIPPED_CALIBRATION:
-        # Calibrated on the user's crops, which are right already: it is the frames that are others.
-        advice = (
-            "these are the rendered heads that edgehp ships; validate on photos of the camera "
-            "that will be used, with --dataset and --data-root"
-        )
-    counted = None
-    if find_spec("onnx") is None or find_spec("onnxruntime") is None:
-        logger.info("clipped activations are not counted: that takes onnx and a processor engine")
-    else:
-        counted = partial(_clipped, artifact.graph_path, record.clipped, threads)
-    return CalibrationCheck(record.appearance, counted, advice)
-
-
-def _clipped(
-    graph: Path, usual: float | None, threads: int | None, crops: Sequence[Crops]
-) -> Clipped:
-    """What an artifact's graph clips of `crops`."""
-    import onnx
-
-    from edgehp.quantization.clipping import ClippingMeter
-
-    found = ClippingMeter(onnx.load(str(graph)), threads=threads)(crops)
-    return Clipped(found.share, usual, found.worst)
+    if not shipped_heads or record.source == SHIPPED_CALIBRATION:
+        return CalibrationCheck(record.appearance)
+    # Calibrated on the user's crops, which are right already: it is the frames that are others.
+    return CalibrationCheck(
+        record.appearance,
+        "these are the rendered heads that edgehp ships; validate on photos of the camera that "
+        "will be used, with --dataset and --data-root",
+    )
