@@ -58,18 +58,15 @@ class MeasuredPeaks:
     """The roof of this processor.
 
     Attributes:
-        name: for people.
-        precision: ``"int8"`` or ``"fp32"``.
         ops_per_s: multiplications and additions a second.
         bandwidth_gb_s: 10^9 bytes a second, read and written, by copying.
         source: how it was found.
     """
 
-    name: str
-    precision: str
     ops_per_s: float
     bandwidth_gb_s: float
     source: str
+    name: str = "this processor"
 
 
 def measure_peaks(precision: str, threads: int | None, seconds: float = 0.5) -> MeasuredPeaks:
@@ -111,8 +108,6 @@ def measure_peaks(precision: str, threads: int | None, seconds: float = 0.5) -> 
     shown = ", ".join(f"{rate / 1e12:.2f}" for rate in rates)
     logger.info("measured peaks: %s T operations a second, %.1f GB/s", shown, bandwidth)
     return MeasuredPeaks(
-        "this processor",
-        precision,
         max(rates),
         bandwidth,
         f"measured after the run with {used} threads: OpenVINO {ov.__version__} convolutions and "

@@ -107,11 +107,8 @@ class Latency:
     histogram: Histogram
 
     def at(self, p: float) -> Percentile:
-        """The percentile `p` (KeyError if it was not taken)."""
-        for found in self.percentiles:
-            if found.p == p:
-                return found
-        raise KeyError(p)
+        """The percentile `p`, one of `PERCENTILES`."""
+        return next(q for q in self.percentiles if q.p == p)
 
 
 def percentile(ordered: Array, p: float) -> float:

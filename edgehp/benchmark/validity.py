@@ -10,7 +10,7 @@ from edgehp.benchmark.host import HostState
 from edgehp.benchmark.lanes import WarmUp
 from edgehp.benchmark.stats import Latency
 
-__all__ = ["BURST_S", "Evidence", "Limits", "Validity", "assess", "load_summary"]
+__all__ = ["BURST_S", "Evidence", "Limits", "Validity", "assess"]
 
 BURST_S = 2.0
 
@@ -149,14 +149,13 @@ def _quota(seen: Sequence[HostState], evidence: Evidence, found: Validity) -> No
 
 def _foreign(seen: Sequence[HostState], processors: int, found: Validity) -> None:
     limits = found.limits
-    load = load_summary(seen, processors)
-    found.figures.update(load)
-    if load["foreign_load"] is None:
+    load = found.figures["foreign_load"] = _foreign_load(seen[0], seen[-1], processors)
+    if load is None:
         found.unknown.append("foreign load: /proc/stat cannot be read")
-    elif load["foreign_load"] > limits.foreign_load:
+    elif load > limits.foreign_load:
         found.reasons.append(
-            f"foreign load: other work took {load['foreign_processors']:.2f} of {processors} "
-            f"processors ({load['foreign_load']:.0%}, at most {limits.foreign_load:.0%} allowed)"
+            f"foreign load: other work took {load * processors:.2f} of {processors} "
+            f"processors ({load:.0%}, at most {limits.foreign_load:.0%} allowed)"
         )
     burst = _largest_burst(seen, processors)
     found.figures["foreign_burst"] = burst
@@ -193,35 +192,27 @@ def _foreign_gpu(evidence: Evidence, seen: Sequence[HostState], found: Validity)
         )
 
 
-def load_summary(seen: Sequence[HostState], processors: int) -> dict[str, float | None]:
-    """How much of the machine others used between the first and the last state."""
-    first, last = seen[0], seen[-1]
+def _foreign_load(first: HostState, last: HostState, processors: int) -> float | None:
+    """The part of the machine that others used between two looks; None where it is not known."""
     seconds = last.time - first.time
     if first.busy_s is None or last.busy_s is None or seconds <= 0:
-        return {"foreign_load": None, "foreign_processors": None, "own_processors": None}
-    own = (last.own_s - first.own_s) / seconds
+        return None
+    own = last.own_s - first.own_s
     # The two clocks tick apart, so that a quiet machine may come out slightly below zero.
-    foreign = max(0.0, (last.busy_s - first.busy_s) / seconds - own)
-    return {
-        "foreign_load": foreign / processors,
-        "foreign_processors": foreign,
-        "own_processors": own,
-    }
+    return max(0.0, last.busy_s - first.busy_s - own) / seconds / processors
 
 
 def _largest_burst(seen: Sequence[HostState], processors: int) -> float | None:
     """The largest foreign load over `BURST_S` seconds; None where it is not known."""
-    largest: float | None = None
+    loads = []
     first = 0
     for last, state in enumerate(seen):
         # The latest look that is far enough back.
         while first + 1 < last and state.time - seen[first + 1].time >= BURST_S:
             first += 1
         if state.time - seen[first].time >= BURST_S:
-            load = load_summary((seen[first], state), processors)["foreign_load"]
-            if load is not None:
-                largest = max(largest or 0.0, load)
-    return largest
+            loads.append(_foreign_load(seen[first], state, processors))
+    return max((load for load in loads if load is not None), default=None)
 
 
 def _around(states: Sequence[HostState], window: tuple[float, float]) -> list[HostState]:
@@ -268,9 +259,6 @@ def _heat(seen: Sequence[HostState], found: Validity) -> None:
         late = [s.temperatures[zone] for s in seen[-quarter:] if zone in s.temperatures]
         drifts[zone] = sum(late) / len(late) - sum(early) / len(early)
     found.figures["temperature_drift"] = drifts
-    found.figures["temperature_max"] = {
-        z: max(s.temperatures[z] for s in seen if z in s.temperatures) for z in sorted(zones)
-    }
     zone, drift = max(drifts.items(), key=lambda pair: abs(pair[1]))
     if abs(drift) > found.limits.temperature_drift:
         found.reasons.append(

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.benchmark.host import read_host
-from edgehp.benchmark.power.base import ENERGY, METERS, Meter
+from edgehp.benchmark.power.base import METERS, TOTAL, Meter, PowerRecorder, energy_over
 from edgehp.benchmark.power.nvml import open_gpu_state
 from edgehp.crop import Box, Picture, Preprocessing, crop_face
 from edgehp.device import find_jetson
@@ -398,20 +398,20 @@ def _load(cuda: Cuda | None) -> Iterator[None]:
 
 def _watts(meter: Meter, seconds: float) -> float:
     """Mean power in W over a time, of the meter's total or its first rail."""
-    rails = meter.info.total or list(meter.info.rails)[:1]
-    values, times = [], []
-    until = time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        sample = meter.read()
-        if sample is not None and all(rail in sample.values for rail in rails):
-            values.append(sum(sample.values[rail] for rail in rails))
-            times.append(sample.time)
-        time.sleep(meter.info.period_s)
-    if len(values) < 2:
-        raise MeasurementError(f"{len(values)} readings in {seconds:g} s")
-    if meter.info.kind == ENERGY:
-        return (values[-1] - values[0]) / (times[-1] - times[0])
-    return float(np.mean(values))
+    recorder = PowerRecorder(meter)
+    recorder.start()
+    time.sleep(seconds)
+    recorder.stop()
+    samples = recorder.samples
+    if recorder.failure is not None or len(samples) < 2:
+        found = recorder.failure or f"{len(samples)} readings in {seconds:g} s"
+        raise MeasurementError(found)
+    energy = energy_over(meter.info, samples, [(samples[0].time, samples[-1].time)])
+    rail = TOTAL if meter.info.total else next(iter(meter.info.rails))
+    watts = energy.watts()[rail]
+    if watts is None:
+        raise MeasurementError(energy.reasons[rail])
+    return watts
 
 
 def _meter(name: str, opener: Callable[[], Meter], cuda: Cuda | None) -> str:

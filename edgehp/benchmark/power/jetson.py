@@ -15,7 +15,6 @@ INA3221 channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
@@ -78,13 +77,6 @@ _CHANNELS = (1, 2, 3)
 _PERIOD_S = 0.1
 
 
-@dataclass(frozen=True)
-class _Channel:
-    rail: str
-    millivolts: Path
-    milliamperes: Path
-
-
 class Ina3221Meter:
     """All connected rails of all INA3221 of a board, and its INA238."""
 
@@ -98,12 +90,11 @@ class Ina3221Meter:
         self._channels = _channels(root)
         if not self._channels:
             raise EnvironmentalError("no INA3221 power monitor with a connected rail in sysfs")
-        names = tuple(c.rail for c in self._channels)
-        total, includes = total_of(names)
+        total, includes = total_of(tuple(self._channels))
         self.info = MeterInfo(
             "ina3221",
             POWER,
-            {n: describe_rail(n) for n in names},
+            {n: describe_rail(n) for n in self._channels},
             total,
             includes,
             _PERIOD_S,
@@ -118,10 +109,10 @@ class Ina3221Meter:
         """
         before = self._clock()
         watts = {}
-        for channel in self._channels:
-            volts, amperes = read_integer(channel.millivolts), read_integer(channel.milliamperes)
+        for rail, files in self._channels.items():
+            volts, amperes = map(read_integer, files)
             if volts is not None and amperes is not None:
-                watts[channel.rail] = volts * amperes * 1e-6
+                watts[rail] = volts * amperes * 1e-6
         if not watts:
             raise MeasurementError("the INA3221 power monitors no longer answer")
         return Sample((before + self._clock()) / 2, watts)
@@ -130,20 +121,21 @@ class Ina3221Meter:
         """Nothing is held."""
 
 
-def _channels(root: Path) -> tuple[_Channel, ...]:
-    found: dict[str, _Channel] = {}
+def _channels(root: Path) -> dict[str, tuple[Path, Path]]:
+    """Rail -> the files of its millivolts and milliamperes."""
+    found: dict[str, tuple[Path, Path]] = {}
     for device in sorted((root / "sys/bus/i2c/devices").glob("*")):
         chip = (read_text(device / "name", 64) or "").strip()
         for monitor in sorted(device.glob("hwmon/hwmon*")):
             if chip == "ina238":
-                found[_VIN] = _Channel(_VIN, monitor / "in1_input", monitor / "curr1_input")
+                found[_VIN] = monitor / "in1_input", monitor / "curr1_input"
             for n in _CHANNELS if chip == "ina3221" else ():
                 label = (read_text(monitor / f"in{n}_label", 64) or "").strip()
                 if not label or label.upper() == "NC":
                     continue
                 name = label if label not in found else f"{label} ({device.name})"
-                found[name] = _Channel(name, monitor / f"in{n}_input", monitor / f"curr{n}_input")
-    return tuple(found.values())
+                found[name] = monitor / f"in{n}_input", monitor / f"curr{n}_input"
+    return found
 
 
 _JTOP_PERIOD_S = 0.2

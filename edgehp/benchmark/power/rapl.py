@@ -8,7 +8,7 @@ appear under the same name. Readable by root only, since CVE-2020-8694.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -16,7 +16,7 @@ from edgehp.benchmark.power.base import ENERGY, MeterInfo, Sample
 from edgehp.device import SYSTEM_ROOT, read_integer, read_text
 from edgehp.errors import EnvironmentalError, MeasurementError
 
-__all__ = ["RaplMeter", "Unwrapper"]
+__all__ = ["RaplMeter"]
 
 # Hardware updates every millisecond; the shortest wrap of a big server takes about a minute.
 _PERIOD_S = 0.1
@@ -30,36 +30,34 @@ _MEANING = {
 
 
 @dataclass
-class Unwrapper:
-    """Makes a counter that starts again at zero into one that does not.
+class _Domain:
+    """A counter that starts again at zero, read as one that does not.
 
     Attributes:
-        modulus: the value at which it starts again, in its own unit.
+        name: for people.
+        path: the file that holds the count.
+        modulus: the value at which it starts again.
     """
 
-    modulus: float
-    _last: float | None = field(default=None, repr=False)
-    _offset: float = field(default=0.0, repr=False)
-    _first: float = field(default=0.0, repr=False)
-
-    def add(self, value: float) -> float:
-        """The count since the first value.
-
-        A value below the last one means one wrap: the meter must be read more than once a wrap.
-        """
-        if self._last is None:
-            self._first = value
-        elif value < self._last:
-            self._offset += self.modulus
-        self._last = value
-        return value + self._offset - self._first
-
-
-@dataclass
-class _Domain:
     name: str
     path: Path
-    unwrap: Unwrapper
+    modulus: int
+    _last: int | None = None
+    _counted: int = 0
+
+    def count(self) -> int:
+        """Microjoules since the first reading; it must be read more than once a wrap.
+
+        Raises:
+            MeasurementError: it no longer answers.
+        """
+        value = read_integer(self.path)
+        if value is None:
+            raise MeasurementError(f"the RAPL counter {self.name} no longer answers")
+        if self._last is not None:
+            self._counted += (value - self._last) % self.modulus
+        self._last = value
+        return self._counted
 
 
 class RaplMeter:
@@ -103,12 +101,7 @@ class RaplMeter:
             MeasurementError: a counter no longer answers.
         """
         before = self._clock()
-        joules = {}
-        for domain in self._domains:
-            count = read_integer(domain.path)
-            if count is None:
-                raise MeasurementError(f"the RAPL counter {domain.name} no longer answers")
-            joules[domain.name] = domain.unwrap.add(count) * 1e-6
+        joules = {domain.name: domain.count() * 1e-6 for domain in self._domains}
         return Sample((before + self._clock()) / 2, joules)
 
     def close(self) -> None:
@@ -121,12 +114,12 @@ def _domains(root: Path) -> list[_Domain]:
     for path in sorted(base.glob("intel-rapl:*")):
         name = (read_text(path / "name", 64) or "").strip()
         largest = read_integer(path / "max_energy_range_uj")
-        if not name or largest is None:
+        if not name or not largest:
             continue
         # intel-rapl:0:2 is the part "dram" of intel-rapl:0, "package-0".
         if path.name.count(":") == 2:
             name = f"{name}-{path.name.split(':')[1]}"
-        found.append(_Domain(name, path / "energy_uj", Unwrapper(largest)))
+        found.append(_Domain(name, path / "energy_uj", largest))
     return found
 
 
