@@ -75,15 +75,10 @@ def test_a_start_that_fails_is_the_error_of_opening(
     assert not (altered / "reports").exists()
 
 
-@pytest.mark.parametrize("words", [("--duration", 5), ("--scenario", "offline"), ("--power=none",)])
-def test_options_of_other_scenarios(
-    artifact: Path, words: tuple[Any, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, _, err = bench(capsys, artifact, *words)
-    assert code == 2 and "--scenario cold-start" in err
-
-
-def test_starts_are_for_cold_starts(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_of_other_scenarios(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (("--duration", 5), ("--scenario", "offline"), ("--power=none",)):
+        code, _, err = bench(capsys, artifact, *words)
+        assert code == 2 and "--scenario cold-start" in err
     with pytest.raises(SystemExit) as stopped:
         main(["bench", str(artifact), "--starts", "3"])
     assert stopped.value.code == 2
