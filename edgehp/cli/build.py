@@ -200,6 +200,7 @@ def command(**given: Any) -> None:
                 unfinished,
                 validate_on=validate_on,
                 photo_depth=given["photo_depth"],
+                skip_bad=given["skip_bad"],
                 threads=threads,
             )
     else:

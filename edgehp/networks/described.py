@@ -21,7 +21,7 @@ import numpy.typing as npt
 from edgehp.errors import CheckpointError
 from edgehp.networks.description import ANGLES, QUATERNION, Description, OutputSpec
 from edgehp.networks.foreign import free_batch, read_network, shape_of
-from edgehp.networks.graph import INPUT, OUTPUTS, GraphBuilder, decode_bins
+from edgehp.networks.graph import INPUT, OUTPUTS, GraphBuilder, decode_bins, outputs_of
 from edgehp.networks.simplify import run_graph, simplify
 from edgehp.networks.spec import Bins, DeployedSpec
 
@@ -550,7 +550,7 @@ def _try(model: onnx.ModelProto, description: Description, spec: DeployedSpec) -
     """
     size = spec.preprocessing.size
     crops = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
-    outputs = OUTPUTS if spec.bins is not None else OUTPUTS[:1]
+    outputs = outputs_of(spec)
     where = ", ".join(p.name for p in description.paths)
     try:
         together = run_graph(model, crops, outputs)

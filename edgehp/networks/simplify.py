@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["run_graph", "simplify"]
 
 _TOLERANCE = 1e-3  # degrees
+_CROPS = 8
 
 # onnxsim imports torch where there is one, for functions that are not used here: 150 MiB that
 # would stay until the end of a build. A process of its own, without torch, gives them back. It
@@ -42,17 +43,11 @@ _log = logging.getLogger(__name__)
 Array = npt.NDArray[np.float64]
 
 
-def simplify(model: onnx.ModelProto, count: int = 8, seed: int = 0) -> onnx.ModelProto:
+def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     """Run onnxsim over a deployed graph and check the result on random crops.
 
     For graphs of others: that of `edgehp.networks.graph.build_graph` is as simple as onnxsim makes
-    it already. Where onnxsim is not installed the graph is
-    returned as it is, which the log says.
-
-    Args:
-        model: a deployed graph.
-        count: number of random crops to compare on.
-        seed: of the crops.
+    it already. Where onnxsim is not installed the graph is returned as it is, which the log says.
 
     Returns:
         A new graph with the same metadata, inputs and outputs, symbolic batch included.
@@ -85,7 +80,7 @@ def simplify(model: onnx.ModelProto, count: int = 8, seed: int = 0) -> onnx.Mode
                 "hint: install another version of onnxsim or uninstall it"
             )
     size = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
-    crops = np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
+    crops = np.random.default_rng(0).integers(0, 256, (_CROPS, size, size, 3), np.uint8)
     outputs = [o.name for o in model.graph.output]
     before, after = (run_graph(m, crops, outputs) for m in (model, simple))
     worst = max(float(np.abs(a - b).max()) for a, b in zip(before, after, strict=True))

@@ -49,6 +49,7 @@ def finish(
     *,
     validate_on: Path | None = None,
     photo_depth: int | None = None,
+    skip_bad: bool = False,
     threads: int | None = None,
 ) -> BuildResult:
     """Build the engine of a deferred artifact here and complete the artifact in place.
@@ -59,6 +60,7 @@ def finish(
         validate_on: the held-out faces the artifact was made with, where those were not the
             shipped ones.
         photo_depth: significant bits of their 16-bit photos; None: as the artifact was made.
+        skip_bad: leave those out that cannot be used; else as the artifact was made.
         threads: processor threads.
 
     Raises:
@@ -73,7 +75,7 @@ def finish(
         manifest = artifact.manifest
         if manifest.state != "deferred":
             raise UsageError(f"{path} is complete already; nothing is left to do")
-        request = _request(manifest, path, validate_on, photo_depth, threads)
+        request = _request(manifest, path, validate_on, photo_depth, skip_bad, threads)
         require_photos(validate_on, "--validate-on", request.skip_bad)
         plan = make_plan(request)
         place = find_place(plan, device)
@@ -120,6 +122,7 @@ def _request(
     path: Path,
     validate_on: Path | None,
     photo_depth: int | None,
+    skip_bad: bool,
     threads: int | None,
 ) -> BuildRequest:
     recipe = manifest.build.recipe
@@ -127,7 +130,7 @@ def _request(
     here = {
         "validate_on": validate_on,
         "photo_depth": depth,
-        "skip_bad": recipe.get("skip_bad", False),
+        "skip_bad": skip_bad or recipe.get("skip_bad", False),
         "threads": threads,
     }
     try:
