@@ -1,4 +1,4 @@
-"""Moving heads with exactly known pose in 1080p frames, and cameras that play them or fail.
+"""Moving heads with exactly known pose in 1080p frames, and a camera that plays them.
 
 A head is pasted onto a background with a soft edge, moved, scaled and turned in the image plane.
 Turning a picture clockwise by phi about the optical axis turns the head by Rz(phi), so the pose of
@@ -8,7 +8,7 @@ every frame is known exactly: Rz(phi) R. With `rendered_heads` R itself moves to
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,50 +161,27 @@ def rendered_heads(seed: int, count: int, fps: float = FPS, side: int = 384) -> 
 
 
 class Camera:
-    """Gives frames at a camera's pace, over and over; `fault` may replace what it gives.
+    """Gives the frames of a video at a camera's pace, over and over."""
 
-    `fault` is called with the seconds since the first frame and the frame, and returns what
-    `read` then gives: a frame, None for no frame, or raises.
-    """
-
-    def __init__(
-        self,
-        frames: Sequence[Image] | Path,
-        fps: float = FPS,
-        fault: Callable[[float, Image], object] | None = None,
-    ) -> None:
-        self.frames, self.fps, self.fault = frames, fps, fault
-        self.start: float | None = None
-        self.count = 0
-        self._video: cv2.VideoCapture | None = None
+    def __init__(self, path: Path, fps: float = FPS) -> None:
+        self._path, self._fps = path, fps
+        self._video = cv2.VideoCapture(str(path))
+        self._start: float | None = None
+        self._count = 0
 
     def read(self) -> tuple[bool, object]:
         """The next frame, when it is due."""
-        pixels = self._next()
+        got, pixels = self._video.read()
+        if not got:
+            self._video = cv2.VideoCapture(str(self._path))
+            got, pixels = self._video.read()
         now = time.monotonic()
-        if self.start is None:
-            self.start = now
-        time.sleep(max(0.0, self.start + self.count / self.fps - now))
-        self.count += 1
-        given: object = pixels
-        if self.fault is not None:
-            given = self.fault(time.monotonic() - self.start, pixels)
-        return given is not None, given
+        if self._start is None:
+            self._start = now
+        time.sleep(max(0.0, self._start + self._count / self._fps - now))
+        self._count += 1
+        return got, pixels
 
     def release(self) -> None:
         """Close the video."""
-        if self._video is not None:
-            self._video.release()
-            self._video = None
-
-    def _next(self) -> Image:
-        if not isinstance(self.frames, Path):
-            return self.frames[self.count % len(self.frames)]
-        for _ in range(2):
-            if self._video is None:
-                self._video = cv2.VideoCapture(str(self.frames))
-            got, pixels = self._video.read()
-            if got:
-                return np.asarray(pixels, np.uint8)
-            self.release()
-        raise RuntimeError(f"{self.frames}: cannot be read")
+        self._video.release()
