@@ -1,8 +1,8 @@
 """Targets are data: what an artifact can be built for, one TOML file each under ``targets/``.
 
 Adding a board is adding a file. This module reads the files strictly (an unknown or missing key is
-an error that names file and key), and answers what the data says about a precision, about the
-DLA and about the alias ``orin``.
+an error that names file and key), and answers what the data says about a precision and about the
+alias ``orin``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from edgehp.device import SYSTEM_ROOT, find_jetson
 from edgehp.errors import DataError, UsageError
-from edgehp.files import Record, plain, read_toml, resource_dir
+from edgehp.files import Record, plain, read_toml, resource_dir, to_record
 from edgehp.versions import parse_version
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "Target",
     "TensorRTRange",
     "Verdict",
-    "check_dla",
     "check_precision",
     "list_targets",
     "load_target",
@@ -148,48 +147,63 @@ class Peaks(Record, frozen=True, kw_only=True):
     source: str
 
 
-class Target(Record, frozen=True):
+class Precisions(Record, frozen=True):
+    """A verdict for each of `PRECISIONS`."""
+
+    int8: Verdict
+    fp16: Verdict
+    fp32: Verdict
+
+
+class Target(Record, frozen=True, kw_only=True):
     """One target, as its file describes it.
 
     Attributes:
         name: of the file, and what ``--target`` takes.
         title: one line for people.
-        engine: ``"openvino"``, ``"tensorrt"`` or ``"tensorrt-rtx"``.
-        flavor: Q/DQ flavor, ``"cpu"`` (uint8 activations) or ``"tensorrt"`` (symmetric int8).
+        engine: that runs its artifacts.
+        flavor: of Q/DQ, ``"cpu"`` (uint8 activations) or ``"tensorrt"`` (symmetric int8).
         compute_capabilities: of the GPUs one artifact serves; empty for a CPU.
-        precisions: verdict for each of `PRECISIONS`.
+        precisions: verdicts.
+        verified: what has been done for real.
+        verified_note: how, in a sentence.
         dla_cores: deep-learning accelerator cores.
         dla: verdict on using them.
         tensorrt: version range, None where TensorRT is not used.
-        jetpack: rows that apply, oldest first; empty off Jetson.
+        jetpack: rows that apply, oldest first, which the file has by their names; empty off Jetson.
         power_modes: of a Jetson, else empty.
         boards: peaks of known boards of a discrete target, else empty.
         module_ids: device-tree part numbers of the Jetson module, without the vendor.
         module_family: word in the device tree's model, with `memory_gb` the fallback to find it.
         memory_gb: nominal memory of the Jetson module in GB.
-        verified: what has been done for real: ``"run"``, ``"built"`` or ``"not run"``.
-        verified_note: how, in a sentence.
         notes: what else a user should know.
     """
 
     name: str
     title: str
-    engine: str
-    flavor: str
+    engine: Literal["openvino", "tensorrt", "tensorrt-rtx"]
+    flavor: Literal["cpu", "tensorrt"]
     compute_capabilities: tuple[str, ...]
-    precisions: dict[str, Verdict]
-    dla_cores: int
-    dla: Verdict
-    tensorrt: TensorRTRange | None
-    jetpack: tuple[JetPackRow, ...]
-    power_modes: tuple[Peaks, ...]
-    boards: tuple[Peaks, ...]
-    module_ids: tuple[str, ...]
-    module_family: str
-    memory_gb: int | None
-    verified: str
+    precisions: Precisions
+    verified: Literal["run", "built", "not run"]
     verified_note: str
-    notes: tuple[str, ...]
+    dla_cores: Annotated[int, Meta(ge=0)] = 0
+    dla: Verdict = Verdict("no", "this target has no DLA")
+    tensorrt: TensorRTRange | None = None
+    jetpack: tuple[JetPackRow, ...] = ()
+    power_modes: tuple[Peaks, ...] = ()
+    boards: tuple[Peaks, ...] = ()
+    module_ids: tuple[str, ...] = ()
+    module_family: str = ""
+    memory_gb: Annotated[int, Meta(gt=0)] | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check what concerns several keys."""
+        if (self.tensorrt is None) == (self.engine == "tensorrt"):
+            raise ValueError("key 'tensorrt' must be there exactly where engine is 'tensorrt'")
+        if (self.engine == "openvino") == bool(self.compute_capabilities):
+            raise ValueError("key 'compute_capabilities' must be empty for a CPU, and only there")
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for JSON."""
@@ -234,8 +248,7 @@ def load_target(name: str, directory: Path | None = None) -> Target:
         near = difflib.get_close_matches(name, (*known, ORIN), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join((*known, ORIN))}"
         raise UsageError(f"no target {name!r}; {hint}")
-    path = directory / f"{name}.toml"
-    return _read(name, path)
+    return _read(directory / f"{name}.toml")
 
 
 def resolve_target(
@@ -309,98 +322,23 @@ def check_precision(target: Target, precision: str) -> Verdict:
     Raises:
         UsageError: no such precision.
     """
-    try:
-        return target.precisions[precision]
-    except KeyError:
-        raise UsageError(
-            f"no precision {precision!r}; expected one of {', '.join(PRECISIONS)}"
-        ) from None
+    if precision not in PRECISIONS:
+        raise UsageError(f"no precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    verdict: Verdict = getattr(target.precisions, precision)
+    return verdict
 
 
-def check_dla(target: Target) -> Verdict:
-    """What the target's data says about running on a DLA core."""
-    return target.dla
-
-
-class _Dla(Record, frozen=True):
-    cores: Annotated[int, Meta(gt=0)]
-    supported: Answer
-    reason: str = ""
-
-
-class _Verified(Record, frozen=True):
-    status: Literal["run", "built", "not run"]
-    note: str
+def _read(path: Path) -> Target:
+    values = read_toml(path, dict[str, Any])
+    rows = {r["name"]: r for r in plain(read_toml(path.with_name(JETPACK_FILE), _JetPackFile).row)}
+    wanted = to_record(values.get("jetpack", []), tuple[str, ...], f"{path}: key 'jetpack'")
+    if unknown := set(wanted) - rows.keys():
+        raise DataError(
+            f"{path}: key 'jetpack' names rows that {JETPACK_FILE} lacks: {sorted(unknown)}"
+        )
+    values["jetpack"] = [row for name, row in rows.items() if name in wanted]
+    return to_record(values | {"name": path.stem}, Target, str(path))
 
 
 class _JetPackFile(Record, frozen=True):
     row: tuple[JetPackRow, ...]
-
-
-class _Precisions(Record, frozen=True):
-    int8: Verdict
-    fp16: Verdict
-    fp32: Verdict
-
-
-class _File(Record, frozen=True, kw_only=True):
-    """A target's file; `Target` says what the fields mean."""
-
-    title: str
-    engine: Literal["openvino", "tensorrt", "tensorrt-rtx"]
-    flavor: Literal["cpu", "tensorrt"]
-    compute_capabilities: tuple[str, ...]
-    precisions: _Precisions
-    verified: _Verified
-    dla: _Dla | None = None
-    tensorrt: TensorRTRange | None = None
-    jetpack: tuple[str, ...] = ()
-    power_mode: tuple[Peaks, ...] = ()
-    board: tuple[Peaks, ...] = ()
-    module_ids: tuple[str, ...] = ()
-    module_family: str = ""
-    memory_gb: Annotated[int, Meta(gt=0)] | None = None
-    notes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Check what concerns several keys."""
-        if (self.tensorrt is None) == (self.engine == "tensorrt"):
-            raise ValueError("key 'tensorrt' must be there exactly where engine is 'tensorrt'")
-        if (self.engine == "openvino") == bool(self.compute_capabilities):
-            raise ValueError("key 'compute_capabilities' must be empty for a CPU, and only there")
-
-
-def _jetpack_rows(directory: Path, path: Path, wanted: tuple[str, ...]) -> tuple[JetPackRow, ...]:
-    if not wanted:
-        return ()
-    rows = read_toml(directory / JETPACK_FILE, _JetPackFile).row
-    if unknown := set(wanted) - {row.name for row in rows}:
-        raise DataError(
-            f"{path}: key 'jetpack' names rows that {JETPACK_FILE} lacks: {sorted(unknown)}"
-        )
-    return tuple(row for row in rows if row.name in wanted)
-
-
-def _read(name: str, path: Path) -> Target:
-    file = read_toml(path, _File)
-    dla = file.dla
-    return Target(
-        name=name,
-        title=file.title,
-        engine=file.engine,
-        flavor=file.flavor,
-        compute_capabilities=file.compute_capabilities,
-        precisions={each: getattr(file.precisions, each) for each in PRECISIONS},
-        dla_cores=dla.cores if dla else 0,
-        dla=Verdict(dla.supported, dla.reason) if dla else Verdict("no", "this target has no DLA"),
-        tensorrt=file.tensorrt,
-        jetpack=_jetpack_rows(path.parent, path, file.jetpack),
-        power_modes=file.power_mode,
-        boards=file.board,
-        module_ids=file.module_ids,
-        module_family=file.module_family,
-        memory_gb=file.memory_gb,
-        verified=file.verified.status,
-        verified_note=file.verified.note,
-        notes=file.notes,
-    )

@@ -11,14 +11,20 @@ from edgehp.cli._command import Group, json_option, note
 from edgehp.cli._output import print_json, print_table, say
 
 if TYPE_CHECKING:
-    from edgehp.targets import Target
+    from edgehp.targets import Target, Verdict
+
+
+def _verdicts(target: Target) -> Iterator[tuple[str, Verdict]]:
+    from edgehp.targets import PRECISIONS, check_precision
+
+    return ((name, check_precision(target, name)) for name in PRECISIONS)
 
 
 def _precisions(target: Target) -> str:
     marks = {"yes": "", "warn": "(!)"}
     return " ".join(
         precision + marks[verdict.supported]
-        for precision, verdict in target.precisions.items()
+        for precision, verdict in _verdicts(target)
         if verdict.supported in marks
     )
 
@@ -34,7 +40,7 @@ def _facts(target: Target) -> Iterator[tuple[str, str]]:
             f"{target.tensorrt.minimum} to {target.tensorrt.maximum or 'any newer'}"
             + (f"; {target.tensorrt.note}" if target.tensorrt.note else ""),
         )
-    for precision, verdict in target.precisions.items():
+    for precision, verdict in _verdicts(target):
         yield precision, verdict.supported + (f": {verdict.reason}" if verdict.reason else "")
     if target.engine == "tensorrt":
         yield "DLA cores", str(target.dla_cores)

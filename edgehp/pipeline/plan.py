@@ -20,7 +20,7 @@ from edgehp.engines.tensorrt_rtx import import_tensorrt_rtx
 from edgehp.errors import CompatibilityError, EnvironmentalError, UsageError
 from edgehp.networks.bundled import BUNDLED
 from edgehp.quantization.ranges import METHODS
-from edgehp.targets import Target, check_dla, check_precision, resolve_target, target_of_part
+from edgehp.targets import Target, check_precision, resolve_target, target_of_part
 
 __all__ = [
     "BuildContext",
@@ -285,23 +285,20 @@ def make_plan(request: BuildRequest) -> Plan:
     target = resolution.target
     warnings = [resolution.note] if resolution.note else []
     verdict = check_precision(target, request.precision)
-    if verdict.supported == "no":
-        raise UsageError(f"{target.name} in {request.precision}: {verdict.reason}")
-    if verdict.supported == "warn":
-        warnings.append(f"{target.name} in {request.precision}: {verdict.reason}")
+    verdicts = {f"in {request.precision}": verdict}
     if request.dla is not None:
-        dla = check_dla(target)
-        if dla.supported == "no":
-            raise UsageError(f"{target.name} on a DLA: {dla.reason}")
-        if dla.supported == "warn":
-            warnings.append(f"{target.name} on a DLA: {dla.reason}")
+        verdicts["on a DLA"] = target.dla
+    for what, said in verdicts.items():
+        if said.supported == "no":
+            raise UsageError(f"{target.name} {what}: {said.reason}")
+        if said.supported == "warn":
+            warnings.append(f"{target.name} {what}: {said.reason}")
     on_gpu = target.engine != "openvino"
     if request.workspace is not None and not on_gpu:
         raise UsageError(f"--workspace is for TensorRT; {target.name} runs on the processor")
-    if request.optimization_level is not None and target.engine != "tensorrt":
-        raise UsageError(f"--optimization-level is for TensorRT; {target.name} has {target.engine}")
-    for name in ("version_compatible", "hardware_compatible"):
-        if getattr(request, name) and target.engine != "tensorrt":
+    usual = BuildRequest(request.target)
+    for name in ("optimization_level", "version_compatible", "hardware_compatible"):
+        if getattr(request, name) != getattr(usual, name) and target.engine != "tensorrt":
             option = name.replace("_", "-")
             raise UsageError(f"--{option} is for TensorRT; {target.name} has {target.engine}")
     plan = Plan(
