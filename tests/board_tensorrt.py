@@ -7,8 +7,7 @@ from pathlib import Path
 
 from edgehp.cli.main import main
 from edgehp.driver import Gpu
-from edgehp.engines import build_engine
-from edgehp.engines.build import BuildOptions, BuildReport
+from edgehp.engines.build import BuildOptions, BuildReport, build_engine
 from edgehp.pipeline import engine, finish
 from edgehp.pipeline.plan import BuildRequest, Place, Plan, make_plan
 

@@ -12,12 +12,11 @@ import pytest
 from edgehp.engines import (
     Engine,
     StreamingEngine,
-    build_engine,
     engine_available,
     open_engine,
 )
 from edgehp.engines.base import constant_types
-from edgehp.engines.build import BuildOptions, quantised_convolutions
+from edgehp.engines.build import BuildOptions, build_engine, quantised_convolutions
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
 from edgehp.networks.graph import build_graph, graph_bytes
 from tests.helpers import random_crops, random_network

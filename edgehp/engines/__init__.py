@@ -1,21 +1,18 @@
 """Inference engines behind one interface, each imported only when it is opened.
 
-`open_engine` is the device side, `build_engine` the build side; `engine_available` says why an
-engine cannot be used here. See `edgehp.engines.base` for what an engine does.
+`open_engine` is the device side, `edgehp.engines.build` the build side; `engine_available` says why
+an engine cannot be used here. See `edgehp.engines.base` for what an engine does.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from edgehp._installed import install_extra
 from edgehp.engines.base import Engine, EngineInfo, Prediction, StreamingEngine
 from edgehp.errors import CompatibilityError, EnvironmentalError, UsageError
-
-if TYPE_CHECKING:
-    from edgehp.engines.build import BuildOptions, BuildReport
 
 __all__ = [
     "ENGINE_KINDS",
@@ -24,7 +21,6 @@ __all__ = [
     "EngineInfo",
     "Prediction",
     "StreamingEngine",
-    "build_engine",
     "engine_available",
     "open_engine",
     "processor_engine",
@@ -112,15 +108,6 @@ def processor_engine(prefer: str = "openvino") -> str:
         f"no engine to run a graph on the processor: {'; '.join(reasons)}; install it with: "
         + install_extra("cpu")
     )
-
-
-def build_engine(
-    kind: str, onnx_path: str | Path, out_path: str | Path, options: BuildOptions | None = None
-) -> BuildReport:
-    """Build an engine from a deployed graph; see `edgehp.engines.build.build_engine`."""
-    from edgehp.engines import build
-
-    return build.build_engine(kind, onnx_path, out_path, options or build.BuildOptions())
 
 
 def _entry(kind: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from edgehp.engines.audit import LayerPrecision, PrecisionAudit
 from edgehp.engines.base import check_file
 from edgehp.errors import DataError, EnvironmentalError, UsageError
-from edgehp.files import write_whole
+from edgehp.files import write_output
 
 __all__ = [
     "PRECISIONS",
@@ -22,7 +22,6 @@ __all__ = [
     "check_asked",
     "check_batch",
     "quantised_convolutions",
-    "write_atomically",
 ]
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -204,20 +203,6 @@ def check_asked(onnx_path: Path, precision: str) -> tuple[str, ...]:
     return quantised
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`, so that a crash leaves the old file or the new one.
-
-    Raises:
-        EnvironmentalError: the file cannot be written.
-    """
-    try:
-        write_whole(path, content)
-    except OSError as e:
-        raise EnvironmentalError(
-            f"{path} cannot be written ({e.strerror or e}); free space or choose another directory"
-        ) from e
-
-
 _QUANTISED_KINDS = frozenset({"QLinearConv", "ConvInteger"})
 _FLOAT_KINDS = frozenset({"Conv", "FusedConv", "NhwcFusedConv"})
 # onnxruntime's operators outside convolutions that compute in 8 bits.
@@ -246,7 +231,7 @@ def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> 
     report = _audit_openvino if kind == "openvino" else _audit_onnxruntime
     audit, version = report(onnx_path, options)
     audit.require(options.precision, len(quantised), f"{kind} {version}")
-    write_atomically(out_path, onnx_path.read_bytes())
+    write_output(out_path, onnx_path.read_bytes(), "directory")
     return BuildReport(files=(out_path,), versions={kind: version}, audit=audit)
 
 

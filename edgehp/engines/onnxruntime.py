@@ -85,7 +85,7 @@ class OnnxRuntimeEngine(EngineBase):
         """What is running; a session cannot be asked for its precision, the build's audit can."""
         return EngineInfo(
             kind=KIND,
-            version=str(_import().__version__),
+            version=str(check_available().__version__),
             device=f"CPU ({platform.processor() or platform.machine()})",
             threads=self._threads,
             precision="unknown",
@@ -99,20 +99,11 @@ class OnnxRuntimeEngine(EngineBase):
         )
 
     def infer(self, crops: Crops) -> Prediction:
-        """Angles and spreads of uint8 RGB crops [N, S, S, 3].
-
-        Raises:
-            DataError: the crops have another type, shape or size.
-            EnvironmentalError: the engine is closed, or onnxruntime failed.
-        """
+        """As `edgehp.engines.base.Engine.infer`."""
         return self.infer_timed(crops)[0]
 
     def infer_timed(self, crops: Crops) -> tuple[Prediction, StageTimes]:
-        """As `infer`, with what the session's call took, which hands over and brings back too.
-
-        Raises:
-            DataError, EnvironmentalError: as of `infer`.
-        """
+        """As `infer`, with what the session's call took, which hands over and brings back too."""
         crops = check_crops(crops, self._size)
         if self._session is None:
             raise self._closed_error()
@@ -146,7 +137,7 @@ def new_session(path: Path, threads: int | None, optimised: Path | None = None) 
         DataError: the file cannot be read.
         EnvironmentalError: onnxruntime is not installed.
     """
-    ort = _import()
+    ort = check_available()
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = _ERRORS_ONLY
@@ -178,16 +169,12 @@ def _shape(shape: list[Any]) -> list[int | None]:
     return [d if isinstance(d, int) else None for d in shape]
 
 
-def check_available() -> None:
-    """Return if the package can be imported.
+def check_available() -> Any:
+    """The module `onnxruntime`.
 
     Raises:
-        EnvironmentalError: it cannot.
+        EnvironmentalError: it cannot be imported.
     """
-    _import()
-
-
-def _import() -> Any:
     return import_runtime("onnxruntime", "onnxruntime", "install it with: pip install onnxruntime")
 
 

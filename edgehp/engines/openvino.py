@@ -39,6 +39,8 @@ from edgehp.errors import DataError, EnvironmentalError, UsageError
 __all__ = ["OpenVinoEngine", "audit_model", "check_available"]
 
 KIND = "openvino"
+# As every engine's module has it, for `edgehp.engines.engine_available`.
+check_available = import_openvino
 # Kinds of the runtime model that move or hold data and compute nothing.
 _IDLE = frozenset({"Input", "Output", "Const", "Constant", "Parameter", "Result"})
 
@@ -147,20 +149,11 @@ class OpenVinoEngine(EngineBase):
         return self._audit
 
     def infer(self, crops: Crops) -> Prediction:
-        """Angles and spreads of uint8 RGB crops [N, S, S, 3].
-
-        Raises:
-            DataError: the crops have another type, shape or size.
-            EnvironmentalError: the engine is closed, or OpenVINO failed.
-        """
+        """As `edgehp.engines.base.Engine.infer`."""
         return self.infer_timed(crops)[0]
 
     def infer_timed(self, crops: Crops) -> tuple[Prediction, StageTimes]:
-        """As `infer`, with what its parts took: handing over the crops, inference, the answers.
-
-        Raises:
-            DataError, EnvironmentalError: as of `infer`.
-        """
+        """As `infer`, with what its parts took: handing over the crops, inference, the answers."""
         began = perf_counter()
         crops = check_crops(crops, self._size)
         bound = self._static
@@ -191,15 +184,9 @@ class OpenVinoEngine(EngineBase):
         return prediction, StageTimes(done - given, given - began, perf_counter() - done)
 
     def stream(self, batches: Iterable[Crops]) -> Iterator[Prediction]:
-        """Predictions of `batches` in their order, several in flight at a time.
+        """As `edgehp.engines.base.StreamingEngine.stream`.
 
-        Args:
-            batches: uint8 RGB crops [N, S, S, 3]; N may differ. Not more batches are taken than
-                are in flight, so a generator keeps memory bounded.
-
-        Raises:
-            DataError: a batch has another type, shape or size.
-            EnvironmentalError: the engine is closed, or OpenVINO failed.
+        Not more batches are taken than are in flight, so a generator keeps memory bounded.
         """
         free = deque(self._throughput_requests())
         busy: deque[tuple[Any, Crops]] = deque()
@@ -325,15 +312,6 @@ def _text(info: Any, key: str) -> str:
     value = info[key]
     # OVAny in the releases before 2024.6, a plain value since.
     return str(getattr(value, "value", value))
-
-
-def check_available() -> None:
-    """Return if the package can be imported.
-
-    Raises:
-        EnvironmentalError: it cannot.
-    """
-    import_openvino()
 
 
 def _last_line(error: Exception) -> str:

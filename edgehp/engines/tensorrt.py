@@ -230,12 +230,7 @@ class TensorRtEngine(EngineBase):
         return self._audit
 
     def infer(self, crops: Crops) -> Prediction:
-        """Angles and spreads of uint8 RGB crops [N, S, S, 3]; larger batches run in parts.
-
-        Raises:
-            DataError: the crops have another type, shape or size.
-            EnvironmentalError: the engine is closed, or the GPU failed.
-        """
+        """As `edgehp.engines.base.Engine.infer`; larger batches run in parts."""
         return self._infer(crops, timed=False)[0]
 
     def infer_timed(self, crops: Crops) -> tuple[Prediction, StageTimes]:
@@ -243,9 +238,6 @@ class TensorRtEngine(EngineBase):
 
         The times are between CUDA events in the stream, so that gaps in which the GPU waits for
         the processor to launch the next step are part of that step.
-
-        Raises:
-            DataError, EnvironmentalError: as of `infer`.
         """
         return self._infer(crops, timed=True)
 
@@ -275,11 +267,7 @@ class TensorRtEngine(EngineBase):
     def infer_frames_timed(
         self, faces: Sequence[Face], spec: Preprocessing
     ) -> tuple[Prediction, StageTimes]:
-        """As `infer_frames`, with what upload, cropping, inference and download took on the GPU.
-
-        Raises:
-            DataError, EnvironmentalError: as of `infer_frames`.
-        """
+        """As `infer_frames`, with what upload, cropping, inference and download took on the GPU."""
         return self._infer_frames(faces, spec, timed=True)
 
     def _infer_frames(
@@ -300,11 +288,7 @@ class TensorRtEngine(EngineBase):
         return self._in_parts(len(faces), put, timed, cropped=True)
 
     def crop_frames(self, faces: Sequence[Face], spec: Preprocessing) -> Crops:
-        """The crops that `infer_frames` makes, uint8 [N, S, S, 3].
-
-        Raises:
-            DataError, EnvironmentalError: as of `infer_frames`.
-        """
+        """The crops that `infer_frames` makes, uint8 [N, S, S, 3]."""
         kernel = self._need_kernel()
         with self._cuda.current():
             return kernel.crop(faces, spec)
@@ -344,11 +328,7 @@ class TensorRtEngine(EngineBase):
     def stream_frames(
         self, groups: Iterable[Sequence[Face]], spec: Preprocessing
     ) -> Iterator[Prediction]:
-        """As `stream`, of groups of faces that the GPU cuts out of their frames.
-
-        Raises:
-            DataError, EnvironmentalError: as of `infer_frames`.
-        """
+        """As `stream`, of groups of faces that the GPU cuts out of their frames."""
         kernel = self._need_kernel()
 
         def put(stream: GpuStream, faces: Sequence[Face]) -> None:
@@ -449,11 +429,7 @@ def import_tensorrt() -> Any:
         EnvironmentalError: it is missing or broken.
         CompatibilityError: it is of another version.
     """
-    tensorrt = import_runtime(
-        "tensorrt",
-        "TensorRT",
-        _HOW_TO_INSTALL,
-    )
+    tensorrt = import_runtime("tensorrt", "TensorRT", _HOW_TO_INSTALL)
     # A directory of type stubs imports as an empty module.
     if not hasattr(tensorrt, "__version__"):
         raise EnvironmentalError(

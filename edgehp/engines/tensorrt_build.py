@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgehp.device import cache_folder, find_jetson
 from edgehp.driver import probe_driver
 from edgehp.engines.audit import PrecisionAudit
-from edgehp.engines.build import BuildOptions, BuildReport, check_asked, write_atomically
+from edgehp.engines.build import BuildOptions, BuildReport, check_asked
 from edgehp.engines.trt import (
     IMPLICIT,
     Dialect,
@@ -31,7 +31,7 @@ from edgehp.engines.trt import (
     version_of,
 )
 from edgehp.errors import CompatibilityError, EnvironmentalError
-from edgehp.files import write_whole
+from edgehp.files import write_output, write_whole
 
 if TYPE_CHECKING:
     # Checked where the package tensorrt-stubs is installed.
@@ -88,8 +88,10 @@ def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> 
             f"TensorRT has no explicit INT8 for {gpu.name}: the engine was built from the float "
             "graph and the ranges of its Q/DQ nodes, and TensorRT rounds the weights itself",
         )
-    write_atomically(out_path, plan)
-    versions = _versions(str(trt.__version__), options)
+    write_output(out_path, plan, "directory")
+    versions = {"tensorrt": str(trt.__version__)}
+    if options.version_compatible:
+        versions["tensorrt_major"] = versions["tensorrt"].partition(".")[0]
     return BuildReport((out_path,), versions, audit, (*by_ranges, *warnings))
 
 
@@ -106,12 +108,6 @@ def _build_by_ranges(
         path = Path(folder) / onnx_path.name
         path.write_bytes(model.SerializeToString(deterministic=True))
         return build_plan(trt, path, options, quantised, ranges)
-
-
-def _versions(version: str, options: BuildOptions) -> dict[str, str]:
-    if not options.version_compatible:
-        return {"tensorrt": version}
-    return {"tensorrt": version, "tensorrt_major": str(version_of(version)[0])}
 
 
 def check_support(version: str, capability: str, options: BuildOptions) -> Dialect:

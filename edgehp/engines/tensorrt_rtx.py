@@ -10,7 +10,7 @@ from edgehp.device import cache_folder
 from edgehp.driver import probe_driver
 from edgehp.engines.audit import PrecisionAudit
 from edgehp.engines.base import Crops, Prediction, check_file, import_runtime
-from edgehp.engines.build import BuildOptions, BuildReport, check_asked, write_atomically
+from edgehp.engines.build import BuildOptions, BuildReport, check_asked
 from edgehp.engines.cuda import check_cuda_package
 from edgehp.engines.tensorrt import TensorRtEngine
 from edgehp.engines.trt import (
@@ -24,7 +24,7 @@ from edgehp.engines.trt import (
     parse,
 )
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
-from edgehp.files import sha256_file, write_whole
+from edgehp.files import sha256_file, write_output, write_whole
 
 if TYPE_CHECKING:
     from tensorrt import Builder, IExecutionContext, INetworkDefinition
@@ -121,7 +121,7 @@ def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> 
     trt = import_tensorrt_rtx()
     content, audit = build_plan(trt, onnx_path, options, len(quantised))
     _check_bytes(trt, content, str(out_path))
-    write_atomically(out_path, content)
+    write_output(out_path, content, "directory")
     versions = {"tensorrt-rtx": str(trt.__version__)}
     return BuildReport(files=(out_path,), versions=versions, audit=audit)
 
@@ -199,12 +199,10 @@ def _refuse_turing(network: INetworkDefinition, options: BuildOptions, path: Pat
         )
 
 
-def check_plan(path: str | Path) -> str:
-    """What TensorRT for RTX says about an engine file, without running it.
+def check_plan(path: str | Path) -> None:
+    """Hold an engine file against TensorRT for RTX, without running it.
 
-    Returns:
-        ``"valid"``, ``"suboptimal"`` (runs, but was not built for this GPU), or ``"unknown"``:
-        header and length are right, but without a GPU nothing more can be told.
+    Without a GPU nothing is told but whether header and length are right.
 
     Raises:
         DataError: missing, truncated, or no engine of TensorRT for RTX.
@@ -212,10 +210,10 @@ def check_plan(path: str | Path) -> str:
         EnvironmentalError: the package is missing.
     """
     path = check_file(path, "an engine of TensorRT for RTX")
-    return _check_bytes(import_tensorrt_rtx(), path.read_bytes(), str(path))
+    _check_bytes(import_tensorrt_rtx(), path.read_bytes(), str(path))
 
 
-def _check_bytes(trt: Any, content: bytes, name: str) -> str:
+def _check_bytes(trt: Any, content: bytes, name: str) -> None:
     logger = logger_of(trt)
     runtime = need(trt.Runtime(logger), "create a runtime", logger)
     header = int(runtime.engine_header_size)
@@ -236,7 +234,7 @@ def _check_bytes(trt: Any, content: bytes, name: str) -> str:
             "or build it again"
         )
     if validity.name != "INVALID":
-        return str(validity.name).lower()
+        return
     if reasons and reasons != ["CUDA_ERROR"]:
         raise CompatibilityError(
             f"{name} does not run here: {', '.join(r.lower() for r in reasons)}; build it for "
@@ -250,7 +248,6 @@ def _check_bytes(trt: Any, content: bytes, name: str) -> str:
             f"{name}: its {len(content)} bytes are not the number its header gives: it is "
             "truncated or was added to\nhint: copy it again"
         )
-    return "unknown"
 
 
 def check_available() -> None:

@@ -6,7 +6,7 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,13 +41,33 @@ __all__ = [
 
 # Below this the percentile and entropy thresholds are those of single crops.
 FEWEST_CALIBRATION = 64
-# 512 crops of 224x224 are 75 MB; thresholds hardly move with more, and time does.
-MOST_CALIBRATION = 512
-MOST_HELD_OUT = 20_000
 # Crops whose statistics are taken, and whose clipped activations are counted.
 _LOOKED_AT, _CLIPPED = 128, 16
 SHIPPED_CALIBRATION = "rendered-heads.zip"
-SHIPPED_VALIDATION = "rendered-validation.zip"
+
+
+class _Use(NamedTuple):
+    """What crops are for: the shipped ones, how many are used at most, and words for messages."""
+
+    shipped: str
+    most: int
+    what: str
+    why: str
+
+
+# 512 crops of 224x224 are 75 MB; thresholds hardly move with more, and time does.
+_CALIBRATION = _Use(
+    SHIPPED_CALIBRATION,
+    512,
+    "calibration crops",
+    "scales that mean something\nhint: add crops from the camera that will be used",
+)
+_HELD_OUT = _Use(
+    "rendered-validation.zip",
+    20_000,
+    "crops to validate on",
+    "an interval that means something",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,15 +141,7 @@ def load_calibration(
     Raises:
         DataError: unreadable, or fewer than 64 different crops.
     """
-    found = _load(path, SHIPPED_CALIBRATION, preprocessing, MOST_CALIBRATION, depth, skip_bad)
-    if len(found) < FEWEST_CALIBRATION:
-        doubled = f" ({found.duplicates} duplicates not counted)" if found.duplicates else ""
-        raise DataError(
-            f"{path or found.source}: {len(found)} different calibration crops{doubled}, at least "
-            f"{FEWEST_CALIBRATION} are needed for scales that mean something\n"
-            "hint: add crops from the camera that will be used"
-        )
-    return found
+    return _load(_CALIBRATION, path, preprocessing, depth, skip_bad)
 
 
 def held_out_crops(
@@ -143,13 +155,7 @@ def held_out_crops(
     Raises:
         DataError: unreadable, or fewer than 64 different crops.
     """
-    found = _load(path, SHIPPED_VALIDATION, preprocessing, MOST_HELD_OUT, depth, skip_bad)
-    if len(found) < FEWEST_CALIBRATION:
-        raise DataError(
-            f"{path or found.source}: {len(found)} different crops to validate on, at least "
-            f"{FEWEST_CALIBRATION} are needed for an interval that means something"
-        )
-    return found
+    return _load(_HELD_OUT, path, preprocessing, depth, skip_bad)
 
 
 def require_disjoint(calibration: CropSet, held_out: CropSet) -> None:
@@ -209,18 +215,13 @@ def appearance_check(
 
 
 def _load(
-    path: Path | None,
-    shipped: str,
-    preprocessing: Preprocessing,
-    most: int,
-    depth: int | None,
-    skip_bad: bool,
+    use: _Use, path: Path | None, preprocessing: Preprocessing, depth: int | None, skip_bad: bool
 ) -> CropSet:
-    file = path if path is not None else resource_dir("calibration") / shipped
+    file = path if path is not None else resource_dir("calibration") / use.shipped
     # The shipped and the user's crops alike take the name they have, not where they lie.
     data = read_faces(file, skip_bad=skip_bad, name=file.resolve().stem)
     data = data.with_depth(None if path is None else depth)
-    samples = [data.samples[i] for i in spaced(len(data), most)]
+    samples = [data.samples[i] for i in spaced(len(data), use.most)]
     size = preprocessing.size
     crops = np.empty((len(samples), size, size, 3), np.uint8)
     seen: dict[str, int] = {}
@@ -235,6 +236,13 @@ def _load(
                 seen[digest] = len(seen)
                 kept.append(sample)
     skipped = len(data.skipped) + len(skips.found)
+    duplicates = len(samples) - len(skips.found) - len(kept)
+    if len(kept) < FEWEST_CALIBRATION:
+        doubled = f" ({duplicates} duplicates not counted)" if duplicates else ""
+        raise DataError(
+            f"{file}: {len(kept)} different {use.what}{doubled}, at least {FEWEST_CALIBRATION} are "
+            f"needed for {use.why}"
+        )
     angles = None
     if data.labelled:
         angles = np.array([s.angles for s in kept], np.float64).reshape(-1, 3)
@@ -245,6 +253,6 @@ def _load(
         crops=crops[: len(kept)],
         angles=angles,
         protocol={**data.protocol, "skipped": skipped, "preprocessing": preprocessing.digest},
-        duplicates=len(samples) - len(skips.found) - len(kept),
+        duplicates=duplicates,
         left_out=len(data) - len(samples),
     )

@@ -19,9 +19,9 @@ from edgehp.artifact.manifest import (
     PrecisionRecord,
     TargetRecord,
 )
-from edgehp.engines import build_engine, open_engine
+from edgehp.engines import open_engine
 from edgehp.engines.audit import PrecisionAudit
-from edgehp.engines.build import BuildReport
+from edgehp.engines.build import BuildReport, build_engine
 from edgehp.engines.tensorrt_build import AMPERE_AND_LATER
 from edgehp.errors import CompatibilityError
 from edgehp.files import sha256_file

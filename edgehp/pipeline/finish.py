@@ -200,5 +200,5 @@ def _against_half(
         return against_half(plan, place, model, built, crops, Path(folder))
 
 
-def _marked(times: tuple[StepTime, ...]) -> tuple[StepTime, ...]:
+def _marked(times: list[StepTime]) -> tuple[StepTime, ...]:
     return tuple(msgspec.structs.replace(t, name=f"{t.name}, on the device") for t in times)

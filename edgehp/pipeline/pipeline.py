@@ -118,12 +118,7 @@ class StepClock:
     """
 
     def __init__(self) -> None:
-        self._times: list[StepTime] = []
-
-    @property
-    def times(self) -> tuple[StepTime, ...]:
-        """The steps that are done."""
-        return tuple(self._times)
+        self.times: list[StepTime] = []
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -131,7 +126,7 @@ class StepClock:
         started = time.monotonic()
         with step(name):
             yield
-        self._times.append(StepTime(name, round(time.monotonic() - started, 3)))
+        self.times.append(StepTime(name, round(time.monotonic() - started, 3)))
 
 
 def artifact_name(network: str, target: str, precision: str) -> str:
@@ -540,7 +535,7 @@ class _Build:
             accuracy=measured.accuracy,
             golden=golden,
             build=BuildRecord(
-                recipe, self._steps.times, tuple(context.warnings), measured.comparison
+                recipe, tuple(self._steps.times), tuple(context.warnings), measured.comparison
             ),
             files=(),
         )
