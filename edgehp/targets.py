@@ -80,6 +80,11 @@ class TensorRTRange(Record, frozen=True):
         """Refuse ends that are no versions."""
         _require_versions(self, "minimum", "maximum")
 
+    @property
+    def words(self) -> str:
+        """For people: ``"8.6 to 10.4"`` or ``"8.6 or newer"``."""
+        return f"{self.minimum} to {self.maximum}" if self.maximum else f"{self.minimum} or newer"
+
     def contains(self, version: str) -> bool:
         """Whether `version` (``"10.3.0.30"``) is in the range; ``10.4.0`` is within ``10.4``."""
         found, low = parse_version(version), parse_version(self.minimum)

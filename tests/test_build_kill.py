@@ -13,6 +13,7 @@ import pytest
 from edgehp.artifact import load_artifact
 from edgehp.artifact.write import ArtifactWriter
 from tests import build_parts
+from tests.mixed_parts import SPEC, small_graph
 from tests.test_artifact import ROLES, Device, write
 
 STEPS = ("target", "network", "graph", "crops", "precision", "engine", "accuracy", "artifact")
@@ -65,7 +66,7 @@ def test_writers_killed_at_random_moments(tmp_path: Path, repo: Path, seed: int)
 @pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_build_killed_after_each_step(tmp_path: Path, repo: Path, every: int) -> None:
     arguments = _build(tmp_path)
-    dist, path = tmp_path / "dist", tmp_path / "dist" / "kd-resnet18-cpu-fp32"
+    dist, path = tmp_path / "dist", tmp_path / "dist" / "small-cpu-fp32"
     environment = _environment(repo)
 
     for step in STEPS[:-1][::every]:
@@ -89,8 +90,8 @@ def test_a_build_killed_after_each_step(tmp_path: Path, repo: Path, every: int) 
 
 def _build(folder: Path) -> list[str]:
     """The command line of a build into `folder`/dist, and the files that it names."""
-    network = build_parts.checkpoint(folder / "net.safetensors")
-    faces = build_parts.faces(folder / "val.zip", 64, 2, labels=True)
+    network = small_graph(folder / "small.onnx")
+    faces = build_parts.faces(folder / "val.zip", 64, 2, labels=True, size=SPEC.preprocessing.size)
     arguments = [sys.executable, "-m", "edgehp", "-v", "build", "--target", "cpu"]
     arguments += ["--precision", "fp32", "--network", str(network), "--validate-on", str(faces)]
     arguments += ["--output", str(folder / "dist"), "--max-drop", "90", "--threads", "1"]

@@ -103,11 +103,12 @@ def test_the_sensitivity_that_was_measured_is_kept(mixed: BuildResult) -> None:
     assert "near-infrared" in page
 
 
+@pytest.mark.parametrize(("mixed", "words"), [(True, "layers in floating"), (False, "deviation")])
 def test_out_of_reach_ends_with_exit_code_3_and_nothing_written(
-    request_: BuildRequest, tmp_path: Path
+    request_: BuildRequest, tmp_path: Path, mixed: bool, words: str
 ) -> None:
-    with pytest.raises(AccuracyError, match=r"no artifact was made: .* layers in floating") as e:
-        build(replace(request_, max_drop=0.0, output=tmp_path))
+    with pytest.raises(AccuracyError, match=f"no artifact was made: .*{words}") as e:
+        build(replace(request_, max_drop=0.0, mixed=mixed, output=tmp_path))
     assert e.value.exit_code == 3
     assert list(tmp_path.iterdir()) == []
 

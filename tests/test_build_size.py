@@ -28,11 +28,8 @@ def test_a_network_of_64_pixels_at_48(tmp_path: Path) -> None:
     manifest = artifact.manifest
     assert manifest.preprocessing.size == 48
     assert manifest.build.recipe["own_size"] == 64
-    said = [w for w in manifest.build.warnings if "trained for crops of 64 pixels" in w]
-    assert len(said) == 1
-    assert "MAE of FP32 on val.zip" in said[0]
-    assert "degrees at 64" in said[0]
-    assert "at 48" in said[0]
+    words = "trained for crops of 64 pixels and run at 48 without training"
+    assert any(words in w for w in manifest.build.warnings)
     # Coloured noise is no face, and a random network no network: said, whatever the drop is.
     assert any("FP32 itself errs by" in w for w in manifest.build.warnings)
     # The device sees crops of the size that was built, and its own reference.

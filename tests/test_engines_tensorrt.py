@@ -15,8 +15,8 @@ import onnx
 import pytest
 
 from edgehp.device import find_jetson
-from edgehp.driver import DriverProbe, Gpu, probe_driver
-from edgehp.engines import engine_available, open_engine, tensorrt_build
+from edgehp.driver import DriverProbe, Gpu, probe_driver, read_answer
+from edgehp.engines import open_engine, tensorrt_build
 from edgehp.engines.audit import LayerPrecision, PrecisionAudit
 from edgehp.engines.base import TimedEngine
 from edgehp.engines.build import BuildOptions
@@ -376,13 +376,6 @@ def test_a_slice_that_fills_has_inputs_that_are_not_there() -> None:
     assert audit_network(network).convolutions == {"fp32": 1}
 
 
-def test_dla_takes_one_batch_size() -> None:
-    with pytest.raises(
-        UsageError, match=r"batch sizes 1 to 8 for the DLA(.|\n)*hint: --batch-sizes 4"
-    ):
-        BuildOptions(dla=0, dla_cores=2, batch=(1, 4, 8))
-
-
 def test_the_way_to_wait_reaches_a_gpu_and_no_processor(
     driver: Driver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -468,31 +461,23 @@ def test_an_engine_without_details_is_opaque_not_fine() -> None:
 
 
 def test_a_crashing_driver_is_reported_not_suffered(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgehp import driver
-
     crash = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
-    monkeypatch.setattr(driver, "PROBE_CODE", crash)
+    monkeypatch.setattr("edgehp.driver.PROBE_CODE", crash)
     with pytest.raises(EnvironmentalError, match="crashed when asked for its GPUs"):
         probe_driver()
+
+
+def test_the_drivers_answer_is_read() -> None:
+    found = read_answer('{"version": 12060, "gpus": [["Orin", 8, 7]]}')
+    assert found == DriverProbe("12.6", (Gpu("Orin", "8.7"),))
     for text, says in (
-        ('print(\'{"missing": "libcuda.so.1"}\')', "no NVIDIA driver found"),
-        ('print(\'{"failed": "cuInit returned 999: unknown"}\')', "cuInit returned 999"),
-        ('print(\'{"version": 12060, "gpus": []}\')', "finds no GPU"),
-        ("import sys; sys.exit('broken interpreter')", "gave no answer"),
+        ('{"missing": "libcuda.so.1"}', "no NVIDIA driver found"),
+        ('{"failed": "cuInit returned 999: unknown"}', "cuInit returned 999"),
+        ('{"version": 12060, "gpus": []}', "finds no GPU"),
+        ("", "gave no answer: broken interpreter"),
     ):
-        monkeypatch.setattr(driver, "PROBE_CODE", text)
         with pytest.raises(EnvironmentalError, match=says):
-            probe_driver()
-
-
-def test_the_probe_reads_what_the_driver_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgehp import driver
-
-    text = 'print(\'{"version": 12060, "gpus": [["Orin", 8, 7]]}\')'
-    monkeypatch.setattr(driver, "PROBE_CODE", text)
-    probe = probe_driver()
-    assert probe.cuda_version == "12.6"
-    assert (probe.gpus[0].name, probe.gpus[0].compute_capability) == ("Orin", "8.7")
+            read_answer(text, "broken interpreter")
 
 
 def test_stubs_alone_are_not_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -507,8 +492,3 @@ def test_stubs_alone_are_not_tensorrt(tmp_path: Path, monkeypatch: pytest.Monkey
             import_tensorrt()
     finally:
         sys.modules.pop("tensorrt", None)
-
-
-def test_availability_is_a_reason_or_nothing() -> None:
-    reason = engine_available("tensorrt")
-    assert reason is None or len(reason) > 20

@@ -53,12 +53,6 @@ def test_a_swapped_channel_order_or_sign_shows(
     assert error.max() > 10
 
 
-def test_swapping_both_colours_and_order_cancels(tmp_path: Path, faces: Dataset) -> None:
-    path = teacher_toml(tmp_path / "t", colour="BGR", order='["roll", "yaw", "pitch"]')
-    labels = labels_of(faces, Teacher(load_description(path)))
-    np.testing.assert_allclose(labels, truth_of(faces), atol=1.0)
-
-
 def test_a_grid_averages_over_the_offsets_of_the_box(tmp_path: Path, faces: Dataset) -> None:
     spec = load_description(teacher_toml(tmp_path / "t"))
     sample = faces.samples[0]
@@ -116,20 +110,16 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, faces: Dataset) -
     assert path.read_bytes() == whole
 
 
-def test_another_ensemble_does_not_mix_into_a_folder(tmp_path: Path, faces: Dataset) -> None:
-    spec = load_description(teacher_toml(tmp_path / "t"))
-    run(faces, tmp_path / "labels", spec)
+def test_another_ensemble_or_depth_does_not_mix_into_a_folder(
+    tmp_path: Path, faces: Dataset
+) -> None:
+    spec, out = load_description(teacher_toml(tmp_path / "t")), tmp_path / "labels"
+    run(faces.with_depth(10), out, spec)
+    assert json.loads((out / "ensemble.json").read_text())[0]["photo_depth"] == [10]
+    with pytest.raises(DataError, match=r"another ensemble or --photo-depth .*\nhint: use a new"):
+        run(faces.with_depth(12), out, spec)
     with pytest.raises(DataError, match="another ensemble"):
-        run(faces, tmp_path / "labels", spec.with_grid(Grid(3)))
-
-
-def test_photos_of_another_depth_do_not_mix_into_a_folder(tmp_path: Path, faces: Dataset) -> None:
-    spec = load_description(teacher_toml(tmp_path / "t"))
-    run(faces.with_depth(10), tmp_path / "labels", spec)
-    described = json.loads((tmp_path / "labels" / "ensemble.json").read_text())
-    assert described[0]["photo_depth"] == [10]
-    with pytest.raises(DataError, match=r"or --photo-depth .*\nhint: use a new folder"):
-        run(faces.with_depth(12), tmp_path / "labels", spec)
+        run(faces.with_depth(10), out, spec.with_grid(Grid(3)))
 
 
 def test_a_photo_that_is_labelled_twice_is_refused(tmp_path: Path, faces: Dataset) -> None:
@@ -174,14 +164,9 @@ def test_the_command_labels_counts_and_lists_skips(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("[output]", "[outputs]"), "key 'outputs' is not known"),
-        (('name = "colour"', ""), "'name' is missing"),
         (('kind = "euler"', 'kind = "eulers"'), "eulers"),
         (('["pitch", "yaw", "roll"]', '["pitch", "yaw", "yaw"]'), "no order"),
         (('convention = "aflw2000"', 'convention = "AFLW"'), "unknown pose convention"),
-        (("size = 16", 'size = "16"'), "key 'input.size' is '16'; expected int"),
-        (("size = 16", "size = 16\nscale = 2"), "scale"),
-        (('files = ["colour.onnx"]', "files = []"), "'files' .* length >= 1"),
         (('"colour.onnx"', '"other.onnx"'), "other.onnx is not in"),
         (("[input]", "weight = -1\n[input]"), "'weight' is -1; .* > 0"),
         (("[output]", "[grid]\nsize = 2\n[output]"), "odd"),

@@ -35,11 +35,8 @@ def _facts(target: Target) -> Iterator[tuple[str, str]]:
     if target.compute_capabilities:
         yield "compute capability", ", ".join(target.compute_capabilities)
     if target.tensorrt:
-        yield (
-            "TensorRT",
-            f"{target.tensorrt.minimum} to {target.tensorrt.maximum or 'any newer'}"
-            + (f"; {target.tensorrt.note}" if target.tensorrt.note else ""),
-        )
+        more = f"; {target.tensorrt.note}" if target.tensorrt.note else ""
+        yield "TensorRT", target.tensorrt.words + more
     for precision, verdict in _verdicts(target):
         yield precision, verdict.supported + (f": {verdict.reason}" if verdict.reason else "")
     if target.engine == "tensorrt":

@@ -75,7 +75,6 @@ from edgehp.quantization.half import to_half_body
 from edgehp.quantization.placement import float_operators
 from edgehp.quantization.quantize import AUTO, QuantizationConfig, QuantizedModel, quantize
 from edgehp.validation.appearance import ADVICE
-from edgehp.validation.metrics import frame_errors
 from edgehp.versions import parse_version
 
 if TYPE_CHECKING:
@@ -147,12 +146,12 @@ class OpenedNetwork:
     Attributes:
         network: at the input size asked for.
         by_name: whether the name alone opens it again.
-        unresized: at the size that its weights were trained for, where that is another one.
+        own_size: that its weights were trained for in pixels, where that is another one.
     """
 
     network: Network
     by_name: bool
-    unresized: Network | None
+    own_size: int | None
 
 
 def open_network(text: str, input_size: int | None, describe: Path | None = None) -> OpenedNetwork:
@@ -177,7 +176,7 @@ def open_network(text: str, input_size: int | None, describe: Path | None = None
             f"hint: give the checkpoint to build for {input_size}"
         )
     resized = replace(network, spec=network.spec.with_size(input_size))
-    return OpenedNetwork(resized, False, network)
+    return OpenedNetwork(resized, False, size)
 
 
 def build(request: BuildRequest, device: DeviceProbe | None = None) -> BuildResult:
@@ -205,7 +204,7 @@ def build(request: BuildRequest, device: DeviceProbe | None = None) -> BuildResu
         network = opened.network
         logger.warning("weights of %s: %s", network.spec.name, _licence(network))
     # Artifacts of several sizes of one network lie side by side.
-    size = "" if opened.unresized is None else f"-{network.spec.preprocessing.size}px"
+    size = "" if opened.own_size is None else f"-{network.spec.preprocessing.size}px"
     name = artifact_name(f"{network.spec.name}{size}", plan.target.name, plan.precision)
     for warning in plan.warnings:
         logger.warning("%s", warning)
@@ -306,7 +305,6 @@ class _Build:
         with steps("accuracy"):
             before = self._reference(inputs)
             product = _Product(built, self._answers(graph.path, built, inputs.held_out), None)
-            self._warn_of_size(before, inputs.held_out)
         drop = mean_drop(before.answers.clean, product.run.answers.clean, inputs.held_out)
         if self._request.mixed and graph.quantized is not None and drop > self._request.max_drop:
             product = self._mix(inputs, graph, product, before, drop)
@@ -332,6 +330,12 @@ class _Build:
                 context.warn(
                     "the network has no bins, so the artifact gives no spread: confidence is null"
                 )
+        if (own := self._opened.own_size) is not None:
+            context.warn(
+                f"the weights were trained for crops of {own} pixels and run at "
+                f"{preprocessing.size} without training, which the drop is measured against: "
+                "fine-tune at that size with 'edgehp distill' to win accuracy back"
+            )
         crops = None
         with self._steps("crops"):
             how = request.photo_depth, request.skip_bad
@@ -508,8 +512,8 @@ class _Build:
         if not self._opened.by_name:
             context.add(REFERENCE_GRAPH, inputs.reference.read_bytes(), "reference")
         recipe = request.to_recipe()
-        if self._opened.unresized is not None:
-            recipe["own_size"] = self._opened.unresized.spec.preprocessing.size
+        if self._opened.own_size is not None:
+            recipe["own_size"] = self._opened.own_size
         if graph.quantized is not None:
             recipe["quantization"] = msgspec.json.decode(
                 msgspec.json.encode(graph.quantized.recipe)
@@ -553,12 +557,6 @@ class _Build:
             return built.engine.files[0]
         return self._context.add(GRAPH, graph.read_bytes(), "graph")
 
-    def _warn_of_size(self, before: Run, held_out: CropSet) -> None:
-        """Say what another input size than the one trained for costs in FP32."""
-        unresized = self._opened.unresized
-        if unresized is not None:
-            self._context.warn(_resized(self._context, unresized, self._network, before, held_out))
-
     def _against_half(self, inputs: _Inputs, built: BuiltEngine) -> Comparison:
         """Time INT8 against FP16, where the hardware may be slower in INT8."""
         context = self._context
@@ -586,39 +584,6 @@ def _advice(request: BuildRequest) -> str:
     return (
         "the gate ran on the rendered heads that edgehp ships; name other faces of the camera that "
         "will be used, not those calibrated on, with --validate-on"
-    )
-
-
-def _resized(
-    context: BuildContext, own: Network, network: Network, before: Run, held_out: CropSet
-) -> str:
-    """What another input size than the one trained for costs in FP32, as a warning."""
-    sizes = own.spec.preprocessing.size, network.spec.preprocessing.size
-    request = context.request
-    crops = held_out_crops(
-        request.validate_on, own.spec.preprocessing, request.photo_depth, request.skip_bad
-    )
-    graph = _write_graph(own.graph(), context.writer.scratch / "own-size.onnx")
-    kind = processor_engine()
-    answers = run_graph(kind, graph, crops, threads=context.request.threads).answers.clean
-    start = (
-        f"the weights were trained for crops of {sizes[0]} pixels and run at {sizes[1]} without "
-        "training"
-    )
-    end = (
-        f"the drop of this artifact is against FP32 at {sizes[1]}; fine-tune at that size with "
-        "'edgehp distill' to win accuracy back"
-    )
-    if held_out.angles is None or crops.angles is None:
-        if crops.names != held_out.names:
-            return f"{start}; {end}"
-        apart = float(frame_errors(before.answers.clean.angles, answers.angles).mean())
-        return f"{start}: FP32 moves by {apart:.3f} degrees on {held_out.source}; {end}"
-    was = float(frame_errors(answers.angles, crops.angles).mean())
-    found = float(frame_errors(before.answers.clean.angles, held_out.angles).mean())
-    return (
-        f"{start}: MAE of FP32 on {held_out.source} {was:.3f} degrees at {sizes[0]}, {found:.3f} "
-        f"at {sizes[1]}; {end}"
     )
 
 

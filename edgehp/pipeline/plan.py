@@ -369,9 +369,8 @@ def find_place(plan: Plan, device: DeviceProbe) -> Place:
         raise IncompleteDeviceError(missing)
     version, known = device.version("tensorrt"), plan.target.tensorrt
     if version is not None and known is not None and not known.contains(version):
-        upper = f" to {known.maximum}" if known.maximum else " or newer"
         raise CompatibilityError(
-            f"TensorRT {version} found; {plan.target.name} needs {known.minimum}{upper}"
+            f"TensorRT {version} found; {plan.target.name} needs {known.words}"
             f"{f' ({known.note})' if known.note else ''}: install such a version"
         )
     module = device.module()
@@ -391,10 +390,7 @@ def find_place(plan: Plan, device: DeviceProbe) -> Place:
 def how_to_finish(plan: Plan, request: BuildRequest, reason: Exception) -> EnvironmentalError:
     """The error of a build that needs another machine: what is missing, and the two commands."""
     version, name = plan.target.tensorrt, plan.target.name
-    needs = ""
-    if version is not None:
-        upper = f" to {version.maximum}" if version.maximum else " or newer"
-        needs = f", with TensorRT {version.minimum}{upper}"
+    needs = f", with TensorRT {version.words}" if version is not None else ""
     artifact = "ARTIFACT"
     if request.network in BUNDLED and request.input_size is None:
         artifact = str(request.output / f"{request.network}-{name}-{plan.precision}")

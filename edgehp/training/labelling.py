@@ -356,20 +356,18 @@ def _resume(path: Path, names: Sequence[str]) -> set[str]:
 
 
 def _describe(teachers: Sequence[Description], depths: Sequence[int]) -> list[dict[str, Any]]:
-    out = []
-    for s in teachers:
-        out.append(
-            {
-                "name": s.name,
-                "files": {f.name: sha256_file(f) for f in s.paths},
-                "weight": s.weight,
-                "preprocessing": s.input.preprocessing.to_dict(),
-                "dark": None if s.input.dark is None else plain(s.input.dark),
-                "grid": plain(s.grid),
-                **({"photo_depth": depths} if depths else {}),
-            }
-        )
-    return out
+    return [
+        {
+            "name": s.name,
+            "files": {f.name: sha256_file(f) for f in s.paths},
+            "weight": s.weight,
+            "preprocessing": s.input.preprocessing.to_dict(),
+            "dark": plain(s.input.dark),
+            "grid": plain(s.grid),
+            **({"photo_depth": depths} if depths else {}),
+        }
+        for s in teachers
+    ]
 
 
 def _claim(path: Path, ensemble: list[dict[str, Any]]) -> None:

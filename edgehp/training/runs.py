@@ -244,8 +244,12 @@ def _train(
             world=place.world,
         )
         log = _Log(run.folder, trainer.step) if place.rank == 0 else None
+        path = run.folder
+        if place.rank == 0 and trainer.epoch == run.config.epochs:  # resumed at its end
+            path = write(trainer)
 
         def after_epoch(t: Trainer) -> None:
+            nonlocal path
             if place.rank != 0:
                 return
             v = t.validate(validation)
@@ -253,7 +257,7 @@ def _train(
                 {"epoch": t.epoch, "mae": v.mae, "mean": v.mean, "geodesic": v.geodesic}
             )
             logger.info("epoch %d, held-back photos: MAE %.3f degrees", t.epoch, v.mean)
-            write(t)
+            path = write(t)
             write_whole(run.folder / "history.json", json.dumps(t.history, indent=1))
             if log is not None:
                 log.add(t.step, {"validation/mae": v.mean, "validation/geodesic": v.geodesic})
@@ -266,7 +270,6 @@ def _train(
                 run.report(progress)
         if log is not None:
             log.close()
-        path = write(trainer) if place.rank == 0 else run.folder
     return RunResult(path, tuple(trainer.history), len(faces), len(validation))
 
 
