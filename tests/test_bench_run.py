@@ -76,14 +76,17 @@ def report_of(text: str) -> dict[str, Any]:
     return report
 
 
+def measured(bench: Bench, *arguments: object) -> dict[str, Any]:
+    """The report of a run that ends well."""
+    code, out, err = bench(*arguments, "--allow-invalid", "--json")
+    assert code == 0, err
+    return report_of(out)
+
+
 @pytest.mark.parametrize("scenario", ["single-stream", "offline", "multi-camera"])
 def test_every_scenario_measures_both_networks(bench: Bench, tmp_path: Path, scenario: str) -> None:
-    code, out, _ = bench(
-        "--scenario", scenario, "--allow-invalid", "--json",
-        "--batch", "2", "--cameras", "2", "--fps", "50",
-    )  # fmt: skip
-    assert code == 0
-    report = report_of(out)
+    words = ("--scenario", scenario, "--batch", "2", "--cameras", "2", "--fps", "50")
+    report = measured(bench, *words)
     assert json.loads((tmp_path / f"bench-{scenario}.json").read_text()) == report
     for role in ("artifact", "reference"):
         result = report["results"][role]
@@ -125,12 +128,10 @@ def test_an_invalid_run_is_written_and_ends_with_6(bench: Bench, tmp_path: Path)
 
 
 def test_power_is_measured_in_the_same_run_gross_and_net(bench: Bench, tmp_path: Path) -> None:
-    code, out, _ = bench(
-        *ALONE, "--power", METER, "--require-power", "--idle", "2", "--duration", "2",
-        "--allow-invalid", "--json", "--output", tmp_path / "reports",
+    report = measured(
+        bench, *ALONE, "--power", METER, "--require-power", "--idle", "2", "--duration", "2",
+        "--output", tmp_path / "reports",
     )  # fmt: skip
-    assert code == 0
-    report = report_of(out)
     # What a bundle of the artifact says of it.
     digest = report["subjects"]["artifact"]["manifest_digest"]
     per_image = report["results"]["artifact"]["energy"]["joules_per_image"]
@@ -146,9 +147,7 @@ def test_power_is_measured_in_the_same_run_gross_and_net(bench: Bench, tmp_path:
 
 def test_power_that_cannot_be_had_is_null_with_a_reason_or_exit_6(bench: Bench) -> None:
     common = (*ALONE, "--power", "none")
-    code, out, _ = bench(*common, "--allow-invalid", "--json")
-    assert code == 0
-    report = report_of(out)
+    report = measured(bench, *common)
     assert report["results"]["artifact"]["energy"] is None
     assert report["power"]["reason"] == "not measured, as asked for"
     code, _, err = bench(*common, "--require-power")
@@ -160,9 +159,7 @@ def test_power_that_cannot_be_had_is_null_with_a_reason_or_exit_6(bench: Bench) 
 
 def test_another_artifact_takes_turns(bench: Bench, tmp_path: Path) -> None:
     other = make_artifact(tmp_path / "dist", name="other-cpu-fp32")
-    code, out, _ = bench("--against", other, "--allow-invalid", "--json")
-    assert code == 0
-    report = report_of(out)
+    report = measured(bench, "--against", other)
     assert report["subjects"]["reference"]["name"].startswith("other-cpu-fp32")
 
 
@@ -189,7 +186,7 @@ def test_a_jetson_that_throttles_is_invalid_and_its_energy_stands(
     board = JETSONS["NX kit, 6.0"]
     root = board.write(tmp_path / "root")
     monkeypatch.setattr(session, "open_meter", lambda *_: (ThrottlingMeter(root), None))
-    monkeypatch.setattr(session, "HostWatch", lambda sources: HostWatch(sources, root))
+    monkeypatch.setattr(session, "HostWatch", lambda fill: HostWatch(fill, root))
     code, out, err = bench("--duration", "3", *ALONE, "--require-power")
     assert code == 6
     assert re.search(r"throttling: over-current event oc1 counted \d+ more", err)
@@ -225,9 +222,7 @@ def test_a_service_that_dies_leaves_no_energy_and_fails_where_power_is_required(
     code, _, err = bench(*ALONE, "--allow-invalid", "--require-power")
     assert code == 6
     assert "stopped during the run" in err
-    code, out, _ = bench(*ALONE, "--allow-invalid", "--json")
-    assert code == 0
-    report = report_of(out)
+    report = measured(bench, *ALONE)
     assert report["power"]["reason"] == "the service of jetson-stats stopped during the run"
     energy = report["results"]["artifact"]["energy"]
     assert energy["joules"] == {"VDD_IN": None, "total": None}

@@ -173,12 +173,8 @@ def test_clocks_are_in_the_report_and_move_unless_they_were_fixed(
     assert describe_host(tree)["gpu_mhz_limits"] == [highest, highest]
 
 
-def test_heat_over_current_and_the_load_of_others_are_reasons(board: Jetson, tree: Path) -> None:
-    zone = "sys/class/thermal/thermal_zone1/temp"
-    found = judged(states(tree, {zone: 99_500, "sys/class/hwmon/hwmon0/oc1_event_cnt": 3}))
-    assert any("gpu-thermal reached 99.5" in reason for reason in found.reasons)
-    assert any("over-current event oc1 counted 3 more" in reason for reason in found.reasons)
-    put(tree, {zone: 46_500, f"sys/class/devfreq/{board.gpu}/device/load": 430})
+def test_the_load_of_others_is_a_reason(board: Jetson, tree: Path) -> None:
+    put(tree, {f"sys/class/devfreq/{board.gpu}/device/load": 430})
     busy = judged(states(tree, {}), idle=(0.0, 7.0))
     assert busy.reasons == [
         "foreign load: the GPU was 43% busy before the run began (at most 5% allowed)"

@@ -139,44 +139,34 @@ class JtopException(Exception):  # noqa: N818 - as jetson-stats names it
     pass
 
 
-def fake_jtop(readings: list[Any]) -> SimpleNamespace:
-    """The library's service, with readings of rails in milliwatts; None: it stopped."""
+def fake_jtop(active: bool = True, ok: bool = True) -> SimpleNamespace:
+    """The library with a service of two rails, none of which is the input."""
+    rails = {"GPU": {"power": 4000, "avg": 1}, "CPU": {"power": 2000, "avg": 1}}
 
-    class Service:
-        interval = 0.2
+    def start() -> None:
+        if not active:
+            raise JtopException("The jtop.service is not active")
 
-        def __init__(self, interval: float) -> None:
-            self.at = 0
-
-        def start(self) -> None:
-            if not readings:
-                raise JtopException("The jtop.service is not active")
-
-        def ok(self) -> bool:
-            self.at += 1
-            return readings[self.at] is not None
-
-        @property
-        def power(self) -> dict[str, Any]:
-            rails = {n: {"power": mw, "avg": 1} for n, mw in readings[self.at].items()}
-            return {"tot": {"power": sum(readings[self.at].values()), "avg": 1}, "rail": rails}
-
-        def close(self) -> None:
-            pass
-
-    return SimpleNamespace(jtop=Service, JtopException=JtopException)
+    service = SimpleNamespace(
+        start=start,
+        ok=lambda: ok,
+        interval=0.2,
+        power={"tot": {"power": 6000, "avg": 1}, "rail": rails},
+        close=lambda: None,
+    )
+    return SimpleNamespace(jtop=lambda interval: service, JtopException=JtopException)
 
 
 def test_without_an_input_or_a_documented_sum_the_total_is_that_of_jtop() -> None:
-    other = JtopMeter(fake_jtop([{"GPU": 4000, "CPU": 2000}] * 2))
-    assert other.info.total == ("tot",) and "jetson-stats adds" in other.info.includes
-    assert other.read().values["tot"] == 6.0
+    meter = JtopMeter(fake_jtop())
+    assert meter.info.total == ("tot",) and "jetson-stats adds" in meter.info.includes
+    assert meter.read().values == {"GPU": 4.0, "CPU": 2.0, "tot": 6.0}
 
 
 def test_jtop_whose_service_is_dead_or_dies_says_so() -> None:
     with pytest.raises(EnvironmentalError, match=r"restart jtop\.service"):
-        JtopMeter(fake_jtop([]))
-    meter = JtopMeter(fake_jtop([{"GPU": 4000}, None]))
+        JtopMeter(fake_jtop(active=False))
+    meter = JtopMeter(fake_jtop(ok=False))
     with pytest.raises(MeasurementError, match="stopped during the run"):
         meter.read()
 

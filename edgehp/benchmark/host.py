@@ -12,12 +12,12 @@ import re
 import resource
 import subprocess
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 from edgehp.device import (
     POWER_MODE_COMMAND,
@@ -36,7 +36,6 @@ __all__ = [
     "HostWatch",
     "Quota",
     "Recorder",
-    "StateSource",
     "changed_settings",
     "cpu_quota",
     "describe_host",
@@ -247,13 +246,6 @@ class HostState:
         }
 
 
-class StateSource(Protocol):
-    """Adds what another source knows, such as a GPU's driver."""
-
-    def fill(self, state: HostState) -> HostState:
-        """The state with more in it."""
-
-
 def read_host(root: Path = SYSTEM_ROOT, clock: Callable[[], float] = perf_counter) -> HostState:
     """Read the machine's state from its ``/proc`` and ``/sys``."""
     temperatures, trips = _zones(root)
@@ -309,10 +301,12 @@ class Recorder:
 class HostWatch(Recorder):
     """Samples the machine's state."""
 
-    def __init__(self, sources: Sequence[StateSource] = (), root: Path = SYSTEM_ROOT) -> None:
-        """Watch the file system under `root` and what `sources` add."""
+    def __init__(
+        self, fill: Callable[[HostState], HostState] | None = None, root: Path = SYSTEM_ROOT
+    ) -> None:
+        """Watch the file system under `root`, and what `fill` adds, such as a GPU's driver."""
         super().__init__(period_s=0.5)
-        self._sources = tuple(sources)
+        self._fill = fill
         self._root = root
         self._states: list[HostState] = []
 
@@ -328,9 +322,7 @@ class HostWatch(Recorder):
 
     def _look(self) -> bool:
         state = read_host(self._root)
-        for source in self._sources:
-            state = source.fill(state)
-        self._states.append(state)
+        self._states.append(state if self._fill is None else self._fill(state))
         return True
 
 

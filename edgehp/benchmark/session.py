@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from edgehp.artifact import verify_golden
 from edgehp.artifact.open import OpenedNetwork, open_artifact, open_reference
-from edgehp.benchmark.host import HostWatch, Recorder, StateSource, changed_settings, describe_host
+from edgehp.benchmark.host import HostWatch, Recorder, changed_settings, describe_host
 from edgehp.benchmark.lanes import (
     ARTIFACT,
     REFERENCE,
@@ -23,6 +23,7 @@ from edgehp.benchmark.lanes import (
     photo_frames,
 )
 from edgehp.benchmark.power.base import PowerRecorder, open_meter
+from edgehp.benchmark.power.nvml import open_gpu_state
 from edgehp.benchmark.report import Context, Subject, assemble
 from edgehp.benchmark.roofline import measure_peaks, roofline_of
 from edgehp.benchmark.run import (
@@ -97,7 +98,9 @@ def benchmark(
     """
     with ExitStack() as stack:
         context, lanes, networks = _open(request, stack)
-        watch = HostWatch(_sources(networks[ARTIFACT].engine.info.kind))
+        processor = networks[ARTIFACT].engine.info.kind in PROCESSOR_ENGINES
+        gpu = None if processor else open_gpu_state()
+        watch = HostWatch(None if gpu is None else gpu.fill)
         recorder = context.recorder
         recorders: list[Recorder] = [watch] if recorder is None else [watch, recorder]
         measured = measure(
@@ -249,15 +252,6 @@ def _subject(network: OpenedNetwork, lane: Lane, tried: Sequence[Mapping[str, fl
     }
     clock = engine.stage_clock if isinstance(engine, TimedEngine) else "host"
     return Subject(described, clock, clock if lane.crops_on_engine else "host", tried)
-
-
-def _sources(kind: str) -> tuple[StateSource, ...]:
-    if kind in PROCESSOR_ENGINES:
-        return ()
-    from edgehp.benchmark.power.nvml import open_gpu_state
-
-    source = open_gpu_state()
-    return () if source is None else (source,)
 
 
 def _require_energy(report: dict[str, Any]) -> None:

@@ -32,6 +32,8 @@ _VIN = "VIN"
 _INPUTS = ("VDD_IN", "POM_5V_IN", _VIN)
 # Of AGX modules, whose rails are disjoint but for the one behind the last of these.
 _AGX_SUM = ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")
+# What jetson-stats calls its own sum.
+_JTOP_SUM = "tot"
 _MEANING = {
     "VDD_IN": "the whole module",
     "POM_5V_IN": "the whole module",
@@ -68,8 +70,15 @@ def total_of(names: Sequence[str]) -> tuple[tuple[str, ...], str]:
             f"{' + '.join(_AGX_SUM)}: the sum that NVIDIA documents for AGX modules, which measure "
             "no input of the whole module; losses before these rails are not in it"
         )
+    if _JTOP_SUM in names:
+        return (_JTOP_SUM,), f"{_JTOP_SUM}: {describe_rail(_JTOP_SUM)}"
     listed = "; ".join(f"{n}: {describe_rail(n)}" for n in names)
     return (), f"no total: this board measures no input of the whole module, only {listed}"
+
+
+def _info(name: str, rails: Sequence[str], period_s: float) -> MeterInfo:
+    meanings = {rail: describe_rail(rail) for rail in rails}
+    return MeterInfo(name, POWER, meanings, *total_of(rails), period_s)
 
 
 _CHANNELS = (1, 2, 3)
@@ -90,15 +99,7 @@ class Ina3221Meter:
         self._channels = _channels(root)
         if not self._channels:
             raise EnvironmentalError("no INA3221 power monitor with a connected rail in sysfs")
-        total, includes = total_of(tuple(self._channels))
-        self.info = MeterInfo(
-            "ina3221",
-            POWER,
-            {n: describe_rail(n) for n in self._channels},
-            total,
-            includes,
-            _PERIOD_S,
-        )
+        self.info = _info("ina3221", tuple(self._channels), _PERIOD_S)
         self.read()
 
     def read(self) -> Sample:
@@ -139,7 +140,6 @@ def _channels(root: Path) -> dict[str, tuple[Path, Path]]:
 
 
 _JTOP_PERIOD_S = 0.2
-_JTOP_SUM = "tot"
 
 
 class JtopMeter:
@@ -178,17 +178,7 @@ class JtopMeter:
         if not rails:
             self.close()
             raise EnvironmentalError("jetson-stats sees no power rail on this board")
-        total, includes = total_of(tuple(rails))
-        if not total and _JTOP_SUM in rails:
-            total, includes = (_JTOP_SUM,), f"{_JTOP_SUM}: {_MEANING[_JTOP_SUM]}"
-        self.info = MeterInfo(
-            "jtop",
-            POWER,
-            {n: describe_rail(n) for n in rails},
-            total,
-            includes,
-            period,
-        )
+        self.info = _info("jtop", tuple(rails), period)
 
     def read(self) -> Sample:
         """Watts of every rail.
