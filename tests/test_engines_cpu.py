@@ -175,7 +175,11 @@ def test_unknown_engines_are_named() -> None:
 
 @pytest.fixture(scope="module")
 def quantised(graph: Path) -> Path:
-    """The graph with Q/DQ nodes in the processor's flavor."""
+    """The graph with Q/DQ nodes in OpenVINO's flavor."""
+    return _quantised(graph, "cpu")
+
+
+def _quantised(graph: Path, flavor: str) -> Path:
     import onnx
 
     from edgehp.quantization.qdq import Emitter
@@ -183,13 +187,15 @@ def quantised(graph: Path) -> Path:
 
     model = onnx.load(str(graph))
     table = calibrate(model, list(random_crops(8, SIZE, 1)), methods=("minmax",), threads=1)
-    path = graph.with_name("quantised.onnx")
-    path.write_bytes(graph_bytes(Emitter(model, "cpu")(table, "minmax")))
+    path = graph.with_name(f"quantised-{flavor}.onnx")
+    path.write_bytes(graph_bytes(Emitter(model, flavor)(table, "minmax")))
     return path
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_quantised_graph_really_runs_in_int8(kind: str, quantised: Path, tmp_path: Path) -> None:
+def test_a_quantised_graph_really_runs_in_int8(kind: str, graph: Path, tmp_path: Path) -> None:
+    flavor = "cpu" if kind == "openvino" else kind
+    quantised = _quantised(graph, flavor)
     out = tmp_path / "engine.onnx"
     report = build_engine(kind, quantised, out, BuildOptions(precision="int8", threads=1))
     assert report.audit.convolutions.get("int8") == len(quantised_convolutions(quantised)) > 0

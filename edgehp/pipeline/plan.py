@@ -332,7 +332,7 @@ def _processor(plan: Plan) -> Plan:
     if (other := engine_available("onnxruntime")) is not None:
         raise EnvironmentalError(f"no engine for the processor: {missing}; {other}")
     note = f"built for onnxruntime, which is slower here than OpenVINO: {missing}"
-    return replace(plan, kind="onnxruntime", warnings=(*plan.warnings, note))
+    return replace(plan, kind="onnxruntime", flavor="onnxruntime", warnings=(*plan.warnings, note))
 
 
 class IncompleteDeviceError(EnvironmentalError):

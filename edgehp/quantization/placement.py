@@ -7,6 +7,9 @@ the convolution's kernel. A pair there adds a quarter to the difference to FP32,
 not compute it as the graph says, by which candidates are compared. Flavor ``"cpu"`` quantizes every
 Gemm, too.
 
+Flavor ``"onnxruntime"`` is ``"cpu"`` with a pair on both sides of a residual Add: onnxruntime
+computes a convolution in integers only where its answer becomes integers at once.
+
 Networks of others are placed by the same rules. Activations (`_FUSED`) run in the kernel of the
 layer before them, gates of SiLU and of squeeze-and-excitation between two layers: no pair lies in
 front of them. Layers of fewer than 16 channels stay in floating point, as with ModelOpt: integer
@@ -132,7 +135,7 @@ def observed_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
 def _edges(view: GraphView, flavor: str) -> list[Edge]:
     if flavor not in FLAVORS:
         raise UsageError(f"unknown Q/DQ flavor {flavor!r}; known: {', '.join(FLAVORS)}")
-    cpu = flavor == "cpu"
+    cpu = flavor != "tensorrt"
     skips = {n.name: skip for n, skip in view.residual_adds()}
     body = view.body()
     found: list[Edge] = []
@@ -144,7 +147,8 @@ def _edges(view: GraphView, flavor: str) -> list[Edge]:
             if (node.op_type == "Conv" or cpu) and not _is_small(view, node):
                 found.append((node.name, 0))
         elif node.name in skips:
-            found.append((node.name, skips[node.name]))
+            sides = (0, 1) if flavor == "onnxruntime" else (skips[node.name],)
+            found += [(node.name, i) for i in sides]
         elif behind_conv and node.op_type in ("MaxPool", *_AVERAGES):
             found.append((node.name, 0))
     return found

@@ -43,7 +43,7 @@ _EMPTY_CHANNEL = 1.0  # scale of a channel whose weights are all zero: any posit
 # layer, too. SiLU and its kind go little below 0 and have small integers, like ReLU.
 _NO_OVERFLOW = 64
 _FAR = 64  # zero point
-_GRID = {"tensorrt": "int8", "cpu": "uint8"}
+_GRID = {"tensorrt": "int8", "cpu": "uint8", "onnxruntime": "uint8"}
 
 Array = npt.NDArray[np.float64]
 
@@ -150,8 +150,8 @@ class Emitter:
             raise UsageError(f"body {body!r} is none of {', '.join(BODIES)}")
         self.source = GraphView(model)
         self.placement = place(self.source, flavor, float_layers)
-        if body == "fp16" and flavor == "cpu":
-            raise UsageError("the cpu flavor has an FP32 body; FP16 is for tensorrt")
+        if body == "fp16" and flavor != "tensorrt":
+            raise UsageError(f"the {flavor} flavor has an FP32 body; FP16 is for tensorrt")
         self._grid = _GRID[flavor]
         self._nearest: dict[tuple[str, int], tuple[Array, npt.NDArray[np.int8]]] = {}
         self._target, self._half = model, frozenset[str]()

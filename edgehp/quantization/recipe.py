@@ -10,7 +10,7 @@ __all__ = ["ALGORITHM", "BODIES", "FLAVORS", "Recipe"]
 
 # Raised when the same recipe and crops would give other integers.
 ALGORITHM = 4
-FLAVORS = ("tensorrt", "cpu")
+FLAVORS = ("tensorrt", "cpu", "onnxruntime")
 BODIES = ("fp32", "fp16")
 
 
@@ -27,7 +27,7 @@ class Recipe(Record, frozen=True, kw_only=True):
         algorithm: `ALGORITHM` of the edgehp that made the graph.
     """
 
-    flavor: Literal["tensorrt", "cpu"]
+    flavor: Literal["tensorrt", "cpu", "onnxruntime"]
     method: Literal["minmax", "percentile", "entropy", "mse"]
     rounding: Literal["nearest", "joint"] = "nearest"
     body: Literal["fp32", "fp16"] = "fp32"
