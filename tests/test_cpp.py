@@ -474,6 +474,7 @@ def test_what_is_wrong_is_said_in_the_same_words(programs: Path, refusals: Refus
         put("engine", "versions", value={"openvino": "new"}),
         put("engine", "versions", value={"openvino": "2024.6.0-1-x"}),
         put("target", "module", value=3), put("target", "compute_capabilities", value="8.7"),
+        put("target", "compute_capabilities", value=["8.7", "89"]),
         respecified(size=7), respecified(size=2000), respecified(size="32"),
         respecified(resize="cubic"), respecified(box_rule="round"), respecified(box_scale=0.01),
         respecified(box_scale=2.5), respecified(box_scale="1"),

@@ -104,6 +104,9 @@ void read_values(const json& m, Artifact& a) {
     if (const json module = target.value("module", json()); !module.is_null())
         a.module = module.get<std::string>();
     target.value("compute_capabilities", json::array()).get_to(a.compute_capabilities);
+    for (const std::string& found : a.compute_capabilities)
+        compatible(found.size() <= 4 && std::regex_match(found, std::regex("[0-9]{1,2}\\.[0-9]")),
+                   "compute_capabilities has ", found);
     a.precision = m.at("precision").at("asked");
     const json &golden = m.at("golden"), &network = m.at("network").at("spec");
     a.golden_path = listed(golden.at("file"));
