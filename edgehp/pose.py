@@ -54,7 +54,6 @@ __all__ = [
 
 Array = npt.NDArray[np.float64]
 
-# Axes of the y-down camera frame seen from the y-up frame of 300W-LP, and back.
 # Mirror image: x changes its sign.
 _MIRROR = np.diag([-1.0, 1.0, 1.0])
 

@@ -184,6 +184,7 @@ def test_what_to_run_there_repeats_every_option(request_: BuildRequest, tmp_path
         batch=(2, 4, 16),
         input_size=96,
         threads=3,
+        skip_bad=True,
         output=tmp_path / "d",
     )
     with pytest.raises(EnvironmentalError) as e:
@@ -196,7 +197,7 @@ def test_what_to_run_there_repeats_every_option(request_: BuildRequest, tmp_path
     assert found["calibration"] == calibration
     assert found["calibration_method"] == "minmax"
     assert found["validate_on"] == request.validate_on
-    assert (found["max_drop"], found["mixed"]) == (0.05, True)
+    assert (found["max_drop"], found["mixed"], found["skip_bad"]) == (0.05, True, True)
     assert (found["batch"], found["input_size"], found["threads"]) == ("2,4,16", 96, 3)
     assert (found["output"], found["network"]) == (tmp_path / "d", request.network)
     assert shlex.split(there)[2:] == [

@@ -154,7 +154,7 @@ def validation_report() -> dict[str, Any]:
     ]
     return {
         "kind": "validation",
-        "schema": 1,
+        "schema": 2,
         "protocol": {"dataset": "rendered", "frames": 300},
         "preprocessing": SPEC.to_dict(),
         "reference": {"name": "kd-fp32"},

@@ -81,6 +81,8 @@ def short(reports: Sequence[Mapping[str, Any]]) -> str:
     speedups = {c["stage"]: c for c in single["comparison"]}
     rate = number(offline["results"]["artifact"]["offline"]["end_to_end_images_per_s"], 4)
     size = single["subjects"]["artifact"]["input_size"]
+    if not offline["validity"]["valid"]:
+        rate += " **invalid**"
     return f"| {size} | {cells[0]} | {cells[1]} | {_ratio(speedups['inference'])} | {rate} |"
 
 

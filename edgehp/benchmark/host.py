@@ -285,7 +285,7 @@ class Recorder:
         self._thread.start()
 
     def stop(self) -> None:
-        """End looking; calling it again does nothing."""
+        """End looking."""
         self._end.set()
         self._thread.join(_JOIN_S)
 

@@ -188,7 +188,7 @@ class Plan:
         target: from the target's data.
         kind: of the engine.
         options: of the engine's build; the capability of the GPU is that of the place.
-        flavor: of the Q/DQ graph, ``"cpu"`` or ``"tensorrt"``.
+        flavor: of the Q/DQ graph, one of `edgehp.quantization.recipe.FLAVORS`.
         half: whether the graph's body is FP16.
         compare: whether INT8 is compared with FP16, because the hardware may be slower in it.
         warnings: what the user must be told.
@@ -430,7 +430,7 @@ def _same_build(plan: Plan, request: BuildRequest) -> list[str]:
     for name in (f.name for f in fields(usual)):
         value = getattr(request, name)
         if name not in _NOT_REPEATED and value != getattr(usual, name):
-            words += [f"--{name.replace('_', '-')}", str(value)]
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     if request.batch != usual.batch:
         sizes = request.batch if len(set(request.batch)) > 1 else request.batch[:1]
         words += ["--batch-sizes", ",".join(map(str, sizes))]

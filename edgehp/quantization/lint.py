@@ -45,7 +45,7 @@ def lint(model: onnx.ModelProto, flavor: str, placement: Placement) -> tuple[Fin
 
     Args:
         model: the Q/DQ graph.
-        flavor: ``"tensorrt"`` or ``"cpu"``.
+        flavor: one of `recipe.FLAVORS`.
         placement: where pairs and integer weights should be.
 
     Raises:

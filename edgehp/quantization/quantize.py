@@ -40,7 +40,7 @@ class QuantizationConfig:
     """How to quantize.
 
     Attributes:
-        flavor: ``"tensorrt"`` or ``"cpu"``.
+        flavor: one of `recipe.FLAVORS`.
         method: a calibration method of `edgehp.quantization.ranges.METHODS`, or ``"auto"``: the one
             nearest to FP32 on the held-back crops.
         rounding: True rounds the weights of a layer jointly, False each to the nearest integer;

@@ -1,6 +1,6 @@
 """The calibration table: activation ranges by tensor and method, tied to what they came from.
 
-One pass over the crops gives the ranges of every method for both flavors. An artifact keeps the
+One pass over the crops gives the ranges of every method for all flavors. An artifact keeps the
 table as a small JSON file.
 """
 

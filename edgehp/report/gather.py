@@ -35,7 +35,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 # Kinds of reports, and the schema of each that this edgehp writes.
-KINDS = {"benchmark": 3, "validation": 1}
+KINDS = {"benchmark": 3, "validation": 2}
 _SHOWN_PX = 160
 _MOST_PHOTOS = 12
 

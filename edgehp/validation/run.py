@@ -55,7 +55,7 @@ BoxSource = Callable[[Image, Sample], "Box | None"]
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CLEAN = "clean"
 
 
