@@ -271,7 +271,9 @@ def test_decoding_is_that_of_the_deployed_graph(
     assert output.decode([v[None] for v in values.values()]) == pytest.approx(built, abs=1e-3)
 
 
-def test_without_photos_it_says_what_is_missing(tmp_path: Path) -> None:
+def test_without_photos_it_says_what_is_missing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     values = {"box": np.zeros(5), "euler": np.zeros(3), "quat": np.array([0.0, 0, 0, 1])}
     net = answer_net(tmp_path / "net.onnx", values, nhwc=True)
     text = described(net)
@@ -284,6 +286,8 @@ def test_without_photos_it_says_what_is_missing(tmp_path: Path) -> None:
     marked = {line.split(" =")[0] for line in text.splitlines() if "# fill in" in line}
     assert marked >= {"licence", "colour", "mean", "std", "box_rule", "box_scale", "order"}
     assert not marked & {"size", "layout", "name"}
+    # Whoever builds with it as it is hears of each.
+    assert all(name in caplog.text for name in marked)
 
 
 def test_a_constant_network_is_said_to_be_none(photos: Path, tmp_path: Path, caplog) -> None:

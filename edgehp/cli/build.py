@@ -272,7 +272,10 @@ def _print(result: BuildResult, validate_on: Path | None, threads: int | None) -
         rows.append(("calibration", f"{crops}, {calibration.method}"))
     if accuracy is not None:
         if accuracy.reference is not None and accuracy.artifact is not None:
-            rows.append(("MAE, degrees", f"{accuracy.reference:.3f} FP32, {accuracy.artifact:.3f}"))
+            means = (
+                f"{accuracy.reference:.3f} FP32, {accuracy.artifact:.3f} {precision.asked.upper()}"
+            )
+            rows.append(("MAE, degrees", means))
         rows.append(("measured on", f"{accuracy.count} crops of {accuracy.dataset}"))
         rows.append(("measured with", accuracy.measured_with))
     print_table(("what", "result"), rows)

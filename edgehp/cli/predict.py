@@ -161,6 +161,7 @@ def _opened(artifact: Path | None, network: str | None, threads: int | None) -> 
     if artifact is None:
         try:
             artifact = newest_artifact()
+            note(f"with {artifact}, the newest")
         except DataError:
             note(f"no artifact in dist/: predicting with {DEFAULT_NETWORK} in floating point")
             return open_network(DEFAULT_NETWORK, threads=threads)

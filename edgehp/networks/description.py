@@ -45,6 +45,7 @@ becomes a pose::
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -62,8 +63,12 @@ from edgehp.files import Record, read_toml
 
 __all__ = ["DarkRule", "Description", "Grid", "InputSpec", "OutputSpec", "load_description"]
 
+_log = logging.getLogger(__name__)
+
 Array = npt.NDArray[np.float64]
 ANGLES = ("pitch", "yaw", "roll")
+# What `edgehp describe` writes behind a value that the file does not tell.
+FILL_IN = "# fill in"
 QUATERNION = ("x", "y", "z", "w")
 Sign = Literal[-1, 1]
 
@@ -251,6 +256,9 @@ def load_description(path: Path, network: Path | None = None) -> Description:
         network: the network file in place of the only one in `files`, or the folder that `files`
             are in; None for the folder of `path`.
 
+    What still has the mark `FILL_IN` is named in a warning: it may be wrong, and the gate, which
+    compares with this very network in floating point, would not see it.
+
     Raises:
         DataError: a key is missing, unknown or of the wrong kind, or a network file is missing.
     """
@@ -258,6 +266,13 @@ def load_description(path: Path, network: Path | None = None) -> Description:
         found = read_toml(path, Description)
     except UsageError as e:
         raise DataError(f"{path}: {e}") from e
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if guessed := [line.partition("=")[0].strip() for line in lines if FILL_IN in line]:
+        _log.warning(
+            "%s: 'edgehp describe' guessed %s and nobody has confirmed it; correct what is wrong, "
+            "and take '%s' away",
+            *(path, ", ".join(guessed), FILL_IN),
+        )
     if network is not None and not network.is_dir():
         if len(found.files) > 1:
             raise DataError(

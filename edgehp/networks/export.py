@@ -98,7 +98,9 @@ def _check_interface(model: onnx.ModelProto, path: Path) -> None:
         raise CheckpointError(
             f"{path} is not a deployed graph: it takes {text[0]} and gives {text[1]}; expected "
             f"{INPUT} uint8[N, S, S, 3] to angles float[N, 3] and spread float[N, 3] with a "
-            "dynamic batch N\nhint: give the checkpoint it was exported from instead"
+            "dynamic batch N\nhint: a network of others needs a description: "
+            f"'edgehp describe {path} --output net.toml', then "
+            f"'edgehp build --network {path} --describe net.toml'"
         )
 
 
