@@ -61,6 +61,8 @@ held-back = 0.15
 SHORT = {
     r"--(epochs|duration|starts|workers) \S+": r"--\1 1",
     r"--batch \S+": "--batch 8",
+    # The size of a network of others is its own.
+    r"(--describe \S+)": r"\1 --input-size 32",
     r"--grid \S+": "--grid 1",
     r"--input-size 224 --start-size \S+": "--input-size 64",
     r"--max-drop \S+": "--max-drop 90",
