@@ -13,6 +13,7 @@ from edgehp.cli._command import PATH, output_option, subcommand
 from edgehp.cli._output import say
 from edgehp.cli._photos import DATASETS, photo_depth
 from edgehp.errors import DataError, UsageError
+from edgehp.networks import FILL_IN
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 _PHOTOS = 64
 _SHOWN = 5
-_FILL_IN = "  # fill in"
+_FILL_IN = f"  {FILL_IN}"
 
 
 @subcommand(

@@ -60,6 +60,7 @@ from edgehp import pose
 from edgehp.crop import Preprocessing
 from edgehp.errors import DataError, UsageError
 from edgehp.files import Record, read_toml
+from edgehp.networks import FILL_IN
 
 __all__ = ["DarkRule", "Description", "Grid", "InputSpec", "OutputSpec", "load_description"]
 
@@ -67,8 +68,6 @@ _log = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float64]
 ANGLES = ("pitch", "yaw", "roll")
-# What `edgehp describe` writes behind a value that the file does not tell.
-FILL_IN = "# fill in"
 QUATERNION = ("x", "y", "z", "w")
 Sign = Literal[-1, 1]
 

@@ -258,8 +258,7 @@ def golden_vectors(
         The record, and the picture [8 S, S, 3] RGB to store as `file`.
     """
     order = np.argsort(reference.angles[:, 1], kind="stable")
-    count = min(GOLDEN_COUNT, len(order))
-    chosen = order[np.linspace(0, len(order) - 1, count).astype(int)]
+    chosen = order[spaced(len(order), GOLDEN_COUNT)]
     angles = reference.angles[chosen]
     golden = Golden(
         file,
@@ -268,7 +267,7 @@ def golden_vectors(
         tolerance_degrees=tolerance(artifact.angles[chosen], angles),
     )
     size = held_out.crops.shape[1]
-    return golden, held_out.crops[chosen].reshape(count * size, size, 3)
+    return golden, held_out.crops[chosen].reshape(len(chosen) * size, size, 3)
 
 
 def tolerance(found: npt.ArrayLike, golden: npt.ArrayLike) -> float:
