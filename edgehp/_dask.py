@@ -30,8 +30,6 @@ except ImportError as e:
         f"--cluster needs Dask's distributed\nhint: {install_extra('cluster')}"
     ) from e
 
-__all__ = ["connected"]
-
 _log = logging.getLogger(__name__)
 
 # To reach the scheduler, and for its first worker to be there.

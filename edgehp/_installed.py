@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["install_command", "install_extra", "install_networks", "networks_command"]
-
 _NAME = "edgehp"
 _NETWORKS = "edgehp-networks"
 

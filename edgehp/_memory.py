@@ -10,8 +10,6 @@ import ctypes
 import gc
 from typing import Any
 
-__all__ = ["give_back", "keep_little"]
-
 # malloc.h of glibc: M_MMAP_THRESHOLD and M_ARENA_MAX.
 _MMAP_THRESHOLD, _ARENA_MAX = -3, -8
 _HEAPS = 2

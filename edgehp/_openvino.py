@@ -15,8 +15,6 @@ from typing import Any
 
 from edgehp.errors import EnvironmentalError
 
-__all__ = ["import_openvino"]
-
 _TELEMETRY = "openvino_telemetry"
 
 

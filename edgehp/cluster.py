@@ -26,8 +26,6 @@ from typing import Any, Protocol, TypeVar
 from edgehp.datasets.base import prefetch
 from edgehp.errors import EdgehpError, EnvironmentalError, UsageError
 
-__all__ = ["Lost", "Pool", "ShardsLostError", "Work", "Workers", "do_shard", "run_shards"]
-
 Item = TypeVar("Item")
 Taken = TypeVar("Taken", contravariant=True)
 Given = TypeVar("Given", covariant=True)

@@ -20,19 +20,6 @@ import numpy.typing as npt
 from edgehp.errors import DataError, UsageError
 from edgehp.files import Record, json_digest, plain, to_record
 
-__all__ = [
-    "BOX_RULES",
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "PICTURE_FORMS",
-    "Box",
-    "Cut",
-    "Picture",
-    "Preprocessing",
-    "crop_face",
-    "cut_of",
-]
-
 Image = npt.NDArray[np.uint8]
 
 BOX_RULES = ("stretch", "square")

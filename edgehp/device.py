@@ -15,23 +15,6 @@ from typing import Protocol
 
 from edgehp.driver import Gpu, probe_driver
 
-__all__ = [
-    "DISTRIBUTIONS",
-    "POWER_MODE_COMMAND",
-    "DeviceProbe",
-    "HostProbe",
-    "JetsonModule",
-    "cache_folder",
-    "find_jetson",
-    "l4t_release",
-    "memory_gib",
-    "module_part",
-    "power_mode_of",
-    "processor_name",
-    "read_integer",
-    "read_text",
-]
-
 SYSTEM_ROOT = Path("/")
 # Prints what `power_mode_of` reads.
 POWER_MODE_COMMAND = ("nvpmodel", "-q")

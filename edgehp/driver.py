@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 from edgehp.errors import EnvironmentalError
 
-__all__ = ["PROBE_CODE", "DriverProbe", "Gpu", "NoDriverError", "probe_driver", "read_answer"]
-
 _TIMEOUT_S = 60
 # Plain ctypes: the question is whether the driver works, not whether a Python binding is there.
 # The numbers 75 and 76 are CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h.

@@ -18,18 +18,6 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
-__all__ = [
-    "AccuracyError",
-    "CheckpointError",
-    "CompatibilityError",
-    "DataError",
-    "EdgehpError",
-    "EnvironmentalError",
-    "MeasurementError",
-    "UsageError",
-    "without_password",
-]
-
 _URL_PASSWORD = re.compile(r"(://[^/\s:@]*):\S*@")
 _SETTING = re.compile(
     r"([\w-]*(?:pw|pwd|pass|password|passwd|token|secret|api_?key))"

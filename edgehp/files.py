@@ -32,31 +32,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = [
-    "Record",
-    "decode_text",
-    "finite",
-    "is_utf8",
-    "json_digest",
-    "output_to",
-    "parse_json",
-    "plain",
-    "read_bytes",
-    "read_json",
-    "read_toml",
-    "replacing",
-    "require_utf8",
-    "require_writable",
-    "resource_dir",
-    "sha256_bytes",
-    "sha256_file",
-    "stand_in",
-    "strict_json",
-    "to_record",
-    "write_output",
-    "write_whole",
-]
-
 T = TypeVar("T")
 
 PACKAGE = Path(__file__).resolve().parent

@@ -26,17 +26,6 @@ import numpy.typing as npt
 from edgehp.errors import DataError
 from edgehp.files import is_utf8, require_utf8, stand_in
 
-__all__ = [
-    "LIST_SUFFIXES",
-    "PHOTO_SUFFIXES",
-    "decode_photo",
-    "files_below",
-    "find_photos",
-    "is_apple_double",
-    "report_left_out",
-    "to_8_bits",
-]
-
 Image = npt.NDArray[np.uint8]
 logger = logging.getLogger(__name__)
 

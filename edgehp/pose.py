@@ -33,25 +33,6 @@ import numpy.typing as npt
 
 from edgehp.errors import DataError, UsageError
 
-__all__ = [
-    "CONVENTIONS",
-    "Convention",
-    "angle_errors",
-    "convention",
-    "euler_from_matrix",
-    "flip_matrix",
-    "geodesic_degrees",
-    "matrix_from_euler",
-    "matrix_from_quaternion",
-    "mean_rotation",
-    "project_to_rotation",
-    "require_rotation",
-    "rotation_spread",
-    "to_aflw2000",
-    "vector_errors",
-    "wrap_degrees",
-]
-
 Array = npt.NDArray[np.float64]
 
 # Mirror image: x changes its sign.

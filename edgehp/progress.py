@@ -18,8 +18,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-__all__ = ["Listener", "Step", "listening", "step", "track"]
-
 T = TypeVar("T")
 
 

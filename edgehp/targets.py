@@ -19,21 +19,6 @@ from edgehp.errors import DataError, UsageError
 from edgehp.files import Record, plain, read_toml, resource_dir, to_record
 from edgehp.versions import parse_version
 
-__all__ = [
-    "PRECISIONS",
-    "JetPackRow",
-    "Peaks",
-    "Resolution",
-    "Target",
-    "TensorRTRange",
-    "Verdict",
-    "check_precision",
-    "list_targets",
-    "load_target",
-    "resolve_target",
-    "target_of_part",
-]
-
 PRECISIONS = ("int8", "fp16", "fp32")
 ORIN = "orin"
 ORIN_DEFAULT = "orin-agx-64gb"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from edgehp.errors import DataError
 
-__all__ = ["parse_version"]
-
 
 def parse_version(text: str) -> tuple[int, ...]:
     """The release of a version: ``"10.14.1.48.post1"`` gives (10, 14, 1, 48).

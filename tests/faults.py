@@ -36,8 +36,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Killed", "Recording", "calls_of", "killed", "no_flush", "recorded"]
-
 # Every function of os that looks at or changes a disk and that shipping may call.
 CALLS = (
     "open", "close", "pread", "read", "write", "fsync", "fdatasync", "rename", "replace", "link",

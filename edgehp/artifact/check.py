@@ -34,17 +34,6 @@ from edgehp.pose import angle_errors
 from edgehp.targets import load_target
 from edgehp.versions import parse_version
 
-__all__ = [
-    "Artifact",
-    "check_device",
-    "check_fit",
-    "golden_crops",
-    "load_artifact",
-    "newest_artifact",
-    "read_manifest",
-    "verify_golden",
-]
-
 logger = logging.getLogger(__name__)
 
 # Written beside the listed files by later commands; never opened as part of the artifact.

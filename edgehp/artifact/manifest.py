@@ -25,30 +25,6 @@ from edgehp.engines.audit import LayerPrecision
 from edgehp.errors import CompatibilityError, DataError, UsageError
 from edgehp.files import Record, json_digest, plain, sha256_bytes, strict_json, to_record
 
-__all__ = [
-    "MANIFEST_NAME",
-    "SCHEMA_VERSION",
-    "Accuracy",
-    "Appearance",
-    "BuildRecord",
-    "Calibration",
-    "Comparison",
-    "EngineRecord",
-    "FileRecord",
-    "Golden",
-    "Manifest",
-    "MixedRecord",
-    "NetworkRecord",
-    "PrecisionRecord",
-    "SoftwareId",
-    "StepTime",
-    "SubsetRecord",
-    "TargetRecord",
-    "manifest_schema",
-    "parse_manifest",
-    "sealed",
-]
-
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 3
 # A manifest of a ResNet with a full audit is about 30 kB; a larger file is a mistake or an attack.

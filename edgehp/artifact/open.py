@@ -13,15 +13,6 @@ from edgehp.crop import Preprocessing
 from edgehp.engines import PROCESSOR_ENGINES, Engine, open_engine, processor_engine
 from edgehp.errors import CompatibilityError, EdgehpError, EnvironmentalError, UsageError
 
-__all__ = [
-    "OpenedNetwork",
-    "open_artifact",
-    "open_emulation",
-    "open_loaded",
-    "open_network",
-    "open_reference",
-]
-
 logger = logging.getLogger(__name__)
 
 # An artifact may carry the FP32 graph it was made from under this name.

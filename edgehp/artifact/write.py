@@ -20,8 +20,6 @@ from edgehp.artifact.manifest import MANIFEST_NAME, FileRecord, Manifest
 from edgehp.errors import EnvironmentalError, UsageError
 from edgehp.files import sha256_file
 
-__all__ = ["ArtifactWriter"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -23,8 +23,6 @@ from typing import Any
 from edgehp import __version__, errors
 from edgehp.errors import EdgehpError, EnvironmentalError
 
-__all__ = ["REPORT", "STAGES", "answer_first", "joined", "measure_starts", "start_rows"]
-
 REPORT = "bench-cold-start"
 STAGES = ("python", "imports", "artifact", "engine", "answer")
 SCHEMA_VERSION = 1

@@ -31,19 +31,6 @@ from edgehp.device import (
     read_text,
 )
 
-__all__ = [
-    "HostState",
-    "HostWatch",
-    "Quota",
-    "Recorder",
-    "changed_settings",
-    "cpu_quota",
-    "describe_host",
-    "peak_memory_mib",
-    "power_mode",
-    "read_host",
-]
-
 _PACKAGES = (
     *("numpy", "opencv-python-headless", "openvino", "onnxruntime", "tensorrt"),
     *("tensorrt-rtx-cu13", "cuda-bindings", "pycuda", "jetson-stats", "nvidia-ml-py"),

@@ -27,20 +27,6 @@ from edgehp.engines.base import (
 )
 from edgehp.errors import DataError
 
-__all__ = [
-    "ARTIFACT",
-    "REFERENCE",
-    "Frame",
-    "Frames",
-    "Lane",
-    "Turn",
-    "WarmUp",
-    "camera_frames",
-    "describe",
-    "photo_frames",
-    "warm_up",
-]
-
 Image = npt.NDArray[np.uint8]
 
 WIDTH, HEIGHT = 1920, 1080

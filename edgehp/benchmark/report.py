@@ -20,17 +20,6 @@ from edgehp.benchmark.validity import Evidence, assess
 from edgehp.crop import Preprocessing
 from edgehp.files import finite
 
-__all__ = [
-    "SCHEMA_VERSION",
-    "STAGES",
-    "Context",
-    "Subject",
-    "Table",
-    "assemble",
-    "number",
-    "summary_rows",
-]
-
 SCHEMA_VERSION = 3
 # Stages timed on the processor, and those that an engine times by a clock of its own.
 _HOST_STAGES = ("preprocessing", "call", "end_to_end")

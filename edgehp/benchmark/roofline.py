@@ -30,17 +30,6 @@ from edgehp.targets import Peaks, Target, load_target
 if TYPE_CHECKING:
     from edgehp.artifact.open import OpenedNetwork
 
-__all__ = [
-    "BOARDS",
-    "GraphCost",
-    "MeasuredPeaks",
-    "graph_cost",
-    "measure_peaks",
-    "peaks_for",
-    "roofline",
-    "roofline_of",
-]
-
 logger = logging.getLogger(__name__)
 
 # Shapes of the input and the weights, and layers: convolutions as in the middle of a ResNet, whose

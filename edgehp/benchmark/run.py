@@ -26,26 +26,6 @@ from edgehp.benchmark.lanes import Answer, Lane, Turn, WarmUp, warm_up
 from edgehp.datasets.base import prefetch
 from edgehp.errors import UsageError
 
-__all__ = [
-    "DEFAULT_DURATION_S",
-    "END_TO_END",
-    "HEADLINE",
-    "INFERENCE",
-    "OFFICIAL_DURATION_S",
-    "SCENARIOS",
-    "Measured",
-    "Plan",
-    "Progress",
-    "largest_useful_batch",
-    "measure",
-    "multi_camera",
-    "offline",
-    "run_turn",
-    "single_stream",
-    "slice_seconds",
-]
-
-
 # The headline percentile of a scenario, after MLPerf Inference; None: throughput alone.
 HEADLINE = {"single-stream": 90.0, "offline": None, "multi-camera": 99.0}
 SCENARIOS = tuple(HEADLINE)

@@ -37,8 +37,6 @@ from edgehp.engines import PROCESSOR_ENGINES
 from edgehp.engines.base import TimedEngine
 from edgehp.errors import EdgehpError, MeasurementError, UsageError
 
-__all__ = ["AGAINST_FP32", "AGAINST_NONE", "Request", "benchmark"]
-
 logger = logging.getLogger(__name__)
 
 AGAINST_FP32, AGAINST_NONE = "fp32", "none"

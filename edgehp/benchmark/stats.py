@@ -15,20 +15,6 @@ import numpy.typing as npt
 from edgehp.benchmark.lanes import Turn
 from edgehp.validation.statistics import mean_interval
 
-__all__ = [
-    "CONFIDENCE",
-    "PERCENTILES",
-    "Histogram",
-    "Latency",
-    "Percentile",
-    "Speedup",
-    "needed_for",
-    "percentile",
-    "speedup",
-    "summarize",
-    "upper_bound",
-]
-
 Array = npt.NDArray[np.float64]
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)

@@ -10,8 +10,6 @@ from edgehp.benchmark.host import HostState
 from edgehp.benchmark.lanes import WarmUp
 from edgehp.benchmark.stats import Latency
 
-__all__ = ["BURST_S", "Evidence", "Limits", "Validity", "assess"]
-
 BURST_S = 2.0
 
 

@@ -19,30 +19,6 @@ from edgehp.shipping import PASSWORD_VARIABLE
 if TYPE_CHECKING:
     from edgehp.shipping.signature import PublicKey
 
-__all__ = [
-    "PATH",
-    "Command",
-    "Group",
-    "Notes",
-    "Positional",
-    "json_option",
-    "key_password",
-    "live",
-    "loudness",
-    "loudness_options",
-    "note",
-    "output_option",
-    "read_keys",
-    "root_option",
-    "start_logging",
-    "subcommand",
-    "threads_option",
-    "trust_option",
-    "weights_option",
-    "with_weights",
-    "worker_options",
-]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Of options and arguments that name a file or folder; whether it is there is said by its reader.

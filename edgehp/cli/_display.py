@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.spinner import Spinner
 
-__all__ = ["Display"]
-
 # A long step says how far it is after so many seconds, where nothing can be drawn.
 _PLAIN_SECONDS = 30.0
 # Notes that a live region shows while it is drawn; all of them at its end.

@@ -14,17 +14,6 @@ from typing import Any, TextIO
 
 import click
 
-__all__ = [
-    "answer",
-    "conclude",
-    "format_table",
-    "print_json",
-    "print_table",
-    "say",
-    "styled",
-    "wrapped",
-]
-
 _STYLED = re.compile(r"((?:\x1b\[[0-9;]*m)+)(.*?)(\x1b\[0m)", re.DOTALL)
 # Longer words may be cut: paths and hashes.
 _LONGEST_WORD = 20

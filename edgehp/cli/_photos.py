@@ -13,8 +13,6 @@ from edgehp.errors import UsageError
 if TYPE_CHECKING:
     from edgehp.datasets.base import Dataset
 
-__all__ = ["DATASETS", "open_photos", "photo_depth", "skip_bad"]
-
 DATASETS = ("aflw2000", "biwi", "aflw", "300w-lp", "rendered", "faces")
 
 # Of every command that reads photos. Nothing is guessed: 10 bits in 16 look like a dark photo.

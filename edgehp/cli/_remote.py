@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     # What takes the place of a parameter, by its name; nothing where it is left out.
     Changes = Mapping[str, Sequence[Part]]
 
-__all__ = ["Trip", "over_ssh", "sent_artifact"]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS = [

@@ -20,8 +20,6 @@ from edgehp.files import strict_json
 if TYPE_CHECKING:
     from edgehp.cli._remote import Changes
 
-__all__ = ["plan_bench", "plan_build", "plan_validate", "turns_bench"]
-
 _DEFERRED = "edgehp.remote.deferred"
 
 

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from edgehp.benchmark.power.base import PowerRecorder
     from edgehp.benchmark.run import Progress
 
-__all__ = ["command"]
-
 SCENARIOS = ("single-stream", "offline", "multi-camera")
 COLD = "cold-start"
 # The options that a cold start takes; the others are of runs that take longer.

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from edgehp.artifact.manifest import Manifest
     from edgehp.pipeline.pipeline import BuildResult
 
-__all__ = ["command"]
-
 logger = logging.getLogger(__name__)
 
 # Where a context's `meta` holds the manifest that --recipe named.

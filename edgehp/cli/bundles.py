@@ -19,8 +19,6 @@ from edgehp.cli._output import print_json, print_table
 from edgehp.progress import step
 from edgehp.shipping import PASSWORD_VARIABLE
 
-__all__ = ["bundle", "verify"]
-
 
 @subcommand(
     "bundle",

@@ -6,8 +6,6 @@ import click
 
 from edgehp.cli._command import subcommand
 
-__all__ = ["command"]
-
 _VARIABLE = "_EDGEHP_COMPLETE"
 
 

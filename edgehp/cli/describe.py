@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from edgehp.networks.describe import Network, Trial, Trials
     from edgehp.networks.description import InputSpec, OutputSpec
 
-__all__ = ["command"]
-
 logger = logging.getLogger(__name__)
 
 _PHOTOS = 64

@@ -15,8 +15,6 @@ from edgehp.cli._photos import skip_bad as skip_bad_option
 from edgehp.errors import UsageError
 from edgehp.progress import step as begin
 
-__all__ = ["command"]
-
 
 @subcommand(
     "label",

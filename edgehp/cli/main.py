@@ -19,8 +19,6 @@ from edgehp import __version__
 from edgehp.cli._command import loudness_options, start_logging
 from edgehp.errors import EdgehpError, EnvironmentalError, without_password
 
-__all__ = ["COMMANDS", "cli", "main"]
-
 logger = logging.getLogger(__name__)
 
 # In the order of the help. The texts stand here and not in the commands' modules, so that

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from edgehp.runtime.predict import FaceFinder
     from edgehp.runtime.sources import Frame, Source
 
-__all__ = ["command"]
-
 logger = logging.getLogger(__name__)
 
 

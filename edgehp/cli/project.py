@@ -18,17 +18,6 @@ from edgehp.errors import CompatibilityError, EnvironmentalError, UsageError
 if TYPE_CHECKING:
     from edgehp.artifact.manifest import Manifest
 
-__all__ = [
-    "PROJECT",
-    "SHARED",
-    "Project",
-    "artifacts_here",
-    "differences",
-    "init",
-    "read_project",
-    "read_recipe",
-]
-
 logger = logging.getLogger(__name__)
 
 PROJECT = "edgehp.toml"

@@ -11,8 +11,6 @@ from edgehp.cli._command import PATH, Group, json_option, key_password, read_key
 from edgehp.cli._output import answer
 from edgehp.shipping import PASSWORD_VARIABLE
 
-__all__ = ["command"]
-
 _FOLDER = click.argument("repository", type=PATH)
 _KEYS = click.option(
     "--keys",

@@ -11,8 +11,6 @@ from edgehp.cli._command import PATH, json_option, note, output_option, subcomma
 from edgehp.cli._output import answer
 from edgehp.cli.project import artifacts_here
 
-__all__ = ["command"]
-
 
 @subcommand(
     "report",

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from edgehp.runtime.settings import Settings
     from edgehp.runtime.tracking import Tracker
 
-__all__ = ["command"]
-
 logger = logging.getLogger(__name__)
 
 _UNIT = "edgehp-run.service"

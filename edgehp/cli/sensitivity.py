@@ -11,8 +11,6 @@ from edgehp.cli._command import PATH, json_option, subcommand, threads_option
 from edgehp.cli._output import print_json, print_table
 from edgehp.progress import step
 
-__all__ = ["command"]
-
 
 @subcommand("sensitivity", "edgehp sensitivity dist/kd-resnet18-112-cpu-int8 --plot layers.svg")
 @click.argument("artifact", required=False, type=PATH)

@@ -23,8 +23,6 @@ from edgehp.progress import step
 if TYPE_CHECKING:
     from edgehp.shipping.slots import Slot
 
-__all__ = ["confirm", "install", "rollback", "status", "update"]
-
 
 def _describe(slot: Slot, role: str) -> str:
     """What a slot holds, in lines that fit a terminal."""

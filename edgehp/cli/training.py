@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from edgehp.training.loop import Progress
     from edgehp.training.runs import Run, RunResult
 
-__all__ = ["distill", "student_spec", "train"]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Options of the last release.

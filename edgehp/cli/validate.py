@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from edgehp.validation.session import Item
     from edgehp.validation.statistics import GateResult
 
-__all__ = ["command", "default_report"]
-
 logger = logging.getLogger(__name__)
 
 

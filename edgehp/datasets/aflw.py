@@ -27,8 +27,6 @@ from edgehp.errors import DataError
 from edgehp.files import stand_in
 from edgehp.pose import to_aflw2000
 
-__all__ = ["LAYOUT", "read_aflw"]
-
 LAYOUT = "data/aflw.sqlite and data/flickr/0/image00002.jpg ..."
 LIST = "AFLW.json"
 _DATABASES = ("aflw.sqlite", "data/aflw.sqlite")

@@ -20,22 +20,6 @@ from edgehp.errors import DataError
 from edgehp.images import Image, decode_photo
 from edgehp.pose import matrix_from_euler
 
-__all__ = [
-    "ANGLE_FILTER",
-    "MAX_ANGLE",
-    "Dataset",
-    "Sample",
-    "Skip",
-    "Skips",
-    "build_dataset",
-    "join_datasets",
-    "labels_from_angles",
-    "prefetch",
-    "refuse_degrees",
-    "spaced",
-    "within",
-]
-
 Array = npt.NDArray[np.float64]
 S = TypeVar("S")
 R = TypeVar("R")

@@ -16,8 +16,6 @@ from edgehp.errors import DataError
 from edgehp.files import decode_text, read_bytes
 from edgehp.pose import euler_from_matrix, project_to_rotation, require_rotation
 
-__all__ = ["LAYOUT", "read_biwi", "read_biwi_pose", "read_rgb_cal"]
-
 Array = npt.NDArray[np.float64]
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,6 @@ from edgehp.datasets.stores import NameIndex, Store, inside, open_store
 from edgehp.errors import DataError
 from edgehp.images import PHOTO_SUFFIXES, report_left_out
 
-__all__ = ["read_faces", "read_rendered"]
-
 logger = logging.getLogger(__name__)
 
 _LIST = "boxes.csv"

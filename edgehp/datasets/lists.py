@@ -36,23 +36,6 @@ from edgehp.files import decode_text, parse_json, read_bytes, sha256_bytes
 from edgehp.images import LIST_SUFFIXES, report_left_out
 from edgehp.pose import euler_from_matrix, geodesic_degrees, require_rotation
 
-__all__ = [
-    "ANGLES",
-    "BOX",
-    "MATRIX",
-    "BoxEntry",
-    "BoxList",
-    "Row",
-    "Table",
-    "find_boxes",
-    "load_boxes",
-    "parse_box",
-    "parse_list",
-    "parse_table",
-    "read_table",
-    "require_split",
-]
-
 Array = npt.NDArray[np.float64]
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,6 @@ import numpy.typing as npt
 from edgehp.errors import DataError
 from edgehp.files import read_bytes
 
-__all__ = ["read_mat"]
-
 Array = npt.NDArray[np.float64]
 
 _MATRIX, _COMPRESSED = 14, 15

@@ -31,16 +31,6 @@ from edgehp.files import require_utf8
 from edgehp.images import is_apple_double, report_left_out
 from edgehp.pose import to_aflw2000
 
-__all__ = [
-    "AFLW2000_LAYOUT",
-    "W300LP_LAYOUT",
-    "PoseMat",
-    "box_from_landmarks",
-    "read_300w_lp",
-    "read_aflw2000",
-    "read_pose_mat",
-]
-
 Array = npt.NDArray[np.float64]
 logger = logging.getLogger(__name__)
 

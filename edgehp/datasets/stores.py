@@ -19,21 +19,6 @@ from edgehp.errors import DataError
 from edgehp.files import read_bytes, stand_in
 from edgehp.images import files_below, is_apple_double
 
-__all__ = [
-    "Archive",
-    "FilePhoto",
-    "Folder",
-    "NameIndex",
-    "PhotoSource",
-    "SentPhoto",
-    "Store",
-    "ZipPhoto",
-    "inside",
-    "open_store",
-    "photo_for",
-    "plain_name",
-]
-
 _LARGEST_MEMBER = 256 * 2**20
 
 

@@ -29,25 +29,6 @@ from edgehp.doctor.system import (
 )
 from edgehp.engines import ENGINE_KINDS
 
-__all__ = [
-    "BASE",
-    "FAILED",
-    "NEEDS",
-    "NOT_TESTED",
-    "OK",
-    "SCHEMA_VERSION",
-    "CommandState",
-    "Diagnosis",
-    "EngineState",
-    "Needs",
-    "PackageState",
-    "diagnose",
-    "find_engines",
-    "find_packages",
-    "how_to_install",
-    "requirements",
-]
-
 # The "extra" whose packages come with every installation.
 BASE = ""
 # Distributions whose module has another name; None: it has none.

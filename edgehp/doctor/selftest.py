@@ -42,8 +42,6 @@ from edgehp.engines.gpu_crop import CropKernel, Load
 from edgehp.engines.tensorrt import import_tensorrt
 from edgehp.errors import CompatibilityError, EdgehpError, EnvironmentalError, MeasurementError
 
-__all__ = ["Check", "run_checks"]
-
 GRAPH = Path(__file__).with_name("selftest.onnx")
 # Answers of onnxruntime 1.32 on the processor for `_crops()`: angles, then spreads, in degrees.
 _EXPECTED = (-44.806, -15.061, -8.273, -1.403, -23.409, -56.559)

@@ -31,20 +31,6 @@ from edgehp.driver import PROBE_CODE, Gpu, read_answer
 from edgehp.errors import EdgehpError, EnvironmentalError
 from edgehp.targets import resolve_target, target_of_part
 
-__all__ = [
-    "Cpu",
-    "Disk",
-    "Jetson",
-    "Nvidia",
-    "Probe",
-    "RunResult",
-    "find_cpu",
-    "find_disk",
-    "find_jetson_state",
-    "find_nvidia",
-    "run",
-]
-
 # A first import of torch from an SD card takes half a minute.
 TIMEOUT_SECONDS = 60.0
 

@@ -17,8 +17,6 @@ import msgspec
 from edgehp.errors import CompatibilityError
 from edgehp.files import Record
 
-__all__ = ["LayerPrecision", "PrecisionAudit"]
-
 INT8 = "int8"
 # Common spellings -> ours. Unsigned and signed 8 bits run at the same speed: both are INT8.
 _NAMES = {

@@ -19,34 +19,6 @@ import numpy.typing as npt
 from edgehp.crop import Box, Picture, Preprocessing, crop_face
 from edgehp.errors import DataError, EnvironmentalError, UsageError
 
-__all__ = [
-    "INPUT_NAME",
-    "OUTPUT_NAMES",
-    "Crops",
-    "Engine",
-    "EngineBase",
-    "EngineInfo",
-    "Face",
-    "FrameEngine",
-    "Json",
-    "Prediction",
-    "StageTimes",
-    "StreamingEngine",
-    "TimedEngine",
-    "answers_of",
-    "check_crops",
-    "check_file",
-    "check_processor",
-    "check_threads",
-    "constant_types",
-    "crops_frames",
-    "import_runtime",
-    "infer_frames",
-    "input_size_of",
-    "prediction_from",
-    "sum_of",
-]
-
 # The names `edgehp.networks.graph` gives; repeated because the device side has no graph builder.
 INPUT_NAME = "crops"
 OUTPUT_NAMES = ("angles", "spread")

@@ -13,17 +13,6 @@ from edgehp.engines.base import check_file
 from edgehp.errors import DataError, EnvironmentalError, UsageError
 from edgehp.files import write_output
 
-__all__ = [
-    "PRECISIONS",
-    "BuildOptions",
-    "BuildReport",
-    "build",
-    "build_engine",
-    "check_asked",
-    "check_batch",
-    "quantised_convolutions",
-]
-
 PRECISIONS = ("fp32", "fp16", "int8")
 # kind -> module with `build(onnx_path, out_path, options) -> BuildReport`.
 _BUILDERS = {

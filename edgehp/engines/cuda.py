@@ -23,8 +23,6 @@ from edgehp._installed import install_extra
 from edgehp.driver import DriverProbe, probe_driver
 from edgehp.errors import EnvironmentalError, UsageError
 
-__all__ = ["WAITS", "Buffer", "Cuda", "GpuLostError", "PyCuda", "check_cuda_package", "open_cuda"]
-
 # How the processor waits for the GPU -> the bits of CUctx_flags in cuda.h. Spinning answers
 # soonest, blocking leaves the core to others.
 WAITS = {"auto": 0, "spin": 1, "block": 4}

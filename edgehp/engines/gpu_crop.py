@@ -24,17 +24,6 @@ from edgehp.engines.cuda import Cuda
 from edgehp.errors import DataError, EnvironmentalError
 from edgehp.files import write_whole
 
-__all__ = [
-    "CUT",
-    "FUNCTION",
-    "KERNEL",
-    "CropKernel",
-    "Load",
-    "compile_kernel",
-    "kernel_for",
-    "kernel_path",
-]
-
 _log = logging.getLogger(__name__)
 
 KERNEL = Path(__file__).with_name("crop_kernel.c")

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     # Checked where the package tensorrt-stubs is installed.
     from tensorrt import IExecutionContext
 
-__all__ = ["GpuStream", "Shapes"]
-
 _log = logging.getLogger(__name__)
 _ROW_BYTES = 3 * 4
 # Marks in the stream: begin, after the upload, the crop kernel, the engine, the download.

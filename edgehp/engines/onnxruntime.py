@@ -26,14 +26,6 @@ from edgehp.engines.base import (
 )
 from edgehp.errors import DataError, EnvironmentalError
 
-__all__ = [
-    "FP16_DISABLED_OPTIMIZERS",
-    "OnnxRuntimeEngine",
-    "check_available",
-    "disabled_optimizers",
-    "new_session",
-]
-
 KIND = "onnxruntime"
 PROVIDER = "CPUExecutionProvider"
 # Up to 1.31.1 this optimizer computes FP16 graphs with Q/DQ wrongly (cosine 0.976 instead of

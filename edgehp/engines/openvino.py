@@ -36,8 +36,6 @@ from edgehp.engines.base import (
 )
 from edgehp.errors import DataError, EnvironmentalError, UsageError
 
-__all__ = ["OpenVinoEngine", "audit_model", "check_available"]
-
 KIND = "openvino"
 # As every engine's module has it, for `edgehp.engines.engine_available`.
 check_available = import_openvino

@@ -14,8 +14,6 @@ from edgehp.versions import parse_version
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["newest_opset", "require_parsable"]
-
 # TensorRT from this release on -> the newest operator set.
 _OPSETS = (("8.5", 17), ("9.0", 19), ("10.0", 20), ("10.15", 24), ("11.5", 25))
 # Element type -> the first release with it.

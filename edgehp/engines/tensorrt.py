@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     # Checked where the package tensorrt-stubs is installed.
     from tensorrt import ICudaEngine, IExecutionContext, Runtime
 
-__all__ = ["TensorRtEngine", "check_available", "import_tensorrt"]
-
 _log = logging.getLogger(__name__)
 _Batch = TypeVar("_Batch", bound=Sized)
 # Of `stream`: one uploads while the other infers.

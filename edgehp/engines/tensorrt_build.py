@@ -37,16 +37,6 @@ if TYPE_CHECKING:
     # Checked where the package tensorrt-stubs is installed.
     from tensorrt import Builder, IBuilderConfig, ICudaEngine, ITimingCache, Runtime
 
-__all__ = [
-    "AMPERE_AND_LATER",
-    "NO_KERNEL",
-    "audit_engine",
-    "build",
-    "build_plan",
-    "check_support",
-    "configure",
-]
-
 _log = logging.getLogger(__name__)
 # The first TensorRT without Volta (compute capability 7.0 and 7.2).
 _WITHOUT_VOLTA = (10, 5)

@@ -29,8 +29,6 @@ from edgehp.files import sha256_file, write_output, write_whole
 if TYPE_CHECKING:
     from tensorrt import Builder, IExecutionContext, INetworkDefinition
 
-__all__ = ["TensorRtRtxEngine", "build", "check_available", "check_plan", "import_tensorrt_rtx"]
-
 _log = logging.getLogger(__name__)
 # A matrix product in FP32 is what its compiler refuses for Turing.
 _TURING = "7.5"

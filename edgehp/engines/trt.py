@@ -33,27 +33,6 @@ if TYPE_CHECKING:
         OnnxParser,
     )
 
-__all__ = [
-    "IMPLICIT",
-    "RTX",
-    "Dialect",
-    "add_profile",
-    "audit_network",
-    "bit",
-    "check_network",
-    "dialect_of",
-    "dimensions",
-    "inspect",
-    "keep_decoding_in_float",
-    "logger_of",
-    "need",
-    "new_network",
-    "parse",
-    "read_inspection",
-    "set_ranges",
-    "version_of",
-]
-
 
 @dataclass(frozen=True)
 class Dialect:

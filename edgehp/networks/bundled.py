@@ -25,8 +25,6 @@ from edgehp.networks.spec import DeployedSpec, NetworkSpec
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["BUNDLED", "DEFAULT_NETWORK", "Network", "bundled_path", "resolve_network"]
-
 BUNDLED = ("kd-resnet18", "kd-resnet18-112")
 DEFAULT_NETWORK = "kd-resnet18-112"
 _MODULE = "edgehp_networks"

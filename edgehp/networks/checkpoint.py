@@ -36,15 +36,6 @@ from edgehp.networks.spec import SPEC_KEY, DeployedSpec, NetworkSpec
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = [
-    "SUFFIXES",
-    "build_module",
-    "load_module",
-    "load_start",
-    "load_weights",
-    "save_weights",
-]
-
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".pkl")

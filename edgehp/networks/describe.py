@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
-__all__ = ["Network", "Trial", "Trials", "read_off", "try_all"]
-
 Array = npt.NDArray[np.float64]
 # A share of the error of one constant answer. The best of thousands of ways to read noise is a
 # little better than a constant too, by chance.

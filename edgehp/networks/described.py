@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     import onnx
 
-__all__ = ["GREY_WEIGHTS", "deployed_graph", "described_spec"]
-
 _log = logging.getLogger(__name__)
 
 # ITU-R BT.601, as OpenCV's COLOR_RGB2GRAY, which networks for grey pictures were trained with.

@@ -62,8 +62,6 @@ from edgehp.errors import DataError, UsageError
 from edgehp.files import Record, read_toml
 from edgehp.networks import FILL_IN
 
-__all__ = ["DarkRule", "Description", "Grid", "InputSpec", "OutputSpec", "load_description"]
-
 _log = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float64]

@@ -8,8 +8,6 @@ from edgehp.networks.kd_resnet import _Heads
 from edgehp.networks.resnet import ResNet
 from edgehp.networks.spec import EHPNET, NetworkSpec
 
-__all__ = ["EHPNet"]
-
 
 class EHPNet(nn.Module):
     """Normalised images [N, 3, 112, 112] to logits [N, 3, 62]; 11,266,170 parameters."""

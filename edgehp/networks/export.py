@@ -18,8 +18,6 @@ from edgehp.networks.spec import SPEC_KEY, DeployedSpec
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["load_graph"]
-
 
 def load_graph(path: str | Path) -> tuple[onnx.ModelProto, DeployedSpec]:
     """Read a deployed graph and its specification.

@@ -21,8 +21,6 @@ from edgehp.files import stand_in
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["OPSET", "free_batch", "read_model", "read_network", "shape_of"]
-
 _log = logging.getLogger(__name__)
 
 # Per-channel Q/DQ and every TensorRT from 8.5 on know this operator set.

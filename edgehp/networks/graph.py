@@ -47,19 +47,6 @@ from edgehp.pose import convention
 if TYPE_CHECKING:
     import onnx
 
-__all__ = [
-    "DEFAULT_OPSET",
-    "DIGEST_KEY",
-    "INPUT",
-    "OUTPUTS",
-    "GraphBuilder",
-    "build_graph",
-    "decode_bins",
-    "graph_bytes",
-    "outputs_of",
-    "spec_of_graph",
-]
-
 INPUT = "crops"
 OUTPUTS = ("angles", "spread")
 DIGEST_KEY = "edgehp.spec_digest"

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from edgehp.networks.resnet import ResNet
 from edgehp.networks.spec import KD_RESNET, Bins, NetworkSpec
 
-__all__ = ["ANGLES", "BASE_BINS", "BaseNetwork", "KDResNet", "expectation"]
-
 ANGLES = ("pitch", "yaw", "roll")
 # The paper trains the base network with four RvC heads of different bin widths but does not name
 # the widths; these (1, 3, 6 and 11 degrees) all divide the 198 degrees of the final head.

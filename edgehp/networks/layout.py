@@ -25,24 +25,6 @@ import numpy.typing as npt
 from edgehp.errors import CheckpointError
 from edgehp.networks.spec import EHPNET, KD_RESNET, RESNET_STAGES, NetworkSpec
 
-__all__ = [
-    "ANGLES",
-    "WRAPPERS",
-    "BatchNorm",
-    "Block",
-    "Weights",
-    "backbone_prefix",
-    "canonical_names",
-    "check_weights",
-    "expected_shapes",
-    "feature_count",
-    "heads_prefix",
-    "infer_spec",
-    "neck_prefix",
-    "resnet_blocks",
-    "stem",
-]
-
 Weights = dict[str, npt.NDArray[np.float32]]
 Shape = tuple[int, ...]
 

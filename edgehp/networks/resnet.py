@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from edgehp.networks.layout import BatchNorm, Block, feature_count, resnet_blocks, stem
 
-__all__ = ["ResNet"]
-
 
 def _layer(c: BatchNorm) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
     cout, cin, kernel, _ = c.shape

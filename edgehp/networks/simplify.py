@@ -22,8 +22,6 @@ from edgehp.networks.graph import INPUT, graph_bytes
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["run_graph", "simplify"]
-
 _TOLERANCE = 1e-3  # degrees
 _CROPS = 8
 

@@ -19,16 +19,6 @@ from edgehp.errors import DataError, UsageError
 from edgehp.files import json_digest, parse_json
 from edgehp.pose import CONVENTIONS
 
-__all__ = [
-    "ARCHITECTURES",
-    "EHPNET",
-    "KD_RESNET",
-    "SPEC_KEY",
-    "Bins",
-    "DeployedSpec",
-    "NetworkSpec",
-]
-
 # In the metadata of weights and graphs.
 SPEC_KEY = "edgehp.spec"
 

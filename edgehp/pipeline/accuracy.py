@@ -26,23 +26,6 @@ from edgehp.validation.appearance import CONDITIONS
 from edgehp.validation.metrics import frame_errors, mean_or_none, yaw_bands
 from edgehp.validation.statistics import mean_interval, require_drop
 
-__all__ = [
-    "BATCH",
-    "Answers",
-    "Run",
-    "emulator",
-    "golden_picture",
-    "golden_vectors",
-    "load_reference",
-    "mean_drop",
-    "measure",
-    "predict",
-    "reference_bytes",
-    "run_graph",
-    "runs_here",
-    "tolerance",
-]
-
 # Larger batches are no faster on a processor and hold more activations.
 BATCH = 8
 GOLDEN_COUNT = 8

@@ -28,17 +28,6 @@ from edgehp.validation.appearance import (
 if TYPE_CHECKING:
     import onnx
 
-__all__ = [
-    "FEWEST_CALIBRATION",
-    "CropSet",
-    "appearance_check",
-    "calibration_list",
-    "held_out_crops",
-    "load_calibration",
-    "require_disjoint",
-    "require_photos",
-]
-
 # Below this the percentile and entropy thresholds are those of single crops.
 FEWEST_CALIBRATION = 64
 # Crops whose statistics are taken, and whose clipped activations are counted.

@@ -31,16 +31,6 @@ from edgehp.quantization.qdq import quantized_layers
 if TYPE_CHECKING:
     import onnx
 
-__all__ = [
-    "BuiltEngine",
-    "against_half",
-    "build_here",
-    "compare_engines",
-    "convolutions_of",
-    "outside_int8",
-    "planned_precision",
-]
-
 _SUFFIX = {
     "openvino": ".onnx",
     "onnxruntime": ".onnx",

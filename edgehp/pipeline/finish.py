@@ -25,8 +25,6 @@ from edgehp.pipeline.pipeline import REFERENCE_ANGLES, BuildResult, StepClock, n
 from edgehp.pipeline.plan import BuildRequest, Place, Plan, find_place, make_plan
 from edgehp.quantization.qdq import without_qdq
 
-__all__ = ["finish"]
-
 logger = logging.getLogger(__name__)
 
 # What a deferred build's recipe says about its engine.

@@ -44,8 +44,6 @@ from edgehp.quantization.qdq import quantized_layers, remove_qdq
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Mixed", "MixedSearch", "batch_of", "rank_layers", "shortest_prefix"]
-
 logger = logging.getLogger(__name__)
 # The ratio of a layer that INT8 does not speed up stays finite: it goes back first.
 _SMALLEST_COST_MS = 1e-6

@@ -80,16 +80,6 @@ from edgehp.versions import parse_version
 if TYPE_CHECKING:
     import onnx
 
-__all__ = [
-    "BuildResult",
-    "OpenedNetwork",
-    "StepClock",
-    "artifact_name",
-    "build",
-    "now",
-    "open_network",
-]
-
 logger = logging.getLogger(__name__)
 
 GRAPH = "graph.onnx"

@@ -22,20 +22,6 @@ from edgehp.networks.bundled import BUNDLED
 from edgehp.quantization.ranges import METHODS
 from edgehp.targets import Target, check_precision, resolve_target, target_of_part
 
-__all__ = [
-    "BuildContext",
-    "BuildRequest",
-    "IncompleteDeviceError",
-    "Place",
-    "Plan",
-    "find_place",
-    "finish_command",
-    "how_to_finish",
-    "make_plan",
-    "parse_batch",
-    "unfinished_artifact",
-]
-
 logger = logging.getLogger(__name__)
 
 # What of a request says how this machine makes it, not what is made.

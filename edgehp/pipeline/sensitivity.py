@@ -28,20 +28,6 @@ from edgehp.targets import Peaks, Target
 if TYPE_CHECKING:
     import onnx
 
-__all__ = [
-    "REFERENCE_GRAPH",
-    "LatencyModel",
-    "LayerSensitivity",
-    "LayerWork",
-    "Sensitivity",
-    "artifact_graphs",
-    "count_work",
-    "measure_sensitivity",
-    "predict_latency",
-    "sensitivity_report",
-    "sensitivity_values",
-]
-
 logger = logging.getLogger(__name__)
 
 # `edgehp validate` takes the FP32 reference from here where a name alone does not find it.

@@ -17,8 +17,6 @@ from edgehp.quantization.runner import Runner
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Clipping", "ClippingMeter"]
-
 Crop = npt.NDArray[np.uint8]
 
 

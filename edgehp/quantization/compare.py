@@ -16,8 +16,6 @@ from edgehp.quantization.runner import Runner
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Comparison", "Difference", "Subset", "split_crops"]
-
 Crop = npt.NDArray[np.uint8]
 # Twice as many chose no better between candidates that differ at all.
 _HELD_BACK = 64

@@ -22,8 +22,6 @@ from edgehp.quantization.runner import Runner
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["equalize"]
-
 # Functions with f(s x) = s f(x) for s > 0, channel by channel.
 _HOMOGENEOUS = ("Relu", "LeakyRelu", "PRelu")
 # What a channel is made larger by at most: one that was nearly still on these crops may not be on

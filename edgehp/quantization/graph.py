@@ -15,18 +15,6 @@ from edgehp.errors import DataError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = [
-    "ACTIVATIONS",
-    "WEIGHTED",
-    "Edge",
-    "GraphView",
-    "add_nodes",
-    "drop_unread",
-    "network_digest",
-    "with_constants",
-    "with_outputs",
-]
-
 # A node's name and the number of one of its inputs.
 Edge = tuple[str, int]
 # Operators with a weight in input 1 whose output channels are axis 0 (Gemm: with transB=1).

@@ -14,8 +14,6 @@ from edgehp.quantization.graph import GraphView, add_nodes, drop_unread, with_co
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["HALF_OPSET", "to_half_body"]
-
 # QuantizeLinear and DequantizeLinear take FP16 scales from this opset on.
 HALF_OPSET = 19
 _LARGEST = float(np.finfo(np.float16).max)

@@ -21,8 +21,6 @@ from edgehp.quantization.recipe import FLAVORS
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["RULES", "Finding", "lint"]
-
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 

@@ -32,14 +32,6 @@ from edgehp.quantization.recipe import FLAVORS
 if TYPE_CHECKING:
     import onnx
 
-__all__ = [
-    "Placement",
-    "float_operators",
-    "observed_tensors",
-    "place",
-    "quantizable_layers",
-]
-
 # These hand on a selection of their input's values, or the same in another shape: with the same
 # scale on both sides the second rounding changes nothing.
 _TRANSPARENT = ("MaxPool", "Flatten", "Reshape")

@@ -19,18 +19,6 @@ from edgehp.quantization.table import CalibrationTable
 if TYPE_CHECKING:
     import onnx
 
-__all__ = [
-    "Emitter",
-    "RoundedLayer",
-    "quantize_activation",
-    "quantize_weight",
-    "quantized_layers",
-    "remove_qdq",
-    "scale_of",
-    "weight_scales",
-    "without_qdq",
-]
-
 # Of the symmetric grid.
 _LARGEST_INT8 = 127
 

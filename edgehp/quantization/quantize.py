@@ -25,8 +25,6 @@ from edgehp.quantization.table import CalibrationTable, calibrate
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["AUTO", "Candidate", "QuantizationConfig", "QuantizedModel", "quantize"]
-
 AUTO = "auto"
 # Activations of a batch are larger: kept by the C library they made the peak 60 to 90 MiB higher,
 # and another one in every run.

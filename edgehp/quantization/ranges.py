@@ -20,8 +20,6 @@ import numpy.typing as npt
 
 from edgehp.errors import DataError, UsageError
 
-__all__ = ["BINS", "GRIDS", "METHODS", "Range", "Statistics", "TensorObserver", "find_range"]
-
 GRIDS = ("int8", "uint8")
 BINS = 8192  # of the signed histogram: 2048 to 4096 per side, as TensorRT's calibrator or finer
 _ZERO = BINS // 2

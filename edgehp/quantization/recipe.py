@@ -6,8 +6,6 @@ from typing import Literal
 
 from edgehp.files import Record
 
-__all__ = ["ALGORITHM", "BODIES", "FLAVORS", "Recipe"]
-
 # Raised when the same recipe and crops would give other integers.
 ALGORITHM = 4
 FLAVORS = ("tensorrt", "cpu", "onnxruntime")

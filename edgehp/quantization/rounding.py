@@ -24,8 +24,6 @@ from edgehp.quantization.qdq import Emitter, RoundedLayer
 from edgehp.quantization.runner import Runner, input_of
 from edgehp.quantization.table import CalibrationTable
 
-__all__ = ["round_jointly", "round_layers"]
-
 # Columns whose effect on each other is kept in one small matrix, and of those the ones that are
 # brought up to date one by one: the rest is left to matrix products.
 _BLOCK, _INNER = 128, 32

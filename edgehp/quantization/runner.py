@@ -19,8 +19,6 @@ from edgehp.progress import track
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Runner", "batches", "input_of"]
-
 Crop = npt.NDArray[np.uint8]
 _BATCH = 8
 

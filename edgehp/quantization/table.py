@@ -27,8 +27,6 @@ from edgehp.quantization.runner import Runner, input_of
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["SCHEMA", "CalibrationTable", "CropsDigest", "TensorRanges", "calibrate"]
-
 SCHEMA = 2
 # Crops of 112 pixels at a time: all activations of a batch are held. Larger crops are fewer.
 _BATCH = 8

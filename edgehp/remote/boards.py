@@ -10,8 +10,6 @@ from pathlib import Path
 from edgehp.errors import DataError, UsageError
 from edgehp.files import decode_text, read_bytes
 
-__all__ = ["DEFAULT_COMMAND", "Board", "parse_board", "parse_lab", "read_boards"]
-
 DEFAULT_COMMAND = "edgehp"
 # Neither part may begin with "-": ssh would read it as an option. Nothing here means anything to a
 # shell, because ssh hands the names on to ProxyCommand and Match exec of the user's configuration.

@@ -24,8 +24,6 @@ from edgehp.remote.lab import Booking
 from edgehp.remote.ssh import FOLDER, Link
 from edgehp.remote.transfer import fetch, files_below, send
 
-__all__ = ["Errand", "Listener", "Outcome", "Returned", "Sent", "exit_code", "run_all"]
-
 INTERRUPTED = 130
 _KILLED = 128
 _LOOK_S = 0.05

@@ -23,8 +23,6 @@ from typing import Any
 from edgehp.errors import EnvironmentalError
 from edgehp.remote.boards import Board, parse_board
 
-__all__ = ["Booking"]
-
 logger = logging.getLogger(__name__)
 
 CLIENT = "labgrid-client"

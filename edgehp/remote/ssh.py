@@ -26,8 +26,6 @@ from edgehp import __version__
 from edgehp.errors import EnvironmentalError, UsageError
 from edgehp.remote.boards import Board
 
-__all__ = ["FOLDER", "MARK", "Link", "connection_error", "encode", "plain", "ssh_command"]
-
 logger = logging.getLogger(__name__)
 
 PROGRAM = "EDGEHP_SSH"

@@ -17,8 +17,6 @@ from edgehp.errors import DataError, EnvironmentalError
 from edgehp.progress import Step
 from edgehp.remote.ssh import Link, plain
 
-__all__ = ["fetch", "files_below", "send"]
-
 # Of what comes back: an artifact is some tens of megabytes, a report two.
 _MOST_BACK = 4 << 30
 _MOST_FILES_BACK = 10_000

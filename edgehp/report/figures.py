@@ -12,20 +12,6 @@ from typing import Any
 from edgehp.benchmark.report import number
 from edgehp.report.gather import Material
 
-__all__ = [
-    "ACCURACY",
-    "PARTS",
-    "Claim",
-    "Figures",
-    "accuracy_rows",
-    "breakdown_rows",
-    "figures",
-    "float_layers",
-    "gate_rows",
-    "mixed_text",
-    "verdict",
-]
-
 _ANGLES = ("pitch", "yaw", "roll")
 ACCURACY = ("degrees", "reference", "artifact", "drop")
 # |angles| and |spread| are mean absolute differences to FP32, whatever the truth is.

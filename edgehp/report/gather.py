@@ -22,16 +22,6 @@ from edgehp.datasets.faces import read_faces, read_rendered
 from edgehp.errors import DataError
 from edgehp.files import read_json, resource_dir, write_output
 
-__all__ = [
-    "Layer",
-    "Material",
-    "Photo",
-    "gather",
-    "read_report",
-    "worst_photos",
-    "write_report",
-]
-
 logger = logging.getLogger(__name__)
 
 # Kinds of reports, and the schema of each that this edgehp writes.

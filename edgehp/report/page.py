@@ -31,8 +31,6 @@ from edgehp.report.figures import (
 )
 from edgehp.report.gather import Material, Photo, worst_photos
 
-__all__ = ["fleet_page", "html_page", "markdown"]
-
 _TEMPLATE = "page.html.jinja"
 # The only script of any page: a click on a header sorts by its column, numbers by their value.
 _SORT = """

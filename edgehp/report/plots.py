@@ -14,15 +14,6 @@ if TYPE_CHECKING:
     from edgehp.report.figures import Figures
     from edgehp.report.gather import Layer
 
-__all__ = [
-    "error_by_latency",
-    "error_by_yaw",
-    "latency_histogram",
-    "roofline_plot",
-    "sensitivity_plot",
-    "timeline",
-]
-
 # Okabe & Ito's colors, told apart by color-blind readers too.
 COLOURS = {"artifact": "#0072B2", "reference": "#D55E00"}
 _OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

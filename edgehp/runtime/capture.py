@@ -21,8 +21,6 @@ from typing import cast
 from edgehp.errors import DataError, EdgehpError, EnvironmentalError, without_password
 from edgehp.runtime.sources import Capture, Source, TimedCapture
 
-__all__ = ["CaptureStatus", "CaptureThread", "CapturedFrame", "Complaints"]
-
 logger = logging.getLogger(__name__)
 
 

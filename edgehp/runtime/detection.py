@@ -22,21 +22,6 @@ from edgehp.crop import Box
 from edgehp.errors import DataError, EdgehpError, EnvironmentalError
 from edgehp.files import sha256_file
 
-__all__ = [
-    "NETWORK_BOX",
-    "BackgroundDetection",
-    "CenterFace",
-    "DetectedFace",
-    "FaceDetector",
-    "Found",
-    "InlineDetection",
-    "Job",
-    "find_weights",
-    "network_box",
-    "open_detector",
-    "overlap",
-]
-
 Image = npt.NDArray[np.uint8]
 Array = npt.NDArray[np.float32]
 

@@ -35,8 +35,6 @@ from edgehp.pose import matrix_from_euler
 from edgehp.runtime.predict import FrameResult
 from edgehp.runtime.sources import Source
 
-__all__ = ["Saver", "axis_ends", "draw_pose", "open_saver"]
-
 logger = logging.getLogger(__name__)
 
 Image = npt.NDArray[np.uint8]

@@ -14,8 +14,6 @@ from edgehp.engines.base import Face, Prediction, crops_frames, infer_frames
 from edgehp.engines.cuda import GpuLostError
 from edgehp.errors import EdgehpError, EnvironmentalError
 
-__all__ = ["EngineFaultError", "EngineHost"]
-
 logger = logging.getLogger(__name__)
 
 # A GPU that fell off the bus does not come back to this process: give up and be started again.

@@ -27,8 +27,6 @@ import numpy.typing as npt
 from edgehp.pose import project_to_rotation
 from edgehp.runtime.settings import FilterSettings
 
-__all__ = ["RotationFilter", "lag_seconds", "rotation_exp", "rotation_log"]
-
 Array = npt.NDArray[np.float64]
 
 

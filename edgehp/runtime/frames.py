@@ -17,8 +17,6 @@ from edgehp.crop import Picture
 from edgehp.errors import DataError
 from edgehp.images import to_8_bits
 
-__all__ = ["ROTATIONS", "Fault", "FrameHealth", "as_rgb", "nv12_picture", "to_rgb"]
-
 Image = npt.NDArray[np.uint8]
 
 _SMALLEST, _LARGEST = 32, 8192

@@ -34,8 +34,6 @@ from edgehp.runtime.settings import Settings
 from edgehp.runtime.sources import Source
 from edgehp.runtime.tracking import Tracker
 
-__all__ = ["Runtime", "Summary"]
-
 logger = logging.getLogger(__name__)
 
 # Longest wait for a frame: how often readers are served and the clock is looked at without one.

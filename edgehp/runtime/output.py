@@ -27,8 +27,6 @@ from edgehp._installed import install_extra
 from edgehp.errors import EnvironmentalError
 from edgehp.runtime.records import json_line
 
-__all__ = ["Metrics", "PipeSink", "Sink", "SocketSink", "Watchdog"]
-
 logger = logging.getLogger(__name__)
 
 # Lines that wait for a slow pipe: half a minute at 30 frames a second.

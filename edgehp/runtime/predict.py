@@ -20,14 +20,6 @@ from edgehp.runtime.records import (
 )
 from edgehp.runtime.sources import Frame
 
-__all__ = [
-    "FaceFinder",
-    "FacePose",
-    "FrameResult",
-    "detected",
-    "predict",
-]
-
 Triple = tuple[float, float, float]
 # Gives the faces of a photo, by its name and its pixels: the boxes the network needs, and the
 # detector's where they come from one. A `DataError` says that it cannot be told, not "no face".

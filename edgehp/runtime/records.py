@@ -30,26 +30,6 @@ import numpy.typing as npt
 from edgehp.crop import Box
 from edgehp.runtime.capture import CapturedFrame
 
-__all__ = [
-    "DEFAULT_BINS",
-    "STATES",
-    "EndRecord",
-    "FrameRecord",
-    "Pose",
-    "PoseState",
-    "StateRules",
-    "StatusRecord",
-    "classify_pose",
-    "corners",
-    "end_record",
-    "frame_record",
-    "json_line",
-    "named_angles",
-    "rounded",
-    "status_record",
-    "utc",
-]
-
 # What a reader may do with each is in docs/runtime.md.
 STATES = (
     "ok",

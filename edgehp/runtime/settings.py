@@ -9,8 +9,6 @@ from msgspec import Meta
 
 from edgehp.files import Record, read_toml
 
-__all__ = ["CaptureSettings", "FilterSettings", "Settings", "TrackingSettings", "load_settings"]
-
 Positive = Annotated[float, Meta(gt=0)]
 # Seconds. More is a time in milliseconds: a camera would never be called late or lost.
 Seconds = Annotated[float, Meta(gt=0, le=600)]

@@ -29,17 +29,6 @@ from edgehp.files import read_bytes, require_utf8, stand_in
 from edgehp.images import PHOTO_SUFFIXES, decode_photo, find_photos
 from edgehp.runtime.frames import to_rgb
 
-__all__ = [
-    "VIDEO_SUFFIXES",
-    "Capture",
-    "Film",
-    "Frame",
-    "Photos",
-    "Source",
-    "TimedCapture",
-    "parse_source",
-]
-
 logger = logging.getLogger(__name__)
 
 Image = npt.NDArray[np.uint8]

@@ -22,14 +22,6 @@ import numpy.typing as npt
 from edgehp.crop import Box
 from edgehp.runtime.detection import DetectedFace, InlineDetection, Job, network_box, overlap
 
-__all__ = [
-    "FaceTracker",
-    "FixedBox",
-    "TrackedFace",
-    "Tracker",
-    "carry",
-]
-
 Image = npt.NDArray[np.uint8]
 
 # Width in pixels of the grey picture that flow is computed on.

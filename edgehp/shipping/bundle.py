@@ -57,18 +57,6 @@ from edgehp.shipping.signature import (
     verify_signature,
 )
 
-__all__ = [
-    "DEFAULT_LATENCY_MS",
-    "MAX_BUNDLE_SIZE",
-    "MAX_FILE_SIZE",
-    "SUFFIX",
-    "BundleFile",
-    "VerifiedBundle",
-    "make_bundle",
-    "pack_front",
-    "verify_bundle",
-]
-
 SUFFIX = ".edgehp"
 # The resolution of events that EU 2023/2590 asks of a driver-monitoring function.
 DEFAULT_LATENCY_MS = 50.0

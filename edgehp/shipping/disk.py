@@ -23,24 +23,6 @@ from typing import Any
 from edgehp.errors import EnvironmentalError
 from edgehp.files import json_digest, strict_json
 
-__all__ = [
-    "allow",
-    "exclusive",
-    "flush_folder",
-    "flush_tree",
-    "locked",
-    "make_folder",
-    "move",
-    "remove_tree",
-    "replace_file",
-    "require_space",
-    "sealed",
-    "sweep",
-    "unsealed",
-    "write_file",
-    "writing",
-]
-
 
 def write_file(path: Path, pieces: Iterable[bytes], mode: int = 0o644) -> None:
     """Write a new file and flush it; its name is kept by `flush_folder` of its folder.

@@ -21,17 +21,6 @@ from edgehp.errors import CompatibilityError, DataError, EnvironmentalError
 from edgehp.progress import Step, step
 from edgehp.shipping import disk
 
-__all__ = [
-    "DirectorySource",
-    "HttpSource",
-    "MissingError",
-    "Pace",
-    "Source",
-    "download",
-    "open_source",
-    "read_bounded",
-]
-
 logger = logging.getLogger(__name__)
 
 _CHUNK = 256 * 1024

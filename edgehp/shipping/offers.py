@@ -46,18 +46,6 @@ if TYPE_CHECKING:
     from tuf.api.metadata import TargetFile
     from tuf.ngclient import FetcherInterface
 
-__all__ = [
-    "FIELD",
-    "Decision",
-    "Listed",
-    "Lists",
-    "Memory",
-    "Offer",
-    "read_memory",
-    "refresh",
-    "write_memory",
-]
-
 logger = logging.getLogger(__name__)
 
 # Under ``custom``, so that other tools may put their own beside it.

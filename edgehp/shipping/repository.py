@@ -37,16 +37,6 @@ if TYPE_CHECKING:
     from securesystemslib.signer import CryptoSigner
     from tuf.api.metadata import Metadata, MetaFile, Root, Targets
 
-__all__ = [
-    "LIFETIMES",
-    "ROLES",
-    "add",
-    "init",
-    "publish",
-    "rotate_key",
-    "set_rollout",
-]
-
 ROLES = ("root", "targets", "snapshot", "timestamp")
 # How long a signature of each role counts, in days. A car may stand for long and a repository may
 # travel on a USB stick; the timestamp decides how long a withheld update stays unnoticed.

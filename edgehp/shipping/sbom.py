@@ -24,8 +24,6 @@ from edgehp.device import DISTRIBUTIONS
 from edgehp.files import strict_json
 from edgehp.shipping.signature import require
 
-__all__ = ["SBOM_NAME", "measured_energy", "spdx_document"]
-
 logger = logging.getLogger(__name__)
 
 SBOM_NAME = "sbom.spdx.json"

@@ -21,8 +21,6 @@ from edgehp.engines import open_engine
 from edgehp.errors import CompatibilityError, EdgehpError, EnvironmentalError
 from edgehp.files import Record, strict_json
 
-__all__ = ["SelfTestResult", "run_self_test", "self_test"]
-
 # Enough for a median that one scheduling hiccup does not move; below a second on any target.
 _WARM_UP = 3
 _ROUNDS = 15
@@ -135,7 +133,7 @@ def _answer(artifact: Path, done: subprocess.CompletedProcess[bytes]) -> SelfTes
 
 def _error(name: str, message: str) -> EdgehpError:
     """An error of the other process, as its class here."""
-    kind = getattr(errors, name, None) if name in errors.__all__ else None
+    kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, EdgehpError):
         return kind(message)
     return CompatibilityError(message)

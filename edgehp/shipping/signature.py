@@ -32,19 +32,6 @@ from edgehp.errors import CompatibilityError, EnvironmentalError, UsageError
 from edgehp.files import Record, decode_text, read_bytes, strict_json
 from edgehp.shipping import PASSWORD_VARIABLE
 
-__all__ = [
-    "MAX_FILES",
-    "PublicKey",
-    "Statement",
-    "described",
-    "parse_statement",
-    "read_private_key",
-    "read_public_key",
-    "require",
-    "signed_payload",
-    "verify_signature",
-]
-
 logger = logging.getLogger(__name__)
 
 # Those that Model Signing signs with.

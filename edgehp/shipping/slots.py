@@ -45,30 +45,6 @@ from edgehp.shipping import disk
 from edgehp.shipping.bundle import VerifiedBundle
 from edgehp.shipping.selftest import SelfTestResult, run_self_test
 
-__all__ = [
-    "MAX_FAILED_STARTS",
-    "PATIENCE_S",
-    "SLOT_NAMES",
-    "Boot",
-    "Finisher",
-    "SelfTest",
-    "Slot",
-    "State",
-    "Status",
-    "boot",
-    "confirm",
-    "current",
-    "default_root",
-    "identity",
-    "install",
-    "is_whole",
-    "read_slot",
-    "read_state",
-    "require_spare",
-    "rollback",
-    "status",
-]
-
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")

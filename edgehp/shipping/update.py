@@ -42,8 +42,6 @@ from edgehp.shipping.offers import (
 )
 from edgehp.shipping.signature import PublicKey
 
-__all__ = ["FOLDER", "Update", "update"]
-
 logger = logging.getLogger(__name__)
 
 FOLDER = "updates"

@@ -21,8 +21,6 @@ from torch.nn import functional
 
 from edgehp import pose
 
-__all__ = ["AUGMENTATIONS", "Augmentation", "Draws", "cut", "draw", "photometric"]
-
 Array = npt.NDArray[np.float64]
 # ITU-R BT.601 luma, as in cv2.COLOR_RGB2GRAY; and 940 nm, where skin reflects evenly (mostly red).
 _LUMA = (0.299, 0.587, 0.114)

@@ -25,8 +25,6 @@ from edgehp.errors import DataError, UsageError
 from edgehp.training.augment import Augmentation, cut, draw, photometric
 from edgehp.training.labelling import Label
 
-__all__ = ["Batch", "BatchPlan", "Faces", "TrainingItem", "batches", "split", "with_labels"]
-
 Array = npt.NDArray[np.float64]
 # Beyond this the label says "seen from behind", where three angles have no single meaning.
 _LARGEST_ANGLE = 99.0

@@ -20,8 +20,6 @@ from torch.distributed.rendezvous import rendezvous
 
 from edgehp.errors import UsageError
 
-__all__ = ["Place", "distributed", "gathered", "parallel", "synchronise_batch_norm"]
-
 
 @dataclass(frozen=True)
 class Place:

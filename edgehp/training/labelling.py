@@ -36,8 +36,6 @@ from edgehp.networks.description import Description
 from edgehp.networks.export import load_graph
 from edgehp.networks.graph import INPUT, OUTPUTS, graph_bytes
 
-__all__ = ["Ensemble", "Label", "Teacher", "ensemble_label", "label_samples", "read_labels"]
-
 Array = npt.NDArray[np.float64]
 LABELS, ENSEMBLE = "labels.csv", "ensemble.json"
 _MATRIX = [f"r{i}{j}" for i in range(3) for j in range(3)]

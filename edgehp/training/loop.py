@@ -25,8 +25,6 @@ from edgehp.training.augment import Augmentation
 from edgehp.training.data import Batch, BatchPlan, Faces, batches
 from edgehp.training.objectives import Objective
 
-__all__ = ["Progress", "TrainConfig", "Trainer", "Validation", "evaluate"]
-
 logger = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pt"
 # Steps between two readings of the loss off a GPU.

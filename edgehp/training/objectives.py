@@ -19,18 +19,6 @@ from edgehp.errors import DataError
 from edgehp.networks.kd_resnet import expectation
 from edgehp.networks.spec import Bins, NetworkSpec
 
-__all__ = [
-    "BaseObjective",
-    "Objective",
-    "OnlineDistillation",
-    "RvcObjective",
-    "base_angles",
-    "distillation_kl",
-    "gaussian_labels",
-    "rvc_loss",
-]
-
-
 # The paper weighs the sum over the three angles by 10.
 _KL_SCALE = 30.0
 

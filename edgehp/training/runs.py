@@ -36,8 +36,6 @@ from edgehp.training.objectives import (
     base_angles,
 )
 
-__all__ = ["Run", "RunResult", "begin_with", "export_base_teacher", "train_base", "train_final"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -19,19 +19,6 @@ from edgehp.artifact.manifest import Appearance
 from edgehp.errors import DataError
 from edgehp.files import plain
 
-__all__ = [
-    "ADVICE",
-    "CONDITIONS",
-    "STATISTICS",
-    "AppearanceCheck",
-    "Clipped",
-    "appearance_of",
-    "blurred",
-    "dark",
-    "measure_crops",
-    "near_infrared",
-]
-
 Crops = npt.NDArray[np.uint8]
 Values = npt.NDArray[np.float64]
 

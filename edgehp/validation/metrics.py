@@ -15,18 +15,6 @@ import numpy.typing as npt
 from edgehp.errors import DataError
 from edgehp.pose import angle_errors, geodesic_degrees, matrix_from_euler, vector_errors
 
-__all__ = [
-    "YAW_BANDS",
-    "Accuracy",
-    "Band",
-    "Summary",
-    "Worst",
-    "frame_errors",
-    "mean_or_none",
-    "measure_accuracy",
-    "yaw_bands",
-]
-
 Array = npt.NDArray[np.float64]
 Angles = npt.NDArray[np.floating]
 

@@ -31,22 +31,6 @@ from edgehp.validation.metrics import (
 )
 from edgehp.validation.statistics import DEFAULT_RESAMPLES, Interval, mean_interval
 
-__all__ = [
-    "SCHEMA_VERSION",
-    "BandDrop",
-    "BoxSource",
-    "CalibrationCheck",
-    "Condition",
-    "Detector",
-    "Drop",
-    "Settings",
-    "Subject",
-    "ValidationReport",
-    "group_of",
-    "limited",
-    "validate",
-]
-
 Array = npt.NDArray[np.float64]
 Image = npt.NDArray[np.uint8]
 T = TypeVar("T")

@@ -37,8 +37,6 @@ from edgehp.validation.run import (
     validate,
 )
 
-__all__ = ["Item", "Request", "calibration_check", "validations"]
-
 DETECT = "detect"
 SHIPPED = "rendered-validation.zip"
 # An artifact (None: a float network alone) and the name of a data set (None: the shipped heads).

@@ -25,19 +25,6 @@ import numpy.typing as npt
 
 from edgehp.errors import AccuracyError, DataError, UsageError
 
-__all__ = [
-    "DEFAULT_MAX_DROP",
-    "DEFAULT_RESAMPLES",
-    "DEFAULT_SEED",
-    "SMALL",
-    "GateResult",
-    "Interval",
-    "check_drop",
-    "mean_interval",
-    "require_drop",
-    "t_quantile",
-]
-
 Array = npt.NDArray[np.float64]
 
 LEVEL = 0.95

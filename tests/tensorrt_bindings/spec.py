@@ -12,8 +12,6 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Recorder", "SpecModule", "Stand"]
-
 _SIMPLE = {"bool": True, "int": 1, "str": "", "None": None, "float": 1.0, "tuple": ()}
 _CPP_NAMES = {"IEngineInspector": "EngineInspector", "IParserError": "ParserError"}
 _ACCEPTS = {

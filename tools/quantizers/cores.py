@@ -18,8 +18,6 @@ from edgehp.errors import DataError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["FIRST", "LAST", "batches_of", "decode", "joined", "joined_openvino", "mean_of", "split"]
-
 # Tensors of every deployed graph (`edgehp.networks.graph`): what the core takes and gives.
 FIRST, LAST = "centred", "heads"
 

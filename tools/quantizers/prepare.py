@@ -19,8 +19,6 @@ from edgehp.networks.graph import graph_bytes
 from quantizers.cores import split
 from quantizers.rows import CORE
 
-__all__ = ["SHIPPED", "Crops", "prepare"]
-
 # The rendered heads that come with edgehp, in place of a file.
 SHIPPED = "shipped"
 

@@ -26,8 +26,6 @@ from edgehp.networks.graph import graph_bytes
 from edgehp.quantization.quantize import QuantizationConfig, quantize
 from quantizers import cores
 
-__all__ = ["FP32", "ROWS", "Job", "Made", "Row"]
-
 # The float core of a comparison, in its folder.
 CORE = "core.onnx"
 FP32 = "fp32"

@@ -21,8 +21,6 @@ import numpy.typing as npt
 
 from quantizers.rows import FP32, ROWS, Job, Made
 
-__all__ = ["Outcome", "measure_latency", "run_row"]
-
 _BATCH = 8
 # A turn begins with calls that bring the network back into the caches, and are not counted.
 _WARM, _COUNTED = 3, 7

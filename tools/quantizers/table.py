@@ -15,8 +15,6 @@ from edgehp.validation.statistics import Interval, mean_interval
 from quantizers.rows import FP32, ROWS
 from quantizers.run import Answers, Outcome
 
-__all__ = ["Figures", "figures", "markdown"]
-
 Array = npt.NDArray[np.float64]
 
 _COLUMNS = (

@@ -21,22 +21,6 @@ from edgehp.benchmark.host import Recorder
 from edgehp.engines import PROCESSOR_ENGINES
 from edgehp.errors import EdgehpError, EnvironmentalError, MeasurementError, UsageError
 
-__all__ = [
-    "AUTO",
-    "ENERGY",
-    "METERS",
-    "MOST_WATTS",
-    "POWER",
-    "TOTAL",
-    "Energy",
-    "Meter",
-    "MeterInfo",
-    "PowerRecorder",
-    "Sample",
-    "energy_over",
-    "open_meter",
-]
-
 # What the samples of a meter are: watts at an instant, or joules since it was opened.
 POWER, ENERGY = "power", "energy"
 # How the sum that a meter may state is called.

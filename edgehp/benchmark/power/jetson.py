@@ -25,8 +25,6 @@ from edgehp.benchmark.power.base import POWER, MeterInfo, Sample
 from edgehp.device import SYSTEM_ROOT, read_integer, read_text
 from edgehp.errors import EnvironmentalError, MeasurementError
 
-__all__ = ["Ina3221Meter", "JtopMeter", "describe_rail", "total_of"]
-
 # The input of the whole module: the other rails are behind it and must not be added to it.
 _VIN = "VIN"
 _INPUTS = ("VDD_IN", "POM_5V_IN", _VIN)

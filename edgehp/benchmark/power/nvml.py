@@ -19,8 +19,6 @@ from edgehp.benchmark.host import HostState
 from edgehp.benchmark.power.base import ENERGY, POWER, MeterInfo, Sample
 from edgehp.errors import EnvironmentalError, MeasurementError
 
-__all__ = ["THROTTLE_REASONS", "GpuState", "NvmlMeter", "open_gpu_state"]
-
 # The counter moves about every 100 ms; reading faster only repeats values.
 _PERIOD_S = 0.1
 # nvmlClocksEventReason* of nvml.h that mean the board went below what was asked of it.

@@ -16,8 +16,6 @@ from edgehp.benchmark.power.base import ENERGY, MeterInfo, Sample
 from edgehp.device import SYSTEM_ROOT, read_integer, read_text
 from edgehp.errors import EnvironmentalError, MeasurementError
 
-__all__ = ["RaplMeter"]
-
 # Hardware updates every millisecond; the shortest wrap of a big server takes about a minute.
 _PERIOD_S = 0.1
 _MEANING = {

@@ -18,8 +18,6 @@ from time import perf_counter
 from edgehp.benchmark.power.base import MOST_WATTS, POWER, MeterInfo, Sample
 from edgehp.errors import DataError, EnvironmentalError, MeasurementError, UsageError
 
-__all__ = ["CommandMeter", "CsvMeter", "parse_time", "parse_watts"]
-
 _WALL = {"wall": "what the external meter measures"}
 _INCLUDES = "whatever the external meter measures"
 _NUMBER = re.compile(r"[-+]?\d+(?:[.,]\d+)*(?:[eE][-+]?\d+)?")
