@@ -18,10 +18,11 @@ import os
 import re
 import secrets
 import sys
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TypeVar
+from typing import Annotated, Any, BinaryIO, NoReturn, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
@@ -336,7 +337,7 @@ def _fault(message: str, values: Any, kind: Any) -> str:
     reason, _, path = message.partition(" - at `")
     path = path.removesuffix("`") or "$"
     if found := re.match(r"Object contains unknown field `(.*)`", reason):
-        known = ", ".join(_fields(kind, path))
+        known = ", ".join(_fields(_type_at(kind, path)))
         return f"key {_key(f'{path}.{found[1]}')} is not known" + (
             f"; known: {known}" * bool(known)
         )
@@ -350,7 +351,7 @@ def _fault(message: str, values: Any, kind: Any) -> str:
         expected = expected.replace(r"(?!\\n)", "")
         return f"{_about(values, path, got.strip('`'))}; expected {expected}"
     if reason.startswith("Invalid enum value"):
-        choices = ", ".join(map(repr, _choices(kind, path)))
+        choices = ", ".join(map(repr, sorted(get_args(_type_at(kind, path)))))
         return f"{_about(values, path)}; expected one of {choices}"
     if found := re.match(r"key '([^']+)'(.*)", reason):
         # Of a record's own check, which knows its keys alone.
@@ -362,11 +363,15 @@ def _key(path: str) -> str:
     return "'" + path.removeprefix("$").removeprefix(".").replace("[...]", ".*") + "'"
 
 
+def _steps(path: str) -> list[tuple[str, str]]:
+    """The name of a field, or the index in an array or map, of every step of ``$.a[0].b[...]``."""
+    return re.findall(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]", path)
+
+
 def _about(values: Any, path: str, got: str = "") -> str:
     """``key 'a.b' is 3``; of a path through a map, the first value of type `got`."""
-    steps = re.findall(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]", path)
     found = [("$", values)]
-    for name, index in steps:
+    for name, index in _steps(path):
         deeper: list[tuple[str, Any]] = []
         for at, value in found:
             if index == "..." and isinstance(value, dict):
@@ -394,39 +399,27 @@ def _show(value: Any) -> str:
 
 
 def _type_at(kind: Any, path: str) -> Any:
-    """What msgspec knows of the type at `path`, or None."""
-    from msgspec import inspect
-
-    def structure(info: Any) -> Any:
-        if isinstance(info, inspect.Metadata):
-            return structure(info.type)
-        if isinstance(info, inspect.UnionType):
-            rest = [t for t in info.types if not isinstance(t, inspect.NoneType)]
-            return structure(rest[0]) if len(rest) == 1 else info
-        return info
-
-    info = structure(inspect.type_info(kind))
-    for name, index in re.findall(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]", path):
-        fields = {f.encode_name: f.type for f in getattr(info, "fields", ())}
-        if name and name in fields:
-            info = structure(fields[name])
-        elif index and isinstance(info, inspect.DictType):
-            info = structure(info.value_type)
-        elif index and isinstance(info, inspect.TupleType) and index != "...":
-            info = structure(info.item_types[int(index)])
-        elif index and (item := getattr(info, "item_type", None)) is not None:
-            info = structure(item)
-        else:
-            return None
-    return info
+    """The type at `path`, without what constrains it and without None; None if there is none."""
+    for name, index in [*_steps(path), ("", "")]:
+        while True:
+            inner = [each for each in get_args(kind) if each is not type(None)]
+            optional = get_origin(kind) in (Union, types.UnionType) and len(inner) == 1
+            if not optional and get_origin(kind) is not Annotated:
+                break
+            kind = inner[0]
+        if name:
+            kind = _fields(kind).get(name)
+        elif index:
+            # Of a map its values, of an array its items, of which a fixed one has one type each.
+            items = [each for each in inner if each is not ...] or [None]
+            kind = items[int(index)] if index.isdigit() and len(items) > 1 else items[-1]
+    return kind
 
 
-def _fields(kind: Any, path: str) -> list[str]:
-    return [f.encode_name for f in getattr(_type_at(kind, path), "fields", ())]
-
-
-def _choices(kind: Any, path: str) -> list[Any]:
-    return list(getattr(_type_at(kind, path), "values", ()))
+def _fields(kind: Any) -> dict[str, Any]:
+    """Types of the fields of a `msgspec.Struct`, by their names in files."""
+    known = msgspec.structs.fields(kind) if hasattr(kind, "__struct_fields__") else ()
+    return {field.encode_name: field.type for field in known}
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -379,7 +379,7 @@ def test_what_is_accepted_fits_the_published_schema(artifact: Path, seed: int) -
     values = json.loads((artifact / "manifest.json").read_text())
     assert validator.is_valid(values)
     verdicts = {True: 0, False: 0}
-    for _ in range(600):
+    for _ in range(200):
         mutant = mutated(values, rng)
         mutant["schema_version"] = values["schema_version"]
         mutant = json.loads(sealed(mutant))
@@ -391,7 +391,7 @@ def test_what_is_accepted_fits_the_published_schema(artifact: Path, seed: int) -
             # The schema cannot say what concerns several keys, so it may accept more than we do.
             assert validator.is_valid(mutant), (seed, list(validator.iter_errors(mutant)))
             verdicts[True] += 1
-    assert min(verdicts.values()) > 20, verdicts
+    assert min(verdicts.values()) > 10, verdicts
 
 
 def test_deferred_artifacts_say_how_to_finish(tmp_path: Path) -> None:

@@ -218,9 +218,11 @@ def test_every_frame_of_a_file_is_processed_with_the_time_of_the_film(opener, tm
 
 
 def test_a_file_read_frame_by_frame_is_never_late(opener):
-    source = Source("slow.mp4", False, lambda: Camera(lambda n: good(n) if n < 4 else None,
-                           pause=0.4), 30.0)  # fmt: skip
-    assert states(run(source, opener, every_frame=True)[0]) == ["ok"] * 3
+    slow = Camera(lambda n: good(n) if n < 4 else None, pause=0.1)
+    settings = Settings(capture=CaptureSettings(stale=0.03))
+    records, _ = run(Source("slow.mp4", False, lambda: slow, 100.0), opener, settings=settings,
+                     every_frame=True)  # fmt: skip
+    assert states(records) == ["ok"] * 3
 
 
 def test_a_photo_that_cannot_be_read_is_a_state_and_not_the_end(opener, tmp_path):
@@ -449,12 +451,12 @@ def test_frames_that_stay_away_are_stale_then_lost_and_a_driver_that_hangs_ends_
             forever.wait(WAIT)
         return good(number)
 
-    settings = Settings(capture=struct_replace(FAST.capture, hang=1.5))
+    settings = Settings(capture=struct_replace(FAST.capture, stale=0.1, lost=0.3, hang=0.7))
     sink = Records()
     runtime = Runtime(live(script), EngineHost(opener), FixedBox(BOX), [sink], settings)
+    threading.Timer(1.0, forever.set).start()
     with pytest.raises(EnvironmentalError, match="driver has not come back"):
         runtime.run()
-    forever.set()
     found = states(sink.records)
     first = {s: found.index(s) for s in ("ok", "stale_frame", "camera_lost")}
     assert sorted(first.values()) == list(first.values()), found
@@ -478,11 +480,14 @@ def test_a_driver_that_hangs_when_a_lost_camera_comes_back_ends_the_process(open
             forever.wait(WAIT)
         return Camera(script)
 
-    settings = Settings(capture=struct_replace(FAST.capture, hang=0.5))
+    def confirm():
+        confirmed.append(None)
+        forever.set()
+
+    settings = Settings(capture=struct_replace(FAST.capture, hang=0.3))
     source = Source("camera:0", True, open_camera)
     with pytest.raises(EnvironmentalError, match="driver has not come back"):
-        run(source, opener, settings=settings, confirm=lambda: confirmed.append(None))
-    forever.set()
+        run(source, opener, settings=settings, confirm=confirm)
     # Three such ends must not take a good slot for a bad one.
     assert len(opened) == 2 and len(confirmed) == 1
 
@@ -792,7 +797,7 @@ def test_a_moving_head_in_a_1080p_video_is_followed(repo, tmp_path):
 def photos(tmp_path) -> Path:
     folder = tmp_path / "photos"
     folder.mkdir()
-    for i in range(80):
+    for i in range(40):
         cv2.imwrite(str(folder / f"{i:03d}.png"), good(i))
     return folder
 
@@ -839,20 +844,19 @@ def two_slots(tmp_path: Path, offset: float = 0.0) -> Path:
 
 
 def test_the_current_slot_runs_is_confirmed_and_gives_way_to_the_other_when_damaged(
-    tmp_path, photos
+    tmp_path, photos, capfd
 ):
     from edgehp.shipping.slots import status
 
     root = two_slots(tmp_path, offset=0.1)
 
     def pitch() -> tuple[float, str]:
-        done = subprocess.run(
-            command("--root", root, photos, "--boxes", "8,8,88,88", "--every-frame",
-                    "--limit", 2),
-            capture_output=True, text=True, timeout=WAIT * 2,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[0])["raw"]["pitch"], done.stderr
+        with pytest.raises(SystemExit) as caught:
+            main(["run", "--root", str(root), str(photos), "--boxes", "8,8,88,88",
+                  "--every-frame", "--limit", "2"])  # fmt: skip
+        out, err = capfd.readouterr()
+        assert not caught.value.code, err
+        return json.loads(out.splitlines()[0])["raw"]["pitch"], err
 
     second, _ = pitch()
     found = status(root)
@@ -879,10 +883,13 @@ def test_a_broken_detector_is_not_charged_to_the_network(tmp_path, photos, monke
 
     root = two_slots(tmp_path)
     monkeypatch.setattr(CenterFace, "detect", broken)
-    for _ in range(MAX_FAILED_STARTS + 1):
+    # At the end of what there is to see, and before it where it has failed for long.
+    for patience, words in [(5.0, "until the end"), (0.0, r"2 times")] * MAX_FAILED_STARTS:
+        monkeypatch.setattr("edgehp.runtime.loop._DETECTOR_S", patience)
         with pytest.raises(SystemExit) as caught:
-            main(["run", "--root", str(root), str(photos)])
-        assert caught.value.code == 5 and "face detector failed" in capfd.readouterr().err
+            main(["run", "--root", str(root), str(photos), "--every-frame"])
+        err = capfd.readouterr().err
+        assert caught.value.code == 5 and "face detector has failed" in err and words in err
     found = status(root)
     assert found.current.artifact_name == "second" and not found.failed
 
