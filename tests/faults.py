@@ -9,13 +9,15 @@ function of ``os`` (or of `open`); a write can also die half way. What the kerne
 kept, as after a crash of the process.
 
 `recorded` runs an action here and notes, after every such call, what the folder holds and what was
-flushed. `Recording.after_cut` then makes the folder as it may be found after a power cut at that
-moment, by rules harsher than those of any journalling file system:
+flushed. `Recording.after_cut` then says what may be found there after a power cut at that moment,
+by rules harsher than those of any journalling file system:
 
 - content that was not flushed with fsync is old, torn, zeros, or there;
 - an entry of a folder (new file, removal, rename) that was not flushed by fsync of that folder did
   happen or did not, each independently of the others and of their order;
 - a rename is atomic; flushing a file does not keep its name.
+
+`deaths` and `cuts` give the folders that are found after each, one at a time.
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ import gc
 import io
 import os
 import random
+import shutil
 import signal
 import stat
 import sys
+import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +99,56 @@ def killed(action: Callable[[], object], point: int) -> Killed:
 def calls_of(action: Callable[[], object]) -> int:
     """How many points `killed` has for `action`; a write counts as two: before it and half way."""
     return killed(action, _NEVER).calls
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder in memory where there is one: some disks take long to remove thousands of them."""
+    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=place) as name:
+        yield Path(name)
+
+
+def deaths(
+    action: Callable[[Path], object], source: Path, every: int, first: int
+) -> Iterator[tuple[int, Path]]:
+    """Copies of `source` after `action` was killed in them at every n-th call, and at the last."""
+    with scratch() as folder:
+        counted = shutil.copytree(source, folder / "counted")
+        count = calls_of(lambda: action(counted))
+        for point in [*range(first % every, count - 1, every), count - 1]:
+            # The copy is made here, so that every call of the child belongs to the action.
+            copy = shutil.copytree(source, folder / str(point))
+            assert killed(lambda: action(copy), point).killed  # noqa: B023
+            yield point, copy
+            shutil.rmtree(copy)
+
+
+def cuts(
+    action: Callable[[Path], object], source: Path, how: Sequence[str], rng: random.Random
+) -> Iterator[tuple[str, Path]]:
+    """What a copy of `source` may be after power cuts during `action`, every state once."""
+    with scratch() as folder:
+        copy = shutil.copytree(source, folder / "copy")
+        recording = recorded(lambda: action(copy), copy)
+        seen = set()
+        for moment in range(len(recording)):
+            for each in how:
+                state = recording.after_cut(moment, each, rng)
+                if (key := hash(tuple(state.items()))) in seen:
+                    continue
+                seen.add(key)
+                found = folder / "found"
+                for path, content in state.items():
+                    if content is None:
+                        (found / path).mkdir()
+                    else:
+                        (found / path).write_bytes(content)
+                yield f"{each} at {moment}", found
+                shutil.rmtree(found)
+    # One that always found the same would prove nothing. A flush ends in a state that was possible
+    # before it, so that a short action has fewer states than calls.
+    assert 2 * len(seen) > len(recording)
 
 
 def _in_child(action: Callable[[], object], point: int, writing: int) -> None:
@@ -195,18 +249,14 @@ class Recording:
     def __len__(self) -> int:
         return len(self._moments)
 
-    def after_cut(self, moment: int, target: Path, how: str, rng: random.Random) -> str:
-        """Make `target` as the folder may be found after a power cut at `moment`.
+    def after_cut(self, moment: int, how: str, rng: random.Random) -> dict[str, bytes | None]:
+        """What may be found after a power cut at `moment`: contents by path, None of a folder.
 
         Args:
             moment: 0 is before anything happened.
-            target: a new folder.
             how: ``"nothing"`` that was not flushed is there, ``"everything"`` is, ``"names"``
                 (all entries, no content), or ``"random"``.
             rng: for ``"random"``, and for where torn files are torn.
-
-        Returns:
-            A text that is the same for the same state.
         """
         at = self._moments[moment]
         entries = {folder: dict(names) for folder, names in at.entries.items()}
@@ -221,9 +271,16 @@ class Recording:
             key: _after_cut(at.flushed.get(key, b""), data, how, rng)
             for key, data in at.contents.items()
         }
-        lines: list[str] = []
-        _build(target, self._root, entries, contents, lines)
-        return "\n".join(lines)
+
+        def below(folder: int, path: str) -> Iterator[tuple[str, bytes | None]]:
+            yield path, None
+            for name, found in sorted(entries.get(folder, {}).items()):
+                if found in contents:
+                    yield f"{path}/{name}", contents[found]
+                else:
+                    yield from below(found, f"{path}/{name}")
+
+        return dict(below(self._root, "."))
 
 
 def _after_cut(flushed: bytes, current: bytes, how: str, rng: random.Random) -> bytes:
@@ -240,23 +297,6 @@ def _after_cut(flushed: bytes, current: bytes, how: str, rng: random.Random) -> 
         current[:cut],
         current[:cut] + bytes(len(current) - cut),
     )[choice]
-
-
-def _build(
-    path: Path,
-    folder: int,
-    entries: dict[int, dict[str, int]],
-    contents: dict[int, bytes],
-    lines: list[str],
-) -> None:
-    path.mkdir()
-    for name, found in sorted(entries.get(folder, {}).items()):
-        if found in contents:
-            (path / name).write_bytes(contents[found])
-            lines.append(f"{path.name}/{name} {hash(contents[found])}")
-        else:
-            lines.append(f"{path.name}/{name}/")
-            _build(path / name, found, entries, contents, lines)
 
 
 def recorded(action: Callable[[], object], root: Path) -> Recording:

@@ -29,7 +29,7 @@ from edgehp.shipping.fetch import Pace
 from edgehp.shipping.offers import Offer, read_memory
 from edgehp.shipping.signature import read_public_key
 from tests import ship_parts as parts
-from tests.faults import calls_of, killed, no_flush
+from tests.faults import deaths, no_flush
 from tests.update_parts import Fleet, ago, name_here, new_fleet, served
 
 KEPT = {"lock", "memory.json", "device-id"}
@@ -53,10 +53,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
 @pytest.fixture
 def fleet(made: Fleet, tmp_path: Path) -> Fleet:
     """A fleet of its own: two bundles are published."""
-    folder = tmp_path / "fleet"
-    shutil.copytree(made.folder, folder)
-    moved = replace(made.signer, private=folder / "release.pem", public=folder / "release.pub")
-    return Fleet(folder, moved, folder / "root.json")
+    return moved(made, shutil.copytree(made.folder, tmp_path / "fleet"))
+
+
+def moved(fleet: Fleet, folder: Path) -> Fleet:
+    """The fleet that was copied to `folder`."""
+    signer = replace(fleet.signer, private=folder / "release.pem", public=folder / "release.pub")
+    return Fleet(folder, signer, folder / "root.json")
 
 
 @pytest.fixture
@@ -783,21 +786,14 @@ def test_a_publisher_that_dies(fleet: Fleet, tmp_path: Path, seed: int) -> None:
     """Devices see the lists of before or the new ones; publishing again completes it."""
     fleet.update(tmp_path / "seen")
     fleet.add("three")
-    before = fleet.folder / "before"
-    shutil.copytree(fleet.public, before)
-    count = calls_of(fleet.publish)
     seen = set()
-    for point in range(seed % 7, count, 7):
-        shutil.rmtree(fleet.public)
-        shutil.copytree(before, fleet.public)
-        assert killed(fleet.publish, point).killed
-        root = tmp_path / "root"
-        shutil.copytree(tmp_path / "seen", root)
-        seen.add(fleet.update(root).serial)
-        fleet.publish()
-        fleet.update(root)
+    for _, folder in deaths(lambda folder: moved(fleet, folder).publish(), fleet.folder, 7, seed):
+        root = shutil.copytree(tmp_path / "seen", tmp_path / folder.name)
+        there = moved(fleet, folder)
+        seen.add(there.update(root).serial)
+        there.publish()
+        there.update(root)
         assert name_here(root) == "three"
-        shutil.rmtree(root)
     assert seen <= {2, 3} and 2 in seen
 
 
