@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from edgehp.errors import DataError
-from edgehp.quantization.clipping import ClippingMeter
+from edgehp.quantization.compare import ClippingMeter
 from edgehp.quantization.quantize import QuantizationConfig, quantize
 from edgehp.validation.appearance import (
     CONDITIONS,
@@ -97,7 +97,7 @@ def test_clipping_is_counted_beyond_the_last_level(quantized: onnx.ModelProto) -
     harsh = np.where(crops > 127, 255, 0).astype(np.uint8)
     beyond = meter(harsh)
     assert beyond.share > 5 * usual.share
-    assert beyond.worst[1] == max(beyond.tensors.values()) > beyond.share
+    assert beyond.worst[1] > beyond.share
 
 
 def test_a_tensor_that_is_squeezed_shows_its_own_share(quantized: onnx.ModelProto) -> None:

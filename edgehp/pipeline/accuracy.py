@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import cv2
@@ -16,12 +19,12 @@ from edgehp.artifact.manifest import Accuracy, Golden, SubsetRecord
 from edgehp.datasets.base import spaced
 from edgehp.device import DeviceProbe
 from edgehp.engines import PROCESSOR_ENGINES, open_engine, processor_engine
-from edgehp.engines.base import Engine, Prediction
+from edgehp.engines.base import Engine, Prediction, StreamingEngine
 from edgehp.errors import AccuracyError, CompatibilityError, DataError, EnvironmentalError
 from edgehp.pipeline.crops import CropSet
 from edgehp.pipeline.plan import Plan
 from edgehp.pose import angle_errors
-from edgehp.progress import step
+from edgehp.progress import Step, step
 from edgehp.validation.appearance import CONDITIONS
 from edgehp.validation.metrics import frame_errors, mean_or_none, yaw_bands
 from edgehp.validation.statistics import mean_interval, require_drop
@@ -41,20 +44,34 @@ _FEWEST = 8
 _BLIND = 0.7
 
 
-def predict(engine: Engine, crops: npt.NDArray[np.uint8], batch: int) -> Prediction:
+def predict(
+    engine: Engine, crops: npt.NDArray[np.uint8], batch: int, ended: Event | None = None
+) -> Prediction:
     """Predictions of all crops [N, S, S, 3], at most `batch` at a time.
+
+    Args:
+        engine: opened.
+        crops: uint8 RGB.
+        batch: crops a call.
+        ended: set by another thread that does not want the answer any more.
 
     Raises:
         DataError: the engine gives numbers that are not finite.
+        CancelledError: `ended` was set.
     """
-    parts = []
-    with step("", len(crops), "crops") as going:
+
+    def batches(going: Step) -> Iterator[npt.NDArray[np.uint8]]:
         for i in range(0, len(crops), batch):
+            if ended is not None and ended.is_set():
+                raise CancelledError
             some = crops[i : i + batch]
             # A last batch that is smaller is filled up: engines compile each size anew.
-            full = np.resize(some, (batch, *crops.shape[1:])) if len(some) < batch else some
-            parts.append(engine.infer(full))
+            yield np.resize(some, (batch, *crops.shape[1:])) if len(some) < batch else some
             going.advance(len(some))
+
+    answer = engine.stream if isinstance(engine, StreamingEngine) else partial(map, engine.infer)
+    with step("", len(crops), "crops") as going:
+        parts = list(answer(batches(going)))
     found = Prediction.joined(parts).first(len(crops))
     if bad := int((~found.finite).sum()):
         raise DataError(
@@ -317,6 +334,7 @@ def run_graph(
     most: int = BATCH,
     threads: int | None = None,
     degraded: bool = False,
+    ended: Event | None = None,
 ) -> Run:
     """Predictions of an engine file or graph on all crops.
 
@@ -327,16 +345,18 @@ def run_graph(
         most: largest batch the engine takes.
         threads: processor threads.
         degraded: also on degraded versions of some crops (`degraded_crops`).
+        ended: as of `predict`.
 
     Raises:
         DataError: the answers are not finite.
+        CancelledError: `ended` was set.
         EnvironmentalError: the runtime failed.
     """
     batch = min(BATCH, most)
     with open_engine(kind, path, threads=threads, batch=batch) as engine:
-        clean = predict(engine, crops.crops, batch)
+        clean = predict(engine, crops.crops, batch, ended)
         changed = degraded_crops(crops) if degraded else {}
-        found = Answers(clean, {n: predict(engine, c, batch) for n, c in changed.items()})
+        found = Answers(clean, {n: predict(engine, c, batch, ended) for n, c in changed.items()})
         # OpenVINO adds a build number and a branch.
         return Run(found, f"{kind} {engine.info.version.split('-')[0]}")
 

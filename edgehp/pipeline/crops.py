@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.crop import Preprocessing, crop_face
-from edgehp.datasets.base import Sample, Skips, spaced
+from edgehp.datasets.base import Sample, Skips, prefetch, spaced
 from edgehp.datasets.faces import read_faces
 from edgehp.errors import DataError, UsageError
 from edgehp.files import resource_dir, sha256_bytes
@@ -191,7 +191,7 @@ def appearance_check(
         threads: processor threads.
         advice: what the warning asks for.
     """
-    from edgehp.quantization.clipping import ClippingMeter
+    from edgehp.quantization.compare import ClippingMeter
 
     meter = ClippingMeter(quantized, threads=threads)
     usual, found = (
@@ -216,14 +216,19 @@ def _load(
     seen: dict[str, int] = {}
     kept: list[Sample] = []
     skips = Skips(skip_bad)
-    for sample in track(samples, "photos"):
-        with skips.guard(sample.name):
-            crop = crop_face(sample.load(), sample.box, preprocessing)
-            digest = sha256_bytes(crop.tobytes())
-            if digest not in seen:
-                crops[len(seen)] = crop
-                seen[digest] = len(seen)
-                kept.append(sample)
+
+    def cut(sample: Sample) -> tuple[Sample, npt.NDArray[np.uint8], str]:
+        crop = crop_face(sample.load(), sample.box, preprocessing)
+        return sample, crop, sha256_bytes(crop.tobytes())
+
+    def on_bad(sample: Sample, error: DataError) -> None:
+        skips.add(sample.name, error)
+
+    for sample, crop, digest in prefetch(track(samples, "photos"), cut, on_bad=on_bad):
+        if digest not in seen:
+            crops[len(seen)] = crop
+            seen[digest] = len(seen)
+            kept.append(sample)
     skipped = len(data.skipped) + len(skips.found)
     duplicates = len(samples) - len(skips.found) - len(kept)
     if len(kept) < FEWEST_CALIBRATION:

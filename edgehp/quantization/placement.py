@@ -20,7 +20,7 @@ weights is quantized: that is the decode.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -116,10 +116,10 @@ def place(
     return Placement(MappingProxyType(chosen), weights)
 
 
-def observed_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Every tensor whose range a flavor needs, in graph order: one table serves them all."""
+def observed_tensors(model: onnx.ModelProto, flavors: Sequence[str] = FLAVORS) -> tuple[str, ...]:
+    """Every tensor whose range one of the flavors needs, in graph order."""
     view = GraphView(model)
-    found = {t for f in FLAVORS for t in place(view, f).tensors}
+    found = {t for f in flavors for t in place(view, f).tensors}
     order = [i.name for i in view.inputs] + [o for n in model.graph.node for o in n.output]
     return tuple(t for t in order if t in found)
 

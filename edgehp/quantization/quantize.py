@@ -128,7 +128,9 @@ def quantize(
     own = Subset(crops, chosen)
     methods = tuple(METHODS) if config.method == AUTO else (config.method,)
     with step("ranges"):
-        table = calibrate(model, own, methods=methods, threads=config.threads)
+        table = calibrate(
+            model, own, methods=methods, flavors=(config.flavor,), threads=config.threads
+        )
     comparison = Comparison(model, Subset(crops, held), threads=config.threads)
 
     def tried(graph: onnx.ModelProto, method: str, rounding: str) -> Candidate:

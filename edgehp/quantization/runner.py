@@ -100,8 +100,6 @@ class Runner:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3
-        # The arena keeps the largest activation of every shape it ever saw.
-        options.enable_cpu_mem_arena = False
         # Threads that wait in a loop take the processor from whatever else runs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Q/DQ as written: integer kernels saturate on processors without VNNI, and the fusion of

@@ -1,7 +1,7 @@
 """The calibration table: activation ranges by tensor and method, tied to what they came from.
 
-One pass over the crops gives the ranges of every method for all flavors. An artifact keeps the
-table as a small JSON file.
+One pass over the crops gives the ranges of every method. An artifact keeps the table as a small
+JSON file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edgehp.files import Record, plain
 from edgehp.quantization.graph import network_digest, with_outputs
 from edgehp.quantization.placement import observed_tensors
 from edgehp.quantization.ranges import GRIDS, METHODS, Range, Statistics, TensorObserver, find_range
-from edgehp.quantization.recipe import ALGORITHM
+from edgehp.quantization.recipe import ALGORITHM, FLAVORS
 from edgehp.quantization.runner import Runner, input_of
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ def calibrate(
     crops: Iterable[Crop],
     *,
     methods: Sequence[str] = tuple(METHODS),
+    flavors: Sequence[str] = FLAVORS,
     threads: int | None = None,
 ) -> CalibrationTable:
     """Measure the activation ranges of a float graph.
@@ -134,16 +135,17 @@ def calibrate(
         model: the deployed float graph (uint8 [batch, S, S, 3] in).
         crops: uint8 [S, S, 3] RGB each.
         methods: which ranges to put into the table, of `edgehp.quantization.ranges.METHODS`.
+        flavors: whose tensors to observe, of `edgehp.quantization.recipe.FLAVORS`.
         threads: of the processor; None takes all cores.
 
     Raises:
         DataError: no crops, crops of the wrong size or type, activations that are not finite.
-        UsageError: unknown method.
+        UsageError: unknown method or flavor.
         EnvironmentalError: onnxruntime is missing.
     """
     from edgehp.networks.graph import spec_of_graph
 
-    tensors = observed_tensors(model)
+    tensors = observed_tensors(model, flavors)
     batch = max(1, min(_BATCH, _BATCH * 112 * 112 // math.prod(input_of(model)[1:])))
     runner = Runner(with_outputs(model, tensors), tensors, threads=threads, batch=batch)
     observers = [TensorObserver(t) for t in tensors]
