@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+from edgehp._installed import parse_version
 from edgehp.device import SYSTEM_ROOT, find_jetson
 from edgehp.errors import DataError, UsageError
 from edgehp.files import Record, plain, read_toml, resource_dir, to_record
-from edgehp.versions import parse_version
 
 PRECISIONS = ("int8", "fp16", "fp32")
 ORIN = "orin"

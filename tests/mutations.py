@@ -29,7 +29,7 @@ from edgehp.datasets import open_dataset, read_faces
 from edgehp.errors import EdgehpError
 from edgehp.images import decode_photo
 from edgehp.networks.description import load_description
-from edgehp.networks.export import load_graph
+from edgehp.networks.graph import load_graph
 from edgehp.remote.boards import read_boards
 from edgehp.report.gather import read_report
 from edgehp.runtime.settings import load_settings

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from edgehp.engines.parser import newest_opset, require_parsable
+from edgehp.engines.trt import newest_opset, require_parsable
 from edgehp.errors import CompatibilityError
 from edgehp.pipeline.pipeline import build
 from edgehp.pipeline.plan import BuildRequest

@@ -16,8 +16,7 @@ import pytest
 
 from edgehp.errors import CheckpointError, DataError, EnvironmentalError, UsageError
 from edgehp.networks import graph as graph_module
-from edgehp.networks.export import load_graph
-from edgehp.networks.graph import build_graph, graph_bytes, spec_of_graph
+from edgehp.networks.graph import build_graph, graph_bytes, load_graph, spec_of_graph
 from edgehp.networks.layout import Weights
 from edgehp.networks.simplify import simplify
 from edgehp.networks.spec import NetworkSpec
@@ -48,7 +47,7 @@ def run_torch(
     import torch
 
     from edgehp.networks.checkpoint import build_module
-    from edgehp.networks.kd_resnet import expectation
+    from edgehp.networks.modules import expectation
 
     module = build_module(spec).eval()
     module.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()}, strict=False)

@@ -35,7 +35,7 @@ def imported(how: str, home: Path) -> list[str]:
 
 
 def test_nothing_is_reported(tmp_path: Path) -> None:
-    how = "from edgehp._openvino import import_openvino; import_openvino()"
+    how = "from edgehp.engines.openvino import check_available; check_available()"
     loaded, devices = imported(how, tmp_path)
     assert loaded == "False"
     assert int(devices) >= 1
@@ -44,7 +44,7 @@ def test_nothing_is_reported(tmp_path: Path) -> None:
 
 def test_the_telemetry_is_there_for_others(tmp_path: Path) -> None:
     how = (
-        "from edgehp._openvino import import_openvino; import_openvino()\n"
+        "from edgehp.engines.openvino import check_available; check_available()\n"
         "import openvino_telemetry.backend.backend_ga4"
     )
     assert imported(how, tmp_path)[0] == "True"

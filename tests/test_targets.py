@@ -23,7 +23,6 @@ from edgehp.targets import (
     load_target,
     resolve_target,
 )
-from edgehp.versions import parse_version
 
 EXPECTED = {
     "orin-agx-64gb", "orin-agx-32gb", "orin-nx-16gb", "orin-nx-8gb", "orin-nano-8gb",
@@ -264,19 +263,3 @@ def test_commands_list_and_show() -> None:
     # Who asks for the family learns how it is understood, in the list and with the one shown.
     for said in (command().stdout, command("show", "orin").stderr):
         assert "'orin'" in said
-
-
-@pytest.mark.parametrize(
-    ("text", "release"),
-    [
-        ("10.3.0.30", (10, 3, 0, 30)),
-        ("10.14.1.48.post1", (10, 14, 1, 48)),
-        ("8.6.1.post1", (8, 6, 1)),
-        ("2026.4.0-21-abc", (2026, 4)),
-        ("10.0", (10,)),
-    ],
-)
-def test_versions_of_every_source_are_read_by_one_parser(
-    text: str, release: tuple[int, ...]
-) -> None:
-    assert parse_version(text) == release

@@ -31,7 +31,7 @@ from edgehp.cli.training import distill as distill_command  # noqa: E402
 from edgehp.cli.training import student_spec  # noqa: E402
 from edgehp.cli.training import train as train_command  # noqa: E402
 from edgehp.networks.checkpoint import load_module, load_weights, save_weights  # noqa: E402
-from edgehp.networks.kd_resnet import KDResNet, expectation  # noqa: E402
+from edgehp.networks.modules import KDResNet, expectation  # noqa: E402
 from edgehp.training.augment import Augmentation, cut, draw, photometric  # noqa: E402
 from edgehp.training.data import BatchPlan, Faces, batches, split, with_labels  # noqa: E402
 from edgehp.training.loop import TrainConfig, Trainer, normalize  # noqa: E402
@@ -406,7 +406,7 @@ def test_batches_repeat_from_their_seed_and_share_out_over_processes(faces: Data
 
 
 def test_a_start_of_another_head_gives_its_backbone(tmp_path: Path) -> None:
-    from edgehp.networks.ehpnet import EHPNet
+    from edgehp.networks.modules import EHPNet
     from edgehp.training.runs import begin_with
 
     source, student = KDResNet(SPEC), EHPNet()

@@ -30,7 +30,7 @@ from edgehp.datasets import open_dataset
 from edgehp.datasets.base import join_datasets
 from edgehp.datasets.faces import read_faces
 from edgehp.networks.checkpoint import build_module
-from edgehp.networks.kd_resnet import BASE_BINS, BaseNetwork
+from edgehp.networks.modules import BASE_BINS, BaseNetwork
 from edgehp.networks.spec import NetworkSpec
 from edgehp.training.augment import Augmentation, cut, draw
 from edgehp.training.data import Faces, split, with_labels

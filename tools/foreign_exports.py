@@ -27,7 +27,7 @@ from edgehp.datasets.base import join_datasets
 from edgehp.datasets.faces import read_faces
 from edgehp.networks.bundled import bundled_path
 from edgehp.networks.checkpoint import load_module
-from edgehp.networks.kd_resnet import KDResNet
+from edgehp.networks.modules import KDResNet
 from edgehp.networks.spec import Bins, NetworkSpec
 from edgehp.training.augment import AUGMENTATIONS
 from edgehp.training.data import Faces, TrainingItem, split, with_labels

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from edgehp._installed import parse_version
 from edgehp.artifact.manifest import (
     LARGEST_MANIFEST,
     MANIFEST_NAME,
@@ -32,7 +33,6 @@ from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, Usa
 from edgehp.files import sha256_file
 from edgehp.pose import angle_errors
 from edgehp.targets import load_target
-from edgehp.versions import parse_version
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgehp._openvino import import_openvino
+from edgehp.engines.openvino import check_available
 from edgehp.errors import DataError, EnvironmentalError, UsageError
 from edgehp.targets import Peaks, Target, load_target
 
@@ -72,7 +72,7 @@ def measure_peaks(precision: str, threads: int | None, seconds: float = 0.5) -> 
     """
     if precision not in ("int8", "fp32"):
         raise UsageError(f"no peak is measured for {precision!r}, only for int8 and fp32")
-    ov = import_openvino()
+    ov = check_available()
     rates = []
     used = threads or 1
     try:

@@ -7,6 +7,7 @@ release; reading the ONNX costs well under a second.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgehp._openvino import import_openvino
 from edgehp.engines.audit import LayerPrecision, PrecisionAudit
 from edgehp.engines.base import (
     INPUT_NAME,
@@ -31,16 +31,41 @@ from edgehp.engines.base import (
     check_file,
     check_processor,
     check_threads,
+    import_runtime,
     input_size_of,
     prediction_from,
 )
 from edgehp.errors import DataError, EnvironmentalError, UsageError
 
 KIND = "openvino"
-# As every engine's module has it, for `edgehp.engines.engine_available`.
-check_available = import_openvino
+_TELEMETRY = "openvino_telemetry"
 # Kinds of the runtime model that move or hold data and compute nothing.
 _IDLE = frozenset({"Input", "Output", "Const", "Constant", "Parameter", "Result"})
+
+
+def check_available() -> Any:
+    """The module ``openvino``, imported without its telemetry. Nothing else imports it.
+
+    Since 2024 ``import openvino`` reports to its maker that it was imported, from a process that it
+    forks, unless CI is set or a consent file says no. Neither a car nor a calibration has to tell
+    anybody that it runs; and a fork of a process with threads can hang for ever on a lock that one
+    of them held. OpenVINO has a stub of its own for where the package ``openvino_telemetry`` is
+    missing (``openvino/tools/ovc/telemetry_utils.py``): it finds it missing here.
+
+    Raises:
+        EnvironmentalError: it is missing or cannot load its libraries.
+    """
+    absent = object()
+    before: Any = sys.modules.get(_TELEMETRY, absent)
+    # None is what the import system takes for "not there" (importlib, `sys.modules`).
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        return import_runtime("openvino", "OpenVINO", "install it with: pip install openvino")
+    finally:
+        if before is absent:
+            del sys.modules[_TELEMETRY]
+        else:
+            sys.modules[_TELEMETRY] = before
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +126,7 @@ class OpenVinoEngine(EngineBase):
             raise UsageError(f"batch size {batch} is outside 1..4096")
         self._path = check_file(path, "an ONNX graph")
         self._threads = check_threads(threads)
-        self._ov = import_openvino()
+        self._ov = check_available()
         self._core = self._ov.Core()
         self._model = self._read()
         self._size = self._input_size()

@@ -17,8 +17,7 @@ from edgehp.files import PACKAGE, json_digest, sha256_file
 from edgehp.networks.checkpoint import SUFFIXES, load_weights
 from edgehp.networks.described import deployed_graph, described_spec
 from edgehp.networks.description import Description, load_description
-from edgehp.networks.export import load_graph
-from edgehp.networks.graph import DEFAULT_OPSET, build_graph
+from edgehp.networks.graph import DEFAULT_OPSET, build_graph, load_graph
 from edgehp.networks.layout import Weights
 from edgehp.networks.spec import DeployedSpec, NetworkSpec
 

@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from edgehp._installed import import_package
 from edgehp.errors import CheckpointError, DataError, EnvironmentalError, UsageError
 from edgehp.files import stand_in, write_whole
 from edgehp.networks.layout import (
+    BACKBONE,
     Weights,
     backbone_prefix,
     canonical_names,
@@ -45,22 +47,16 @@ _FLOATS: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
+    # The upper half of a float32.
+    "BF16": np.dtype("<u2"),
 }
 # Under which trainers keep the weights, the averaged ones first: they are what is deployed.
 _AVERAGED = ("state_dict_ema", "model_ema", "ema", "ema_state_dict", "averaged", "swa_state_dict")
 _RAW = ("state_dict", "model_state_dict", "model", "weights", "net", "network")
 # What torch's readers raise on files that are truncated, corrupted or made to confuse them.
 _READING_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError),
+    *(OSError, RuntimeError, TypeError, ValueError),
 )
 _ADVICE = "give a .safetensors or .pth file with the weights of a KD-ResNet or an EHPNet"
 
@@ -87,14 +83,8 @@ def load_weights(
         EnvironmentalError: the package that reads it is not installed.
         UsageError: the file name has another suffix.
     """
-    path = Path(path)
-    arrays, found = _read(path, key)
-    spec = spec or found
-    names = canonical_names(list(arrays))
-    arrays = {names[k]: v for k, v in arrays.items()}
-    shapes = {k: v.shape for k, v in arrays.items()}
-    if spec is None:
-        spec = infer_spec(shapes, str(path))
+    arrays, found = _read(Path(path), key)
+    spec = spec or found or infer_spec({k: v.shape for k, v in arrays.items()}, str(path))
     return _checked(arrays, spec, str(path)), spec
 
 
@@ -124,7 +114,11 @@ def save_weights(
     if kind not in (np.dtype(np.float16), np.dtype(np.float32)) or path.suffix != ".safetensors":
         raise UsageError(f"{path}: weights are written as float16 or float32 to .safetensors files")
     names = canonical_names(list(state))
-    arrays = {names[k]: _numpy(v) for k, v in state.items()}
+    # numpy takes no torch tensor that requires a gradient, lives on a GPU or is bfloat16.
+    arrays = {
+        names[k]: np.asarray(v.detach().float().cpu() if hasattr(v, "detach") else v)
+        for k, v in state.items()
+    }
     weights = _checked(arrays, spec, f"the weights for {path}")
     stored: dict[str, npt.NDArray[Any]] = {}
     for name, value in weights.items():
@@ -135,10 +129,7 @@ def save_weights(
         if largest > float(np.finfo(kind).max):
             raise CheckpointError(f"{name} reaches {largest:.3g}, which {kind.name} cannot hold")
         stored[name] = np.ascontiguousarray(value.astype(kind))
-    try:
-        from safetensors import numpy as safetensors
-    except ImportError as e:
-        raise _no_safetensors(e) from e
+    safetensors = import_package("safetensors.numpy", "writing weights needs")
     # A single key: safetensors writes several in no fixed order, and files would not be equal.
     data = safetensors.save(stored, {SPEC_KEY: spec.to_json()})
     try:
@@ -154,13 +145,9 @@ def build_module(spec: NetworkSpec) -> nn.Module:
         EnvironmentalError: torch is not installed.
     """
     _torch()
-    if spec.architecture == "ehpnet":
-        from edgehp.networks.ehpnet import EHPNet
+    from edgehp.networks.modules import EHPNet, KDResNet
 
-        return EHPNet(spec)
-    from edgehp.networks.kd_resnet import KDResNet
-
-    return KDResNet(spec)
+    return EHPNet(spec) if spec.architecture == "ehpnet" else KDResNet(spec)
 
 
 def load_module(path: str | Path, spec: NetworkSpec | None = None) -> tuple[nn.Module, NetworkSpec]:
@@ -196,17 +183,12 @@ def load_start(path: str | Path, spec: NetworkSpec) -> tuple[Weights, bool]:
         CheckpointError, EnvironmentalError, UsageError: as `load_weights`; or the backbone is of
             another depth than `spec`.
     """
-    path = Path(path)
-    arrays, found = _read(path, None)
-    names = canonical_names(list(arrays))
-    plain = {names[k]: v for k, v in arrays.items()}
+    arrays, found = _read(Path(path), None)
     prefix = backbone_prefix(spec)
-    if any(k.startswith(prefix) for k in plain) or "conv1.weight" not in plain:
-        return _checked(
-            plain, found or infer_spec({k: v.shape for k, v in plain.items()}, str(path)), str(path)
-        ), False
-    stages = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
-    backbone = {f"{prefix}{k}": v for k, v in plain.items() if k.partition(".")[0] in stages}
+    if any(k.startswith(prefix) for k in arrays) or "conv1.weight" not in arrays:
+        found = found or infer_spec({k: v.shape for k, v in arrays.items()}, str(path))
+        return _checked(arrays, found, str(path)), False
+    backbone = {f"{prefix}{k}": v for k, v in arrays.items() if k.partition(".")[0] in BACKBONE}
     shapes = {k: s for k, s in expected_shapes(spec).items() if k.startswith(prefix)}
     wrong = [k for k, s in shapes.items() if k not in backbone or backbone[k].shape != s]
     if wrong or len(backbone) != len(shapes):
@@ -228,7 +210,7 @@ def load_start(path: str | Path, spec: NetworkSpec) -> tuple[Weights, bool]:
 
 
 def _read(path: Path, key: str | None) -> tuple[dict[str, Any], NetworkSpec | None]:
-    """The arrays of a checkpoint by their names in the file, and the specification in it.
+    """The arrays of a checkpoint by canonical name, and the specification in it.
 
     Raises:
         CheckpointError, EnvironmentalError, UsageError: as `load_weights`.
@@ -237,16 +219,6 @@ def _read(path: Path, key: str | None) -> tuple[dict[str, Any], NetworkSpec | No
         raise UsageError(
             f"{path}: a checkpoint's name ends with {', '.join(SUFFIXES)}, not {path.suffix!r}"
         )
-    head = _open(path)
-    if path.suffix.lower() == ".safetensors":
-        if key is not None:
-            raise UsageError(f"{path} holds one set of weights, none is called {key!r}")
-        return _read_safetensors(path, head)
-    return _read_torch(path, head, key)
-
-
-def _open(path: Path) -> bytes:
-    """The first bytes of the file, after what can be told from outside."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -259,65 +231,57 @@ def _open(path: Path) -> bytes:
         raise CheckpointError(f"{path} has {size / 2**30:.1f} GiB: no network here is so large")
     if (other := stand_in(head)) is not None:
         raise CheckpointError(f"{path} is {other}")
-    return head
+    if path.suffix.lower() == ".safetensors":
+        if key is not None:
+            raise UsageError(f"{path} holds one set of weights, none is called {key!r}")
+        arrays, spec = _read_safetensors(path, head)
+    else:
+        arrays, spec = _read_torch(path, head, key), None
+    names = canonical_names(list(arrays))
+    return {names[k]: v for k, v in arrays.items()}, spec
 
 
 def _read_safetensors(path: Path, head: bytes) -> tuple[dict[str, Any], NetworkSpec | None]:
-    try:
-        import safetensors
-    except ImportError as e:
-        raise _no_safetensors(e) from e
+    safetensors = import_package("safetensors", "reading weights needs")
     if head.startswith(b"PK"):
         raise CheckpointError(f"{path} is a torch checkpoint: name it .pth, or convert it")
     try:
         data = path.read_bytes()
-        tensors = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
+        tensors = safetensors.deserialize(data)
     except (safetensors.SafetensorError, OSError) as e:
         raise CheckpointError(
             f"{path} is truncated or not a safetensors file ({e}); copy or download it again"
         ) from e
     arrays = {}
     for name, tensor in tensors:
-        if not name.endswith("num_batches_tracked"):
-            arrays[name] = _array(tensor, name, path)
+        if name.endswith("num_batches_tracked"):
+            continue
+        kind: str = tensor["dtype"]
+        if kind not in _FLOATS:
+            raise CheckpointError(
+                f"{path}: {name} is stored as {kind}; expected weights as {', '.join(_FLOATS)} "
+                "(quantized checkpoints cannot be used: give the one before quantization)"
+            )
+        values: npt.NDArray[Any] = np.frombuffer(tensor["data"], _FLOATS[kind])
+        if kind == "BF16":
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        with np.errstate(over="ignore"):  # an overflow becomes inf, which _checked reports
+            arrays[name] = values.astype(np.float32).reshape(tensor["shape"])
     # deserialize has checked the header: its length (8 bytes, little endian), then JSON.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return arrays, _spec(header.get("__metadata__", {}).get(SPEC_KEY), path)
-
-
-def _array(tensor: Mapping[str, Any], name: str, path: Path) -> npt.NDArray[np.float32]:
-    kind: str = tensor["dtype"]
-    data: bytes = tensor["data"]
-    if kind == "BF16":
-        # The upper half of a float32.
-        bits = np.frombuffer(data, "<u2").astype(np.uint32) << 16
-        values: npt.NDArray[Any] = bits.view(np.float32)
-    elif kind in _FLOATS:
-        values = np.frombuffer(data, _FLOATS[kind])
-    else:
-        raise CheckpointError(
-            f"{path}: {name} is stored as {kind}; expected weights as F16, BF16, F32 or F64 "
-            "(quantized checkpoints cannot be used: give the one before quantization)"
-        )
-    with np.errstate(over="ignore"):  # an overflow becomes inf, which _checked reports
-        return values.astype(np.float32).reshape(tensor["shape"])
-
-
-def _spec(text: str | None, path: Path) -> NetworkSpec | None:
+    text = header.get("__metadata__", {}).get(SPEC_KEY)
     if text is None:
-        return None
+        return arrays, None
     try:
-        found = DeployedSpec.from_json(text)
-        if not isinstance(found, NetworkSpec):
+        spec = DeployedSpec.from_json(text)
+        if not isinstance(spec, NetworkSpec):
             raise DataError(f"the specification in the metadata ({SPEC_KEY}) has no architecture")
     except DataError as e:
         raise CheckpointError(f"{path}: {e}") from e
-    return found
+    return arrays, spec
 
 
-def _read_torch(
-    path: Path, head: bytes, key: str | None
-) -> tuple[dict[str, Any], NetworkSpec | None]:
+def _read_torch(path: Path, head: bytes, key: str | None) -> dict[str, Any]:
     torch = _torch()
     if not head.startswith((b"PK\x03\x04", b"\x80")):
         raise CheckpointError(f"{path} is not a file that torch.save wrote; {_ADVICE}")
@@ -350,7 +314,7 @@ def _read_torch(
         if not value.is_floating_point() or value.layout is not torch.strided:
             raise CheckpointError(f"{path}: {name} is {value.dtype}, expected a dense float tensor")
         arrays[name] = value.detach().to(torch.float32).numpy()
-    return arrays, None
+    return arrays
 
 
 def _refuse_other_zips(path: Path) -> None:
@@ -439,11 +403,6 @@ def _checked(arrays: Mapping[str, Any], spec: NetworkSpec, source: str) -> Weigh
     return weights
 
 
-def _numpy(value: Any) -> npt.NDArray[np.generic]:
-    # numpy takes no torch tensor that requires a gradient, lives on a GPU or is bfloat16.
-    return np.asarray(value.detach().float().cpu() if hasattr(value, "detach") else value)
-
-
 def _torch() -> Any:
     try:
         import torch
@@ -453,9 +412,3 @@ def _torch() -> Any:
             "hint: install it with: pip install torch, or use a .safetensors file, which needs none"
         ) from e
     return torch
-
-
-def _no_safetensors(error: ImportError) -> EnvironmentalError:
-    return EnvironmentalError(
-        f"weights need the safetensors package ({error}); install it with: pip install safetensors"
-    )

@@ -18,8 +18,9 @@ import numpy.typing as npt
 from msgspec.structs import replace
 
 from edgehp import pose
+from edgehp._installed import import_package
 from edgehp.crop import IMAGENET_MEAN, IMAGENET_STD
-from edgehp.errors import CheckpointError, EnvironmentalError
+from edgehp.errors import CheckpointError
 from edgehp.networks.described import GREY_WEIGHTS
 from edgehp.networks.description import ANGLES, QUATERNION, Description, InputSpec, OutputSpec
 from edgehp.networks.foreign import free_batch, read_network, shape_of
@@ -28,7 +29,6 @@ from edgehp.progress import step
 
 if TYPE_CHECKING:
     import onnx
-    import onnxruntime
 
 Array = npt.NDArray[np.float64]
 # A share of the error of one constant answer. The best of thousands of ways to read noise is a
@@ -174,22 +174,16 @@ class _Runner:
     """Runs a network's file on uint8 RGB crops by any input of its size and layout."""
 
     def __init__(self, path: Path, model: onnx.ModelProto, spec: InputSpec) -> None:
-        try:
-            import onnxruntime
-        except ImportError as e:
-            raise EnvironmentalError(
-                f"running a network needs onnxruntime ({e}); install it with: pip install "
-                "onnxruntime"
-            ) from e
+        onnxruntime = import_package("onnxruntime", "running a network needs")
         self._path, self._names = path, [o.name for o in model.graph.output]
         channels = len(spec.mean)
         pixels = (spec.size, spec.size)
         sides = (*pixels, channels) if spec.layout == "NHWC" else (channels, *pixels)
-        data = graph_bytes(free_batch(model, spec.name, sides, self._names, path))
+        data = graph_bytes(free_batch(model, spec.name, sides, self._names))
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         try:
-            self._session: onnxruntime.InferenceSession = onnxruntime.InferenceSession(
+            self._session = onnxruntime.InferenceSession(
                 data, options, providers=["CPUExecutionProvider"]
             )
         except Exception as e:  # onnxruntime's errors share no public base class

@@ -19,8 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.errors import CheckpointError
-from edgehp.networks.description import ANGLES, QUATERNION, Description, OutputSpec
-from edgehp.networks.foreign import free_batch, read_network, shape_of
+from edgehp.networks.description import (
+    ANGLES,
+    DarkRule,
+    Description,
+    InputSpec,
+    OutputSpec,
+)
+from edgehp.networks.foreign import free_batch, read_network, replace_all, shape_of
 from edgehp.networks.graph import INPUT, OUTPUTS, GraphBuilder, decode_bins, outputs_of
 from edgehp.networks.simplify import run_graph, simplify
 from edgehp.networks.spec import Bins, DeployedSpec
@@ -42,7 +48,6 @@ class _Part(NamedTuple):
     """One network file, ready to be put between input and decode.
 
     Attributes:
-        path: where it was read.
         model: of a single float32 input with a free batch.
         input: its name.
         nhwc: whether channels come last.
@@ -50,7 +55,6 @@ class _Part(NamedTuple):
         width: number of values of all of them together, a crop; None where the file does not say.
     """
 
-    path: Path
     model: onnx.ModelProto
     input: str
     nhwc: bool
@@ -82,8 +86,11 @@ def deployed_graph(
     x = _input(b, description)
     found = []
     for number, part in enumerate(parts):
-        given = {part.input: _laid_out(b, x, part, number)}
-        outputs = b.include(part.model, given, f"{number + 1}/" if len(parts) > 1 else "")
+        crops = x
+        if part.nhwc:
+            crops = b.node("Transpose", f"{x}.nhwc{number or ''}", [x], perm=[0, 2, 3, 1])
+        prefix = f"{number + 1}/" if len(parts) > 1 else ""
+        outputs = b.include(part.model, {part.input: crops}, prefix)
         tensors = [outputs[o] for o in part.outputs]
         found.append(_decoded(b, f"out/{number or ''}", description.output, tensors, spec))
     _answer(b, description.output, found, spec)
@@ -144,47 +151,35 @@ def _part(path: Path, description: Description, *, as_written: bool = False) -> 
             f"{path} has the inputs {', '.join(given)}, expected one\n"
             "hint: export the network with the picture as its only input"
         )
-    nhwc = _layout(path, shape_of(given[name]), description)
-    outputs = {o.name: o for o in model.graph.output}
-    names = description.output.names or tuple(outputs)[:1]
-    for wanted in names:
-        if wanted not in outputs:
-            raise CheckpointError(f"{path}: no output {wanted!r}, found {', '.join(outputs)}")
-    size = description.input.size
-    channels = len(description.input.mean)
-    sides = (size, size, channels) if nhwc else (channels, size, size)
-    model = free_batch(model, name, sides, names, path)
-    shapes = [shape_of(o) for o in model.graph.output]
-    widths = [int(np.prod([d or 0 for d in s[1:]])) if len(s) > 0 else 0 for s in shapes]
-    width = sum(widths) if all(widths) else None
-    expected = _WIDTH.get(description.output.kind)
-    if expected is not None and width is not None and width != expected:
-        found = ", ".join(
-            f"{n} {[d or 'N' for d in s]}" for n, s in zip(names, shapes, strict=True)
-        )
-        raise CheckpointError(
-            f"{path}: the output is {found}, expected {expected} values a crop for "
-            f"{description.output.kind}"
-        )
-    return _Part(path, model, name, nhwc, tuple(names), width)
-
-
-def _layout(path: Path, shape: Sequence[int | None], description: Description) -> bool:
-    """Whether channels come last, after comparing the input's shape with the description."""
-    spec, channels = description.input, len(description.input.mean)
+    spec, channels, shape = description.input, len(description.input.mean), shape_of(given[name])
     if len(shape) != 4:
-        raise CheckpointError(f"{path}: its input is {list(shape)}, expected four dimensions")
+        raise CheckpointError(f"{path}: its input is {shape}, expected four dimensions")
     nhwc = spec.layout == "NHWC" or (
         not spec.layout and shape[3] == channels and shape[1] != channels
     )
     sides = (spec.size, spec.size, channels) if nhwc else (channels, spec.size, spec.size)
     if any(d is not None and d != s for d, s in zip(shape[1:], sides, strict=True)):
-        shown = [d or "?" for d in shape]
         raise CheckpointError(
-            f"{path}: its input is {shown}, the description says {['N', *sides]}\n"
-            "hint: correct size, colour or layout under [input]"
+            f"{path}: its input is {[d or '?' for d in shape]}, the description says "
+            f"{['N', *sides]}\nhint: correct size, colour or layout under [input]"
         )
-    return nhwc
+    outputs = [o.name for o in model.graph.output]
+    names = description.output.names or tuple(outputs[:1])
+    for wanted in names:
+        if wanted not in outputs:
+            raise CheckpointError(f"{path}: no output {wanted!r}, found {', '.join(outputs)}")
+    model = free_batch(model, name, sides, names)
+    shapes = [shape_of(o) for o in model.graph.output]
+    widths = [int(np.prod([d or 0 for d in s[1:]])) if len(s) > 0 else 0 for s in shapes]
+    width = sum(widths) if all(widths) else None
+    expected = _WIDTH.get(description.output.kind)
+    if expected is not None and width is not None and width != expected:
+        shown = [f"{n} {[d or 'N' for d in s]}" for n, s in zip(names, shapes, strict=True)]
+        raise CheckpointError(
+            f"{path}: the output is {', '.join(shown)}, expected {expected} values a crop for "
+            f"{description.output.kind}"
+        )
+    return _Part(model, name, nhwc, names, width)
 
 
 def _input(b: GraphBuilder, description: Description) -> str:
@@ -193,7 +188,7 @@ def _input(b: GraphBuilder, description: Description) -> str:
     x = b.node("Cast", "in/to_float", [INPUT], to=1)
     x = b.node("Transpose", "in/to_nchw", [x], perm=[0, 3, 1, 2])
     if p.dark is not None:
-        return _brightened(b, x, description)
+        return _brightened(b, x, p, p.dark)
     # In the order of RGB, whatever the network's is.
     order = [2, 1, 0] if p.colour == "BGR" else [0, 1, 2]
     mean, std = (np.resize(v, 3)[order].reshape(1, 3, 1, 1) for v in (p.mean, p.std))
@@ -202,21 +197,18 @@ def _input(b: GraphBuilder, description: Description) -> str:
     if p.colour == "GREY":
         return _grey(b, x)
     if p.colour == "BGR":
-        x = b.node("Gather", "in/bgr", [x, b.constant("in/order", np.array(order))], axis=1)
+        x = b.node("Gather", "in/bgr", [x, b.constant("in/order", order)], axis=1)
     return x
 
 
 def _grey(b: GraphBuilder, x: str) -> str:
     weights = b.constant("in/grey_weights", np.array(GREY_WEIGHTS).reshape(1, 3, 1, 1))
     x = b.node("Mul", "in/weighted", [x, weights])
-    return b.node("ReduceSum", "in/grey", [x, b.constant("in/channel", np.array([1]))], keepdims=1)
+    return b.node("ReduceSum", "in/grey", [x, b.constant("in/channel", [1])], keepdims=1)
 
 
-def _brightened(b: GraphBuilder, x: str, description: Description) -> str:
+def _brightened(b: GraphBuilder, x: str, p: InputSpec, rule: DarkRule) -> str:
     """``grey * gain - mean / std``; the gain rises where the crop is dark (`DarkRule`)."""
-    p, rule = description.input, description.input.dark
-    if rule is None:
-        raise ValueError("no rule for dark crops")
     x = _grey(b, x)
     count = p.size * p.size
     # numpy.percentile: linear between the two nearest ranks.
@@ -224,31 +216,21 @@ def _brightened(b: GraphBuilder, x: str, description: Description) -> str:
     low, share = int(rank), rank - int(rank)
     most = count - low
     flat = b.node("Flatten", "in/pixels", [x], axis=1)
-    b.node("TopK", "in/bright", [flat, b.constant("in/most", np.array([most]))], "in/bright_at")
+    b.node("TopK", "in/bright", [flat, b.constant("in/most", [most])], "in/bright_at")
     ends = [most - 1, max(most - 2, 0)]
-    pair = b.node(
-        "Gather", "in/ranks", ["in/bright", b.constant("in/ends", np.array(ends))], axis=1
-    )
-    weights = b.constant("in/shares", np.array([[1 - share, share]]))
+    pair = b.node("Gather", "in/ranks", ["in/bright", b.constant("in/ends", ends)], axis=1)
+    weights = b.constant("in/shares", [[1 - share, share]])
     pair = b.node("Mul", "in/shared", [pair, weights])
-    level = b.node(
-        "ReduceSum", "in/level", [pair, b.constant("in/level_axis", np.array([1]))], keepdims=1
-    )
-    floored = b.node("Max", "in/floored", [level, b.constant("in/floor", np.array(rule.floor))])
-    raised = b.node("Div", "in/raised", [b.constant("in/rise", np.array(rule.gain)), floored])
-    dark = b.node("Less", "in/is_dark", [level, b.constant("in/below", np.array(rule.below))])
-    usual = b.constant("in/usual", np.array([[1 / p.std[0]]]))
+    level = b.node("ReduceSum", "in/level", [pair, b.constant("in/level_axis", [1])], keepdims=1)
+    floored = b.node("Max", "in/floored", [level, b.constant("in/floor", rule.floor)])
+    raised = b.node("Div", "in/raised", [b.constant("in/rise", rule.gain), floored])
+    dark = b.node("Less", "in/is_dark", [level, b.constant("in/below", rule.below)])
+    usual = b.constant("in/usual", [[1 / p.std[0]]])
     gain = b.node("Where", "in/gain", [dark, raised, usual])
-    gain = b.node("Unsqueeze", "in/gain4", [gain, b.constant("in/gain_axes", np.array([2, 3]))])
+    gain = b.node("Unsqueeze", "in/gain4", [gain, b.constant("in/gain_axes", [2, 3])])
     x = b.node("Mul", "in/brightened", [x, gain])
-    offset = b.constant("in/offset", np.array(p.mean[0] / p.std[0]))
+    offset = b.constant("in/offset", p.mean[0] / p.std[0])
     return b.node("Sub", "in/centred", [x, offset])
-
-
-def _laid_out(b: GraphBuilder, x: str, part: _Part, number: int) -> str:
-    if not part.nhwc:
-        return x
-    return b.node("Transpose", f"{x}.nhwc{number or ''}", [x], perm=[0, 2, 3, 1])
 
 
 def _decoded(
@@ -258,16 +240,16 @@ def _decoded(
     if spec.bins is not None:
         parts = [b.node("Flatten", f"{tag}flat{i}", [t], axis=1) for i, t in enumerate(tensors)]
         x = parts[0] if len(parts) == 1 else b.node("Concat", f"{tag}joined", parts, axis=1)
-        shape = b.constant(f"{tag}shape", np.array([0, 3, spec.bins.count]))
+        shape = b.constant(f"{tag}shape", [0, 3, spec.bins.count])
         x = b.node("Reshape", f"{tag}logits", [x, shape])
         x = b.node("Softmax", f"{tag}probabilities", [x], axis=2)
         return _reordered(b, x, output.order, f"{tag}ordered")
     if len(tensors) > 1:
-        column = b.constant(f"{tag}column", np.array([-1, 1]))
+        column = b.constant(f"{tag}column", [-1, 1])
         parts = [b.node("Reshape", f"{tag}column{i}", [t, column]) for i, t in enumerate(tensors)]
         x = b.node("Concat", f"{tag}joined", parts, axis=1)
     else:
-        shape = b.constant(f"{tag}shape", np.array([-1, _WIDTH[output.kind]]))
+        shape = b.constant(f"{tag}shape", [-1, _WIDTH[output.kind]])
         x = b.node("Reshape", f"{tag}values", [tensors[0], shape])
     if output.kind == "euler":
         return _reordered(b, x, output.order, f"{tag}ordered")
@@ -278,7 +260,7 @@ def _decoded(
 
 def _picked(b: GraphBuilder, name: str, x: str, index: Sequence[int]) -> str:
     """Some of the values [N, K] or rows [N, K, ...], by their numbers."""
-    return b.node("Gather", name, [x, b.constant(f"{name}.index", np.array(index))], axis=1)
+    return b.node("Gather", name, [x, b.constant(f"{name}.index", index)], axis=1)
 
 
 def _reordered(b: GraphBuilder, x: str, order: Sequence[str], name: str) -> str:
@@ -289,33 +271,25 @@ def _reordered(b: GraphBuilder, x: str, order: Sequence[str], name: str) -> str:
 
 def _matrix_of_quaternion(b: GraphBuilder, tag: str, x: str, order: Sequence[str]) -> str:
     """Rotation matrices [N, 9], row by row, of quaternions [N, 4] of any length."""
-    at = {name: order.index(name) for name in QUATERNION}
     # Each entry is a sum of products of two of the four: one constant says which.
     terms = np.zeros((3, 3, 4, 4))
-
-    def add(i: int, j: int, factor: float, a: str, c: str) -> None:
-        terms[i, j, at[a], at[c]] += factor
-
-    axes = "xyz"
+    w, *xyz = (order.index(name) for name in "wxyz")
     for i in range(3):
         j, k = (i + 1) % 3, (i + 2) % 3
-        add(i, i, 1, "w", "w")
-        add(i, i, 1, axes[i], axes[i])
-        add(i, i, -1, axes[j], axes[j])
-        add(i, i, -1, axes[k], axes[k])
-        add(i, j, 2, axes[i], axes[j])
-        add(i, j, -2, axes[k], "w")
-        add(j, i, 2, axes[i], axes[j])
-        add(j, i, 2, axes[k], "w")
+        one, two, three = xyz[i], xyz[j], xyz[k]
+        for factor, a in ((1, w), (1, one), (-1, two), (-1, three)):
+            terms[i, i, a, a] = factor
+        terms[i, j, one, two] = terms[j, i, one, two] = 2
+        terms[i, j, three, w], terms[j, i, three, w] = -2, 2
     x = _unit(b, f"{tag}unit", x)
-    left = b.node("Unsqueeze", f"{tag}left", [x, b.constant(f"{tag}left_axis", np.array([2]))])
-    right = b.node("Unsqueeze", f"{tag}right", [x, b.constant(f"{tag}right_axis", np.array([1]))])
+    left = b.node("Unsqueeze", f"{tag}left", [x, b.constant(f"{tag}left_axis", [2])])
+    right = b.node("Unsqueeze", f"{tag}right", [x, b.constant(f"{tag}right_axis", [1])])
     products = b.node("Mul", f"{tag}products", [left, right])
-    flat = b.constant(f"{tag}products_shape", np.array([-1, 1, 16]))
+    flat = b.constant(f"{tag}products_shape", [-1, 1, 16])
     products = b.node("Reshape", f"{tag}products_flat", [products, flat])
     constant = b.constant(f"{tag}terms", terms.reshape(1, 9, 16))
     x = b.node("Mul", f"{tag}signed", [products, constant])
-    axis = b.constant(f"{tag}terms_axis", np.array([2]))
+    axis = b.constant(f"{tag}terms_axis", [2])
     return b.node("ReduceSum", f"{tag}matrix", [x, axis], keepdims=0)
 
 
@@ -348,10 +322,10 @@ def _cross(b: GraphBuilder, name: str, left: str, right: str) -> str:
 def _unit(b: GraphBuilder, name: str, x: str) -> str:
     """Vectors [N, K] made of length one; one of length zero stays zero."""
     square = b.node("Mul", f"{name}.square", [x, x])
-    axis = b.constant(f"{name}.axis", np.array([1]))
+    axis = b.constant(f"{name}.axis", [1])
     length = b.node("ReduceSum", f"{name}.sum", [square, axis], keepdims=1)
     length = b.node("Sqrt", f"{name}.length", [length])
-    length = b.node("Max", f"{name}.some", [length, b.constant(f"{name}.tiny", np.array(_TINY))])
+    length = b.node("Max", f"{name}.some", [length, b.constant(f"{name}.tiny", _TINY)])
     return b.node("Div", name, [x, length])
 
 
@@ -360,7 +334,7 @@ def _answer(b: GraphBuilder, output: OutputSpec, found: Sequence[str], spec: Dep
     x = found[0]
     if len(found) > 1:
         x = b.node("Sum", "out/sum", list(found))
-        x = b.node("Mul", "out/mean", [x, b.constant("out/share", np.array(1 / len(found)))])
+        x = b.node("Mul", "out/mean", [x, b.constant("out/share", 1 / len(found))])
     signs = np.array(output.signs, np.float64)
     if spec.bins is not None:
         decode_bins(b, spec.bins, signs, x)
@@ -386,41 +360,39 @@ def _angles_of_matrix(
     def entries(name: str, *wanted: tuple[int, int]) -> str:
         index = [3 * j + i if transposed else 3 * i + j for i, j in wanted]
         sign = np.array([[signs[i] * signs[j] for i, j in wanted]])
-        found = b.node(
-            "Gather", f"{name}.at", [x, b.constant(f"{name}.index", np.array(index))], axis=1
-        )
+        found = b.node("Gather", f"{name}.at", [x, b.constant(f"{name}.index", index)], axis=1)
         return b.node("Mul", name, [found, b.constant(f"{name}.signs", sign)])
 
     row = entries("out/row", (0, 0), (0, 1))
     square = b.node("Mul", "out/row_square", [row, row])
-    axis = b.constant("out/row_axis", np.array([1]))
+    axis = b.constant("out/row_axis", [1])
     level = b.node(
         "Sqrt", "out/level", [b.node("ReduceSum", "out/row_sum", [square, axis], keepdims=1)]
     )
     first, last = entries("out/first", (2, 2)), entries("out/last", (0, 0))
     beside = b.node("Concat", "out/beside", [first, level, last], axis=1)
     above = entries("out/above", (1, 2), (0, 2), (0, 1))
-    flip = b.constant("out/flip", np.array([[1.0, 1.0, -1.0]]))
+    flip = b.constant("out/flip", [[1.0, 1.0, -1.0]])
     above = b.node("Mul", "out/opposite", [above, flip])
     # atan2(y, x): the arc tangent of y / |x|, mirrored at a quarter turn where x is negative.
     size = b.node("Abs", "out/beside_size", [beside])
-    size = b.node("Max", "out/beside_some", [size, b.constant("out/tiny", np.array(_TINY))])
+    size = b.node("Max", "out/beside_some", [size, b.constant("out/tiny", _TINY)])
     angle = b.node("Atan", "out/atan", [b.node("Div", "out/tangent", [above, size])])
-    zero = b.constant("out/zero", np.array(0.0))
+    zero = b.constant("out/zero", 0.0)
     half = b.node(
         "Where",
         "out/half_turn",
         [
             b.node("Less", "out/below", [above, zero]),
-            b.constant("out/minus_pi", np.array(-np.pi)),
-            b.constant("out/pi", np.array(np.pi)),
+            b.constant("out/minus_pi", -np.pi),
+            b.constant("out/pi", np.pi),
         ],
     )
     behind = b.node("Sub", "out/mirrored", [half, angle])
     angle = b.node(
         "Where", "out/radians", [b.node("Less", "out/behind", [beside, zero]), behind, angle]
     )
-    b.node("Mul", OUTPUTS[0], [angle, b.constant("out/degrees", np.array(180 / np.pi))])
+    b.node("Mul", OUTPUTS[0], [angle, b.constant("out/degrees", 180 / np.pi)])
 
 
 def _fold_input(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -428,7 +400,7 @@ def _fold_input(model: onnx.ModelProto) -> onnx.ModelProto:
 
     The mean stays: the zero padding of the convolution stands for it.
     """
-    from edgehp.quantization.graph import GraphView, drop_unread
+    from edgehp.quantization.graph import GraphView
 
     view = GraphView(model)
     users = view.consumers.get("in/centred", [])
@@ -450,6 +422,7 @@ def _fold_input(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     from onnx import numpy_helper
 
+    tensor = next(t for t in model.graph.initializer if t.name == node.input[1])
     weight = view.array(node.input[1]).astype(np.float64)
     for step in reversed(chain):
         if step.name == "in/grey":
@@ -459,19 +432,10 @@ def _fold_input(model: onnx.ModelProto) -> onnx.ModelProto:
         else:
             factor = next(view.array(i) for i in step.input if view.is_constant(i))
             weight = weight * factor.reshape(1, 3, 1, 1)
-    tensor = view.tensor(node.input[1])
-    if tensor is None:
-        raise ValueError(f"{node.input[1]} is no constant")
-    name = tensor.name
-    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(weight, np.float32), name))
+    made = numpy_helper.from_array(np.ascontiguousarray(weight, np.float32), node.input[1])
+    tensor.CopyFrom(made)
     node.input[0] = "in/centred"
-    gone = {n.name for n in chain}
-    kept = [n for n in model.graph.node if n.name not in gone]
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
-    del model.graph.value_info[:]
-    drop_unread(model)
-    return model
+    return _without(model, {n.name for n in chain})
 
 
 def _linear_layers(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -484,7 +448,7 @@ def _linear_layers(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnx
     from onnx import helper, numpy_helper
 
-    from edgehp.quantization.graph import GraphView, drop_unread
+    from edgehp.quantization.graph import GraphView
 
     view = GraphView(model)
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
@@ -528,13 +492,19 @@ def _linear_layers(model: onnx.ModelProto) -> onnx.ModelProto:
                 if not view.is_constant(node.input[2]):
                     continue
                 bias = bias + view.array(node.input[2]).reshape(-1) * factors.get("beta", 1.0)
-            del node.attribute[:]
-            node.attribute.append(helper.make_attribute("transB", 1))
-            inputs = [constant(f"{node.name}.weight", weight), constant(f"{node.name}.bias", bias)]
-            node.input[1:] = inputs
-    kept = [n for n in model.graph.node if n.name not in gone]
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
+            replace_all(node.attribute, [helper.make_attribute("transB", 1)])
+            node.input[1:] = [
+                constant(f"{node.name}.weight", weight),
+                constant(f"{node.name}.bias", bias),
+            ]
+    return _without(model, gone)
+
+
+def _without(model: onnx.ModelProto, gone: set[str]) -> onnx.ModelProto:
+    """The model without these nodes and what only they read, and with no word on shapes."""
+    from edgehp.quantization.graph import drop_unread
+
+    replace_all(model.graph.node, [n for n in model.graph.node if n.name not in gone])
     del model.graph.value_info[:]
     drop_unread(model)
     return model

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgehp.errors import CheckpointError, EnvironmentalError
+from edgehp._installed import import_package
+from edgehp.errors import CheckpointError
 from edgehp.files import stand_in
 
 if TYPE_CHECKING:
@@ -44,13 +45,10 @@ def read_model(path: Path, *, external: bool = False) -> onnx.ModelProto:
             lie elsewhere.
         EnvironmentalError: the onnx package is not installed.
     """
-    try:
-        import onnx
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    except ImportError as e:
-        raise EnvironmentalError(
-            f"reading an ONNX graph needs the onnx package ({e}); install it with: pip install onnx"
-        ) from e
+    import_package("onnx", "reading an ONNX graph needs")
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise CheckpointError(f"{path} is larger than 2 GiB, the most that ONNX allows")
@@ -70,12 +68,16 @@ def read_model(path: Path, *, external: bool = False) -> onnx.ModelProto:
     # protobuf leaves a name that is not UTF-8 as bytes, which nothing behind this expects.
     if any(isinstance(text, bytes) for text in _texts(model)):
         raise CheckpointError(f"{path} is damaged: a name in it is not UTF-8; copy it again")
-    _refuse_unknown_types(model, path)
+    types = {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)}
+    types |= {t.data_type for t in _tensors(model.graph)}
+    if unknown := sorted(types - set(onnx.TensorProto.DataType.values())):
+        raise CheckpointError(
+            f"{path} has the element type {unknown[0]}, which onnx {onnx.__version__} does not know"
+        )
     # Older exporters list weights among the inputs, which lets nobody tell them from crops.
     constants = {t.name for t in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in constants]
-    del model.graph.input[:]
-    model.graph.input.extend(inputs)
+    replace_all(model.graph.input, inputs)
     outside = [t for t in _tensors(model.graph) if t.data_location == t.EXTERNAL]
     if outside and not external:
         # Paths in an untrusted file are not followed: a deployed graph is one file.
@@ -154,12 +156,29 @@ def read_network(path: Path, *, as_written: bool = False) -> onnx.ModelProto:
 
     if not model.graph.node:
         raise CheckpointError(f"{path} is empty or holds no network")
-    _inline(model, path)
+    _refuse(
+        model,
+        lambda n: n.domain not in ("", "ai.onnx", *(f.domain for f in model.functions)),
+        f"{path} has operators that are not ONNX's own: ",
+        "\nhint: export the network without them, before any tool optimised or quantized it",
+    )
     if model.functions:
         from onnx import inliner
 
         model = inliner.inline_local_functions(model)
-    _refuse_unknown(model, path)
+    _refuse(
+        model,
+        lambda n: n.op_type in ("If", "Loop", "Scan"),
+        f"{path} decides while it runs (",
+        "), which no engine here fixes\n"
+        "hint: export it with torch.onnx.export(..., dynamo=True), in evaluation mode",
+    )
+    _refuse(
+        model,
+        lambda n: n.op_type.startswith(_INTEGER),
+        f"{path} is quantized already, in integer operators (",
+        ")\nhint: give the network before quantization, or one with Q/DQ pairs",
+    )
     _lift_constants(model)
     _name_nodes(model)
     _widen(model)
@@ -180,7 +199,7 @@ def shape_of(value: onnx.ValueInfoProto) -> list[int | None]:
 
 
 def free_batch(
-    model: onnx.ModelProto, given: str, sides: Sequence[int], outputs: Sequence[str], path: Path
+    model: onnx.ModelProto, given: str, sides: Sequence[int], outputs: Sequence[str]
 ) -> onnx.ModelProto:
     """The part of a network that leads to `outputs`, with a free batch and a fixed size.
 
@@ -192,16 +211,13 @@ def free_batch(
         given: its name.
         sides: of the input behind the batch.
         outputs: names.
-        path: for messages.
-
-    Raises:
-        CheckpointError: ONNX's shapes contradict each other.
     """
     import onnx
 
     from edgehp.quantization.graph import GraphView, drop_unread
 
-    shapes = {v.name: shape_of(v) for v in [*_inferred(model).graph.value_info, *model.graph.input]}
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    shapes = {v.name: shape_of(v) for v in [*inferred.graph.value_info, *model.graph.input]}
     view = GraphView(model)
     batch = shapes[given][0]
     needed, wanted = set[str](), list(outputs)
@@ -210,25 +226,17 @@ def free_batch(
         if node is not None and node.name not in needed:
             needed.add(node.name)
             wanted.extend(node.input)
-    kept = [n for n in model.graph.node if n.name in needed]
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
-    known = {o.name: o for o in model.graph.output}
-    del model.graph.output[:]
-    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(n) for n in outputs)
-    for name in outputs:
-        if name not in known:
-            raise CheckpointError(f"{path}: no output {name!r}")
-    kind = onnx.TensorProto.FLOAT
-    del model.graph.input[:]
-    model.graph.input.append(onnx.helper.make_tensor_value_info(given, kind, ["batch", *sides]))
+    replace_all(model.graph.node, [n for n in model.graph.node if n.name in needed])
+    value_info = onnx.helper.make_tensor_value_info
+    replace_all(model.graph.output, map(onnx.helper.make_empty_tensor_value_info, outputs))
+    crops = value_info(given, onnx.TensorProto.FLOAT, ["batch", *sides])
+    replace_all(model.graph.input, [crops])
     del model.graph.value_info[:]
     if batch is not None:
         _keep_batch(model, view, shapes, batch)
     drop_unread(model)
-    found = {v.name: v for v in _inferred(model).graph.output}
-    for value in model.graph.output:
-        value.CopyFrom(found[value.name])
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    replace_all(model.graph.output, inferred.graph.output)
     return model
 
 
@@ -248,9 +256,7 @@ def _keep_batch(
         if node.op_type == "Reshape":
             wanted[0] = 0
             # torch.export's exporter sets it, and 0 would stand for no crop at all.
-            kept = [a for a in node.attribute if a.name != "allowzero"]
-            del node.attribute[:]
-            node.attribute.extend(kept)
+            replace_all(node.attribute, [a for a in node.attribute if a.name != "allowzero"])
         else:
             wanted[0] = 1
         name = f"{node.name}.shape"
@@ -258,53 +264,26 @@ def _keep_batch(
         node.input[1] = name
 
 
-def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
-    import onnx
-
-    return onnx.shape_inference.infer_shapes(model, data_prop=True)
-
-
-def _inline(model: onnx.ModelProto, path: Path) -> None:
-    domains = {f.domain for f in model.functions}
-    foreign = Counter(
-        f"{n.domain}.{n.op_type}"
+def _refuse(
+    model: onnx.ModelProto, what: Callable[[onnx.NodeProto], bool], before: str, after: str
+) -> None:
+    """Count the nodes that nothing here takes, between the halves of the sentence about them."""
+    kinds = Counter(
+        n.op_type if n.domain in ("", "ai.onnx") else f"{n.domain}.{n.op_type}"
         for n in model.graph.node
-        if n.domain not in ("", "ai.onnx") and n.domain not in domains
+        if what(n)
     )
-    if foreign:
-        raise CheckpointError(
-            f"{path} has operators that are not ONNX's own: {_counted(foreign)}\n"
-            "hint: export the network without them, before any tool optimised or quantized it"
-        )
+    if kinds:
+        shown = [f"{n} {kind}" for kind, n in kinds.most_common(_NAMED)]
+        more = ", ..." if len(kinds) > _NAMED else ""
+        raise CheckpointError(f"{before}{', '.join(shown)}{more}{after}")
 
 
-def _refuse_unknown_types(model: onnx.ModelProto, path: Path) -> None:
-    import onnx
-
-    kinds = onnx.TensorProto
-    types = {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)}
-    types |= {t.data_type for t in _tensors(model.graph)}
-    known = set(kinds.DataType.values())
-    if unknown := sorted(types - known):
-        raise CheckpointError(
-            f"{path} has the element type {unknown[0]}, which onnx {onnx.__version__} does not know"
-        )
-
-
-def _refuse_unknown(model: onnx.ModelProto, path: Path) -> None:
-    """Name what no engine here takes."""
-    nested = Counter(n.op_type for n in model.graph.node if n.op_type in ("If", "Loop", "Scan"))
-    integer = Counter(n.op_type for n in model.graph.node if n.op_type.startswith(_INTEGER))
-    if nested:
-        raise CheckpointError(
-            f"{path} decides while it runs ({_counted(nested)}), which no engine here fixes\n"
-            "hint: export it with torch.onnx.export(..., dynamo=True), in evaluation mode"
-        )
-    if integer:
-        raise CheckpointError(
-            f"{path} is quantized already, in integer operators ({_counted(integer)})\n"
-            "hint: give the network before quantization, or one with Q/DQ pairs"
-        )
+def replace_all(field: Any, values: Iterable[Any]) -> None:
+    """Let a repeated field of a protobuf message hold these and no other values."""
+    kept = list(values)
+    del field[:]
+    field.extend(kept)
 
 
 def _lift_constants(model: onnx.ModelProto) -> None:
@@ -330,8 +309,7 @@ def _lift_constants(model: onnx.ModelProto) -> None:
         copy = model.graph.initializer.add()
         copy.CopyFrom(tensor)
         copy.name = node.output[0]
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
+    replace_all(model.graph.node, kept)
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:
@@ -393,11 +371,9 @@ def _at_opset(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
                     f"hint: export it with opset {OPSET}"
                 ) from e
             _log.info("%s stays in operator set %d: %s", path, found, _line(e))
-    kept = [o for o in model.opset_import if o.domain in ("", "ai.onnx")][:1]
-    kept = [helper.make_opsetid("", kept[0].version)]
-    del model.opset_import[:]
-    model.opset_import.extend(kept)
-    model.ir_version = helper.find_min_ir_version_for(kept)
+    own = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    replace_all(model.opset_import, [helper.make_opsetid("", own)])
+    model.ir_version = helper.find_min_ir_version_for(model.opset_import)
     _lift_constants(model)
     _name_nodes(model)
     return model
@@ -409,7 +385,7 @@ def _dequantize(model: onnx.ModelProto, path: Path) -> None:
     The quantization of edgehp is made anew, for the target: scales of another tool are of its
     placement, which an engine may not have kernels for.
     """
-    from onnx import numpy_helper
+    from onnx import helper, numpy_helper
 
     from edgehp.quantization.graph import GraphView, drop_unread
 
@@ -438,8 +414,8 @@ def _dequantize(model: onnx.ModelProto, path: Path) -> None:
             weights += 1
     if not removed:
         return
-    left = [n.name for n in view.of_type("QuantizeLinear", "DequantizeLinear")]
-    if left := [n for n in left if n not in removed]:
+    pairs_and_rest = view.of_type("QuantizeLinear", "DequantizeLinear")
+    if left := [n.name for n in pairs_and_rest if n.name not in removed]:
         raise CheckpointError(
             f"{path} is quantized already, and {left[0]} is no part of a Q/DQ pair\n"
             "hint: give the network before quantization"
@@ -455,9 +431,9 @@ def _dequantize(model: onnx.ModelProto, path: Path) -> None:
         node.input[:] = [original(n) for n in node.input]
     outputs = {o.name for o in model.graph.output}
     for name in outputs & set(renamed):
-        kept.append(_identity(original(name), name))
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
+        same = helper.make_node("Identity", [original(name)], [name], name=f"{name}.same")
+        kept.append(same)
+    replace_all(model.graph.node, kept)
     drop_unread(model)
     _log.warning(
         "%s is quantized already (%d Q/DQ pairs, %d integer constants): they are turned back into "
@@ -466,17 +442,6 @@ def _dequantize(model: onnx.ModelProto, path: Path) -> None:
         pairs,
         weights,
     )
-
-
-def _identity(source: str, target: str) -> onnx.NodeProto:
-    from onnx import helper
-
-    return helper.make_node("Identity", [source], [target], name=f"{target}.same")
-
-
-def _counted(kinds: Counter[str]) -> str:
-    shown = [f"{n} {kind}" for kind, n in kinds.most_common(_NAMED)]
-    return ", ".join(shown) + (", ..." if len(kinds) > _NAMED else "")
 
 
 def _line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""The deployed ONNX graph, built from numpy weights and a specification, without torch.
+"""The deployed ONNX graph: built from numpy weights and a specification without torch, and read.
 
 ``crops`` uint8 [batch, S, S, 3] RGB -> ``angles`` float32 [batch, 3] (pitch, yaw, roll in degrees,
 convention ``"aflw2000"``) and ``spread`` float32 [batch, 3] (standard deviation of the bin
@@ -22,14 +22,17 @@ convolution), and the signs of the network's pose convention (into the bin value
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 import edgehp
-from edgehp.errors import CheckpointError, EnvironmentalError, UsageError
+from edgehp._installed import import_package
+from edgehp.errors import CheckpointError, DataError, UsageError
+from edgehp.networks.foreign import read_model
 from edgehp.networks.layout import (
     ANGLES,
     BatchNorm,
@@ -108,6 +111,80 @@ def spec_of_graph(model: onnx.ModelProto) -> DeployedSpec | None:
     return None if text is None else DeployedSpec.from_json(text)
 
 
+def load_graph(path: str | Path) -> tuple[onnx.ModelProto, DeployedSpec]:
+    """Read a deployed graph and its specification.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or not ONNX, keeps weights in other files,
+            or is not a deployed graph: other inputs or outputs, or no (or a changed) specification
+            in the metadata.
+        EnvironmentalError: the onnx package is not installed.
+    """
+    path = Path(path)
+    model = read_model(path)
+    import onnx  # read_model says it where onnx is missing
+
+    size = _check_interface(model, path)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    # UnicodeDecodeError: a name in its own message that is not UTF-8.
+    except (
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+        UnicodeDecodeError,
+    ) as e:
+        line = (str(e).strip().splitlines() or ["no reason given"])[0][:200]
+        raise CheckpointError(f"{path} is not valid ONNX: {line}") from e
+    try:
+        spec = spec_of_graph(model)
+    except DataError as e:
+        raise CheckpointError(f"{path}: {e}") from e
+    if spec is None:
+        raise CheckpointError(
+            f"{path} carries no network specification (metadata {SPEC_KEY}), without which nobody "
+            "knows how to crop for it\nhint: build the graph with edgehp from its checkpoint"
+        )
+    digest = {p.key: p.value for p in model.metadata_props}.get(DIGEST_KEY)
+    if digest != spec.digest or size != spec.preprocessing.size:
+        raise CheckpointError(
+            f"{path}: its specification was altered (input of {size} pixels, specified "
+            f"{spec.preprocessing.size}; digest {str(digest)[:12]}, computed {spec.digest[:12]})\n"
+            "hint: build the graph again from its checkpoint"
+        )
+    return model, spec
+
+
+def _check_interface(model: onnx.ModelProto, path: Path) -> int:
+    """The input's size, if the inputs and outputs are those of a deployed graph."""
+    from onnx import TensorProto
+
+    def shown(values: Iterable[onnx.ValueInfoProto]) -> list[str]:
+        found = []
+        for value in values:
+            tensor = value.type.tensor_type
+            dims = [d.dim_value if d.HasField("dim_value") else "N" for d in tensor.shape.dim]
+            kind = TensorProto.DataType.Name(tensor.elem_type).lower()
+            found.append(f"{value.name} {kind}[{', '.join(map(str, dims))}]")
+        return found
+
+    inputs, outputs = shown(model.graph.input), shown(model.graph.output)
+    size = 0
+    if inputs and len(shape := model.graph.input[0].type.tensor_type.shape.dim) == 4:
+        size = shape[1].dim_value
+    # Networks of others without bins have no spread.
+    wanted = [f"{name} float[N, 3]" for name in OUTPUTS[: max(1, len(outputs))]]
+    if inputs != [f"{INPUT} uint8[N, {size}, {size}, 3]"] or outputs != wanted:
+        raise CheckpointError(
+            f"{path} is not a deployed graph: it takes {', '.join(inputs) or 'nothing'} and gives "
+            f"{', '.join(outputs) or 'nothing'}; expected {INPUT} uint8[N, S, S, 3] to angles "
+            "float[N, 3] and spread float[N, 3] with a dynamic batch N\n"
+            "hint: a network of others needs a description: "
+            f"'edgehp describe {path} --output net.toml', then "
+            f"'edgehp build --network {path} --describe net.toml'"
+        )
+    return size
+
+
 class GraphBuilder:
     """Collects nodes and constants; a node is named after its only output.
 
@@ -116,20 +193,16 @@ class GraphBuilder:
     """
 
     def __init__(self) -> None:
-        try:
-            from onnx import helper, numpy_helper
-        except ImportError as e:
-            raise EnvironmentalError(
-                f"building an ONNX graph needs the onnx package ({e}); install it with: "
-                "pip install onnx"
-            ) from e
-        self._helper = helper
-        self._numpy = numpy_helper
+        import_package("onnx", "building an ONNX graph needs")
+        from onnx import helper, numpy_helper
+
+        self._helper, self._numpy = helper, numpy_helper
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
 
-    def constant(self, name: str, values: npt.NDArray[np.generic]) -> str:
+    def constant(self, name: str, values: npt.ArrayLike) -> str:
         """Store floats as float32, integers as int64."""
+        values = np.asarray(values)
         kind = np.float32 if values.dtype.kind == "f" else np.int64
         if kind is np.float32 and not np.isfinite(values).all():
             raise CheckpointError(
@@ -142,8 +215,8 @@ class GraphBuilder:
 
     def node(self, kind: str, name: str, inputs: list[str], *more: str, **attributes: Any) -> str:
         """Add a node; `more` are outputs behind the one that it is named after."""
-        node = self._helper.make_node(kind, inputs, [name, *more], name=name, **attributes)
-        self._nodes.append(node)
+        made = self._helper.make_node(kind, inputs, [name, *more], name=name, **attributes)
+        self._nodes.append(made)
         return name
 
     def include(
@@ -226,13 +299,7 @@ class GraphBuilder:
                 f"{spec.licence}"
             ).strip(),
         )
-        helper.set_model_props(
-            model,
-            {
-                SPEC_KEY: spec.to_json(),
-                DIGEST_KEY: spec.digest,
-            },
-        )
+        helper.set_model_props(model, {SPEC_KEY: spec.to_json(), DIGEST_KEY: spec.digest})
         model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
         onnx.checker.check_model(model)  # shapes and types were checked just now
         return model
@@ -309,7 +376,7 @@ def _heads(b: GraphBuilder, weights: Weights, spec: NetworkSpec, x: str) -> str:
     bias = np.concatenate([v for _, v in parts])
     x = b.linear("heads", x, weight, bias)
     # 0 copies the batch dimension, which keeps it symbolic for shape inference.
-    shape = b.constant("logits.shape", np.array([0, len(ANGLES), spec.bins.count]))
+    shape = b.constant("logits.shape", [0, len(ANGLES), spec.bins.count])
     return b.node("Reshape", "logits", [x, shape])
 
 
@@ -320,7 +387,7 @@ def decode_bins(b: GraphBuilder, bins: Bins, signs: Array, p: str) -> None:
     stays below the largest half-precision number, and nothing cancels as in E[x^2] - E[x]^2.
     """
     values = b.constant("bins", signs[None, :, None] * bins.values[None, None, :])
-    axis = b.constant("bins.axis", np.array([2]))
+    axis = b.constant("bins.axis", [2])
     weighted = b.node("Mul", "weighted", [p, values])
     mean = b.node("ReduceSum", "expectation", [weighted, axis], keepdims=1)
     deviation = b.node("Sub", "deviation", [values, mean])

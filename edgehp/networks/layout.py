@@ -29,6 +29,8 @@ Weights = dict[str, npt.NDArray[np.float32]]
 Shape = tuple[int, ...]
 
 ANGLES = ("pitch", "yaw", "roll")
+# What torchvision's names of a ResNet without its classifier begin with.
+BACKBONE = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 _NECK_WIDTH = 128  # arXiv 2210.13705: a 512-128 layer before the heads
 _STATISTICS = ("weight", "bias", "running_mean", "running_var")
 # num_batches_tracked steers the averaging of training-time statistics and nothing else.
@@ -207,7 +209,7 @@ def _from_flat(name: str) -> str:
         return f"neck.0.{rest}"
     if head.startswith("fc_") and head[3:] in ANGLES:
         return f"heads.{head[3:]}.{rest}"
-    if head in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4"):
+    if head in BACKBONE:
         return f"backbone.{name}"
     return name
 

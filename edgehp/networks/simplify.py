@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from edgehp._installed import import_package
 from edgehp._memory import give_back
 from edgehp.errors import EnvironmentalError
 from edgehp.networks.graph import INPUT, graph_bytes
@@ -64,18 +65,14 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(simple, full_check=True)
     except onnx.checker.ValidationError as e:
-        raise _failed(str(e)) from e
+        raise _failed(f"made a graph that is not valid ({str(e).strip()[:200]})") from e
     # onnxsim writes a log of its own into the metadata, which differs between its versions.
     del simple.metadata_props[:]
     simple.metadata_props.extend(model.metadata_props)
     for field in ("input", "output"):
-        if [v.SerializeToString(deterministic=True) for v in getattr(simple.graph, field)] != [
-            v.SerializeToString(deterministic=True) for v in getattr(model.graph, field)
-        ]:
-            raise EnvironmentalError(
-                f"onnxsim {_version()} changed the graph's {field}s (expected a symbolic "
-                "batch and the same names)\n"
-                "hint: install another version of onnxsim or uninstall it"
+        if list(getattr(simple.graph, field)) != list(getattr(model.graph, field)):
+            raise _failed(
+                f"changed the graph's {field}s (expected a symbolic batch and the same names)"
             )
     size = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
     crops = np.random.default_rng(0).integers(0, 256, (_CROPS, size, size, 3), np.uint8)
@@ -83,10 +80,7 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     before, after = (run_graph(m, crops, outputs) for m in (model, simple))
     worst = max(float(np.abs(a - b).max()) for a, b in zip(before, after, strict=True))
     if not worst <= _TOLERANCE:  # not the same as >, for a NaN
-        raise EnvironmentalError(
-            f"onnxsim {_version()} changed the answer by {worst:.3g} degrees, expected at "
-            f"most {_TOLERANCE}\nhint: install another version of onnxsim or uninstall it"
-        )
+        raise _failed(f"changed the answer by {worst:.3g} degrees, expected at most {_TOLERANCE}")
     return simple
 
 
@@ -103,24 +97,21 @@ def _onnxsim(model: onnx.ModelProto) -> onnx.ModelProto:
         )
         if done.returncode != 0 or not made.is_file():
             lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
-            raise _failed(lines[-1])
+            raise _failed(f"failed on the graph ({lines[-1][:200]})")
         simple: onnx.ModelProto = onnx.load(made)
     return simple
 
 
 def _failed(why: str) -> EnvironmentalError:
-    first = (why.strip().splitlines() or ["without a word"])[0][:200]
+    """The error about an onnxsim that did what it must not."""
+    try:
+        version = importlib.metadata.version("onnxsim")
+    except importlib.metadata.PackageNotFoundError:
+        version = "of unknown version"
     return EnvironmentalError(
-        f"onnxsim {_version()} failed on the graph ({first})\n"
+        f"onnxsim {version} {why}\n"
         "hint: install another version of onnxsim, or uninstall it to use the graph as it was built"
     )
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("onnxsim")
-    except importlib.metadata.PackageNotFoundError:
-        return "of unknown version"
 
 
 def run_graph(
@@ -132,12 +123,7 @@ def run_graph(
         EnvironmentalError: onnxruntime is not installed.
         RuntimeError: it cannot run the graph.
     """
-    try:
-        import onnxruntime
-    except ImportError as e:
-        raise EnvironmentalError(
-            f"checking a graph needs onnxruntime ({e}); install it with: pip install onnxruntime"
-        ) from e
+    onnxruntime = import_package("onnxruntime", "checking a graph needs")
     give_back()  # of the session before this one
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 import edgehp
+from edgehp._installed import parse_version
 from edgehp.artifact.manifest import (
     Accuracy,
     BuildRecord,
@@ -31,7 +32,7 @@ from edgehp.artifact.manifest import (
 from edgehp.artifact.write import ArtifactWriter
 from edgehp.device import DeviceProbe, HostProbe
 from edgehp.engines import PROCESSOR_ENGINES, processor_engine
-from edgehp.engines.parser import require_parsable
+from edgehp.engines.trt import require_parsable
 from edgehp.errors import EnvironmentalError, UsageError
 from edgehp.files import sha256_bytes
 from edgehp.networks.bundled import BUNDLED, Network, resolve_network
@@ -78,7 +79,6 @@ from edgehp.quantization.half import to_half_body
 from edgehp.quantization.placement import float_operators
 from edgehp.quantization.quantize import AUTO, QuantizationConfig, QuantizedModel, quantize
 from edgehp.validation.appearance import ADVICE
-from edgehp.versions import parse_version
 
 if TYPE_CHECKING:
     import onnx

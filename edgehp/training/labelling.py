@@ -33,8 +33,7 @@ from edgehp.errors import DataError, EdgehpError, EnvironmentalError, UsageError
 from edgehp.files import decode_text, plain, read_bytes, sha256_file, write_whole
 from edgehp.networks.described import deployed_graph
 from edgehp.networks.description import Description
-from edgehp.networks.export import load_graph
-from edgehp.networks.graph import INPUT, OUTPUTS, graph_bytes
+from edgehp.networks.graph import INPUT, OUTPUTS, graph_bytes, load_graph
 
 Array = npt.NDArray[np.float64]
 LABELS, ENSEMBLE = "labels.csv", "ensemble.json"

@@ -16,7 +16,7 @@ from torch.nn import functional
 from edgehp import pose
 from edgehp.crop import Preprocessing
 from edgehp.errors import DataError
-from edgehp.networks.kd_resnet import expectation
+from edgehp.networks.modules import expectation
 from edgehp.networks.spec import Bins, NetworkSpec
 
 # The paper weighs the sum over the three angles by 10.

@@ -23,7 +23,7 @@ from edgehp.datasets.base import Skips
 from edgehp.errors import DataError
 from edgehp.files import write_whole
 from edgehp.networks.checkpoint import build_module, load_module, load_start, save_weights
-from edgehp.networks.kd_resnet import BASE_BINS, BaseNetwork
+from edgehp.networks.modules import BASE_BINS, BaseNetwork
 from edgehp.networks.spec import NetworkSpec
 from edgehp.training.data import Faces, TrainingItem, split
 from edgehp.training.distributed import distributed
