@@ -127,7 +127,7 @@ def to_record(values: Any, kind: type[T], where: str, error: type[EdgehpError] =
     if (path := _not_finite(values, "$")) is not None:
         raise error(f"{where}: {_about(values, path)}; expected a finite number")
     try:
-        return msgspec.convert(values, kind)
+        return msgspec.convert(values, kind, str_keys=True)
     except msgspec.ValidationError as e:
         raise error(f"{where}: {_fault(str(e), values, kind)}") from e
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import json
 import re
 import shlex
 import shutil
@@ -17,22 +16,23 @@ import cv2
 import jsonschema
 import numpy as np
 import pytest
+from msgspec import structs
 
 from edgehp.benchmark.host import HostState
-from edgehp.benchmark.lanes import Frame, Frames, Turn, WarmUp
+from edgehp.benchmark.lanes import Subject, Turn, WarmUp
 from edgehp.benchmark.power.base import MeterInfo, PowerRecorder, Sample
-from edgehp.benchmark.report import Context, Subject, assemble
-from edgehp.benchmark.roofline import GraphCost, roofline
+from edgehp.benchmark.report import BenchmarkReport, Context, assemble, report_schema
+from edgehp.benchmark.roofline import GraphCost, Roofline, peaks_for, place
 from edgehp.benchmark.run import Measured, Plan
 from edgehp.cli.main import main
 from edgehp.cli.validate import default_report
 from edgehp.crop import Preprocessing
+from edgehp.engines.base import EngineInfo
 from edgehp.errors import DataError
-from edgehp.report.figures import figures, verdict
-from edgehp.report.gather import gather, read_report
-from edgehp.report.page import html_page
+from edgehp.report.figures import Claim, figures, verdict
+from edgehp.report.gather import gather, read_report, write_report
 from edgehp.targets import load_target
-from tests.bench_artifact import make_artifact, report_schema
+from tests.bench_artifact import make_artifact
 
 SPEC = Preprocessing(32)
 
@@ -51,29 +51,22 @@ class ScriptedMeter:
         pass
 
 
-def subject(name: str, sha: str, precision: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "network_digest": "a" * 64,
-        "engine": {
-            "kind": "openvino",
-            "version": "2026.4",
-            "device": "Test CPU",
-            "threads": 2,
-            "precision": precision,
-            "details": {"spin": None},
-        },
-        "input_size": 32,
-        "batch": 1,
-        "precision": precision,
-        "target": "cpu",
-        "engine_sha256": sha * 64,
-        "manifest_digest": None,
-    }
+def subject(name: str, precision: str) -> Subject:
+    engine = EngineInfo("openvino", "2026.4", "Test CPU", 2, precision, {"spin": None})
+    return Subject(
+        name=name,
+        network_digest="a" * 64,
+        engine=engine,
+        input_size=32,
+        batch=1,
+        precision=precision,
+        target="cpu",
+        tried={},
+    )
 
 
 @pytest.fixture(scope="module")
-def benchmark_report() -> dict[str, Any]:
+def benchmark_report() -> BenchmarkReport:
     """A valid run of twelve turns on a quiet, scripted machine."""
     rng = np.random.default_rng(1)
     turns = []
@@ -97,28 +90,22 @@ def benchmark_report() -> dict[str, Any]:
         for t in range(9, 24)
     ]
     warm = tuple(WarmUp(r, 1.0, 50, True, 0.01) for r in ("artifact", "reference"))
-    measured = Measured(warm, tuple(turns), (2.0, 8.0), (10.0, 21.9), False, 1.0, 1.7e9)
-    frames = Frames("test", (Frame(np.zeros((32, 32, 3), np.uint8), None),))
-    peaks = load_target("orin-nx-16gb").power_modes[0]
-    work = GraphCost(3_640_000_000, 11_700_000, 150_552, 9_000_000, 21)
+    measured = Measured(warm, tuple(turns), (2.0, 8.0), (10.0, 21.9), False)
     context = Context(
         plan=Plan(duration_s=6),
-        subjects={
-            "artifact": Subject(subject("kd-int8", "b", "int8")),
-            "reference": Subject(subject("kd-fp32", "c", "fp32")),
-        },
+        subjects={"artifact": subject("kd-int8", "int8"), "reference": subject("kd-fp32", "fp32")},
         reference_reason=None,
-        frames=frames,
+        source="test",
         preprocessing=SPEC,
         host={"processor": "Test CPU", "power_mode": "15W", "governors": ["performance"]},
-        states=states,
         recorder=recorder,
     )
-    report = assemble(measured, context)
-    roof = roofline(work, peaks, "int8", 160.0, 1)
-    report["roofline"] = {"artifact": {"work": None, "reason": None, "roofline": roof}}
-    jsonschema.validate(report, report_schema(), jsonschema.Draft202012Validator)
-    assert report["validity"]["valid"], report["validity"]["reasons"]
+    work = GraphCost(3_640_000_000, 11_700_000, 150_552, 9_000_000, 21)
+    peaks = peaks_for(load_target("orin-nx-16gb"), "15W", "Orin", "int8")
+    roofline = {"artifact": Roofline(None, None, place(work, peaks, 160.0, 1))}
+    report = structs.replace(assemble(measured, context, states), roofline=roofline)
+    jsonschema.validate(report.to_dict(), report_schema(), jsonschema.Draft202012Validator)
+    assert report.validity.valid, report.validity.reasons
     return report
 
 
@@ -145,7 +132,6 @@ def accuracy(mae: float) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
 def validation_report() -> dict[str, Any]:
     bands = [
         {"low": 0, "high": 30, "frames": 200, "drop": interval(0.01)},
@@ -172,19 +158,21 @@ def validation_report() -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def sources(
-    tmp_path: Path, benchmark_report: dict[str, Any], validation_report: dict[str, Any]
-) -> Path:
-    """A directory with both reports and a folder of faces."""
-    (tmp_path / "a.json").write_text(json.dumps(benchmark_report))
-    (tmp_path / "b.json").write_text(json.dumps(validation_report))
-    (tmp_path / "notes.json").write_text("[]")
-    (tmp_path / "faces").mkdir()
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory, benchmark_report: BenchmarkReport) -> Path:
+    """An artifact with both reports, from which ``edgehp report`` has made its page."""
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    folder = make_artifact(tmp_path_factory.mktemp("dist"))
+    write_report(benchmark_report.to_dict(), folder / "reports", "bench-single-stream")
+    write_report(validation_report(), folder / "reports", "validation")
+    (folder / "notes.json").write_text("[]")
+    faces = tmp_path_factory.mktemp("faces")
     face = np.full((64, 64, 3), 90, np.uint8)
     cv2.circle(face, (32, 32), 20, (120, 160, 220), -1)
-    cv2.imwrite(str(tmp_path / "faces" / "face<0>.png"), face)
-    return tmp_path
+    cv2.imwrite(str(faces / "face<0>.png"), face)
+    assert run(folder, "--faces", faces) == 0
+    return folder
 
 
 def run(*arguments: object) -> int:
@@ -193,15 +181,14 @@ def run(*arguments: object) -> int:
     return int(leaving.value.code or 0)
 
 
-def page_of(sources: Path) -> Path:
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("jinja2")
-    assert run(sources, "--faces", sources / "faces", "--output", sources / "out") == 0
-    return sources / "out" / "report.html"
+def claims_of(folder: Path) -> dict[str, Claim]:
+    return {c.name: c for c in verdict(figures(gather([folder])))}
 
 
-def test_the_page_is_whole_and_needs_no_network(sources: Path) -> None:
-    text = page_of(sources).read_text()
+def test_the_page_is_whole_and_needs_no_network(reported: Path) -> None:
+    text = (reported / "reports" / "report.html").read_text()
+    # The verdict first.
+    assert text.index("Accuracy gate") < text.index("<h2>")
     # Histogram, timeline, roofline, error by yaw.
     assert text.count("<svg") == 4
     assert text.count("data:image/jpeg;base64,") == 1
@@ -213,63 +200,49 @@ def test_the_page_is_whole_and_needs_no_network(sources: Path) -> None:
         assert attribute.startswith(("data:", "#")), attribute
     assert not re.search(r"url\((?!#)|@import", text)
     assert "default-src 'none'" in text
-
-
-def test_an_artifact_with_its_reports_shows_its_manifest(
-    sources: Path, tmp_path: Path, benchmark_report: dict[str, Any]
-) -> None:
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("jinja2")
-    artifact = make_artifact(tmp_path / "dist")
-    (artifact / "reports").mkdir()
-    shutil.copy(sources / "a.json", artifact / "reports" / "bench-single-stream.json")
-    assert run(artifact) == 0
-    text = (artifact / "reports" / "report.html").read_text()
+    # The manifest is there, with the hash of each file.
     assert "<h2>Manifest</h2>" in text
-    sha = hashlib.sha256((artifact / "engine.onnx").read_bytes()).hexdigest()
-    assert sha in text
-    assert sha in (artifact / "reports" / "report.md").read_text()
+    assert hashlib.sha256((reported / "engine.onnx").read_bytes()).hexdigest() in text
 
 
-def test_the_verdict_comes_first(
-    sources: Path, tmp_path: Path, benchmark_report: dict[str, Any]
+def test_markdown_has_the_figures(reported: Path) -> None:
+    text = (reported / "reports" / "report.md").read_text()
+    assert "| MAE | 3.000 | 3.020 | +0.020 (+0.010 to +0.030) |" in text
+    assert "| artifact inference | 1200 |" in text
+    assert "face<0>.png (31.0°)" in text
+    assert "mJ an image" in text
+    assert hashlib.sha256((reported / "engine.onnx").read_bytes()).hexdigest() in text
+
+
+def test_the_verdict_of_an_artifact(
+    reported: Path, tmp_path: Path, benchmark_report: BenchmarkReport
 ) -> None:
-    artifact = make_artifact(tmp_path / "dist")
-    (artifact / "reports").mkdir()
-    for name in ("a.json", "b.json"):
-        shutil.copy(sources / name, artifact / "reports")
-    material = gather([artifact])
-    claims = {c.name: c for c in verdict(figures(material))}
+    claims = claims_of(reported)
     assert claims["Measurement"].good and claims["Measurement"].text == "valid"
     assert "times as fast as FP32" in claims["Speed"].text
     # The meter is of the board's input: 12 W.
     assert re.search(r"mJ an image, 1[12](\.\d+)? W", claims["Power"].text), claims["Power"].text
     assert "+0.0200 degrees (+0.0100 to +0.0300) on rendered" in claims["Accuracy gate"].text
-    bad = {**benchmark_report, "state": "partial"}
-    (artifact / "reports" / "a.json").write_text(json.dumps(bad))
-    claims = {c.name: c for c in verdict(figures(gather([artifact])))}
+    partial = structs.replace(benchmark_report, state="partial")
+    write_report(partial.to_dict(), tmp_path, "bench")
+    claims = claims_of(tmp_path)
     assert claims["Measurement"].good is False and "interrupted" in claims["Measurement"].text
-    nothing = {c.name: c for c in verdict(figures(gather([make_artifact(tmp_path / "other")])))}
+    nothing = claims_of(make_artifact(tmp_path / "other"))
     assert nothing["Speed"].text == "not measured" and nothing["Power"].good is None
-    text = html_page(material)
-    assert text.index("Accuracy gate") < text.index("<h2>")
 
 
 def test_several_artifacts_have_a_row_each(
-    sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    reported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dist = tmp_path / "dist"
-    first = make_artifact(dist)
-    (first / "reports").mkdir()
-    for name in ("a.json", "b.json"):
-        shutil.copy(sources / name, first / "reports")
-    for name in ("two", "three"):
-        shutil.copytree(first, dist / name)
-    shutil.rmtree(dist / "three" / "reports")
-    (dist / "other.txt").touch()
-    assert run(*sorted(dist.iterdir())) == 0
+    for name in ("one", "two", "three"):
+        (tmp_path / name).mkdir()
+        shutil.copy(reported / "manifest.json", tmp_path / name)
+    for name in ("one", "two"):
+        shutil.copytree(reported / "reports", tmp_path / name / "reports")
+    (tmp_path / "other.txt").touch()
+    assert run(*sorted(tmp_path.iterdir())) == 0
     assert "passed over" in capsys.readouterr().err
-    text = (dist / "report.html").read_text()
+    text = (tmp_path / "report.html").read_text()
     table = text.partition("<tbody>")[2].partition("</tbody>")[0]
     assert table.count("<tr>") == 3
     assert table.count("<td>valid</td>") == 2
@@ -278,43 +251,36 @@ def test_several_artifacts_have_a_row_each(
     (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in html.unescape(text)
-    assert (dist / "report.md").read_text().count("\n| ") == 5
+    assert (tmp_path / "report.md").read_text().count("\n| ") == 5
 
 
-def test_a_page_without_validation_says_how_to_make_one(
-    sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_page_without_a_report_says_how_to_make_one(
+    reported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("jinja2")
-    artifact = make_artifact(tmp_path / "my dist")
+    artifact = tmp_path / "my dist"
+    artifact.mkdir()
+    shutil.copy(reported / "manifest.json", artifact)
     assert run(artifact) == 0
     err = capsys.readouterr().err
-    assert "no validation report was found" in err
-    words = shlex.split(err.partition("make one with: ")[2])
-    assert words == ["edgehp", "validate", str(artifact)]
-    # What that command writes is what the page takes.
-    report = default_report(artifact, None)
-    report.parent.mkdir(exist_ok=True)
-    shutil.copy(sources / "b.json", report)
+    for kind, made_by in (("validation", "validate"), ("benchmark", "bench")):
+        command = re.search(rf"no {kind} report was found.* make one with: (.*)", err)
+        assert command is not None
+        assert shlex.split(command[1]) == ["edgehp", made_by, str(artifact)]
+    # What those commands write is what the page takes.
+    place = default_report(artifact, None)
+    place.parent.mkdir(exist_ok=True)
+    shutil.copy(reported / "reports" / "validation.json", place)
+    shutil.copy(reported / "reports" / "bench-single-stream.json", place.parent)
     assert run(artifact) == 0
     assert capsys.readouterr().err == ""
 
 
-def test_markdown_has_the_figures(sources: Path) -> None:
-    page_of(sources)
-    text = (sources / "out" / "report.md").read_text()
-    assert "| MAE | 3.000 | 3.020 | +0.020 (+0.010 to +0.030) |" in text
-    assert "| artifact inference | 1200 |" in text
-    assert "face<0>.png (31.0°)" in text
-    assert "mJ an image" in text
-
-
-def test_the_page_in_a_real_browser(sources: Path, tmp_path: Path) -> None:
+def test_the_page_in_a_real_browser(reported: Path, tmp_path: Path) -> None:
     """Chromium draws it, with the parts where they belong, and no error on its console."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("chromium is not installed")
-    page = page_of(sources)
+    page = reported / "reports" / "report.html"
     shot = tmp_path / "page.png"
     done = subprocess.run(
         [chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
@@ -338,7 +304,8 @@ def test_the_page_in_a_real_browser(sources: Path, tmp_path: Path) -> None:
         ("{", "not valid JSON"),
         ("[]", "expected object"),
         ("{}", "the kind None"),
-        ('{"kind": "benchmark", "schema": 99}', "reads up to 3"),
+        ('{"kind": "benchmark", "schema": 99}', "schema 99 of a benchmark report, expected 4"),
+        ('{"kind": "benchmark", "schema": 4}', "key '.*' is missing"),
         (None, "cannot be read"),
     ],
 )
@@ -351,5 +318,6 @@ def test_what_is_no_report_is_refused(tmp_path: Path, text: str | None, words: s
 
 
 def test_nothing_to_report_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(tmp_path) == 1
-    assert "edgehp bench" in capsys.readouterr().err
+    for folder, hint in ((tmp_path, "'edgehp bench'"), (tmp_path / "none", "'edgehp build'")):
+        assert run(folder) == 1
+        assert re.search(rf"hint: .*{hint}", capsys.readouterr().err)

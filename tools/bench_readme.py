@@ -13,104 +13,98 @@ import argparse
 import datetime
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from edgehp.benchmark.report import number
-from edgehp.benchmark.run import SCENARIOS
-from edgehp.report.gather import read_report
+from edgehp.benchmark.report import BenchmarkReport, Result, number, percentile_cells
+from edgehp.benchmark.run import END_TO_END, SCENARIOS
+from edgehp.benchmark.stats import Speedup
+from edgehp.files import read_json
 
 ARTIFACTS = ("dist/kd-resnet18-cpu-int8", "dist/kd-resnet18-112-cpu-int8")
 INVALID = 6
+ROLES = ("artifact", "reference")
 
 
-def measure(artifact: Path, output: Path, words: list[str]) -> list[dict[str, Any]]:
-    """Run every scenario on one artifact and read the reports."""
+def measure(artifact: Path, output: Path, words: list[str]) -> None:
+    """Run every scenario on one artifact."""
     command = [sys.executable, "-m", "edgehp", "bench", str(artifact), "--scenario", "all"]
     done = subprocess.run([*command, *words, "--output", str(output)], stdout=sys.stderr)
     if done.returncode not in (0, INVALID):
         sys.exit(f"edgehp bench ended with {done.returncode}")
-    return [read_report(output / f"bench-{name}.json") for name in SCENARIOS]
 
 
-def rows(report: Mapping[str, Any]) -> list[str]:
-    """The table's rows for one report."""
-    subject = report["subjects"]["artifact"]
-    network = f"{subject['input_size']}"
-    valid = "" if report["validity"]["valid"] else " **invalid**"
-    name = report["scenario"]["scenario"]
-    results = [report["results"][role] for role in ("artifact", "reference")]
-    speedups = {(c["mode"], c["stage"]): c for c in report["comparison"]}
-    if name == "offline":
+def rows(report: BenchmarkReport) -> list[str]:
+    """The rows of docs/benchmarking.md for one report."""
+    size, plan = report.subjects["artifact"].input_size, report.scenario
+    valid = "" if report.validity.valid else " **invalid**"
+    results = [report.results[role] for role in ROLES]
+    speedups = {c.stage: c for c in report.comparison if c.mode == END_TO_END}
+    if plan.scenario == "offline":
         cells = [
-            f"{number(r['offline']['end_to_end_images_per_s'], 4)} (batch {r['offline']['batch']}, "
-            f"{r['offline']['overlap']:.0%} of inference alone)"
-            for r in results
+            f"{number(r.images_per_s, 4)} (batch {report.subjects[role].batch}, "
+            f"{r.offline.overlap or 0:.0%} of inference alone)"
+            for role, r in zip(ROLES, results, strict=True)
+            if r.offline is not None
         ]
-        ratio = _ratio(speedups[("end-to-end", "images_per_s")])
-        return [f"| {network} | offline{valid}, images/s | {cells[0]} | {cells[1]} | {ratio} |"]
-    title = name
-    if name == "multi-camera":
-        plan = report["scenario"]
-        title = f"{plan['cameras']} cameras of {plan['fps']:g} frames/s"
+        ratio = _ratio(speedups["images_per_s"])
+        return [f"| {size} | offline{valid}, images/s | {cells[0]} | {cells[1]} | {ratio} |"]
+    cameras = plan.scenario == "multi-camera"
+    title = f"{plan.cameras} cameras of {plan.fps:g} frames/s" if cameras else plan.scenario
     found = [
-        f"| {network} | {title}{valid}, ms: p50 / p90 / p99 / max "
-        f"| {' | '.join(_latency(r['stages']['end_to_end']) for r in results)} "
-        f"| {_ratio(speedups[('end-to-end', 'end_to_end')])} |"
+        f"| {size} | {title}{valid}, ms: p50 / p90 / p99 / max "
+        f"| {' | '.join(_latency(r, 'end_to_end') for r in results)} "
+        f"| {_ratio(speedups['end_to_end'])} |"
     ]
-    if name == "multi-camera":
-        lost = [f"{r['late']} / {r['dropped']} of {r['arrived']}" for r in results]
-        found.append(
-            f"| {network} | {title}{valid}, frames late / dropped | {' | '.join(lost)} | |"
-        )
-        return found
+    if cameras:
+        lost = [f"{r.late} / {r.dropped} of {r.arrived}" for r in results]
+        words = f"{title}{valid}, frames late / dropped"
+        return [*found, f"| {size} | {words} | {' | '.join(lost)} | |"]
     for stage, words in (("inference", "inference"), ("preprocessing", "crop + resize")):
-        cells = [_latency(r["stages"][stage]) for r in results]
-        ratio = _ratio(speedups[("end-to-end", stage)]) if stage == "inference" else ""
-        found.append(f"| {network} | of it {words} | {' | '.join(cells)} | {ratio} |")
+        cells = [_latency(r, stage) for r in results]
+        ratio = _ratio(speedups[stage]) if stage in speedups else ""
+        found.append(f"| {size} | of it {words} | {' | '.join(cells)} | {ratio} |")
     return found
 
 
-def short(reports: Sequence[Mapping[str, Any]]) -> str:
+def short(reports: Sequence[BenchmarkReport]) -> str:
     """The README's row for the reports of one artifact."""
-    found = {r["scenario"]["scenario"]: r for r in reports}
+    found = {r.scenario.scenario: r for r in reports}
     single, offline = found["single-stream"], found["offline"]
-    results = [single["results"][role] for role in ("artifact", "reference")]
-    cells = [" / ".join(_latency(r["stages"]["end_to_end"]).split(" / ")[::2]) for r in results]
-    speedups = {c["stage"]: c for c in single["comparison"]}
-    rate = number(offline["results"]["artifact"]["offline"]["end_to_end_images_per_s"], 4)
-    size = single["subjects"]["artifact"]["input_size"]
-    if not offline["validity"]["valid"]:
+    cells = [
+        " / ".join(_latency(single.results[role], "end_to_end").split(" / ")[::2]) for role in ROLES
+    ]
+    ratio = _ratio(next(c for c in single.comparison if c.stage == "inference"))
+    rate = number(offline.results["artifact"].images_per_s, 4)
+    if not offline.validity.valid:
         rate += " **invalid**"
-    return f"| {size} | {cells[0]} | {cells[1]} | {_ratio(speedups['inference'])} | {rate} |"
+    size = single.subjects["artifact"].input_size
+    return f"| {size} | {cells[0]} | {cells[1]} | {ratio} | {rate} |"
 
 
-def _latency(latency: Mapping[str, Any]) -> str:
-    at = {q["p"]: q for q in latency["percentiles"]}
-    cells = [number(at[p]["ms"]) + ("" if at[p]["enough"] else "?") for p in (50, 90, 99)]
-    return " / ".join([*cells, number(latency["max_ms"])])
+def _latency(result: Result, stage: str) -> str:
+    latency = result.stages[stage]
+    return "-" if latency is None else " / ".join(percentile_cells(latency, (50.0, 90.0, 99.0)))
 
 
-def _ratio(found: Mapping[str, Any]) -> str:
-    if found["low"] is None:
-        return f"{found['ratio']:.2f}"
-    return f"{found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+def _ratio(found: Speedup) -> str:
+    if found.low is None:
+        return f"{found.ratio:.2f}"
+    return f"{found.ratio:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
-def conditions(report: Mapping[str, Any], words: list[str]) -> str:
+def conditions(report: BenchmarkReport, words: list[str]) -> str:
     """What the figures were measured on, in a sentence."""
-    host, engine = report["host"], report["subjects"]["artifact"]["engine"]
-    roof = (report["roofline"].get("artifact") or {}).get("roofline")
+    host, subject = report.host, report.subjects["artifact"]
+    engine, roof = subject.engine, report.roofline["artifact"].roofline
     share = "" if roof is None else (
-        f" At {report['subjects']['artifact']['input_size']} pixels INT8 reaches "
-        f"{roof['fraction_of_compute']:.0%} of what this processor's own INT8 convolutions do "
-        f"(bound by {roof['bound']})."
+        f" At {subject.input_size} pixels INT8 reaches {roof.fraction_of_compute:.0%} of what this "
+        f"processor's own INT8 convolutions do (bound by {roof.bound})."
     )  # fmt: skip
     machine = "a virtual machine" if host["virtual_machine"] else "the bare machine"
     return (
         f"{host['processor']}, {host['processors_usable']} processors, {machine}; "
-        f"{engine['kind']} {engine['version'].partition('-')[0]}, {engine['threads']} threads; "
+        f"{engine.kind} {engine.version.partition('-')[0]}, {engine.threads} threads; "
         f"`edgehp bench ARTIFACT --scenario all {' '.join(words)}`, "
         f"{datetime.date.today().isoformat()}.{share}"
     )
@@ -142,16 +136,15 @@ def main() -> None:
     notes = []
     for artifact in options.artifacts:
         output = options.output / artifact.name
-        if options.read:
-            reports = [read_report(output / f"bench-{name}.json") for name in SCENARIOS]
-        else:
-            reports = measure(artifact, output, words)
+        if not options.read:
+            measure(artifact, output, words)
+        reports = [read_json(output / f"bench-{name}.json", BenchmarkReport) for name in SCENARIOS]
         readme.append(short(reports))
         for report in reports:
             table += rows(report)
-            if not report["validity"]["valid"]:
-                why = "; ".join(report["validity"]["reasons"])
-                notes.append(f"INVALID, {artifact.name}, {report['scenario']['scenario']}: {why}")
+            if not report.validity.valid:
+                why = "; ".join(report.validity.reasons)
+                notes.append(f"INVALID, {artifact.name}, {report.scenario.scenario}: {why}")
         notes.append(conditions(reports[0], words))
     print("\n".join([*readme, "", *table, "", *notes]))
 

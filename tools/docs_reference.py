@@ -8,7 +8,6 @@ the records, the model card and the changelog from their own files.
 
 from __future__ import annotations
 
-import importlib.resources
 import inspect
 import json
 import re
@@ -21,6 +20,7 @@ import click
 import msgspec
 
 from edgehp.artifact.manifest import Manifest, manifest_schema
+from edgehp.benchmark.report import report_schema
 from edgehp.cli.main import cli
 from edgehp.networks.bundled import bundled_path
 from edgehp.runtime.records import EndRecord, FrameRecord, StatusRecord
@@ -45,8 +45,6 @@ def commands() -> str:
 
 def schemas() -> dict[str, dict[str, Any]]:
     """The JSON Schemas (draft 2020-12) of what edgehp writes, by the name of the format."""
-    package = importlib.resources.files("edgehp.benchmark")
-    benchmark = json.loads((package / "benchmark-report.schema.json").read_text(encoding="utf-8"))
     lines, shared = msgspec.json.schema_components(
         [FrameRecord, StatusRecord, EndRecord], ref_template="#/$defs/{name}"
     )
@@ -57,7 +55,7 @@ def schemas() -> dict[str, dict[str, Any]]:
             "title": "edgehp validation report",
             **msgspec.json.schema(ValidationReport),
         },
-        "benchmark-report": benchmark,
+        "benchmark-report": report_schema(),
         "runtime-line": {
             "$schema": _DRAFT,
             "title": "a line of edgehp run",
@@ -152,6 +150,8 @@ def _kind(value: Mapping[str, Any]) -> str:
         return " or ".join(kind)
     if kind == "array" and isinstance(value.get("items"), Mapping):
         return f"array of {_kind(value['items'])}"
+    if kind == "object" and isinstance(value.get("additionalProperties"), Mapping):
+        return f"object of {_kind(value['additionalProperties'])}"
     return str(kind)
 
 

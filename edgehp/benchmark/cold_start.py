@@ -22,6 +22,7 @@ from typing import Any
 
 from edgehp import __version__, errors
 from edgehp.errors import EdgehpError, EnvironmentalError
+from edgehp.files import plain
 
 REPORT = "bench-cold-start"
 STAGES = ("python", "imports", "artifact", "engine", "answer")
@@ -65,7 +66,8 @@ def answer_first(began: float, request: str) -> None:
             verify_golden(artifact, engine)
             from edgehp.benchmark.lanes import describe
 
-            said = {"times": times, "subject": describe(opened)}
+            subject = plain(describe(opened, artifact.engine.min_batch))
+            said = {"times": times, "subject": subject}
     except EdgehpError as e:
         said = {"error": [type(e).__name__, str(e)]}
     sys.stdout.write(json.dumps(said) + "\n")
@@ -190,23 +192,22 @@ def _validity(
 ) -> dict[str, Any]:
     from edgehp.benchmark.validity import Evidence, assess
 
-    found = assess(
-        Evidence(
-            states=states,
-            window=(states[0].time, states[-1].time),
-            processors=os.cpu_count() or 1,
-            changes=changes,
-            jetson=host["jetson"] is not None,
-            quota=host["cpu_quota"],
-        )
+    evidence = Evidence(
+        states=states,
+        window=(states[0].time, states[-1].time),
+        processors=os.cpu_count() or 1,
+        changes=changes,
+        jetson=host["jetson"] is not None,
+        quota=host["cpu_quota"],
     )
+    found: dict[str, Any] = plain(assess(evidence))
     if uptime < _BOOTING_S:
-        booting = [r for r in found.reasons if r.startswith("foreign load")]
-        found.conditions.extend(f"{r}; switched on {uptime:.0f} s before" for r in booting)
-        found.reasons[:] = [r for r in found.reasons if r not in booting]
+        booting = [r for r in found["reasons"] if r.startswith("foreign load")]
+        found["conditions"] += [f"{r}; switched on {uptime:.0f} s before" for r in booting]
+        found["reasons"] = [r for r in found["reasons"] if r not in booting]
     if len(states) < 2:
-        found.reasons.append("samples: no start was finished")
-    return found.to_dict()
+        found["reasons"].append("samples: no start was finished")
+    return found | {"valid": not found["reasons"]}
 
 
 def joined(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ from edgehp.artifact.open import OpenedNetwork
 from edgehp.crop import Box, Picture, Preprocessing, crop_face
 from edgehp.engines.base import (
     Engine,
+    EngineInfo,
     Face,
     FrameEngine,
     Prediction,
@@ -26,6 +28,7 @@ from edgehp.engines.base import (
     crops_frames,
 )
 from edgehp.errors import DataError
+from edgehp.files import Record
 
 Image = npt.NDArray[np.uint8]
 
@@ -213,26 +216,58 @@ class Lane:
             yield from self.crops_on_engine.stream_frames(faces, self.spec)
 
 
-def describe(network: OpenedNetwork) -> dict[str, Any]:
-    """What is measured, for JSON; None where a float network has nothing to say."""
-    found: dict[str, Any] = {
-        "name": network.name,
-        "network_digest": network.digest,
-        "engine": network.engine.info.to_dict(),
-        "precision": "fp32",
-        "target": None,
-        "engine_sha256": None,
-        "manifest_digest": None,
-    }
+class Subject(Record, frozen=True, kw_only=True):
+    """A network that was measured; a float network alone has no target, engine file or manifest.
+
+    Attributes:
+        batch: crops a call.
+        clock: what upload, inference and download are timed with: ``"host"``, the processor's
+            monotonic clock, or ``"CUDA events"``. Everything else is by the host's.
+        cropping_clock: the same of cropping, which an engine may do itself.
+        tried: images a second by batch, where the best one was looked for.
+    """
+
+    name: str
+    network_digest: str | None
+    engine: EngineInfo
+    input_size: int
+    batch: int
+    precision: str | None = "fp32"
+    target: str | None = None
+    engine_sha256: str | None = None
+    manifest_digest: str | None = None
+    clock: str = "host"
+    cropping_clock: str = "host"
+    tried: dict[int, float]
+
+
+def describe(
+    network: OpenedNetwork,
+    batch: int,
+    tried: Mapping[int, float] = MappingProxyType({}),
+) -> Subject:
+    """What is measured."""
+    engine, found = network.engine, {}
     if (artifact := network.artifact) is not None:
         manifest = artifact.manifest
-        found |= {
+        found = {
             "precision": manifest.precision.reached,
             "target": manifest.target.name,
             "engine_sha256": manifest.file(artifact.engine.files[0]).sha256,
             "manifest_digest": manifest.digest,
         }
-    return found
+    clock = engine.stage_clock if isinstance(engine, TimedEngine) else "host"
+    return Subject(
+        name=network.name,
+        network_digest=network.digest,
+        engine=engine.info,
+        input_size=engine.input_size,
+        batch=batch,
+        **found,
+        clock=clock,
+        cropping_clock="host" if crops_frames(engine) is None else clock,
+        tried=dict(tried),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,8 +300,7 @@ class Turn:
         return self.end - self.start
 
 
-@dataclass(frozen=True)
-class WarmUp:
+class WarmUp(Record, frozen=True):
     """How a lane warmed up: `settled` says whether its last block medians agreed within 3 %."""
 
     role: str

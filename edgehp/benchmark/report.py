@@ -1,52 +1,196 @@
-"""The report of a benchmark: from a finished run to JSON, and from JSON to a table."""
+"""The report of a benchmark: its form, how a run becomes one, and its table.
+
+`BenchmarkReport` and its parts are the only description of ``bench-*.json``: writing, reading and
+the published JSON Schema (`report_schema`) follow from them.
+"""
 
 from __future__ import annotations
 
 import datetime
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
+import msgspec
 import numpy as np
 
 from edgehp import __version__
+from edgehp.artifact.manifest import PreprocessingRecord
 from edgehp.benchmark.host import HostState, peak_memory_mib
-from edgehp.benchmark.lanes import ARTIFACT, REFERENCE, Frames, Turn
-from edgehp.benchmark.power.base import Energy, PowerRecorder, energy_over
-from edgehp.benchmark.run import END_TO_END, INFERENCE, Measured, Plan
-from edgehp.benchmark.stats import PERCENTILES, Latency, speedup, summarize
-from edgehp.benchmark.validity import Evidence, assess
+from edgehp.benchmark.lanes import ARTIFACT, REFERENCE, Subject, Turn, WarmUp
+from edgehp.benchmark.power.base import Energy, MeterInfo, PowerRecorder, Sample, energy_over
+from edgehp.benchmark.roofline import Roofline
+from edgehp.benchmark.run import INFERENCE, Measured, Plan
+from edgehp.benchmark.stats import PERCENTILES, Latency, Speedup, speedup, summarize
+from edgehp.benchmark.validity import Evidence, Validity, assess
 from edgehp.crop import Preprocessing
-from edgehp.files import finite
+from edgehp.files import Record, finite
 
-SCHEMA_VERSION = 3
-# Stages timed on the processor, and those that an engine times by a clock of its own.
-_HOST_STAGES = ("preprocessing", "call", "end_to_end")
-_ENGINE_STAGES = ("upload", "inference", "download")
-STAGES = ("preprocessing", *_ENGINE_STAGES, "decode", "call", "end_to_end")
+SCHEMA_VERSION = 4
+STAGES = ("preprocessing", "upload", "inference", "download", "decode", "call", "end_to_end")
 # Points of a timeline; more are thinned out evenly, since a plot shows no more.
 _MOST_POINTS = 2000
 
 _IN_CALL = "the engine does it inside one call; its time is within inference"
 _IN_GRAPH = "decoding is part of the deployed graph; its time is within inference"
+_OFFLINE = "offline measures throughput; batches overlap, so that a call has no time of its own"
+_T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class Subject:
-    """One network that was measured.
+class Offline(Record, frozen=True):
+    """The scenario ``offline``: with crops made beforehand, and what cropping leaves of that.
 
     Attributes:
-        described: what is running, for JSON.
-        clock: what the engine times the parts of a call with.
-        cropping_clock: what cropping was timed with: the engine's clock where it does it.
-        tried: throughput by batch size, where the best one was looked for.
+        inference_images_per_s: on crops that were ready.
+        overlap: images a second end to end over the former.
+        overlap_low: lower end of its 95 % interval over pairs of turns.
+        overlap_high: the upper end.
     """
 
-    described: Mapping[str, Any]
-    clock: str = "host"
-    cropping_clock: str = "host"
-    tried: Sequence[Mapping[str, float]] = ()
+    inference_images_per_s: float | None
+    overlap: float | None
+    overlap_low: float | None
+    overlap_high: float | None
+
+
+class LaneEnergy(Energy, frozen=True):
+    """Energy over the turns of a network, gross; `net_joules_per_image` without the idle power."""
+
+    joules_per_image: dict[str, float | None]
+    net_joules_per_image: dict[str, float | None]
+
+
+class Result(Record, frozen=True, kw_only=True):
+    """What one network did, end to end.
+
+    Attributes:
+        turns: how often it had its turn.
+        seconds: of all of them.
+        calls: of the engine.
+        images: answered.
+        images_per_s: over the seconds.
+        stages: latency by stage; null where a stage has none.
+        absent: why a stage is null.
+        arrived: frames, of ``multi-camera``.
+        late: frames answered after more than a frame's time.
+        dropped: frames that a newer one of their camera replaced.
+        offline: of that scenario.
+        energy: null without a meter.
+    """
+
+    turns: int
+    seconds: float
+    calls: int
+    images: int
+    images_per_s: float | None
+    stages: dict[str, Latency | None]
+    absent: dict[str, str]
+    arrived: int | None
+    late: int | None
+    dropped: int | None
+    offline: Offline | None
+    energy: LaneEnergy | None
+
+
+class Power(Record, frozen=True):
+    """The meter, why there are no figures of it, and what the idle machine takes."""
+
+    meter: MeterInfo | None
+    reason: str | None
+    idle: Energy | None
+
+
+class TurnPoint(Record, frozen=True):
+    """A turn of a network; without milliseconds where calls have no time of their own."""
+
+    role: str
+    mode: str
+    start: float
+    end: float
+    images: int
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    max_ms: float | None = None
+
+
+class HostPoint(Record, frozen=True):
+    """The machine at a time; `mhz` is the clock of its fastest processor, `gpu_load` 0..1."""
+
+    time: float
+    temperatures: dict[str, float]
+    mhz: float | None
+    gpu_mhz: float | None
+    gpu_load: float | None
+    reasons: tuple[str, ...]
+
+
+class Timeline(Record, frozen=True):
+    """What happened when, in seconds from the start of the measurement."""
+
+    turns: tuple[TurnPoint, ...]
+    power: tuple[Sample, ...]
+    host: tuple[HostPoint, ...]
+
+
+class BenchmarkReport(Record, frozen=True, kw_only=True):
+    """One benchmark: times in seconds or, where the name ends in ``_ms``, milliseconds.
+
+    Whatever could not be measured is null, with a reason beside it.
+
+    Attributes:
+        created: UTC.
+        state: ``"partial"``: interrupted, what was finished is here.
+        scenario: what was asked for.
+        subjects: the networks that took turns, by role.
+        reference_reason: why the artifact was measured alone.
+        input: the frames, for people.
+        preprocessing: of the artifact.
+        host: processor, clocks, governor, power mode, versions.
+        peak_memory_mib: the most memory that the process held.
+        warm_up: of each network.
+        results: by role.
+        comparison: how many times faster the artifact is than the reference.
+        power: the meter.
+        validity: whether the run can be believed.
+        timeline: turn by turn.
+        roofline: by role.
+    """
+
+    kind: Literal["benchmark"] = "benchmark"
+    schema: Literal[4] = 4
+    edgehp_version: str = __version__
+    created: str
+    state: Literal["complete", "partial"]
+    scenario: Plan
+    subjects: dict[str, Subject]
+    reference_reason: str | None
+    input: str
+    preprocessing: PreprocessingRecord
+    host: dict[str, Any]
+    peak_memory_mib: float
+    warm_up: tuple[WarmUp, ...]
+    results: dict[str, Result]
+    comparison: tuple[Speedup, ...]
+    power: Power
+    validity: Validity
+    timeline: Timeline
+    roofline: dict[str, Roofline]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON holds, numbers of numpy as plain ones; one that is not finite becomes null."""
+        values: dict[str, Any] = finite(msgspec.to_builtins(self, str_keys=True, enc_hook=float))
+        return values
+
+
+def report_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a report."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "edgehp benchmark report",
+        **msgspec.json.schema(BenchmarkReport),
+    }
 
 
 @dataclass(frozen=True)
@@ -57,11 +201,9 @@ class Context:
         plan: what was asked for.
         subjects: role -> network.
         reference_reason: why there is no reference, or None.
-        frames: what was looked at.
+        source: what was looked at.
         preprocessing: of the artifact.
         host: `edgehp.benchmark.host.describe_host` before the run.
-        states: of the machine during the run.
-        changes: settings that are others after the run than before it.
         recorder: of the meter, None without one.
         power_reason: why there is none.
     """
@@ -69,232 +211,172 @@ class Context:
     plan: Plan
     subjects: Mapping[str, Subject]
     reference_reason: str | None
-    frames: Frames
+    source: str
     preprocessing: Preprocessing
     host: Mapping[str, Any]
-    states: Sequence[HostState] = ()
-    changes: Sequence[str] = ()
     recorder: PowerRecorder | None = None
     power_reason: str | None = None
 
 
-def assemble(measured: Measured, context: Context) -> dict[str, Any]:
-    """The report as a dictionary; its form is ``benchmark-report.schema.json``.
+def assemble(
+    measured: Measured,
+    context: Context,
+    states: Sequence[HostState] = (),
+    changes: Sequence[str] = (),
+) -> BenchmarkReport:
+    """The report, but for the roofline, which whoever has the networks adds.
 
-    Its ``roofline`` is empty: whoever has the networks fills it in.
+    Args:
+        measured: the run.
+        context: what was run.
+        states: of the machine during the run.
+        changes: settings that are others after the run than before it.
     """
-    plan = context.plan
-    roles = [r for r in (ARTIFACT, REFERENCE) if r in context.subjects]
-    latencies = {role: {s: _latency(measured.of(role), s) for s in STAGES} for role in roles}
-    idle = _idle(measured, context.recorder)
-    results = {role: _result(role, measured, latencies[role], context, idle) for role in roles}
+    plan, power, host = context.plan, context.recorder, context.host
+    idle = None
+    if power is not None and measured.idle is not None:
+        idle = energy_over(power.info, power.samples, [measured.idle])
+    results = {role: _result(role, measured, context, idle) for role in context.subjects}
     headline = None
     if plan.headline is not None:
-        headline = (plan.headline, {r: latencies[r]["end_to_end"] for r in roles})
-    evidence = Evidence(
-        states=context.states,
-        window=measured.window,
-        processors=os.cpu_count() or 1,
-        warm_ups=measured.warm_ups,
-        headline=headline,
-        changes=context.changes,
-        idle=measured.idle,
-        jetson=context.host.get("jetson") is not None,
-        quota=context.host.get("cpu_quota"),
+        headline = (plan.headline, {r: v.stages["end_to_end"] for r, v in results.items()})
+    validity = assess(
+        Evidence(
+            states=states,
+            window=measured.window,
+            processors=os.cpu_count() or 1,
+            warm_ups=measured.warm_ups,
+            headline=headline,
+            changes=changes,
+            idle=measured.idle,
+            jetson=host.get("jetson") is not None,
+            quota=host.get("cpu_quota"),
+        )
     )
-    validity = assess(evidence)
-    report = {
-        "kind": "benchmark",
-        "schema": SCHEMA_VERSION,
-        "edgehp_version": __version__,
-        "created": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "state": "partial" if measured.interrupted else "complete",
-        "scenario": {**plan.to_dict(), "slice_s": measured.slice_s, "order": "A B B A"},
-        "subjects": {r: dict(context.subjects[r].described) for r in roles},
-        "reference_reason": context.reference_reason,
-        "input": context.frames.source,
-        "preprocessing": {
-            "spec": context.preprocessing.to_dict(),
-            "digest": context.preprocessing.digest,
-        },
-        "host": dict(context.host),
-        "peak_memory_mib": peak_memory_mib(),
-        "warm_up": [asdict(w) for w in measured.warm_ups],
-        "results": results,
-        "comparison": _comparison(measured, plan),
-        "power": _power(context, idle),
-        "validity": validity.to_dict(),
-        "roofline": {},
-        "timeline": _timeline(measured, context),
-    }
-    found: dict[str, Any] = finite(report)
-    return found
+    stages = ("images_per_s",) if plan.scenario == "offline" else ("inference", "end_to_end")
+    compared = [
+        speedup(measured.of(ARTIFACT, mode), measured.of(REFERENCE, mode), stage)
+        for mode in plan.modes
+        for stage in stages
+    ]
+    return BenchmarkReport(
+        created=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        state="partial" if measured.interrupted else "complete",
+        scenario=plan,
+        subjects=dict(context.subjects),
+        reference_reason=context.reference_reason,
+        input=context.source,
+        preprocessing=PreprocessingRecord(context.preprocessing, context.preprocessing.digest),
+        host=dict(host),
+        peak_memory_mib=peak_memory_mib(),
+        warm_up=measured.warm_ups,
+        results=results,
+        comparison=tuple(c for c in compared if c is not None),
+        power=Power(
+            None if power is None else power.info,
+            context.power_reason if power is None else power.failure,
+            idle,
+        ),
+        validity=validity,
+        timeline=_timeline(measured, power, states),
+        roofline={},
+    )
 
 
-def _latency(turns: Sequence[Turn], stage: str) -> Latency | None:
-    found = [t.stages[stage] for t in turns if stage in t.stages]
-    return summarize(np.concatenate(found)) if found else None
-
-
-def _result(
-    role: str,
-    measured: Measured,
-    latencies: Mapping[str, Latency | None],
-    context: Context,
-    idle: Energy | None,
-) -> dict[str, Any]:
+def _result(role: str, measured: Measured, context: Context, idle: Energy | None) -> Result:
     turns = measured.of(role)
-    seconds = sum(t.seconds for t in turns)
-    images = sum(t.images for t in turns)
-    absent = {
-        stage: _why_absent(stage, context.plan.scenario)
-        for stage in STAGES
-        if latencies[stage] is None
-    }
-    clocks = dict.fromkeys(_HOST_STAGES, "host")
-    clocks |= dict.fromkeys(_ENGINE_STAGES, context.subjects[role].clock)
-    clocks["preprocessing"] = context.subjects[role].cropping_clock
-    counts: dict[str, int] = {}
-    for turn in turns:
-        for name, count in turn.counts.items():
-            counts[name] = counts.get(name, 0) + count
-    return {
-        "turns": len(turns),
-        "seconds": seconds,
-        "calls": sum(t.calls for t in turns),
-        "images": images,
-        "images_per_s": images / seconds if seconds > 0 else None,
-        "stages": {s: None if v is None else asdict(v) for s, v in latencies.items()},
-        "clocks": {s: c for s, c in clocks.items() if latencies[s] is not None},
-        "absent": absent,
-        "arrived": counts.get("arrived"),
-        "late": counts.get("late"),
-        "dropped": counts.get("dropped"),
-        "offline": _offline(role, measured, context),
-        "energy": _energy(turns, images, context, idle),
-    }
-
-
-def _why_absent(stage: str, scenario: str) -> str:
-    if scenario == "offline":
-        return "offline measures throughput; batches overlap, so that a call has no time of its own"
-    if stage == "decode":
-        return _IN_GRAPH
-    if stage in ("upload", "download"):
-        return _IN_CALL
-    return "no turn was finished"
-
-
-def _offline(role: str, measured: Measured, context: Context) -> dict[str, Any] | None:
-    if context.plan.scenario != "offline":
-        return None
-
-    def rate(mode: str) -> float | None:
-        turns = measured.of(role, mode)
-        seconds = sum(t.seconds for t in turns)
-        return sum(t.images for t in turns) / seconds if seconds > 0 else None
-
-    whole, pure = rate(END_TO_END), rate(INFERENCE)
-    # Turn by turn, so that what the machine does to both cancels.
-    turns = (measured.of(role, END_TO_END), measured.of(role, INFERENCE))
-    paired = speedup(*turns, "images_per_s")
-    return {
-        "batch": context.subjects[role].described["batch"],
-        "tried": [dict(t) for t in context.subjects[role].tried],
-        "end_to_end_images_per_s": whole,
-        "inference_images_per_s": pure,
-        "overlap": whole / pure if whole and pure else None,
-        "overlap_low": None if paired is None else paired.low,
-        "overlap_high": None if paired is None else paired.high,
-    }
-
-
-def _comparison(measured: Measured, plan: Plan) -> list[dict[str, Any]]:
-    pairs: list[tuple[str, str]]
-    if plan.scenario == "offline":
-        pairs = [(END_TO_END, "images_per_s"), (INFERENCE, "images_per_s")]
+    seconds, images, rate = _rate(turns)
+    stages = {}
+    for stage in STAGES:
+        found = [t.stages[stage] for t in turns if stage in t.stages]
+        stages[stage] = summarize(np.concatenate(found)) if found else None
+    offline = None
+    if context.plan.scenario == "offline":
+        absent = dict.fromkeys(STAGES, _OFFLINE)
+        ready = measured.of(role, INFERENCE)
+        pure = _rate(ready)[2]
+        # Turn by turn, so that what the machine does to both cancels.
+        paired = speedup(turns, ready, "images_per_s")
+        offline = Offline(
+            pure,
+            rate / pure if rate and pure else None,
+            None if paired is None else paired.low,
+            None if paired is None else paired.high,
+        )
     else:
-        pairs = [(END_TO_END, "inference"), (END_TO_END, "end_to_end")]
-    found = []
-    for mode, stage in pairs:
-        result = speedup(measured.of(ARTIFACT, mode), measured.of(REFERENCE, mode), stage)
-        if result is not None:
-            found.append({"mode": mode, "stage": stage, **asdict(result)})
-    return found
+        absent = dict.fromkeys(STAGES, "no turn was finished")
+        absent |= {"upload": _IN_CALL, "download": _IN_CALL, "decode": _IN_GRAPH}
+    counts: Counter[str] = Counter()
+    for turn in turns:
+        counts.update(turn.counts)
+    return Result(
+        turns=len(turns),
+        seconds=seconds,
+        calls=sum(t.calls for t in turns),
+        images=images,
+        images_per_s=rate,
+        stages=stages,
+        absent={s: why for s, why in absent.items() if stages[s] is None},
+        **{n: counts.get(n) for n in ("arrived", "late", "dropped")},
+        offline=offline,
+        energy=_energy(turns, images, context.recorder, idle),
+    )
 
 
-def _idle(measured: Measured, power: PowerRecorder | None) -> Energy | None:
-    if power is None or measured.idle is None:
-        return None
-    return energy_over(power.info, power.samples, [measured.idle])
+def _rate(turns: Sequence[Turn]) -> tuple[float, int, float | None]:
+    """Seconds, images, and images a second."""
+    seconds, images = sum(t.seconds for t in turns), sum(t.images for t in turns)
+    return seconds, images, images / seconds if seconds > 0 else None
 
 
 def _energy(
-    turns: Sequence[Turn], images: int, context: Context, idle: Energy | None
-) -> dict[str, Any] | None:
+    turns: Sequence[Turn], images: int, power: PowerRecorder | None, idle: Energy | None
+) -> LaneEnergy | None:
     """Gross energy of the lane's turns, and net of what the idle machine takes."""
-    power = context.recorder
     if power is None or not turns:
         return None
-    gross = energy_over(power.info, power.samples, [(t.start, t.end) for t in turns])
-    net: dict[str, float | None] = {}
-    idle_watts = idle.watts() if idle is not None else {}
-    for rail, joules in gross.joules.items():
-        resting = idle_watts.get(rail)
-        net[rail] = None if joules is None or resting is None else joules - resting * gross.seconds
-    return {
-        **gross.to_dict(),
-        "net_joules": net,
-        "joules_per_image": {k: _per(v, images) for k, v in gross.joules.items()},
-        "net_joules_per_image": {k: _per(v, images) for k, v in net.items()},
-    }
+    found = energy_over(power.info, power.samples, [(t.start, t.end) for t in turns])
+    gross: dict[str, float | None] = dict.fromkeys(found.joules)
+    net = dict(gross)
+    for rail, joules in found.joules.items():
+        resting = None if idle is None else idle.watts.get(rail)
+        if joules is not None and images:
+            gross[rail] = joules / images
+            if resting is not None:
+                net[rail] = (joules - resting * found.seconds) / images
+    return LaneEnergy(found.seconds, found.joules, found.watts, found.reasons, gross, net)
 
 
-def _per(joules: float | None, images: int) -> float | None:
-    return joules / images if joules is not None and images else None
-
-
-def _power(context: Context, idle: Energy | None) -> dict[str, Any]:
-    power, reason = context.recorder, context.power_reason
-    if power is not None and power.failure is not None:
-        reason = power.failure
-    return {
-        "meter": None if power is None else power.info.to_dict(),
-        "reason": reason,
-        "idle": None if idle is None else idle.to_dict(),
-    }
-
-
-def _timeline(measured: Measured, context: Context) -> dict[str, Any]:
-    """Times in seconds from the start of the measured window."""
+def _timeline(
+    measured: Measured, power: PowerRecorder | None, states: Sequence[HostState]
+) -> Timeline:
     zero = measured.window[0]
     turns = []
     for turn in measured.turns:
-        row: dict[str, Any] = {
-            "role": turn.role,
-            "mode": turn.mode,
-            "start": turn.start - zero,
-            "end": turn.end - zero,
-            "images": turn.images,
-        }
         values = turn.stages.get("end_to_end")
+        shown: tuple[float, ...] = ()
         if values is not None and values.size:
-            p50, p99 = np.percentile(values, (50, 99))
-            row.update(
-                p50_ms=float(p50) * 1e3, p99_ms=float(p99) * 1e3, max_ms=float(values.max()) * 1e3
-            )
-        turns.append(row)
-    samples = [] if context.recorder is None else context.recorder.samples
-    return {
-        "started": measured.wall + zero,
-        "idle": None if measured.idle is None else [t - zero for t in measured.idle],
-        "turns": turns,
-        "power": [{"time": s.time - zero, "values": dict(s.values)} for s in _thin(samples)],
-        "host": [{**s.to_dict(), "time": s.time - zero} for s in _thin(context.states)],
-    }
+            shown = tuple(float(v) * 1e3 for v in (*np.percentile(values, (50, 99)), values.max()))
+        start, end = turn.start - zero, turn.end - zero
+        turns.append(TurnPoint(turn.role, turn.mode, start, end, turn.images, *shown))
+    host = tuple(
+        HostPoint(
+            s.time - zero,
+            s.temperatures,
+            max(s.mhz, default=None),
+            s.gpu_mhz,
+            s.gpu_load,
+            s.reasons,
+        )
+        for s in _thin(states)
+    )
+    samples = () if power is None else power.samples
+    return Timeline(
+        tuple(turns), tuple(Sample(s.time - zero, s.values) for s in _thin(samples)), host
+    )
 
 
-def _thin(items: Sequence[Any]) -> Sequence[Any]:
+def _thin(items: Sequence[_T]) -> Sequence[_T]:
     if len(items) <= _MOST_POINTS:
         return items
     return [items[int(i)] for i in np.linspace(0, len(items) - 1, _MOST_POINTS)]
@@ -317,28 +399,31 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
 
 
-def summary_rows(report: Mapping[str, Any]) -> Table:
+def percentile_cells(latency: Latency, percentiles: Sequence[float] = PERCENTILES) -> list[str]:
+    """Milliseconds at each percentile, marked where the sample is too small, and the slowest."""
+    at = [latency.at(p) for p in percentiles]
+    return [*(number(q.ms) + "?" * (q.bound_ms is None) for q in at), number(latency.max_ms)]
+
+
+def summary_rows(report: BenchmarkReport) -> Table:
     """One row a network and stage: count, percentiles, the slowest, and images a second."""
     rows: list[tuple[str, ...]] = []
     notes: list[str] = []
-    scenario = report["scenario"]
-    for role, result in report["results"].items():
-        offline = result["offline"]
-        if offline is not None:
+    for role, result in report.results.items():
+        if (offline := result.offline) is not None:
             nothing = ("-",) * (len(PERCENTILES) + 2)
-            for title, key in (
-                ("end to end", "end_to_end_images_per_s"),
-                ("inference only", "inference_images_per_s"),
-            ):
-                rows.append((f"{role} {title}", *nothing, number(offline[key], 4)))
-            if offline["overlap"] is not None:
+            rows += [
+                (f"{role} end to end", *nothing, number(result.images_per_s, 4)),
+                (f"{role} inference only", *nothing, number(offline.inference_images_per_s, 4)),
+            ]
+            if offline.overlap is not None:
                 span = ""
-                if offline.get("overlap_low") is not None:
-                    low, high = offline["overlap_low"], offline["overlap_high"]
+                if offline.overlap_low is not None:
+                    low, high = offline.overlap_low, offline.overlap_high
                     span = f" (95 % interval {low:.1%} to {high:.1%})"
                 notes.append(
-                    f"{role}: batch {offline['batch']}; cropping beside inference keeps "
-                    f"{offline['overlap']:.1%} of the pure inference rate{span}"
+                    f"{role}: batch {report.subjects[role].batch}; cropping beside inference "
+                    f"keeps {offline.overlap:.1%} of the pure inference rate{span}"
                 )
             continue
         for stage, title in (
@@ -348,75 +433,64 @@ def summary_rows(report: Mapping[str, Any]) -> Table:
             ("inference", "inference"),
             ("download", "download"),
         ):
-            latency = result["stages"][stage]
+            latency = result.stages[stage]
             # On the processor handing over is no transfer: microseconds, in the JSON.
             moved = stage in ("upload", "download")
-            if latency is None or (moved and result.get("clocks", {}).get(stage) == "host"):
+            if latency is None or (moved and report.subjects[role].clock == "host"):
                 continue
-            at = {q["p"]: q for q in latency["percentiles"]}
-            rate = number(result["images_per_s"], 4) if stage == "end_to_end" else ""
-            rows.append(
-                (f"{role} {title}", str(latency["count"]),
-                 *(number(at[p]["ms"]) + ("" if at[p]["enough"] else "?") for p in PERCENTILES),
-                 number(latency["max_ms"]), rate)
-            )  # fmt: skip
-        if result["arrived"] is not None:
+            rate = number(result.images_per_s, 4) if stage == "end_to_end" else ""
+            rows.append((f"{role} {title}", str(latency.count), *percentile_cells(latency), rate))
+        if result.arrived is not None:
             notes.append(
-                f"{role}: of {result['arrived']} frames {result['late']} late, "
-                f"{result['dropped']} dropped"
+                f"{role}: of {result.arrived} frames {result.late} late, {result.dropped} dropped"
             )
     if any("?" in cell for row in rows for cell in row):
         notes.append("?: the sample is too small for a 99 % bound on this percentile")
-    for found in report["comparison"]:
+    for found in report.comparison:
         interval = ""
-        if found["low"] is not None:
-            interval = f" (95 % interval {found['low']:.2f} to {found['high']:.2f})"
-        ready = " of crops that were ready" if found["mode"] == INFERENCE else ""
+        if found.low is not None:
+            interval = f" (95 % interval {found.low:.2f} to {found.high:.2f})"
+        ready = " of crops that were ready" if found.mode == INFERENCE else ""
+        metric = "images per second" if found.stage == "images_per_s" else f"median {found.stage}"
         notes.append(
-            f"artifact is {found['ratio']:.2f} times as fast as the reference by "
-            f"{found['metric'].replace('_', ' ')}{ready}{interval}"
+            f"artifact is {found.ratio:.2f} times as fast as the reference by "
+            f"{metric.replace('_', ' ')}{ready}{interval}"
         )
-    if report["reference_reason"]:
-        notes.append(f"no reference: {report['reference_reason']}")
-    details = report["subjects"]["artifact"]["engine"].get("details", {})
-    if "cuda_package" in details:
+    if report.reference_reason:
+        notes.append(f"no reference: {report.reference_reason}")
+    engine = report.subjects[ARTIFACT].engine
+    if "cuda_package" in engine.details:
         notes.append(
-            f"faces are cropped {details['cropping']}; the processor waits for the GPU: "
-            f"{details['spin_wait']}"
+            f"faces are cropped {engine.details['cropping']}; the processor waits for the GPU: "
+            f"{engine.details['spin_wait']}"
         )
     notes += _power_notes(report)
-    if report["state"] == "partial":
+    if report.state == "partial":
         notes.append("PARTIAL: the run was interrupted")
-    notes += [f"condition: {text}" for text in report["validity"]["conditions"]]
-    threads = report["subjects"]["artifact"]["engine"]["threads"]
-    names = [subject["name"] for subject in report["subjects"].values()]
+    notes += [f"condition: {text}" for text in report.validity.conditions]
     title = (
-        f"{' against '.join(names)}, {scenario['duration_s']:g} s a network, "
-        f"{threads or 'unknown number of'} thread{'' if threads == 1 else 's'}"
+        f"{' against '.join(s.name for s in report.subjects.values())}, "
+        f"{report.scenario.duration_s:g} s a network, "
+        f"{engine.threads or 'unknown number of'} thread{'' if engine.threads == 1 else 's'}"
     )
-    percentiles = (f"p{p:g}" for p in PERCENTILES)
-    headers = ("milliseconds", "count", *percentiles, "max", "images/s")
+    headers = ("milliseconds", "count", *(f"p{p:g}" for p in PERCENTILES), "max", "images/s")
     return Table(title, headers, tuple(rows), tuple(notes))
 
 
-def _power_notes(report: Mapping[str, Any]) -> list[str]:
-    power = report["power"]
-    if power["reason"] is not None:
-        return [f"power: not measured: {power['reason']}"]
+def _power_notes(report: BenchmarkReport) -> list[str]:
+    if report.power.reason is not None:
+        return [f"power: not measured: {report.power.reason}"]
     notes = []
-    for role, result in report["results"].items():
-        energy = result["energy"]
-        if energy is None:
+    for role, result in report.results.items():
+        if (energy := result.energy) is None:
             continue
-        for rail, joules in energy["joules_per_image"].items():
+        for rail, joules in energy.joules_per_image.items():
             if joules is None:
-                notes.append(
-                    f"power of {role}, {rail}: not measured: {energy['reasons'].get(rail)}"
-                )
+                notes.append(f"power of {role}, {rail}: not measured: {energy.reasons.get(rail)}")
                 continue
-            net = energy["net_joules_per_image"].get(rail)
+            net = energy.net_joules_per_image[rail]
             notes.append(
-                f"power of {role}, {rail}: {number(energy['watts'][rail])} W, "
+                f"power of {role}, {rail}: {number(energy.watts[rail])} W, "
                 f"{number(joules * 1e3)} mJ an image"
                 + ("" if net is None else f" ({number(net * 1e3)} mJ net of idle)")
             )

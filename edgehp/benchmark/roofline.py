@@ -3,7 +3,7 @@
 Williams, Waterman & Patterson, "Roofline: an insightful visual performance model", CACM 2009. The
 operations and bytes are counted from the deployed graph, the peaks come from the target's data for
 the active power mode or, where the target states none, from a measurement on this processor
-(`edgehp.benchmark.roofline`). Bytes have two ends: *least*, where activations never leave the chip
+(`measure_peaks`). Bytes have two ends: *least*, where activations never leave the chip
 (weights, input and output once), and *layer by layer*, where every convolution reads its input and
 writes its output in memory. The truth lies between; where the two name different binding sides,
 the report says so.
@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from types import MappingProxyType
@@ -25,10 +24,12 @@ import numpy as np
 
 from edgehp.engines.openvino import check_available
 from edgehp.errors import DataError, EnvironmentalError, UsageError
-from edgehp.targets import Peaks, Target, load_target
+from edgehp.files import Record
+from edgehp.targets import Target, load_target
 
 if TYPE_CHECKING:
     from edgehp.artifact.open import OpenedNetwork
+    from edgehp.benchmark.report import Result
 
 logger = logging.getLogger(__name__)
 
@@ -42,23 +43,25 @@ _CHAINS: tuple[tuple[tuple[int, ...], tuple[int, ...], int], ...] = (
 _COPY_BYTES = 128 << 20
 
 
-@dataclass(frozen=True)
-class MeasuredPeaks:
-    """The roof of this processor.
+class Roof(Record, frozen=True):
+    """What the hardware could do.
 
     Attributes:
+        name: of the power mode, the board or the processor.
         ops_per_s: multiplications and additions a second.
-        bandwidth_gb_s: 10^9 bytes a second, read and written, by copying.
-        source: how it was found.
+        bandwidth_gb_s: 10^9 bytes a second, read and written.
+        source: where the figures come from.
+        measured: whether somebody measured them.
     """
 
+    name: str
     ops_per_s: float
-    bandwidth_gb_s: float
+    bandwidth_gb_s: float | None
     source: str
-    name: str = "this processor"
+    measured: bool
 
 
-def measure_peaks(precision: str, threads: int | None, seconds: float = 0.5) -> MeasuredPeaks:
+def measure_peaks(precision: str, threads: int | None, seconds: float = 0.5) -> Roof:
     """Measure the roof for one precision.
 
     Args:
@@ -96,12 +99,11 @@ def measure_peaks(precision: str, threads: int | None, seconds: float = 0.5) -> 
     bandwidth = _bandwidth(used, seconds)
     shown = ", ".join(f"{rate / 1e12:.2f}" for rate in rates)
     logger.info("measured peaks: %s T operations a second, %.1f GB/s", shown, bandwidth)
-    return MeasuredPeaks(
-        max(rates),
-        bandwidth,
+    source = (
         f"measured after the run with {used} threads: OpenVINO {ov.__version__} convolutions and "
-        f"matrix products in {precision}, copies of {_COPY_BYTES >> 20} MiB",
+        f"matrix products in {precision}, copies of {_COPY_BYTES >> 20} MiB"
     )
+    return Roof("this processor", max(rates), bandwidth, source, measured=True)
 
 
 def _fastest(work: Callable[[], Any], seconds: float) -> float:
@@ -173,8 +175,7 @@ def _bandwidth(threads: int, seconds: float) -> float:
 _BYTES = {"int8": 1, "fp16": 2, "fp32": 4}
 
 
-@dataclass(frozen=True)
-class GraphCost:
+class GraphCost(Record, frozen=True):
     """What one image costs.
 
     Attributes:
@@ -270,48 +271,88 @@ BOARDS = MappingProxyType(
 )
 
 
-def peaks_for(target: Target, mode: str | None, device: str) -> tuple[Peaks | None, str]:
-    """The peaks of the active power mode or GPU, or None, and what was chosen or missing.
+def peaks_for(target: Target, mode: str | None, device: str, precision: str) -> Roof:
+    """The peaks of the active power mode or GPU.
 
     Args:
         target: of the artifact.
         mode: name of the active power mode of a Jetson; None if it is not known.
         device: the name of the engine's own device.
+        precision: whose peak counts.
+
+    Raises:
+        DataError: the target states none for these.
     """
-    if not target.power_modes and not target.boards:
-        return None, f"unknown: the target {target.name} states no peak figures"
     if target.power_modes:
         if mode is None:
-            return None, f"unknown: the active power mode of {target.name} cannot be read"
+            raise DataError(f"unknown: the active power mode of {target.name} cannot be read")
         found = next((p for p in target.power_modes if p.name == mode.removeprefix("MODE_")), None)
         names = ", ".join(p.name for p in target.power_modes)
-        if found is None:
-            return None, f"unknown: no peaks for the power mode {mode}, only for {names}"
-        return found, f"{found.name}, the active power mode"
-    board = BOARDS.get(device)
-    found = next((p for p in target.boards if p.name == board), None)
+        missing = f"unknown: no peaks for the power mode {mode}, only for {names}"
+    elif target.boards:
+        found = next((p for p in target.boards if p.name == BOARDS.get(device)), None)
+        missing = f"unknown: no peaks for {device!r} among those of {target.name}"
+    else:
+        raise DataError(f"unknown: the target {target.name} states no peak figures")
     if found is None:
-        return None, f"unknown: no peaks for {device!r} among those of {target.name}"
-    return found, f"{found.name}, by the device's name {device!r}"
+        raise DataError(missing)
+    if precision not in ("int8", "fp16"):
+        raise DataError(f"the target states no peak for {precision}")
+    rate = (found.int8_tops if precision == "int8" else found.fp16_tflops) * 1e12
+    return Roof(found.name, rate, found.bandwidth_gb_s, found.source, found.measured)
 
 
-def roofline(
-    work: GraphCost, peaks: Peaks | MeasuredPeaks, precision: str, images_per_s: float, batch: int
-) -> dict[str, Any]:
+class End(Record, frozen=True):
+    """The roof at one count of bytes.
+
+    Attributes:
+        bytes_per_image: counted.
+        intensity: operations a byte.
+        bound: ``"compute"`` or ``"memory"``; None where the bandwidth is not known.
+        fraction: of the roof that was reached.
+    """
+
+    bytes_per_image: float
+    intensity: float
+    bound: str | None
+    fraction: float
+
+
+class Place(Record, frozen=True):
+    """A measured throughput under the roof.
+
+    Attributes:
+        reached_ops_per_s: by the network.
+        fraction_of_compute: of the peak of computing.
+        bound: which side binds.
+        ends: ``"least"`` and ``"layer by layer"``.
+        peaks: of the hardware.
+    """
+
+    reached_ops_per_s: float
+    fraction_of_compute: float
+    bound: str | None
+    ends: dict[str, End]
+    peaks: Roof
+
+
+class Roofline(Record, frozen=True):
+    """The roofline of a network, and the reason where one of the two is missing."""
+
+    reason: str | None
+    work: GraphCost | None = None
+    roofline: Place | None = None
+
+
+def place(work: GraphCost, peaks: Roof, images_per_s: float, batch: int) -> Place:
     """Place a measured throughput under the roof.
 
     Args:
         work: of one image.
         peaks: of the hardware.
-        precision: ``"int8"`` or ``"fp16"``, whose peak counts; of measured peaks it is their own.
         images_per_s: measured, of inference alone.
         batch: images a call.
     """
-    if isinstance(peaks, MeasuredPeaks):
-        compute, measured = peaks.ops_per_s, True
-    else:
-        compute = (peaks.int8_tops if precision == "int8" else peaks.fp16_tflops) * 1e12
-        measured = peaks.measured
     reached = work.operations * images_per_s
     ends = {}
     for name, count in (
@@ -319,36 +360,22 @@ def roofline(
         ("layer by layer", work.layer_bytes(batch)),
     ):
         intensity = work.operations / count
-        roof, side = compute, "compute"
+        roof, side = peaks.ops_per_s, None
         if peaks.bandwidth_gb_s is not None:
             memory = intensity * peaks.bandwidth_gb_s * 1e9
-            if memory < compute:
-                roof, side = memory, "memory"
-        ends[name] = {
-            "bytes_per_image": count,
-            "intensity": intensity,
-            "roof_ops_per_s": roof,
-            "bound": side if peaks.bandwidth_gb_s is not None else None,
-            "fraction": reached / roof,
-        }
-    sides = {e["bound"] for e in ends.values()}
-    return {
-        "reached_ops_per_s": reached,
-        "peak_ops_per_s": compute,
-        "bandwidth_gb_s": peaks.bandwidth_gb_s,
-        "fraction_of_compute": reached / compute,
-        "bound": sides.pop() if len(sides) == 1 else "between compute and memory",
-        "ends": ends,
-        "peaks": {"name": peaks.name, "measured": measured, "source": peaks.source},
-    }
+            roof, side = min((roof, "compute"), (memory, "memory"))
+        ends[name] = End(count, intensity, side, reached / roof)
+    sides = {e.bound for e in ends.values()}
+    bound = sides.pop() if len(sides) == 1 else "between compute and memory"
+    return Place(reached, reached / peaks.ops_per_s, bound, ends, peaks)
 
 
 def roofline_of(
     network: OpenedNetwork,
-    result: Mapping[str, Any],
+    result: Result,
     mode: str | None,
-    measure: Callable[[str], MeasuredPeaks] | None = None,
-) -> dict[str, Any]:
+    measure: Callable[[str], Roof] | None = None,
+) -> Roofline:
     """The roofline of one measured network; what is missing is null with a reason.
 
     Args:
@@ -357,43 +384,29 @@ def roofline_of(
         mode: the active power mode.
         measure: the peaks of this processor at a precision, for a target that states none.
     """
-    found: dict[str, Any] = {"work": None, "roofline": None, "reason": None}
     artifact = network.artifact
     if artifact is None:
-        return {**found, "reason": "the roofline is of the artifact only"}
+        return Roofline("the roofline is of the artifact only")
     manifest = artifact.manifest
     precision = manifest.precision.reached or manifest.precision.asked
+    work = None
     try:
         work = graph_cost(artifact.graph_path, precision)
-        found["work"] = asdict(work)
         target = load_target(manifest.target.name)
-        rate, batch = _inference_rate(result)
-        peaks: Peaks | MeasuredPeaks | None
+        latency, batch = result.stages["inference"], 1
+        if result.calls:
+            batch = max(1, round(result.images / result.calls))
+        rate = None if latency is None else 1e3 / latency.mean_ms * batch
+        if result.offline is not None:
+            rate = result.offline.inference_images_per_s
+        if rate is None:
+            raise DataError("no inference was finished")
         if measure is not None and not (target.power_modes or target.boards):
             peaks = measure(precision)
-            chosen = peaks.source
         else:
-            peaks, chosen = peaks_for(target, mode, network.engine.info.device)
+            peaks = peaks_for(target, mode, network.engine.info.device, precision)
     except ModuleNotFoundError as e:
-        return {**found, "reason": f"counting needs the package {e.name!r}"}
+        return Roofline(f"counting needs the package {e.name!r}", work)
     except (DataError, EnvironmentalError, UsageError) as e:
-        return {**found, "reason": str(e)}
-    if peaks is None:
-        return {**found, "reason": chosen}
-    if isinstance(peaks, Peaks) and precision not in ("int8", "fp16"):
-        return {**found, "reason": f"the target states no peak for {precision}"}
-    return {**found, "chosen": chosen, "roofline": roofline(work, peaks, precision, rate, batch)}
-
-
-def _inference_rate(result: Mapping[str, Any]) -> tuple[float, int]:
-    """Images a second of inference alone, and the images of a call."""
-    rate, batch = None, 1
-    latency = result["stages"]["inference"]
-    if (offline := result["offline"]) is not None:
-        rate, batch = offline["inference_images_per_s"], int(offline["batch"])
-    elif latency is not None and result["calls"]:
-        batch = max(1, round(result["images"] / result["calls"]))
-        rate = 1e3 / latency["mean_ms"] * batch
-    if rate is None:
-        raise DataError("no inference was finished")
-    return rate, batch
+        return Roofline(str(e), work)
+    return Roofline(None, work, place(work, peaks, rate, batch))

@@ -14,9 +14,9 @@ import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -95,12 +95,10 @@ class Plan:
         """The headline percentile of the scenario."""
         return HEADLINE[self.scenario]
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        values = asdict(self)
-        if self.scenario != "multi-camera":
-            values["cameras"] = values["fps"] = None
-        return {**values, "headline_percentile": self.headline}
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """What a network does in its turns: with frames, and in ``offline`` with ready crops."""
+        return (END_TO_END, INFERENCE) if self.scenario == "offline" else (END_TO_END,)
 
 
 def slice_seconds(duration_s: float, scenario: str, meter_period_s: float | None) -> float:
@@ -249,13 +247,13 @@ def multi_camera(
 
 def largest_useful_batch(
     lane: Lane, largest: int, seconds: float, clock: Clock = perf_counter
-) -> tuple[int, list[dict[str, float]]]:
-    """The batch size of the highest throughput, and images a second of each that was tried.
+) -> tuple[int, dict[int, float]]:
+    """The batch size of the highest throughput, and images a second by each that was tried.
 
     A larger batch must gain at least 2 %: it costs memory and latency. Two sizes in a row that
     do not, or one that takes longer than two seconds a call, end the search.
     """
-    tried: list[dict[str, float]] = []
+    tried: dict[int, float] = {}
     best, best_rate, worse = 1, 0.0, 0
     batch = 1
     while batch <= largest and worse < 2:
@@ -264,7 +262,7 @@ def largest_useful_batch(
         offline(candidate, INFERENCE, 0.0, clock=clock)
         turn = offline(candidate, INFERENCE, seconds, clock=clock)
         rate = turn.images / turn.seconds
-        tried.append({"batch": float(batch), "images_per_s": rate})
+        tried[batch] = rate
         better = rate > 1.02 * best_rate
         if better:
             best, best_rate = batch, rate
@@ -337,8 +335,6 @@ class Measured:
         idle: start and end of the idle period before, monotonic seconds; None without one.
         window: start and end of the measured time.
         interrupted: whether the user stopped it.
-        slice_s: the length of a turn that was asked for.
-        wall: what to add to the monotonic clock for seconds since 1970.
     """
 
     warm_ups: tuple[WarmUp, ...]
@@ -346,8 +342,6 @@ class Measured:
     idle: tuple[float, float] | None
     window: tuple[float, float]
     interrupted: bool
-    slice_s: float
-    wall: float
 
     def of(self, role: str, mode: str = END_TO_END) -> tuple[Turn, ...]:
         """The turns of one lane in one mode."""
@@ -377,14 +371,13 @@ def measure(
         EnvironmentalError: an engine failed.
     """
     tell = progress or (lambda _: None)
-    modes = (END_TO_END, INFERENCE) if plan.scenario == "offline" else (END_TO_END,)
+    modes = plan.modes
     tracks = [(lane, mode) for lane in lanes for mode in modes]
     left = {(lane.role, mode): plan.duration_s / len(modes) for lane, mode in tracks}
     turns: list[Turn] = []
     warm_ups: list[WarmUp] = []
     idle: tuple[float, float] | None = None
     interrupted = False
-    wall = time.time() - perf_counter()
     for recorder in recorders:
         recorder.start()
     begun = perf_counter()
@@ -425,9 +418,7 @@ def measure(
             recorder.stop()
     end = turns[-1].end if turns else perf_counter()
     start = turns[0].start if turns else begun
-    return Measured(
-        tuple(warm_ups), tuple(turns), idle, (start, end), interrupted, plan.slice_s, wall
-    )
+    return Measured(tuple(warm_ups), tuple(turns), idle, (start, end), interrupted)
 
 
 def _settle(recorders: Sequence[Recorder]) -> None:

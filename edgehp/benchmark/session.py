@@ -8,7 +8,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import msgspec
 
 from edgehp.artifact import verify_golden
 from edgehp.artifact.open import OpenedNetwork, open_artifact, open_reference
@@ -24,8 +26,8 @@ from edgehp.benchmark.lanes import (
 )
 from edgehp.benchmark.power.base import PowerRecorder, open_meter
 from edgehp.benchmark.power.nvml import open_gpu_state
-from edgehp.benchmark.report import Context, Subject, assemble
-from edgehp.benchmark.roofline import measure_peaks, roofline_of
+from edgehp.benchmark.report import BenchmarkReport, Context, assemble
+from edgehp.benchmark.roofline import Roofline, measure_peaks, roofline_of
 from edgehp.benchmark.run import (
     Plan,
     Progress,
@@ -34,7 +36,6 @@ from edgehp.benchmark.run import (
     slice_seconds,
 )
 from edgehp.engines import PROCESSOR_ENGINES
-from edgehp.engines.base import TimedEngine
 from edgehp.errors import EdgehpError, MeasurementError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -79,15 +80,12 @@ class _Opened(NamedTuple):
 def benchmark(
     request: Request,
     progress: Callable[[Progress, PowerRecorder | None, HostWatch], None] | None = None,
-) -> dict[str, Any]:
+) -> BenchmarkReport:
     """Run one benchmark.
 
     Args:
         request: what to measure.
         progress: told after every turn, with what the recorders know.
-
-    Returns:
-        The report, in values that JSON takes.
 
     Raises:
         DataError, CompatibilityError, EnvironmentalError: the artifact cannot be opened here.
@@ -109,11 +107,11 @@ def benchmark(
             progress=None if progress is None else lambda p: progress(p, recorder, watch),
         )
         changes = changed_settings(context.host, describe_host())
-        report = assemble(measured, replace(context, states=watch.states, changes=changes))
-        report["roofline"] = _rooflines(networks, report, context, measured.interrupted)
+        report = assemble(measured, context, watch.states, changes)
+        roofline = _rooflines(networks, report)
     if request.require_power:
         _require_energy(report)
-    return report
+    return msgspec.structs.replace(report, roofline=roofline)
 
 
 def _open(request: Request, stack: ExitStack) -> _Opened:
@@ -145,11 +143,11 @@ def _open(request: Request, stack: ExitStack) -> _Opened:
     context = Context(
         plan=replace(plan, slice_s=slice_seconds(plan.duration_s, plan.scenario, period)),
         subjects={
-            lane.role: _subject(networks[lane.role], lane, tried.get(lane.role, ()))
+            lane.role: describe(networks[lane.role], lane.batch, tried.get(lane.role, {}))
             for lane in lanes
         },
         reference_reason=other_reason,
-        frames=frames,
+        source=frames.source,
         preprocessing=opened.preprocessing,
         host=describe_host(),
         recorder=recorder,
@@ -159,22 +157,19 @@ def _open(request: Request, stack: ExitStack) -> _Opened:
 
 
 def _rooflines(
-    networks: Mapping[str, OpenedNetwork],
-    report: Mapping[str, Any],
-    context: Context,
-    interrupted: bool,
-) -> dict[str, Any]:
+    networks: Mapping[str, OpenedNetwork], report: BenchmarkReport
+) -> dict[str, Roofline]:
     """The roofline of each network, with the peaks of this processor where they count."""
     engine = networks[ARTIFACT].engine
     # An engine that runs elsewhere has its peaks from the target's data alone, and who interrupted
     # a run does not wait for more.
     peaks = None
-    if engine.info.kind in PROCESSOR_ENGINES and not interrupted:
+    if engine.info.kind in PROCESSOR_ENGINES and report.state == "complete":
         # As careful as the run itself: one of a second is no figure for a review anyway.
-        seconds = min(0.5, context.plan.duration_s / 60)
+        seconds = min(0.5, report.scenario.duration_s / 60)
         peaks = partial(measure_peaks, threads=engine.info.threads, seconds=seconds)
     return {
-        role: roofline_of(network, report["results"][role], context.host["power_mode"], peaks)
+        role: roofline_of(network, report.results[role], report.host["power_mode"], peaks)
         for role, network in networks.items()
     }
 
@@ -221,9 +216,9 @@ def _other(
 
 def _lanes(
     plan: Plan, networks: dict[str, OpenedNetwork], frames: Frames
-) -> tuple[list[Lane], dict[str, list[dict[str, float]]]]:
+) -> tuple[list[Lane], dict[str, dict[int, float]]]:
     lanes: list[Lane] = []
-    tried: dict[str, list[dict[str, float]]] = {}
+    tried: dict[str, dict[int, float]] = {}
     for role, network in networks.items():
         lane = Lane.of(role, network.engine, network.preprocessing, frames, plan.batch or 1)
         most = _LARGEST_BATCH
@@ -241,24 +236,12 @@ def _lanes(
     return lanes, tried
 
 
-def _subject(network: OpenedNetwork, lane: Lane, tried: Sequence[Mapping[str, float]]) -> Subject:
-    engine = network.engine
-    described = {
-        **describe(network),
-        "input_size": engine.input_size,
-        "batch": lane.batch,
-    }
-    clock = engine.stage_clock if isinstance(engine, TimedEngine) else "host"
-    return Subject(described, clock, clock if lane.crops_on_engine else "host", tried)
-
-
-def _require_energy(report: dict[str, Any]) -> None:
-    for role, result in report["results"].items():
-        energy = result["energy"] or {"joules": {}, "reasons": {}}
-        if not any(v is not None for v in energy["joules"].values()):
-            why = report["power"]["reason"] or "; ".join(
-                f"{k}: {v}" for k, v in energy["reasons"].items()
-            )
+def _require_energy(report: BenchmarkReport) -> None:
+    for role, result in report.results.items():
+        energy = result.energy
+        if energy is None or not any(v is not None for v in energy.joules.values()):
+            reasons = {} if energy is None else energy.reasons
+            why = report.power.reason or "; ".join(f"{k}: {v}" for k, v in reasons.items())
             raise MeasurementError(
                 f"power was required, but the energy of the {role} is not known: {why}"
             )

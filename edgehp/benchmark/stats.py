@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from edgehp.benchmark.lanes import Turn
+from edgehp.files import Record
 from edgehp.validation.statistics import mean_interval
 
 Array = npt.NDArray[np.float64]
@@ -26,28 +26,24 @@ SUB_BUCKETS = 64
 _UNIT_S = 1e-7
 
 
-@dataclass(frozen=True)
-class Percentile:
+class Percentile(Record, frozen=True):
     """One percentile of a sample.
 
     Attributes:
         p: 0..100.
         ms: nearest-rank value, one that was really measured.
-        bound_ms: the percentile of the process is below this with confidence `CONFIDENCE`; None
-            where the sample is too small to say.
+        bound_ms: the percentile of the process is below this at 99 % confidence; None where the
+            sample is too small to say.
         needed: how large a sample must be for a bound.
-        enough: whether it is.
     """
 
     p: float
     ms: float
     bound_ms: float | None
     needed: int
-    enough: bool
 
 
-@dataclass(frozen=True)
-class Histogram:
+class Histogram(Record, frozen=True):
     """Counts in buckets of a constant relative width, after HdrHistogram.
 
     Bucket ``i`` holds values from ``unit_s * 2**(i / buckets_per_octave)`` seconds up to, but not
@@ -72,22 +68,19 @@ class Histogram:
         return self.unit_s * low, self.unit_s * high
 
 
-@dataclass(frozen=True)
-class Latency:
+class Latency(Record, frozen=True):
     """A sample of durations, in milliseconds, the unit people compare in.
 
     Attributes:
         count: how many.
         mean_ms: their mean.
-        min_ms: the shortest.
         max_ms: the slowest of all, never clipped.
-        percentiles: of `PERCENTILES`.
+        percentiles: 50, 90, 95, 99 and 99.9.
         histogram: of all of them.
     """
 
     count: int
     mean_ms: float
-    min_ms: float
     max_ms: float
     percentiles: tuple[Percentile, ...]
     histogram: Histogram
@@ -143,30 +136,29 @@ def summarize(seconds: npt.ArrayLike) -> Latency | None:
         bound = upper_bound(ordered, p)
         bound_ms = None if bound is None else bound * 1e3
         at = percentile(ordered, p) * 1e3
-        percentiles.append(Percentile(p, at, bound_ms, needed_for(p), bound is not None))
-    mean, first, last = (float(v) * 1e3 for v in (ordered.mean(), ordered[0], ordered[-1]))
-    return Latency(int(ordered.size), mean, first, last, tuple(percentiles), Histogram.of(ordered))
+        percentiles.append(Percentile(p, at, bound_ms, needed_for(p)))
+    mean, last = float(ordered.mean()) * 1e3, float(ordered[-1]) * 1e3
+    return Latency(int(ordered.size), mean, last, tuple(percentiles), Histogram.of(ordered))
 
 
-@dataclass(frozen=True)
-class Speedup:
+class Speedup(Record, frozen=True):
     """How many times faster the artifact is.
 
     Attributes:
-        metric: what was compared.
+        mode: of the turns.
+        stage: whose medians are compared, or ``"images_per_s"``.
         ratio: geometric mean over pairs of turns, reference over artifact; above 1 is faster.
         low: lower end of the 95 % interval over pairs; None for fewer than three.
         high: the upper end.
         pairs: turns compared.
-        level: nominal coverage of the interval.
     """
 
-    metric: str
+    mode: str
+    stage: str
     ratio: float
     low: float | None
     high: float | None
     pairs: int
-    level: float = 0.95
 
 
 def speedup(artifact: Sequence[Turn], reference: Sequence[Turn], stage: str) -> Speedup | None:
@@ -192,7 +184,8 @@ def speedup(artifact: Sequence[Turn], reference: Sequence[Turn], stage: str) -> 
     interval = mean_interval(logs)
     enough = len(logs) >= 3
     return Speedup(
-        "images per second" if stage == "images_per_s" else f"median {stage}",
+        artifact[0].mode,
+        stage,
         math.exp(interval.value),
         math.exp(interval.low) if enough else None,
         math.exp(interval.high) if enough else None,

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgehp.benchmark.host import HostState
 from edgehp.benchmark.lanes import WarmUp
 from edgehp.benchmark.stats import Latency
+from edgehp.files import Record
 
-BURST_S = 2.0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What is allowed before a run is called invalid.
-
-    Attributes:
-        foreign_load: processor time of others as a part of the whole machine.
-        foreign_burst: the same within any `BURST_S` seconds: a mean over minutes hides a short
-            disturbance that the slowest calls do not.
-        foreign_gpu_load: load of the GPU while nothing of this process runs on it, 0..1.
-        clock_change: the fastest clock may fall below its highest by this part.
-        temperature_drift: degrees between the first and the last quarter of the run.
-    """
-
-    foreign_load: float = 0.05
-    foreign_burst: float = 0.20
-    foreign_gpu_load: float = 0.05
-    clock_change: float = 0.10
-    temperature_drift: float = 10.0
+# Processor time of others as a part of the whole machine; and within any `BURST_S` seconds: a mean
+# over minutes hides a short disturbance that the slowest calls do not.
+FOREIGN_LOAD, FOREIGN_BURST, BURST_S = 0.05, 0.20, 2.0
+# Load of the GPU while nothing of this process runs on it, 0..1.
+FOREIGN_GPU_LOAD = 0.05
+# The fastest clock may fall below its highest by this part.
+CLOCK_CHANGE = 0.10
+# Degrees between the first and the last quarter of the run.
+TEMPERATURE_DRIFT = 10.0
 
 
 @dataclass(frozen=True)
@@ -60,53 +49,53 @@ class Evidence:
     quota: float | None = None
 
 
-@dataclass(frozen=True)
-class Validity:
+class Validity(Record, frozen=True):
     """The result: valid without `reasons`.
 
     Attributes:
-        limits: what was allowed.
+        valid: whether nothing speaks against the run.
         reasons: what speaks against the run.
         conditions: what the figures hold under, such as a board that works at its power cap.
         unknown: what could not be checked.
         figures: what was seen.
     """
 
-    limits: Limits = field(default_factory=Limits)
+    valid: bool
+    reasons: list[str]
+    conditions: list[str]
+    unknown: list[str]
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Findings:
+    """A `Validity` in the making."""
+
     reasons: list[str] = field(default_factory=list)
     conditions: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def valid(self) -> bool:
-        """Whether nothing speaks against the run."""
-        return not self.reasons
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"valid": self.valid, **asdict(self)}
-
 
 def assess(evidence: Evidence) -> Validity:
     """Assess a run by what was seen during it."""
-    found = Validity()
+    found = _Findings()
     found.reasons.extend(f"settings: {change} during the run" for change in evidence.changes)
     _samples(evidence, found)
     seen = _around(evidence.states, evidence.window)
     if len(seen) < 2:
         found.unknown.append("the machine was not watched")
-        return found
-    _throttling(seen, found)
-    _quota(seen, evidence, found)
-    _heat(seen, found)
-    _clocks(seen, evidence.jetson, found)
-    _foreign(seen, evidence.processors, found)
-    _foreign_gpu(evidence, seen, found)
-    return found
+    else:
+        _throttling(seen, found)
+        _quota(seen, evidence, found)
+        _heat(seen, found)
+        _clocks(seen, evidence.jetson, found)
+        _foreign(seen, evidence.processors, found)
+        _foreign_gpu(evidence, seen, found)
+    return Validity(not found.reasons, **vars(found))
 
 
-def _samples(evidence: Evidence, found: Validity) -> None:
+def _samples(evidence: Evidence, found: _Findings) -> None:
     """Warm-ups that did not settle, and samples too small for the scenario's percentile."""
     for warm in evidence.warm_ups:
         if not warm.settled:
@@ -127,7 +116,7 @@ def _samples(evidence: Evidence, found: Validity) -> None:
             )
 
 
-def _quota(seen: Sequence[HostState], evidence: Evidence, found: Validity) -> None:
+def _quota(seen: Sequence[HostState], evidence: Evidence, found: _Findings) -> None:
     """A control group that the kernel stops, as containers with ``--cpus`` are."""
     if evidence.quota is None:
         return
@@ -145,26 +134,25 @@ def _quota(seen: Sequence[HostState], evidence: Evidence, found: Validity) -> No
         found.conditions.append(f"{words}, which was not reached")
 
 
-def _foreign(seen: Sequence[HostState], processors: int, found: Validity) -> None:
-    limits = found.limits
+def _foreign(seen: Sequence[HostState], processors: int, found: _Findings) -> None:
     load = found.figures["foreign_load"] = _foreign_load(seen[0], seen[-1], processors)
     if load is None:
         found.unknown.append("foreign load: /proc/stat cannot be read")
-    elif load > limits.foreign_load:
+    elif load > FOREIGN_LOAD:
         found.reasons.append(
             f"foreign load: other work took {load * processors:.2f} of {processors} "
-            f"processors ({load:.0%}, at most {limits.foreign_load:.0%} allowed)"
+            f"processors ({load:.0%}, at most {FOREIGN_LOAD:.0%} allowed)"
         )
     burst = _largest_burst(seen, processors)
     found.figures["foreign_burst"] = burst
-    if burst is not None and burst > limits.foreign_burst:
+    if burst is not None and burst > FOREIGN_BURST:
         found.reasons.append(
             f"foreign load: other work took {burst * processors:.2f} of {processors} processors "
-            f"for {BURST_S:g} s ({burst:.0%}, at most {limits.foreign_burst:.0%} allowed)"
+            f"for {BURST_S:g} s ({burst:.0%}, at most {FOREIGN_BURST:.0%} allowed)"
         )
 
 
-def _foreign_gpu(evidence: Evidence, seen: Sequence[HostState], found: Validity) -> None:
+def _foreign_gpu(evidence: Evidence, seen: Sequence[HostState], found: _Findings) -> None:
     """The GPU's load while nothing of this process ran on it, and who else holds it."""
     if (others := max((s.gpu_others or 0 for s in seen), default=0)) > 0:
         found.conditions.append(f"{others} other processes hold this GPU")
@@ -183,10 +171,10 @@ def _foreign_gpu(evidence: Evidence, seen: Sequence[HostState], found: Validity)
         return
     load = sum(loads) / len(loads)
     found.figures["foreign_gpu_load"] = load
-    if load > found.limits.foreign_gpu_load:
+    if load > FOREIGN_GPU_LOAD:
         found.reasons.append(
             f"foreign load: the GPU was {load:.0%} busy before the run began (at most "
-            f"{found.limits.foreign_gpu_load:.0%} allowed)"
+            f"{FOREIGN_GPU_LOAD:.0%} allowed)"
         )
 
 
@@ -221,7 +209,7 @@ def _around(states: Sequence[HostState], window: tuple[float, float]) -> list[Ho
     return [*before, *inside, *after]
 
 
-def _throttling(seen: Sequence[HostState], found: Validity) -> None:
+def _throttling(seen: Sequence[HostState], found: _Findings) -> None:
     said = sorted({r for s in seen for r in s.reasons})
     if said:
         times = sum(bool(s.reasons) for s in seen)
@@ -245,7 +233,7 @@ def _throttling(seen: Sequence[HostState], found: Validity) -> None:
         found.unknown.append("throttling: this machine tells neither counters nor trip points")
 
 
-def _heat(seen: Sequence[HostState], found: Validity) -> None:
+def _heat(seen: Sequence[HostState], found: _Findings) -> None:
     zones = set(seen[0].temperatures) & set(seen[-1].temperatures)
     if not zones:
         found.unknown.append("temperature: no thermal zone")
@@ -258,14 +246,14 @@ def _heat(seen: Sequence[HostState], found: Validity) -> None:
         drifts[zone] = sum(late) / len(late) - sum(early) / len(early)
     found.figures["temperature_drift"] = drifts
     zone, drift = max(drifts.items(), key=lambda pair: abs(pair[1]))
-    if abs(drift) > found.limits.temperature_drift:
+    if abs(drift) > TEMPERATURE_DRIFT:
         found.reasons.append(
             f"temperature: {zone} drifted by {drift:+.1f} °C during the run, at most "
-            f"{found.limits.temperature_drift:g} allowed: warm up longer"
+            f"{TEMPERATURE_DRIFT:g} allowed: warm up longer"
         )
 
 
-def _clocks(seen: Sequence[HostState], jetson: bool, found: Validity) -> None:
+def _clocks(seen: Sequence[HostState], jetson: bool, found: _Findings) -> None:
     # The fastest processor of each look: idle ones go down, and may.
     series = {
         "processor": [max(s.mhz) for s in seen if s.mhz],
@@ -278,7 +266,7 @@ def _clocks(seen: Sequence[HostState], jetson: bool, found: Validity) -> None:
             continue
         low, high = min(values), max(values)
         found.figures[f"{name}_mhz"] = [low, high]
-        if low >= (1 - found.limits.clock_change) * high:
+        if low >= (1 - CLOCK_CHANGE) * high:
             continue
         words = f"clocks: the {name} went between {low:.0f} and {high:.0f} MHz"
         if name == "GPU" and any(s.conditions for s in seen):

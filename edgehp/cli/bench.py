@@ -28,6 +28,7 @@ from edgehp.progress import Step, step
 if TYPE_CHECKING:
     from edgehp.benchmark.host import HostWatch
     from edgehp.benchmark.power.base import PowerRecorder
+    from edgehp.benchmark.report import BenchmarkReport
     from edgehp.benchmark.run import Progress
 
 SCENARIOS = ("single-stream", "offline", "multi-camera")
@@ -171,7 +172,7 @@ def command(
             report = benchmark(request, partial(_show, going))
         path = None
         try:
-            path = write_report(report, place, f"bench-{plan.scenario}")
+            path = write_report(report.to_dict(), place, f"bench-{plan.scenario}")
         except EnvironmentalError as e:
             # The disk may have filled meanwhile: that costs the file, not the figures.
             unwritten = e
@@ -179,8 +180,8 @@ def command(
         if not as_json:
             _print(report, path, allow_invalid)
         where = f"{plan.scenario}: " if len(plans) > 1 else ""
-        invalid += [f"- {where}{r}" for r in report["validity"]["reasons"]]
-        interrupted = report["state"] == "partial"
+        invalid += [f"- {where}{r}" for r in report.validity.reasons]
+        interrupted = report.state == "partial"
         if interrupted or unwritten is not None:
             break
     if as_json:
@@ -261,25 +262,25 @@ def _end(interrupted: bool, reasons: Sequence[str]) -> None:
         )
 
 
-def _print(report: dict[str, Any], path: Path | None, allow_invalid: bool) -> None:
+def _print(report: BenchmarkReport, path: Path | None, allow_invalid: bool) -> None:
     """The table, what there is to know about it, and the verdict."""
     from edgehp.benchmark.report import summary_rows
     from edgehp.report.figures import figures, verdict
     from edgehp.report.gather import Material
 
     table = summary_rows(report)
-    say(f"{report['scenario']['scenario']}: {table.title}")
+    say(f"{report.scenario.scenario}: {table.title}")
     print_table(table.headers, table.rows, right=range(1, len(table.headers)))
     for line in table.notes:
         # Why there is no power takes a sentence a meter.
         cut = len(line) > _LONGEST_NOTE and loudness() < 1
         say(f"{line[:_LONGEST_NOTE].rpartition(' ')[0]} ... (-v says all)" if cut else line)
-    valid = report["validity"]["valid"]
+    valid = report.validity.valid
     claims = {c.name: c.text for c in verdict(figures(Material((report,), (), None)))}
     conclude("VALID" if valid else "INVALID", "green" if valid else "red", claims["Speed"])
     if allow_invalid and not valid:
         # Else the error says so.
-        say(f"accepted although {'; '.join(report['validity']['reasons'])}")
+        say(f"accepted although {'; '.join(report.validity.reasons)}")
     if path is not None:
         click.echo(f"{styled('measured', 'green', bold=True)} {path}")
 

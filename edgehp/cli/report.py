@@ -53,12 +53,15 @@ def command(
         materials = [gather(given)]
         directory = output or (first / "reports" if first.is_dir() else first.parent)
         page = html_page(materials[0], faces)
-        if artifacts and not materials[0].validations:
-            words = ["edgehp", "validate", str(artifacts[0])]
-            note(
-                "no validation report was found, so the page has no validation; make one with: "
-                + shlex.join(words)
-            )
+        for found, what, made_by in (
+            (materials[0].validations, "validation", "validate"),
+            (materials[0].benchmarks, "benchmark", "bench"),
+        ):
+            if artifacts and not found:
+                note(
+                    f"no {what} report was found, so the page has no {what}; make one with: "
+                    + shlex.join(["edgehp", made_by, str(artifacts[0])])
+                )
     written = (directory / "report.md", directory / "report.html")
     for path, text in zip(written, (markdown(*materials), page), strict=True):
         write_output(path, text)

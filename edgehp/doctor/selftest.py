@@ -406,7 +406,7 @@ def _watts(meter: Meter, seconds: float) -> float:
         raise MeasurementError(found)
     energy = energy_over(meter.info, samples, [(samples[0].time, samples[-1].time)])
     rail = TOTAL if meter.info.total else next(iter(meter.info.rails))
-    watts = energy.watts()[rail]
+    watts = energy.watts[rail]
     if watts is None:
         raise MeasurementError(energy.reasons[rail])
     return watts

@@ -25,7 +25,7 @@ OUTPUT_NAMES = ("angles", "spread")
 
 Crops = npt.NDArray[np.uint8]
 # A value that json.dumps takes.
-Json = object
+Json = Any
 # A frame and the face in it; None is the whole frame.
 Face = tuple[Picture, Box | None]
 

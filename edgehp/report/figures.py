@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgehp.benchmark.report import number
+from edgehp.benchmark.power.base import TOTAL
+from edgehp.benchmark.report import BenchmarkReport, number
+from edgehp.benchmark.run import END_TO_END
 from edgehp.report.gather import Material
 
 _ANGLES = ("pitch", "yaw", "roll")
@@ -85,16 +87,15 @@ def figures(material: Material) -> Figures:
         found |= _validated(report)
     if material.manifest is not None:
         found = _built(material.manifest) | found | {"name": material.manifest["name"]}
-    for report in material.benchmarks:
-        subject = report["subjects"]["artifact"]
+    for measured in material.benchmarks:
+        subject = measured.subjects["artifact"]
         if material.manifest is None:
-            found |= {k: str(subject[k]) for k in ("name", "target", "precision")}
-        found = _measured(report) | found
+            found |= {k: str(getattr(subject, k)) for k in ("name", "target", "precision")}
+        found = _measured(measured) | found
     if material.benchmarks:
-        validity = [r["validity"] for r in material.benchmarks]
-        partial = any(r["state"] == "partial" for r in material.benchmarks)
-        found["valid"] = all(v["valid"] for v in validity) and not partial
-        reasons = (reason for v in validity for reason in v["reasons"])
+        partial = any(r.state == "partial" for r in material.benchmarks)
+        found["valid"] = all(r.validity.valid for r in material.benchmarks) and not partial
+        reasons = (reason for r in material.benchmarks for reason in r.validity.reasons)
         found["reasons"] = (*dict.fromkeys(reasons), *(("interrupted",) if partial else ()))
     high, limit = found.get("interval", (None, None))[1], found.get("limit")
     if high is not None and limit is not None:
@@ -129,34 +130,25 @@ def _validated(report: Any) -> dict[str, Any]:
     return found
 
 
-def _measured(report: Any) -> dict[str, Any]:
+def _measured(report: BenchmarkReport) -> dict[str, Any]:
     """The figures of a benchmark's artifact; the first benchmark that has one gives it."""
-    result = report["results"].get("artifact")
-    if result is None:
-        return {}
-    found: dict[str, Any] = {"rate": result["images_per_s"]}
-    if result["offline"] is not None:
-        found["rate"] = result["offline"]["end_to_end_images_per_s"]
-    elif (latency := result["stages"]["end_to_end"]) is not None:
-        at = {q["p"]: q["ms"] for q in latency["percentiles"]}
-        found |= {"p50": at[50.0], "p99": at[99.0]}
-    if whole := [c for c in report["comparison"] if c["mode"] == "end-to-end"]:
+    result = report.results["artifact"]
+    found: dict[str, Any] = {"rate": result.images_per_s}
+    if (latency := result.stages["end_to_end"]) is not None:
+        found |= {"p50": latency.at(50.0).ms, "p99": latency.at(99.0).ms}
+    if whole := [c for c in report.comparison if c.mode == END_TO_END]:
         # The last: of everything that a caller waits for.
-        last = whole[-1]
-        found["speedup"] = last["ratio"], last["low"], last["high"]
-        other = report["subjects"]["reference"]
-        found["against"] = "FP32" if other["precision"] == "fp32" else other["name"]
-    energy = result["energy"]
-    total = (report["power"]["meter"] or {}).get("total_rails") or ()
-    if energy is None:
-        found["no_power"] = report["power"]["reason"] or "no sample fell into its turns"
+        found["speedup"] = whole[-1].ratio, whole[-1].low, whole[-1].high
+        other = report.subjects["reference"]
+        found["against"] = "FP32" if other.precision == "fp32" else other.name
+    if (energy := result.energy) is None:
+        found["no_power"] = report.power.reason or "no sample fell into its turns"
+        return found
+    watts, joules = energy.watts[TOTAL], energy.joules_per_image[TOTAL]
+    if watts is not None and joules is not None:
+        found |= {"watts": watts, "millijoules": joules * 1e3}
     else:
-        joules = [energy["joules_per_image"].get(rail) for rail in total]
-        watts = [energy["watts"].get(rail) for rail in total]
-        if joules and None not in joules and None not in watts:
-            found |= {"watts": sum(watts), "millijoules": sum(joules) * 1e3}
-        else:
-            found["no_power"] = "; ".join(energy["reasons"].values()) or "not of every rail"
+        found["no_power"] = "; ".join(energy.reasons.values()) or "not of every rail"
     return found
 
 

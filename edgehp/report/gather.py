@@ -15,17 +15,19 @@ import msgspec
 
 from edgehp.artifact.check import read_manifest
 from edgehp.artifact.manifest import MANIFEST_NAME
+from edgehp.benchmark.report import SCHEMA_VERSION as BENCHMARK_SCHEMA
+from edgehp.benchmark.report import BenchmarkReport
 from edgehp.benchmark.run import SCENARIOS
 from edgehp.crop import Image, Preprocessing, crop_face
 from edgehp.datasets.base import Sample
 from edgehp.datasets.faces import read_faces, read_rendered
-from edgehp.errors import DataError
-from edgehp.files import read_json, resource_dir, write_output
+from edgehp.errors import DataError, UsageError
+from edgehp.files import read_json, resource_dir, to_record, write_output
+from edgehp.validation.run import SCHEMA_VERSION as VALIDATION_SCHEMA
 
 logger = logging.getLogger(__name__)
 
-# Kinds of reports, and the schema of each that this edgehp writes.
-KINDS = {"benchmark": 3, "validation": 2}
+Report = BenchmarkReport | Mapping[str, Any]
 _SHOWN_PX = 160
 _MOST_PHOTOS = 12
 
@@ -69,7 +71,7 @@ class Material:
         sensitivity: of each layer; empty if not measured.
     """
 
-    benchmarks: tuple[Mapping[str, Any], ...]
+    benchmarks: tuple[BenchmarkReport, ...]
     validations: tuple[Mapping[str, Any], ...]
     manifest: Mapping[str, Any] | None
     sensitivity: tuple[Layer, ...] = ()
@@ -86,25 +88,37 @@ def write_report(report: Mapping[str, Any], directory: Path, name: str) -> Path:
     return path
 
 
-def read_report(path: Path) -> dict[str, Any]:
-    """Read a report of edgehp.
+def read_report(path: Path) -> Report:
+    """Read a report of edgehp: a benchmark, or a validation as a dictionary.
 
     Raises:
-        DataError: it is missing, no JSON, no report, or of a newer schema.
+        DataError: it is missing, no JSON, no report, or of a schema that this edgehp does not read.
     """
-    expected = "expected a report of 'edgehp bench' or 'edgehp validate'"
     values = read_json(path, dict)
-    kind = values.get("kind")
-    if kind not in KINDS:
-        raise DataError(f"{path} holds the kind {kind!r}; {expected}")
-    schema = values.get("schema")
-    if not isinstance(schema, int) or schema > KINDS[kind]:
+    if (found := _report(values, path)) is None:
         raise DataError(
-            f"{path}: found schema {schema!r} of a {kind} report, this edgehp reads up to "
-            f"{KINDS[kind]}: use a newer edgehp, or measure again"
+            f"{path} holds the kind {values.get('kind')!r}; expected a report of 'edgehp bench' or "
+            "'edgehp validate'"
         )
-    found: dict[str, Any] = values
     return found
+
+
+def _report(values: dict[str, Any], path: Path) -> Report | None:
+    kind, schema = values.get("kind"), values.get("schema")
+    if kind == "validation" and isinstance(schema, int) and schema <= VALIDATION_SCHEMA:
+        return values
+    if kind == "benchmark" and schema == BENCHMARK_SCHEMA:
+        try:
+            return to_record(values, BenchmarkReport, str(path))
+        except UsageError as e:
+            raise DataError(f"{path}: {e}") from e
+    if kind in ("benchmark", "validation"):
+        raise DataError(
+            f"{path}: found schema {schema!r} of a {kind} report, expected "
+            f"{BENCHMARK_SCHEMA if kind == 'benchmark' else VALIDATION_SCHEMA}\n"
+            "hint: measure again, or read it with the edgehp that wrote it"
+        )
+    return None
 
 
 def gather(sources: Sequence[Path]) -> Material:
@@ -117,10 +131,15 @@ def gather(sources: Sequence[Path]) -> Material:
         DataError: nothing to report on, or a file that was named is no report.
         CompatibilityError: a manifest that cannot be accepted.
     """
-    reports: list[dict[str, Any]] = []
+    reports: list[Report] = []
     manifest = None
     sensitivity: tuple[Layer, ...] = ()
     for source in sources:
+        if not source.exists():
+            raise DataError(
+                f"{source} does not exist\n"
+                "hint: name an artifact's folder, as 'edgehp build' prints it, or a report file"
+            )
         if not source.is_dir():
             reports.append(read_report(source))
             continue
@@ -129,27 +148,26 @@ def gather(sources: Sequence[Path]) -> Material:
         for path in sorted([*source.glob("*.json"), *source.glob("reports/*.json")]):
             if path.name == MANIFEST_NAME:
                 continue
-            found = _kind(path)
-            if found in KINDS:
-                reports.append(read_report(path))
-            elif found == "sensitivity":
-                sensitivity = read_json(path, _Sensitivity).layers
+            try:
+                values = read_json(path, dict)
+            except DataError as e:
+                logger.warning("passed over: %s", e)
+                continue
+            if values.get("kind") == "sensitivity":
+                sensitivity = to_record(values, _Sensitivity, str(path)).layers
+            elif (found := _report(values, path)) is not None:
+                reports.append(found)
             else:
                 logger.info("passed over %s: not a report", path)
-    order = {name: i for i, name in enumerate(SCENARIOS)}
-    benchmarks = tuple(
-        sorted(
-            (r for r in reports if r["kind"] == "benchmark"),
-            key=lambda r: order.get(r["scenario"]["scenario"], len(order)),
-        )
-    )
-    validations = tuple(r for r in reports if r["kind"] == "validation")
+    benchmarks = [r for r in reports if isinstance(r, BenchmarkReport)]
+    benchmarks.sort(key=lambda r: SCENARIOS.index(r.scenario.scenario))
+    validations = tuple(r for r in reports if not isinstance(r, BenchmarkReport))
     if not benchmarks and not validations and manifest is None:
         raise DataError(
             f"no report in {', '.join(map(str, sources))}\n"
             "hint: make some with 'edgehp bench' or 'edgehp validate'"
         )
-    return Material(benchmarks, validations, manifest, sensitivity)
+    return Material(tuple(benchmarks), validations, manifest, sensitivity)
 
 
 def worst_photos(validation: Mapping[str, Any], faces: Path | None) -> list[Photo]:
@@ -205,13 +223,3 @@ def _data_url(crop: Image) -> str:
     if not done:
         raise DataError("the crop cannot be written as JPEG")
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
-
-
-def _kind(path: Path) -> str | None:
-    try:
-        values = read_json(path, dict)
-    except DataError as e:
-        logger.warning("passed over: %s", e)
-        return None
-    kind = values.get("kind")
-    return kind if isinstance(kind, str) else None

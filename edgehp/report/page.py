@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgehp.benchmark.report import number, summary_rows
+from edgehp.benchmark.report import BenchmarkReport, number, summary_rows
+from edgehp.benchmark.roofline import Roofline
 from edgehp.report import plots
 from edgehp.report.figures import (
     ACCURACY,
@@ -178,8 +179,7 @@ def _sections(material: Material, faces: Path | None) -> Iterator[Section]:
                 Part("Worst cases", photos=worst_photos(report, faces)),
             ],
         )
-    for report in material.benchmarks:
-        yield _benchmark(report)
+    yield from map(_benchmark, material.benchmarks)
     degrees = "degrees, on the held-out crops; |angles| and |spread| are mean absolute differences"
     if gate := gate_rows(material.manifest):
         yield Section("Accuracy at the build", degrees, parts=[Part(headers=PARTS, rows=gate)])
@@ -204,22 +204,18 @@ def _sections(material: Material, faces: Path | None) -> Iterator[Section]:
         yield Section("Manifest", parts=[Part(rows=manifest_rows(material.manifest))])
 
 
-def _benchmark(report: Mapping[str, Any]) -> Section:
-    table = summary_rows(report)
-    valid = report["validity"]["valid"]
+def _benchmark(report: BenchmarkReport) -> Section:
+    table, valid = summary_rows(report), report.validity.valid
     badges = [("valid" if valid else "invalid", valid)]
-    if report["state"] == "partial":
+    if report.state == "partial":
         badges.append(("partial", False))
+    notes = (*table.notes, *report.validity.reasons)
     return Section(
-        report["scenario"]["scenario"],
-        f"{table.title}; {report['created']}",
+        report.scenario.scenario,
+        f"{table.title}; {report.created}",
         badges,
         [
-            Part(
-                headers=table.headers,
-                rows=table.rows,
-                items=(*table.notes, *report["validity"]["reasons"]),
-            ),
+            Part(headers=table.headers, rows=table.rows, items=notes),
             Part("Latency", plot=partial(plots.latency_histogram, report)),
             Part("Over time", plot=partial(plots.timeline, report)),
             Part("Roofline", roofline_text(report), plot=partial(plots.roofline_plot, report)),
@@ -262,40 +258,41 @@ def _fleet_rows(found: Sequence[Figures]) -> Rows:
     ]
 
 
-def roofline_text(report: Mapping[str, Any]) -> str:
+def roofline_text(report: BenchmarkReport) -> str:
     """The roofline of the artifact in a sentence, or why there is none."""
-    found = report["roofline"].get("artifact") or {"reason": "not counted", "work": None}
-    work, roof = found.get("work"), found.get("roofline")
+    found = report.roofline.get("artifact", Roofline("not counted"))
     counted = ""
-    if work is not None:
+    if (work := found.work) is not None:
         counted = (
-            f"One image takes {work['operations'] / 1e9:.2f} G operations and "
-            f"{work['weight_bytes'] / 1e6:.1f} MB of weights. "
+            f"One image takes {work.operations / 1e9:.2f} G operations and "
+            f"{work.weight_bytes / 1e6:.1f} MB of weights. "
         )
-    if roof is None:
-        return f"{counted}No roofline: {found['reason']}."
+    if (roof := found.roofline) is None:
+        return f"{counted}No roofline: {found.reason}."
     return (
-        f"{counted}Reached {number(roof['reached_ops_per_s'] / 1e12)} of "
-        f"{number(roof['peak_ops_per_s'] / 1e12)} T operations a second "
-        f"({roof['fraction_of_compute']:.1%}); bound by {roof['bound']} "
-        f"(peaks of {roof['peaks']['name']}: {roof['peaks']['source']})."
+        f"{counted}Reached {number(roof.reached_ops_per_s / 1e12)} of "
+        f"{number(roof.peaks.ops_per_s / 1e12)} T operations a second "
+        f"({roof.fraction_of_compute:.1%}); bound by {roof.bound} "
+        f"(peaks of {roof.peaks.name}: {roof.peaks.source})."
     )
 
 
-def settings_rows(report: Mapping[str, Any]) -> Rows:
+def settings_rows(report: BenchmarkReport) -> Rows:
     """The settings of a benchmark, a row each."""
     rows: Rows = []
-    for role, subject in report["subjects"].items():
-        engine = subject["engine"]
-        rows.append((f"{role}: engine", f"{engine['kind']} {engine['version']}"))
-        rows.append((f"{role}: device", str(engine["device"])))
-        rows.append((f"{role}: threads, batch", f"{engine['threads']}, {subject['batch']}"))
-        rows += [(f"{role}: {k}", _short(v)) for k, v in engine["details"].items()]
-    rows += [(f"scenario: {k}", _short(v)) for k, v in report["scenario"].items()]
-    rows += [(k, _short(v)) for k, v in report["host"].items()]
-    rows += [(f"validity: {k}", _short(v)) for k, v in report["validity"]["figures"].items()]
-    rows += [("condition", text) for text in report["validity"]["conditions"]]
-    rows += [("could not be checked", text) for text in report["validity"]["unknown"]]
+    for role, subject in report.subjects.items():
+        engine = subject.engine
+        rows.append((f"{role}: engine", f"{engine.kind} {engine.version}"))
+        rows.append((f"{role}: device", engine.device))
+        rows.append((f"{role}: threads, batch", f"{engine.threads}, {subject.batch}"))
+        rows += [(f"{role}: {k}", _short(v)) for k, v in engine.details.items()]
+    unused = () if report.scenario.scenario == "multi-camera" else ("cameras", "fps")
+    asked = vars(report.scenario).items()
+    rows += [(f"scenario: {k}", _short(v)) for k, v in asked if k not in unused]
+    rows += [(k, _short(v)) for k, v in report.host.items()]
+    rows += [(f"validity: {k}", _short(v)) for k, v in report.validity.figures.items()]
+    rows += [("condition", text) for text in report.validity.conditions]
+    rows += [("could not be checked", text) for text in report.validity.unknown]
     return rows
 
 

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from edgehp.benchmark.stats import Histogram
+from edgehp.benchmark.power.base import POWER
+from edgehp.benchmark.report import BenchmarkReport
 
 if TYPE_CHECKING:
     from edgehp.report.figures import Figures
@@ -57,20 +58,15 @@ def _figure(height: float, rows: int = 1, **options: Any) -> Iterator[tuple[Any,
     out.append(text[text.index("<svg") :])
 
 
-def latency_histogram(report: Mapping[str, Any]) -> str | None:
+def latency_histogram(report: BenchmarkReport) -> str | None:
     """How long calls took, all of them, by network; None where the scenario has no latencies."""
-    found = {}
-    for role, result in report["results"].items():
-        latency = result["stages"]["end_to_end"]
-        if latency is not None:
-            found[role] = latency
+    found = {r: v for r, result in report.results.items() if (v := result.stages["end_to_end"])}
     if not found:
         return None
     with _figure(2.9) as (_, axes, out):
         ax = axes[0]
         for role, latency in found.items():
-            buckets = {int(i): c for i, c in latency["histogram"]["counts"].items()}
-            histogram = Histogram(**{**latency["histogram"], "counts": buckets})
+            histogram = latency.histogram
             merged: dict[int, int] = {}
             # Two buckets in one: 2.2 % wide, still finer than the eye.
             for index, count in histogram.counts.items():
@@ -80,10 +76,9 @@ def latency_histogram(report: Mapping[str, Any]) -> str | None:
             counts = [merged.get(i, 0) for i in range(first, last + 1)]
             color = _color(role)
             ax.stairs(counts, edges, fill=True, color=color, alpha=0.45, label=role)
-            at = {q["p"]: q["ms"] for q in latency["percentiles"]}
             for p, line in ((50.0, "-"), (99.0, ":")):
-                ax.axvline(at[p], color=color, linestyle=line, linewidth=1.2)
-            ax.plot([latency["max_ms"]], [0.6], marker="v", color=color, clip_on=False)
+                ax.axvline(latency.at(p).ms, color=color, linestyle=line, linewidth=1.2)
+            ax.plot([latency.max_ms], [0.6], marker="v", color=color, clip_on=False)
         ax.set_xscale("log")
         ax.set_yscale("log")
         ax.set_ylim(bottom=0.6)
@@ -94,82 +89,68 @@ def latency_histogram(report: Mapping[str, Any]) -> str | None:
     return out[0]
 
 
-def timeline(report: Mapping[str, Any]) -> str | None:
+def timeline(report: BenchmarkReport) -> str | None:
     """Latency or throughput turn by turn, with power and temperature under it."""
-    data = report["timeline"]
-    turns = [t for t in data["turns"] if t["mode"] == "end-to-end"]
+    data, meter = report.timeline, report.power.meter
+    turns = [t for t in data.turns if t.mode == "end-to-end"]
     if not turns:
         return None
-    power = data["power"]
-    zones = sorted({z for s in data["host"] for z in s["temperatures"]})
-    rows = 1 + bool(power) + bool(zones)
-    latencies = any("p50_ms" in t for t in turns)
+    rails = {r: list(_watts(report, r)) for r in meter.rails} if meter and data.power else {}
+    zones = {
+        z: [(s.time, s.temperatures[z]) for s in data.host if z in s.temperatures]
+        for z in sorted({z for s in data.host for z in s.temperatures})
+    }
+    panels = [(series, unit) for series, unit in ((rails, "W"), (zones, "°C")) if series]
+    latencies = any(t.p50_ms is not None for t in turns)
+    rows = 1 + len(panels)
     with _figure(1.4 + 1.5 * rows, rows, sharex=True) as (_, axes, out):
-        panels = iter(axes)
-        ax = next(panels)
-        for role in dict.fromkeys(t["role"] for t in turns):
-            own = [t for t in turns if t["role"] == role]
-            middle = [(t["start"] + t["end"]) / 2 for t in own]
+        ax = axes[0]
+        for role in dict.fromkeys(t.role for t in turns):
+            own = [t for t in turns if t.role == role]
+            middle = [(t.start + t.end) / 2 for t in own]
             color = _color(role)
             if latencies:
-                ax.plot(middle, [t["p50_ms"] for t in own], "o-", ms=3, color=color, label=role)
-                ax.plot(middle, [t["p99_ms"] for t in own], ":", color=color)
-                ax.plot(middle, [t["max_ms"] for t in own], "v", ms=3, color=color, alpha=0.5)
+                ax.plot(middle, [t.p50_ms for t in own], "o-", ms=3, color=color, label=role)
+                ax.plot(middle, [t.p99_ms for t in own], ":", color=color)
+                ax.plot(middle, [t.max_ms for t in own], "v", ms=3, color=color, alpha=0.5)
             else:
-                rates = [t["images"] / (t["end"] - t["start"]) for t in own]
+                rates = [t.images / (t.end - t.start) for t in own]
                 ax.plot(middle, rates, "o-", ms=3, color=color, label=role)
         ax.set_ylabel("ms (p50, p99, max)" if latencies else "images/s")
         ax.legend(frameon=False, ncols=2)
-        if power:
-            _lines(
-                next(panels),
-                {
-                    r: [(a, b) for a, b in _watts(report, r)]
-                    for r in report["power"]["meter"]["rails"]
-                },
-                "W",
-            )
-        if zones:
-            _lines(
-                next(panels),
-                {
-                    z: [
-                        (s["time"], s["temperatures"][z])
-                        for s in data["host"]
-                        if z in s["temperatures"]
-                    ]
-                    for z in zones
-                },
-                "°C",
-            )
+        for ax, (series, unit) in zip(axes[1:], panels, strict=True):
+            for i, (name, points) in enumerate(series.items()):
+                color = _OTHERS[i % len(_OTHERS)]
+                ax.plot(*zip(*points, strict=True), color=color, linewidth=1.1, label=name)
+            ax.set_ylabel(unit)
+            ax.legend(frameon=False, fontsize=7, ncols=3)
         axes[-1].set_xlabel("seconds since the measurement began")
     return out[0]
 
 
-def roofline_plot(report: Mapping[str, Any]) -> str | None:
+def roofline_plot(report: BenchmarkReport) -> str | None:
     """Operations a second over operations a byte; None where a peak is missing."""
-    found = (report["roofline"].get("artifact") or {}).get("roofline")
-    if found is None or found["bandwidth_gb_s"] is None:
+    placed = report.roofline.get("artifact")
+    if placed is None or (found := placed.roofline) is None or not found.peaks.bandwidth_gb_s:
         return None
     with _figure(3.2) as (_, axes, out):
         ax = axes[0]
-        peak, bandwidth = found["peak_ops_per_s"], found["bandwidth_gb_s"] * 1e9
+        peak, bandwidth = found.peaks.ops_per_s, found.peaks.bandwidth_gb_s * 1e9
         ridge = peak / bandwidth
-        points = {n: e["intensity"] for n, e in found["ends"].items()}
-        low = min(ridge, *points.values()) / 4
-        high = max(ridge, *points.values()) * 4
+        points = [e.intensity for e in found.ends.values()]
+        low, high = min(ridge, *points) / 4, max(ridge, *points) * 4
         ax.plot([low, ridge, high], [low * bandwidth / 1e12, peak / 1e12, peak / 1e12], "k-")
-        for (name, x), marker in zip(points.items(), ("o", "s"), strict=False):
-            y = found["reached_ops_per_s"] / 1e12
-            label = f"{name}: {found['ends'][name]['fraction']:.1%} of the roof"
-            ax.plot([x], [y], marker, color=COLOURS["artifact"], label=label)
+        reached = found.reached_ops_per_s / 1e12
+        for (name, end), marker in zip(found.ends.items(), ("o", "s"), strict=False):
+            label = f"{name}: {end.fraction:.1%} of the roof"
+            ax.plot([end.intensity], [reached], marker, color=COLOURS["artifact"], label=label)
         ax.set_xscale("log")
         ax.set_yscale("log")
-        ax.set_ylim(min(found["reached_ops_per_s"], low * bandwidth) / 2e12, peak / 0.5e12)
+        ax.set_ylim(min(reached, low * bandwidth / 1e12) / 2, peak / 0.5e12)
         _plain_ticks(ax)
         ax.set_xlabel("operations a byte (log)")
         ax.set_ylabel("10¹² operations a second (log)")
-        ax.set_title(f"peaks of {found['peaks']['name']}", fontsize=9, loc="left")
+        ax.set_title(f"peaks of {found.peaks.name}", fontsize=9, loc="left")
         ax.legend(frameon=False)
     return out[0]
 
@@ -268,26 +249,15 @@ def sensitivity_plot(layers: Sequence[Layer], kept: Collection[str] = ()) -> str
     return out[0]
 
 
-def _watts(report: Mapping[str, Any], rail: str) -> Iterator[tuple[float, float]]:
+def _watts(report: BenchmarkReport, rail: str) -> Iterator[tuple[float, float]]:
     """Points of power over time; differences of a counter where the meter counts energy."""
-    samples = [s for s in report["timeline"]["power"] if rail in s["values"]]
-    if report["power"]["meter"]["kind"] == "power":
-        yield from ((s["time"], s["values"][rail]) for s in samples)
+    samples = [(s.time, s.values[rail]) for s in report.timeline.power if rail in s.values]
+    if report.power.meter is not None and report.power.meter.kind == POWER:
+        yield from samples
         return
-    for before, after in pairwise(samples):
-        seconds = after["time"] - before["time"]
-        if seconds > 0:
-            watts = (after["values"][rail] - before["values"][rail]) / seconds
-            yield (before["time"] + after["time"]) / 2, watts
-
-
-def _lines(ax: Any, series: Mapping[str, Sequence[tuple[float, float]]], unit: str) -> None:
-    for i, (name, points) in enumerate(series.items()):
-        if points:
-            x, y = zip(*points, strict=True)
-            ax.plot(x, y, color=_OTHERS[i % len(_OTHERS)], linewidth=1.1, label=name)
-    ax.set_ylabel(unit)
-    ax.legend(frameon=False, fontsize=7, ncols=3)
+    for (t0, before), (t1, after) in pairwise(samples):
+        if t1 > t0:
+            yield (t0 + t1) / 2, (after - before) / (t1 - t0)
 
 
 def _color(role: str) -> str:

@@ -21,14 +21,14 @@ from typing import Any
 
 from edgehp.artifact.manifest import Accuracy, Manifest
 from edgehp.device import DISTRIBUTIONS
-from edgehp.files import strict_json
+from edgehp.errors import EdgehpError
+from edgehp.files import read_json
 from edgehp.shipping.signature import require
 
 logger = logging.getLogger(__name__)
 
 SBOM_NAME = "sbom.spdx.json"
 _NO_ASSERTION = "https://spdx.org/rdf/3.0.1/terms/Core/NoAssertionElement"
-_LARGEST_REPORT = 64 * 2**20
 # What a licence says before the names of the data, as in "non-commercial only: trained on AFLW".
 _TRAINED_ON = re.compile(r"trained on (.+)", re.IGNORECASE | re.DOTALL)
 # A licence in a package's metadata that is an expression, and not a text or a name of its own.
@@ -69,20 +69,19 @@ def measured_energy(artifact: Path, digest: str) -> dict[str, float]:
 
     Empty where none was measured for the artifact whose manifest has this digest.
     """
+    # Imported here: it brings numpy and OpenCV.
+    from edgehp.benchmark.report import BenchmarkReport
+
     found: dict[str, float] = {}
     for path in sorted(artifact.glob("reports/*.json")):
         try:
-            if path.stat().st_size > _LARGEST_REPORT:
-                continue
-            report = strict_json(path.read_bytes())
-            if report["kind"] != "benchmark":
-                continue
-            if report["subjects"]["artifact"]["manifest_digest"] != digest:
-                continue
-            rails = report["results"]["artifact"]["energy"]["joules_per_image"]
-            found |= {str(k): float(v) for k, v in rails.items() if v is not None}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-            logger.debug("%s says nothing of energy: %r", path, e)
+            report = read_json(path, BenchmarkReport)
+        except EdgehpError as e:
+            logger.debug("%s says nothing of energy: %s", path, e)
+            continue
+        energy = report.results["artifact"].energy
+        if energy is not None and report.subjects["artifact"].manifest_digest == digest:
+            found |= {k: v for k, v in energy.joules_per_image.items() if v is not None}
     return found
 
 

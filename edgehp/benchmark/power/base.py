@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from edgehp.benchmark.host import Recorder
 from edgehp.engines import PROCESSOR_ENGINES
 from edgehp.errors import EdgehpError, EnvironmentalError, MeasurementError, UsageError
+from edgehp.files import Record
 
 # What the samples of a meter are: watts at an instant, or joules since it was opened.
 POWER, ENERGY = "power", "energy"
@@ -29,8 +30,7 @@ TOTAL = "total"
 MOST_WATTS = 20_000.0
 
 
-@dataclass(frozen=True)
-class MeterInfo:
+class MeterInfo(Record, frozen=True):
     """A meter.
 
     Attributes:
@@ -45,22 +45,11 @@ class MeterInfo:
 
     name: str
     kind: str
-    rails: Mapping[str, str]
+    rails: dict[str, str]
     total: tuple[str, ...]
     includes: str
     period_s: float
     buffered: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "rails": dict(self.rails),
-            "total_rails": list(self.total),
-            "includes": self.includes,
-            "period_s": self.period_s,
-        }
 
 
 @dataclass(frozen=True)
@@ -98,39 +87,20 @@ Array = npt.NDArray[np.float64]
 _LARGEST_GAP_PERIODS = 5.0
 
 
-@dataclass(frozen=True)
-class Energy:
+class Energy(Record, frozen=True):
     """Energy over some windows of time.
 
     Attributes:
         seconds: length of the windows together.
         joules: by rail, and ``total`` where the meter has one; None where it cannot be said.
+        watts: their mean power.
         reasons: why, by rail, for every None.
-        samples: samples inside the windows.
-        largest_gap_s: the longest time between two samples that were used.
     """
 
     seconds: float
-    joules: Mapping[str, float | None]
-    reasons: Mapping[str, str]
-    samples: int
-    largest_gap_s: float | None
-
-    @property
-    def total(self) -> float | None:
-        """Joules in total, None where the meter has no total or it cannot be said."""
-        return self.joules.get(TOTAL)
-
-    def watts(self) -> dict[str, float | None]:
-        """Mean power by rail."""
-        return {
-            k: None if v is None or self.seconds <= 0 else v / self.seconds
-            for k, v in self.joules.items()
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**asdict(self), "watts": self.watts()}
+    joules: dict[str, float | None]
+    watts: dict[str, float | None]
+    reasons: dict[str, str]
 
 
 def energy_over(
@@ -150,8 +120,6 @@ def energy_over(
     seconds = sum(end - start for start, end in windows)
     joules: dict[str, float | None] = {}
     reasons: dict[str, str] = {}
-    gap: float | None = None
-    inside = 0
     ordered = sorted(samples, key=lambda s: s.time)
     for rail in info.rails:
         used = [s for s in ordered if rail in s.values]
@@ -167,9 +135,7 @@ def energy_over(
                 reasons[rail] = fault
                 break
             total = (total or 0.0) + _one(info.kind, t, v, start, end)
-            gap = max(gap or 0.0, _gap(t, start, end))
         joules[rail] = total
-        inside = max(inside, sum(int(((t >= a) & (t <= b)).sum()) for a, b in windows))
     parts = [joules.get(name) for name in info.total]
     if not parts:
         joules[TOTAL], reasons[TOTAL] = None, info.includes
@@ -179,7 +145,8 @@ def energy_over(
         reasons[TOTAL] = f"{', '.join(missing)}: {reasons.get(missing[0], 'not measured')}"
     else:
         joules[TOTAL] = float(sum(p for p in parts if p is not None))
-    return Energy(seconds, joules, reasons, inside, gap)
+    watts = {k: v / seconds if v is not None and seconds > 0 else None for k, v in joules.items()}
+    return Energy(seconds, joules, watts, reasons)
 
 
 def _fault(t: Array, v: Array, start: float, end: float, period: float) -> str | None:

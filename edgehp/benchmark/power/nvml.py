@@ -107,7 +107,11 @@ class GpuState:
 
     def fill(self, state: HostState) -> HostState:
         """The state with what the GPU tells; what it does not tell stays as it was."""
-        reasons = self._ask(lambda n, h: int(_throttle_call(n)(h))) or 0
+        reasons = self._ask(lambda n, h: int(n.nvmlDeviceGetCurrentClocksEventReasons(h)))
+        if reasons is None:
+            # Drivers before 535 know them by their old name alone, whatever the package knows.
+            reasons = self._ask(lambda n, h: int(n.nvmlDeviceGetCurrentClocksThrottleReasons(h)))
+        reasons = reasons or 0
         mhz = self._ask(lambda n, h: float(n.nvmlDeviceGetClockInfo(h, 1)))
         degrees = self._ask(lambda n, h: float(n.nvmlDeviceGetTemperature(h, 0)))
         load = self._ask(lambda n, h: float(n.nvmlDeviceGetUtilizationRates(h).gpu) / 100)
@@ -174,10 +178,3 @@ def _first_of_cuda(nvml: Any) -> Any:
             "CUDA_DEVICE_ORDER=PCI_BUS_ID, and CUDA_VISIBLE_DEVICES to the one that is measured"
         )
     return nvml.nvmlDeviceGetHandleByIndex(int(visible) if visible.isdigit() else 0)
-
-
-def _throttle_call(nvml: Any) -> Any:
-    """The call under its new name or, before driver 535, its old one."""
-    new = "nvmlDeviceGetCurrentClocksEventReasons"
-    old = "nvmlDeviceGetCurrentClocksThrottleReasons"
-    return getattr(nvml, new, None) or getattr(nvml, old)
