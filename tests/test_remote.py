@@ -26,7 +26,7 @@ from edgehp.errors import EnvironmentalError
 from edgehp.files import sha256_file
 from edgehp.networks.spec import KD_RESNET
 from edgehp.progress import Step
-from edgehp.remote import boards, ssh, transfer
+from edgehp.remote import boards, ssh
 from edgehp.shipping.bundle import make_bundle
 from tests import bench_artifact, build_parts, ship_parts
 from tests.board_tensorrt import MODULE
@@ -570,23 +570,22 @@ def test_a_caller_that_falls_silent_is_given_up(
     """A network that swallows everything looks like this from the board."""
     monkeypatch.setattr(ssh, "PATIENCE_S", 1)
     monkeypatch.setattr(ssh, "BEAT_S", 60)
-    with ssh.Link(boards.parse_board("orin", program("hang=60")), str) as held:
-        held.open(["bench"], [], [])
+    orin = boards.parse_board("orin", program("hang=60"))
+    with ssh.connected(orin, ["bench"], ssh.Stop(), str) as held:
         assert held.folder.startswith(str(rack.orin.temporary))
         assert Path(held.folder).stat().st_mode & 0o777 == 0o700
-        transfer.send(held, {}, Step("send"))
+        held.send({}, Step("send"))
         rack.running(rack.orin)
         # As long as there are signs of life.
         for _ in range(20):
             time.sleep(0.1)
-            held._send(b".")
+            held._sign(b".")
         assert rack.orin.leftovers()
         assert rack.orin.tidy(60)
         with pytest.raises(EnvironmentalError, match="lost while the command ran"):
-            held.read(str)
+            held.run(str)
     # Nor does it wait for the rest of what was to be sent.
-    with ssh.Link(boards.parse_board("orin", PROGRAM), str) as held:
-        held.open(["bench"], [], [])
-        held.stdin.write(b"00010000" + bytes(1000))
-        held.stdin.flush()
+    with ssh.connected(orin, ["bench"], ssh.Stop(), str) as held:
+        held._stdin.write(b"00010000" + bytes(1000))
+        held._stdin.flush()
         assert rack.orin.tidy(60)

@@ -11,17 +11,16 @@ import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from edgehp.cli._remote import _print_all
+from edgehp.cli._remote import print_outcomes
 from edgehp.errors import DataError, EnvironmentalError, UsageError
 from edgehp.remote.boards import Board, parse_board, parse_lab, read_boards
 from edgehp.remote.errand import Outcome, exit_code
-from edgehp.remote.ssh import MARK, Link, connection_error, encode, plain, ssh_command
-from edgehp.remote.transfer import fetch
+from edgehp.remote.ssh import MARK, Stop, connected, connection_error, encode, ssh_command
+from edgehp.remote.transfer import plain, unpack
 
 
 @pytest.mark.parametrize(
@@ -144,8 +143,8 @@ def test_no_ssh_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("'open", UsageError, "EDGEHP_SSH"),
     ):
         monkeypatch.setenv("EDGEHP_SSH", text)
-        with pytest.raises(error, match=words), Link(Board("orin"), str) as link:
-            link.open([], [], [])
+        with pytest.raises(error, match=words), connected(Board("orin"), [], Stop(), str):
+            pass
     assert not list(tmp_path.iterdir())
 
 
@@ -166,7 +165,7 @@ def test_what_a_board_calls_json_costs_no_other_board_its_row(
     text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outcomes = [Outcome(Board(h), 0, None, 1.0, t) for h, t in (("a", text), ("b", '{"x": 1}'))]
-    _print_all(outcomes, as_json=True)
+    print_outcomes(outcomes, as_json=True)
     assert [row["result"] for row in json.loads(capsys.readouterr().out)] == [None, {"x": 1}]
 
 
@@ -187,9 +186,8 @@ def archive(*members: tuple[str, bytes, dict[str, Any]]) -> bytes:
 
 
 def fetched(sent: bytes, folder: Path) -> None:
-    """`fetch` from a board that sends this."""
-    link: Any = SimpleNamespace(stdout=io.BytesIO(sent), board=SimpleNamespace(host="rogue"))
-    fetch(link, len(sent), folder)
+    """What a board has sent, unpacked."""
+    unpack(io.BytesIO(sent), folder, "rogue")
 
 
 def test_long_names_come_back(tmp_path: Path) -> None:

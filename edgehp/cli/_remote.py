@@ -1,13 +1,14 @@
-"""``--host`` and ``--hosts``: the same command on other boards, as one decorator a command."""
+"""``--host``, ``--hosts`` and ``--lab``: the same command on other boards, one decorator each."""
 
 from __future__ import annotations
 
 import functools
 import json
 import logging
+import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,142 +20,106 @@ from edgehp.errors import UsageError
 
 if TYPE_CHECKING:
     from edgehp.remote.boards import Board
-    from edgehp.remote.errand import Errand, Outcome, Returned, Sent
+    from edgehp.remote.errand import Errand, Outcome, Parcel
 
-    Part = str | Sent | Returned
     # What takes the place of a parameter, by its name; nothing where it is left out.
-    Changes = Mapping[str, Sequence[Part]]
+    Changes = Mapping[str, Sequence[str | Parcel]]
+    # Given the values of the parameters, what is sent and what comes back: a function of the name
+    # of the board's own folder of results, which is empty where there is one board.
+    Plan = Callable[[Mapping[str, Any]], Callable[[str], Changes]]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_OPTIONS = [
-    click.option("--host", metavar="USER@HOST", help="Run there over SSH; results come back here."),
-    click.option(
+_OPTIONS = {
+    "host": click.option(
+        "--host", metavar="USER@HOST", help="Run there over SSH; results come back here."
+    ),
+    "hosts": click.option(
         "--hosts",
         type=PATH,
         metavar="FILE",
         help="Run on many boards at once: a host a line, after it its --remote-command if need be.",
     ),
-    click.option(
+    "lab": click.option(
         "--lab",
         metavar="KEY=VALUE",
         help="Run on a free board of the labgrid lab with this tag, such as target=orin-nano-8gb; "
         "several with commas.",
     ),
-    click.option("--all", "all_boards", is_flag=True, help="With --lab: on every such board."),
-    click.option(
+    "all_boards": click.option(
+        "--all", "all_boards", is_flag=True, help="With --lab: on every such board."
+    ),
+    "power_cycle": click.option(
         "--power-cycle", is_flag=True, help="With --lab: switch the board off and on before."
     ),
-    click.option(
+    "remote_command": click.option(
         "--remote-command",
         default="edgehp",
         metavar="COMMAND",
         help="How edgehp is started there, such as '~/venv/bin/edgehp'.",
     ),
-    click.option(
+    "remote_timeout": click.option(
         "--remote-timeout",
         type=click.FloatRange(min=1),
         metavar="SECONDS",
         help="Stop the command there after this time. Default: none.",
     ),
-    click.option(
-        "--remote-data-root", metavar="DIR", help="Where the data set is on the board, not sent."
-    ),
-]
-_OWN = (
-    "host",
-    "hosts",
-    "lab",
-    "all_boards",
-    "power_cycle",
-    "remote_command",
-    "remote_timeout",
-    "remote_data_root",
-)
+}
 _ERROR = "edgehp: error: "
+_TYPED = click.core.ParameterSource.COMMANDLINE
 # Where values come from that the board does not have by itself.
-_SAID = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.DEFAULT_MAP)
-
-
-@dataclass(frozen=True)
-class Trip:
-    """What a command's way to a board is planned from.
-
-    Attributes:
-        given: the command's parameters, and ``remote_data_root`` where it has that.
-        board: where to.
-        several: whether other boards do the same, so that results must not have the same names.
-        local: the command itself, to run a part of it here.
-    """
-
-    given: Mapping[str, Any]
-    board: Board
-    several: bool
-    local: Callable[..., Any]
-
-    def own(self, folder: Path) -> Path:
-        """The board's own folder in `folder` where there are several, else `folder`."""
-        return folder / self.board.folder if self.several else folder
+_SAID = (_TYPED, click.core.ParameterSource.DEFAULT_MAP)
 
 
 def over_ssh(
-    *sends: str,
-    any_version: bool = False,
-    data_root: bool = False,
-    own_all: str | None = None,
+    *sends: str, plan: Plan | None = None, any_version: bool = False, own_all: str = "all_boards"
 ) -> Callable[[F], F]:
     """Give a command ``--host`` and its companions. The lowest of its decorators.
-
-    What else of its parameters changes is said by ``plan_COMMAND`` in `edgehp.cli._remote_plans`.
 
     Args:
         sends: parameters that name a file or folder here, which is sent; a text that names none
             goes as it is.
+        plan: what else of its parameters changes.
         any_version: whether a board with another edgehp may run it.
-        data_root: whether there is ``--remote-data-root``, for photos that are there already.
-        own_all: the parameter of an ``--all`` that the command has anyway; with ``--lab`` it is
-            about boards.
+        own_all: the parameter of ``--all`` where the command has one anyway, which with ``--lab``
+            is about boards.
     """
 
     def decorate(function: F) -> F:
         @functools.wraps(function)
-        def command(**parameters: Any) -> None:
-            own = {name: parameters.pop(name, None) for name in _OWN}
-            dropped: dict[str, Sequence[Part]] = {}
-            if own_all is not None and own["lab"] is not None:
-                own["all_boards"], parameters[own_all] = parameters[own_all], False
-                dropped[own_all] = ()
+        def command(**given: Any) -> None:
+            own = {name: given.pop(name, None) for name in _OPTIONS}
+            if own["lab"] is not None and own_all in given:
+                own["all_boards"] = given.pop(own_all)
             boards = _boards(own)
             if not boards:
-                if parameters.get("cluster") is not None:
-                    parameters["remote_data_root"] = own["remote_data_root"]
-                function(**parameters)
+                function(**given)
                 return
-            from edgehp.cli import _remote_plans
             from edgehp.remote.errand import Errand
 
-            name = click.get_current_context().command.name
-            plan = getattr(_remote_plans, f"plan_{name}", None)
-            turns = getattr(_remote_plans, f"turns_{name}", None)
-            given = parameters | {"remote_data_root": own["remote_data_root"]}
+            changes = {n: _sent(given[n]) for n in sends if given[n] is not None}
+            change = plan(given | {"power_cycle": own["power_cycle"]}) if plan else lambda _: {}
             several = own["hosts"] is not None or own["all_boards"]
-            errands = []
-            for board in boards:
-                changes = dict(dropped)
-                changes |= {n: _sent(given[n]) for n in sends if given[n] is not None}
-                if plan is not None:
-                    changes.update(plan(Trip(given, board, several, function)))
-                as_json = bool(given.get("as_json"))
-                often = turns(given) if turns is not None and board.power_cycle else 1
-                words, limit = _words(changes), own["remote_timeout"]
-                errands.append((board, Errand(words, any_version, limit, as_json, often)))
+            # Measured one after each power cycle.
+            cold = own["power_cycle"] and "cold-start" in given.get("scenarios", ())
+            left_out = {own_all, *_OPTIONS} if own["lab"] else {*_OPTIONS}
+            errands = [
+                Errand(
+                    board,
+                    _words({**changes, **change(board.folder if several else "")}, left_out),
+                    any_version,
+                    own["remote_timeout"],
+                    bool(given.get("as_json")),
+                    given["starts"] if cold else 1,
+                )
+                for board in boards
+            ]
             _run(errands, several)
 
         decorated: Any = command
-        left_out = {"all_boards"} if own_all else set()
-        left_out |= set() if data_root else {"remote_data_root"}
-        for name, option in reversed([*zip(_OWN, _OPTIONS, strict=True)]):
-            decorated = decorated if name in left_out else option(decorated)
+        for name, option in reversed(_OPTIONS.items()):
+            if name != "all_boards" or own_all == name:
+                decorated = option(decorated)
         typed: F = decorated
         return typed
 
@@ -172,9 +137,10 @@ def _boards(own: Mapping[str, Any]) -> Sequence[Board]:
         wanted = parse_lab(own["lab"], command, power_cycle=own["power_cycle"])
         if not own["all_boards"]:
             return (wanted,)
-        from edgehp.remote.lab import Booking
+        from edgehp.remote.lab import Lab
+        from edgehp.remote.ssh import Stop
 
-        names = Booking(wanted, note).places()
+        names = Lab(Stop(), note).places(wanted.tags)
         return [replace(wanted, place=name, tags=(f"name={name}",)) for name in names]
     for name, flag in (("all_boards", "--all"), ("power_cycle", "--power-cycle")):
         if own[name]:
@@ -183,61 +149,74 @@ def _boards(own: Mapping[str, Any]) -> Sequence[Board]:
         return read_boards(own["hosts"], command)
     if own["host"] is not None:
         return (parse_board(own["host"], command),)
-    # On a cluster too, photos may be where the work is.
-    for name in _OWN[5:-1] if context.params.get("cluster") else _OWN[5:]:
-        source = context.get_parameter_source(name)
-        if source is click.core.ParameterSource.COMMANDLINE:
+    for name in ("remote_command", "remote_timeout"):
+        if context.get_parameter_source(name) is _TYPED:
             raise UsageError(f"--{name.replace('_', '-')} belongs to --host, --hosts or --lab")
     return ()
 
 
-def _sent(value: Any) -> list[Part]:
+def _sent(value: Any) -> list[str | Parcel]:
     """A parameter's files."""
-    from edgehp.remote.errand import Sent
+    from edgehp.remote.errand import sent
 
     values = value if isinstance(value, tuple) else (value,)
-    return [Sent(Path(v)) if isinstance(v, Path) or Path(v).exists() else v for v in values]
+    return [sent(Path(v)) if isinstance(v, Path) or Path(v).exists() else v for v in values]
 
 
 def sent_artifact(
     path: Path | None,
     *,
     allow_deferred: bool = False,
+    here: Path | None = None,
     keep: Callable[[Path], Sequence[Path]] | None = None,
-    shown: Path | None = None,
-) -> Sent:
+) -> Parcel:
     """An artifact's own files, checked here before they travel; reports beside them stay.
 
     Args:
         path: its directory, None for the newest under ``dist``.
         allow_deferred: whether one without engine may go.
+        here: what stands for its path in the command's output; `path` if None.
         keep: given the artifact as it came back; returns what it has made of it.
-        shown: what stands for its path in the command's output.
 
     Raises:
         DataError, CompatibilityError: there is none, or it was altered.
     """
     from edgehp.artifact import load_artifact, newest_artifact
     from edgehp.artifact.manifest import MANIFEST_NAME
-    from edgehp.remote.errand import Sent
+    from edgehp.remote.errand import Parcel
 
     found = newest_artifact() if path is None else path
     artifact = load_artifact(found, bytes_only=True, allow_deferred=allow_deferred)
-    names = tuple(f.path for f in artifact.manifest.files)
-    return Sent(found, (MANIFEST_NAME, *names), keep, shown)
+    names = (MANIFEST_NAME, *(f.path for f in artifact.manifest.files))
+    return Parcel(here or found, {name: found / name for name in names}, keep)
 
 
-def _words(changes: Changes) -> tuple[Part, ...]:
-    """The command line anew: what was typed or a project file says, changed, without `_OPTIONS`."""
+def keep_artifact(found: Path, destination: Path) -> list[Path]:
+    """Check an artifact that came back and put it in place as ``build`` would, or not at all."""
+    from edgehp.artifact import load_artifact
+    from edgehp.artifact.write import ArtifactWriter
+
+    manifest = load_artifact(found, bytes_only=True, allow_deferred=True).manifest
+    with ArtifactWriter(destination) as writer:
+        for record in manifest.files:
+            target = writer.path / record.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(found / record.path, target)
+        writer.commit(manifest, {f.path: f.role for f in manifest.files})
+    return [destination]
+
+
+def _words(changes: Changes, left_out: Collection[str]) -> tuple[str | Parcel, ...]:
+    """The command line anew: what was typed or a project file says, changed, without `left_out`."""
     context = click.get_current_context()
-    options: list[Part] = []
-    arguments: list[Part] = []
+    options: list[str | Parcel] = []
+    arguments: list[str | Parcel] = []
     for parameter in context.command.params:
         name = str(parameter.name)
         values: Sequence[Any]
         if name in changes:
             values = changes[name]
-        elif name in _OWN or context.get_parameter_source(name) not in _SAID:
+        elif name in left_out or context.get_parameter_source(name) not in _SAID:
             continue
         else:
             value = context.params.get(name, ())
@@ -255,54 +234,46 @@ def _words(changes: Changes) -> tuple[Part, ...]:
     return (loud, str(context.info_name), *options, *(["--", *arguments] if arguments else ()))
 
 
-def _run(errands: Sequence[tuple[Board, Errand]], several: bool) -> None:
+def _run(errands: Sequence[Errand], several: bool) -> None:
     """Do the errands, show what the boards say, and end with their exit code."""
     from edgehp.remote.errand import exit_code, run_all
 
-    show = _Show(stdout=not several)
-    outcomes = run_all(errands, show)
-    if show.reader_gone:
+    said: set[str] = set()
+    reader_gone = False
+    lock = threading.Lock()
+
+    def hear(board: Board, kind: str, text: str) -> None:
+        nonlocal reader_gone
+        err = kind == "stderr"
+        if err and text.startswith(_ERROR):
+            said.add(text.removeprefix(_ERROR))
+        if several and not err:
+            return
+        line = f"{board.name}: {text.removeprefix('edgehp: ')}" if err else text
+        with lock:
+            try:
+                if err and (show := live()) is not None:
+                    show(line, logging.INFO)
+                else:
+                    say(line, err)
+            except BrokenPipeError:
+                # Raised in a thread, it would leave what the board still says unread, and the
+                # board's command waiting for ever.
+                reader_gone = True
+
+    outcomes = run_all(errands, hear)
+    if reader_gone:
         # As a command here would end.
         raise BrokenPipeError
     if several:
-        _print_all(outcomes, errands[0][1].stdout_json)
-    elif (error := outcomes[0].error) and error not in show.said:
+        print_outcomes(outcomes, errands[0].stdout_json)
+    elif (error := outcomes[0].error) and error not in said:
         say(f"{_ERROR}{error}", err=True)
     click.get_current_context().exit(exit_code(outcomes))
 
 
-class _Show:
-    """Shows what the boards do and say, a line each."""
-
-    def __init__(self, stdout: bool) -> None:
-        self.said: set[str] = set()
-        self.reader_gone = False
-        self._stdout = stdout
-        self._lock = threading.Lock()
-
-    def __call__(self, board: Board, kind: str, text: str) -> None:
-        """As a `Listener` is called."""
-        if kind == "stderr":
-            if text.startswith(_ERROR):
-                self.said.add(text.removeprefix(_ERROR))
-            self._line(f"{board.name}: {text.removeprefix('edgehp: ')}", err=True)
-        elif self._stdout:
-            self._line(text, err=False)
-
-    def _line(self, text: str, err: bool) -> None:
-        with self._lock:
-            try:
-                if err and (show := live()) is not None:
-                    show(text, logging.INFO)
-                else:
-                    say(text, err)
-            except BrokenPipeError:
-                # Raised in a thread, it would leave what the board still says unread, and the
-                # board's command waiting for ever.
-                self.reader_gone = True
-
-
-def _print_all(outcomes: list[Outcome], as_json: bool) -> None:
+def print_outcomes(outcomes: Sequence[Outcome], as_json: bool) -> None:
+    """Print how the same command ended on each board."""
     if as_json:
         print_json(
             [
@@ -311,7 +282,7 @@ def _print_all(outcomes: list[Outcome], as_json: bool) -> None:
                     "exit_code": o.exit_code,
                     "error": o.error,
                     "seconds": round(o.seconds, 3),
-                    "files": [str(p) for p in o.results],
+                    "files": o.results,
                     "result": _json(o.stdout),
                 }
                 for o in outcomes
@@ -329,7 +300,7 @@ def _print_all(outcomes: list[Outcome], as_json: bool) -> None:
                     styled("FAILED", "red") if o.exit_code else styled("ok", "green"),
                     o.exit_code,
                     f"{o.seconds:.1f}",
-                    o.error or ", ".join(str(p) for p in o.results) or None,
+                    o.error or ", ".join(map(str, o.results)) or None,
                 )
                 for o in outcomes
             ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from edgehp.cli._command import (
 )
 from edgehp.cli._output import conclude, print_json, print_table, say, styled
 from edgehp.cli._photos import photo_depth
-from edgehp.cli._remote import over_ssh
+from edgehp.cli._remote import over_ssh, sent_artifact
 from edgehp.cli.project import artifacts_here
 from edgehp.errors import EnvironmentalError, MeasurementError, UsageError
 from edgehp.progress import Step, step
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edgehp.benchmark.power.base import PowerRecorder
     from edgehp.benchmark.report import BenchmarkReport
     from edgehp.benchmark.run import Progress
+    from edgehp.cli._remote import Changes
 
 SCENARIOS = ("single-stream", "offline", "multi-camera")
 COLD = "cold-start"
@@ -38,6 +39,40 @@ _COLD_OPTIONS = {"artifact", "scenarios", "starts", "threads", "wait", "output",
                  "allow_invalid"}  # fmt: skip
 INTERRUPTED = 130
 _LONGEST_NOTE = 160
+
+
+def _to_boards(given: Mapping[str, Any]) -> Callable[[str], Changes]:
+    """To a board goes the artifact, and its reports come back."""
+    from edgehp.remote.errand import Parcel, returned
+
+    artifact = sent_artifact(given["artifact"])
+    changes: dict[str, list[str | Parcel]] = {"artifact": [artifact]}
+    if given["against"] is not None and Path(given["against"]).is_dir():
+        changes["against"] = [sent_artifact(Path(given["against"]))]
+    # One after each power cycle, into one report.
+    one_by_one = given["power_cycle"] and COLD in given["scenarios"] and given["starts"] > 1
+    if one_by_one:
+        if given["as_json"]:
+            raise UsageError("--json prints one start: with --power-cycle read the report's file")
+        changes["starts"] = ["1"]
+
+    def change(own: str) -> Changes:
+        reports = (given["output"] or artifact.here / "reports") / own
+        if not one_by_one:
+            return changes | {"output": [returned(reports, folder=True)]}
+        found: list[dict[str, Any]] = []
+
+        def join(folder: Path) -> Sequence[Path]:
+            from edgehp.benchmark.cold_start import REPORT, joined
+            from edgehp.files import strict_json
+            from edgehp.report.gather import write_report
+
+            found.extend(strict_json(p.read_bytes()) for p in folder.glob(f"{REPORT}.json"))
+            return [write_report(joined(found), reports, REPORT)] if found else []
+
+        return changes | {"output": [Parcel(reports, keep=join)]}
+
+    return change
 
 
 @subcommand(
@@ -110,7 +145,7 @@ _LONGEST_NOTE = 160
 @click.option("--allow-invalid", is_flag=True, help="Exit 0 although the run is invalid.")
 @output_option("Directory of the reports; by default reports/ in the artifact.")
 @json_option
-@over_ssh("frames")
+@over_ssh("frames", plan=_to_boards)
 def command(
     artifact: Path | None,
     scenarios: tuple[str, ...],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shlex
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +23,15 @@ from edgehp.cli._command import (
 )
 from edgehp.cli._output import conclude, print_json, print_table, say, styled
 from edgehp.cli._photos import photo_depth, skip_bad
-from edgehp.cli._remote import over_ssh
-from edgehp.errors import UsageError
+from edgehp.cli._remote import keep_artifact, over_ssh, sent_artifact
+from edgehp.errors import EnvironmentalError, UsageError
 from edgehp.progress import step
 
 if TYPE_CHECKING:
     from edgehp.artifact.manifest import Manifest
+    from edgehp.cli._remote import Changes
     from edgehp.pipeline.pipeline import BuildResult
+    from edgehp.pipeline.plan import BuildRequest
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +48,47 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
         known = {p.name for p in context.command.params}
         values = {k: v for k, v in recipe.items() if k in known}
         context.default_map = {**(context.default_map or {}), **values}
+
+
+def _to_boards(given: Mapping[str, Any]) -> Callable[[str], Changes]:
+    """On a board a deferred artifact is finished, made here where the engine needs its device."""
+    from edgehp.artifact.check import read_manifest
+    from edgehp.device import HostProbe
+    from edgehp.pipeline.plan import find_place, make_plan, unfinished_artifact
+    from edgehp.remote.errand import Parcel
+
+    output = given["output"]
+    deferred = unfinished = unfinished_artifact(given["artifact"], given["finish"], given["target"])
+    if deferred is None:
+        plan = make_plan(_request(given))
+        try:
+            if plan.kind == "tensorrt":
+                find_place(plan, HostProbe())
+        except EnvironmentalError:
+            folder = click.get_current_context().with_resource(
+                tempfile.TemporaryDirectory(prefix="edgehp-")
+            )
+            deferred = _build({**given, "defer": True, "output": Path(folder)}).path
+    # What the artifact was made with is in it: these options alone are for its finish.
+    changes = {n: () for n in given if n not in ("validate_on", "threads", "as_json")}
+
+    def change(own: str) -> Changes:
+        if deferred is None:
+
+            def keep(found: Path) -> list[Path]:
+                made = sorted(path.parent for path in found.glob("*/manifest.json"))
+                return [kept for p in made for kept in keep_artifact(p, output / own / p.name)]
+
+            return {"output": [Parcel(output / own, keep=keep)]}
+        place = output / own / read_manifest(deferred).name
+        if deferred == unfinished and not own:
+            place = deferred
+        artifact = sent_artifact(
+            deferred, allow_deferred=True, here=place, keep=lambda p: keep_artifact(p, place)
+        )
+        return changes | {"finish": [artifact]}
+
+    return change
 
 
 @subcommand(
@@ -167,7 +212,9 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     help="TensorRT: for every discrete GPU from Ampere on, at some cost in speed.",
 )
 @json_option
-@over_ssh("network", "describe", "calibration", "validate_on", own_all="all_targets")
+@over_ssh(
+    "network", "describe", "calibration", "validate_on", plan=_to_boards, own_all="all_targets"
+)
 def command(**given: Any) -> None:
     """Build dist/NETWORK-TARGET-PRECISION, or --finish a deferred artifact on its device.
 
@@ -177,13 +224,10 @@ def command(**given: Any) -> None:
     With --max-drop, layers go back to floating point where INT8 throughout drops more: as few
     predicted milliseconds as the search finds, named in the output and in the manifest.
     """
-    from edgehp.cli.project import differences
     from edgehp.pipeline.finish import finish as finish_artifact
-    from edgehp.pipeline.pipeline import build
-    from edgehp.pipeline.plan import BuildRequest, unfinished_artifact
+    from edgehp.pipeline.plan import unfinished_artifact
 
     threads, validate_on = given["threads"], given["validate_on"]
-    given["network"] = with_weights(given["network"], given["weights"])
     unfinished = unfinished_artifact(given["artifact"], given["finish"], given["target"])
     if given["all_targets"]:
         if unfinished is not None or given["target"] is not None:
@@ -202,28 +246,40 @@ def command(**given: Any) -> None:
                 threads=threads,
             )
     else:
-        request = BuildRequest.from_options(given, max_drop_typed=_typed("max_drop"))
-        with step("build"):
-            result = build(request)
-        repeated = click.get_current_context().meta.get(_REPEATED)
-        for text in () if repeated is None else differences(repeated, result.manifest):
-            logger.warning("%s", text)
+        result = _build(given)
     if given["as_json"]:
         print_json({"path": str(result.path), "manifest": result.manifest.to_dict()})
     else:
         _print(result, validate_on, threads)
 
 
-def _typed(name: str) -> bool:
-    source = click.get_current_context().get_parameter_source(name)
-    return source is click.core.ParameterSource.COMMANDLINE
+def _request(given: Mapping[str, Any]) -> BuildRequest:
+    """What the options ask for."""
+    from edgehp.pipeline.plan import BuildRequest
+
+    network = with_weights(given["network"], given["weights"])
+    source = click.get_current_context().get_parameter_source("max_drop")
+    typed = source is click.core.ParameterSource.COMMANDLINE
+    return BuildRequest.from_options({**given, "network": network}, max_drop_typed=typed)
+
+
+def _build(given: Mapping[str, Any], name: str = "build") -> BuildResult:
+    """Build what the options ask for, and say what is another where they repeat a build."""
+    from edgehp.cli.project import differences
+    from edgehp.pipeline.pipeline import build
+
+    request = _request(given)
+    with step(name):
+        result = build(request)
+    repeated = click.get_current_context().meta.get(_REPEATED)
+    for text in () if repeated is None else differences(repeated, result.manifest):
+        logger.warning("%s", text)
+    return result
 
 
 def _build_all(given: dict[str, Any]) -> None:
     """Build every target of the project; engines that need their own device are deferred."""
     from edgehp.cli.project import Project
-    from edgehp.pipeline.pipeline import build
-    from edgehp.pipeline.plan import BuildRequest
 
     project = click.get_current_context().find_root().obj
     if not isinstance(project, Project) or not project.targets:
@@ -233,9 +289,7 @@ def _build_all(given: dict[str, Any]) -> None:
     results = []
     for target in project.targets:
         options = {**given, "target": target, "defer": True}
-        request = BuildRequest.from_options(options, max_drop_typed=_typed("max_drop"))
-        with step(f"build for {target}"):
-            results.append(build(request))
+        results.append(_build(options, f"build for {target}"))
         if not given["as_json"]:
             _verdict(results[-1], given["validate_on"], given["threads"])
     if given["as_json"]:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -28,17 +28,55 @@ from edgehp.cli._command import (
 from edgehp.cli._output import conclude, print_json, print_table, say, styled
 from edgehp.cli._photos import DATASETS, photo_depth
 from edgehp.cli._photos import skip_bad as skip_bad_option
-from edgehp.cli._remote import over_ssh
+from edgehp.cli._remote import over_ssh, sent_artifact
 from edgehp.cli.project import artifacts_here
 from edgehp.errors import AccuracyError, EdgehpError, EnvironmentalError, UsageError
 from edgehp.progress import Step, step
 
 if TYPE_CHECKING:
+    from edgehp.cli._remote import Changes
+    from edgehp.remote.errand import Parcel
     from edgehp.validation.run import ValidationReport
     from edgehp.validation.session import Item
     from edgehp.validation.statistics import GateResult
 
 logger = logging.getLogger(__name__)
+
+
+def _to_boards(given: Mapping[str, Any]) -> Callable[[str], Changes]:
+    """To a board go artifact and photos where they are not there already; the report comes back."""
+    from edgehp.remote.errand import returned, sent
+
+    changes: dict[str, list[str | Parcel]] = {"remote_data_root": []}
+    artifacts: list[Parcel] = []
+    if given["network"] is None:
+        artifacts = [
+            sent_artifact(path, allow_deferred=given["emulate"])
+            for path in given["artifacts"] or (None,)
+        ]
+        changes["artifacts"] = [*artifacts]
+    root, there = given["data_root"], given["remote_data_root"]
+    if root is not None and there is not None:
+        raise UsageError("give --data-root (sent) or --remote-data-root (on the board), not both")
+    if root is None and there is None and set(given["datasets"]) - {"rendered"}:
+        raise UsageError(
+            f"--dataset {given['datasets'][0]} on a board: give --data-root to send the photos, or "
+            "--remote-data-root where they are there already"
+        )
+    if root is not None or there is not None:
+        changes["data_root"] = [there or sent(root)]
+    many = len(artifacts) > 1 or len(given["datasets"]) > 1
+
+    def change(own: str) -> Changes:
+        report: Path | None = given["output"]
+        if report is None and artifacts and not many:
+            report = _default_report(artifacts[0].here, next(iter(given["datasets"]), None))
+            report = report.parent / own / report.name
+        elif report is not None and own:
+            report = report.with_name(f"{report.stem}-{own}{report.suffix}")
+        return changes if report is None else changes | {"output": [returned(report, folder=many)]}
+
+    return change
 
 
 @subcommand(
@@ -108,7 +146,12 @@ logger = logging.getLogger(__name__)
     "the artifact."
 )
 @worker_options
-@over_ssh("network", "reference", "boxes", data_root=True)
+@click.option(
+    "--remote-data-root",
+    metavar="DIR",
+    help="With --host or --cluster: where the data set is there, not sent.",
+)
+@over_ssh("network", "reference", "boxes", plan=_to_boards)
 def command(
     artifacts: tuple[Path, ...],
     datasets: tuple[str, ...],
@@ -118,7 +161,7 @@ def command(
     output: Path | None,
     workers: int,
     cluster: str | None,
-    remote_data_root: str | None = None,
+    remote_data_root: str | None,
     **options: Any,
 ) -> None:
     """Measure ARTIFACTS (default: the newest under dist/) and their FP32 references on data sets.
@@ -141,6 +184,8 @@ def command(
         # Each would take all processors, and be in the way of the others.
         options["threads"] = max(1, (os.cpu_count() or 1) // where.processes)
     several = len(datasets) > 1
+    if cluster is None and remote_data_root is not None:
+        raise UsageError("--remote-data-root belongs to --host, --hosts, --lab or --cluster")
     if cluster is not None:
         data_root = None if remote_data_root is None else Path(remote_data_root)
         if set(datasets) - {"rendered"} and data_root is None:
@@ -197,7 +242,7 @@ def command(
         click.echo(f"next: {shlex.join(['edgehp', 'bench', str(found[0])])}")
 
 
-def default_report(artifact: Path, dataset: str | None) -> Path:
+def _default_report(artifact: Path, dataset: str | None) -> Path:
     """Where the report of an artifact on a data set lies unless --output says so."""
     return artifact / "reports" / f"validation-{dataset or 'rendered'}.json"
 
@@ -207,7 +252,7 @@ def _places(pairs: Sequence[Item], output: Path | None, network: str | None) -> 
     from edgehp.files import require_writable
 
     if output is None:
-        places = [None if a is None else default_report(a, d) for a, d in pairs]
+        places = [None if a is None else _default_report(a, d) for a, d in pairs]
     elif len(pairs) == 1:
         places = [output]
     else:

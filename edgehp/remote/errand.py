@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -20,9 +20,9 @@ from edgehp.errors import EdgehpError, EnvironmentalError
 from edgehp.files import replacing
 from edgehp.progress import Step, step
 from edgehp.remote.boards import Board
-from edgehp.remote.lab import Booking
-from edgehp.remote.ssh import FOLDER, Link
-from edgehp.remote.transfer import fetch, files_below, send
+from edgehp.remote.lab import Lab
+from edgehp.remote.ssh import FOLDER, Stop, connected
+from edgehp.remote.transfer import files_below
 
 INTERRUPTED = 130
 _KILLED = 128
@@ -31,48 +31,47 @@ _ERROR = "edgehp: error: "
 
 
 @dataclass(frozen=True)
-class Sent:
-    """A word of the command that is a path: the file or folder travels.
+class Parcel:
+    """A word of the command that is a path: of what is sent, of what it writes, or both.
 
     Attributes:
-        source: here.
-        files: only these of the folder, relative to it; None for all.
-        keep: called with the file or folder as it came back, after the command has ended with 0;
-            None where it does not come back.
-        shown: what stands for it in the command's output here; `source` if None.
+        here: its path on this side, which also stands for it in the command's output.
+        files: what is sent, by the path below it; ``""`` is a file itself.
+        keep: takes what is at the path when the command has ended, and returns what it made of it.
+            What was sent comes back from a command that ended with 0 alone.
     """
 
-    source: Path
-    files: tuple[str, ...] | None = None
+    here: Path
+    files: Mapping[str, Path] = field(default_factory=dict)
     keep: Callable[[Path], Sequence[Path]] | None = None
-    shown: Path | None = None
-
-    def cargo(self, name: str) -> dict[str, Path]:
-        """Its files by their paths below `name`.
-
-        Raises:
-            DataError: nothing is there, or it cannot be read.
-        """
-        if self.source.is_file():
-            return {name: self.source}
-        files = files_below(self.source) if self.files is None else map(Path, self.files)
-        return {f"{name}/{file.as_posix()}": self.source / file for file in files}
 
 
-@dataclass(frozen=True)
-class Returned:
-    """A word of the command that is a path it writes to: what is there afterwards comes back.
+def sent(source: Path) -> Parcel:
+    """A file or folder that travels.
 
-    Attributes:
-        destination: here; a file, or a folder that files are put into.
-        folder: which of both.
-        keep: called with the folder of what came back, in place of copying its files; returns
-            what it has made.
+    Raises:
+        DataError: nothing is there, or it cannot be read.
     """
+    if source.is_file():
+        return Parcel(source, {"": source})
+    return Parcel(source, {file.as_posix(): source / file for file in files_below(source)})
 
-    destination: Path
-    folder: bool
-    keep: Callable[[Path], Sequence[Path]] | None = None
+
+def returned(destination: Path, *, folder: bool) -> Parcel:
+    """A file that the command writes, or a folder that it writes files into, each kept whole."""
+
+    def keep(found: Path) -> list[Path]:
+        placed = []
+        for source in sorted(found.rglob("*") if folder else [found]):
+            if source.is_file():
+                target = destination / source.relative_to(found) if folder else destination
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with source.open("rb") as data, replacing(target) as file:
+                    shutil.copyfileobj(data, file)
+                placed.append(target)
+        return placed
+
+    return Parcel(destination, keep=keep)
 
 
 @dataclass(frozen=True)
@@ -80,14 +79,16 @@ class Errand:
     """A command for a board.
 
     Attributes:
-        words: after ``edgehp``: text, or what travels.
+        board: where.
+        words: after ``edgehp``.
         any_version: whether an edgehp of another version may do it.
         timeout_s: seconds that the command may take; None for as long as it takes.
         stdout_json: whether paths are named in JSON strings.
         turns: how often it runs, until it fails; a board is power cycled before each.
     """
 
-    words: tuple[str | Sent | Returned, ...]
+    board: Board
+    words: tuple[str | Parcel, ...]
     any_version: bool = False
     timeout_s: float | None = None
     stdout_json: bool = False
@@ -122,37 +123,25 @@ Listener = Callable[[Board, str, str], None]
 class _Job:
     """One errand under way, in a thread of its own."""
 
-    def __init__(self, board: Board, errand: Errand, listener: Listener, alone: bool) -> None:
-        self.board, self.errand, self._listener = board, errand, listener
+    def __init__(self, errand: Errand, listener: Listener, alone: bool) -> None:
+        self.board, self._errand, self._listener = errand.board, errand, listener
+        self.stop = Stop()
         self.outcome: Outcome | None = None
-        self.doing = "wait"
-        # What is held of the board so far, for `abandon`: a reservation, then a connection.
-        self._held: Booking | Link | None = None
-        self._link: Link | None = None
-        self._running = self._interrupted = False
+        self.doing, self._said, self._folder = "wait", "", ""
         self._stdout: list[str] = []
         self._results: list[Path] = []
-        self._said = ""
+        # The command's words and its parcels, by their paths below the board's folder.
+        self._words: list[str] = []
+        self._parcels: dict[str, Parcel] = {}
+        for i, word in enumerate(errand.words):
+            if isinstance(word, Parcel):
+                place = "out" if not word.files else "in" if word.keep is None else "both"
+                below = f"{place}/{i}/{word.here.name or word.here.resolve().name or 'data'}"
+                self._parcels[below] = word
+            self._words.append(word if isinstance(word, str) else f"{FOLDER}/{below}")
         # Whoever listens here hears of the steps of one errand; those of two would mix.
         run = partial(copy_context().run, self._run) if alone else self._run
-        self.thread = threading.Thread(target=run, name=board.name)
-
-    def _say(self, kind: str, text: str) -> None:
-        self._listener(self.board, kind, text)
-
-    def interrupt(self) -> None:
-        """As Ctrl-C: a running command may finish its report, everything else ends at once."""
-        self._interrupted = True
-        if self._running and self._link is not None:
-            self._link.interrupt()
-        else:
-            self.abandon()
-
-    def abandon(self) -> None:
-        """End what is going on; the board tidies up."""
-        self._interrupted = True
-        if self._held is not None:
-            self._held.abandon()
+        self.thread = threading.Thread(target=run, name=self.board.name)
 
     def _run(self) -> None:
         """Every failure becomes the outcome; the board's folder is removed whatever happens."""
@@ -168,7 +157,7 @@ class _Job:
             status, error = 1, f"{e.filename or self.board.name}: {e.strerror or e}"
         finally:
             # A fault of this program shows its traceback as well.
-            if status == INTERRUPTED or (status and self._interrupted):
+            if status == INTERRUPTED or (status and self.stop.pressed):
                 status, error = INTERRUPTED, "interrupted"
             elif status > _KILLED:
                 error = error or f"the command was killed by signal {status - _KILLED}"
@@ -184,44 +173,52 @@ class _Job:
             )
 
     def _do(self) -> int:
-        cargo: dict[str, Path] = {}
-        for i, word in enumerate(self.errand.words):
-            if isinstance(word, Sent):
-                cargo |= word.cargo(f"{i}/{_name(word.source)}")
-        status, booking = 0, None
-        with ExitStack() as stack:
-            if self.board.tags:
-                self._held = booking = Booking(self.board, partial(self._say, "stderr"))
-                self.board = stack.enter_context(booking)
-            for _ in range(self.errand.turns):
-                if booking is not None and self.board.power_cycle:
-                    self._held = booking
-                    booking.power_cycle()
-                status = self._once(cargo)
+        """The exit status of the last turn."""
+        status, board = 0, self.board
+        lab = Lab(self.stop, lambda text: self._listener(self.board, "stderr", text))
+        with lab.taken(board) if board.tags else nullcontext(board) as self.board:
+            for _ in range(self._errand.turns):
+                if board.power_cycle:
+                    lab.power_cycle()
+                status = self._once()
                 if status:
                     break
         return status
 
-    def _once(self, cargo: Mapping[str, Path]) -> int:
-        if self._interrupted:
-            raise EnvironmentalError("interrupted")
-        self._held = self._link = link = Link(self.board, self._hear)
-        with link:
-            words = [_there(i, word) for i, word in enumerate(self.errand.words)]
+    def _once(self) -> int:
+        errand = self._errand
+        cargo = {
+            f"{below}/{name}" if name else below: path
+            for below, parcel in self._parcels.items()
+            for name, path in parcel.files.items()
+        }
+        with ExitStack() as stack:
             with self._doing("connect"):
-                found = link.open(words, self._back(0), self._back(1))
-            if found != __version__ and not self.errand.any_version:
+                link = stack.enter_context(
+                    connected(self.board, self._words, self.stop, self._hear)
+                )
+            self._folder = link.folder
+            if link.version != __version__ and not errand.any_version:
                 raise EnvironmentalError(
-                    f"{self.board.host} has edgehp {found or 'of an unknown version'}, this "
+                    f"{self.board.host} has edgehp {link.version or 'of an unknown version'}, this "
                     f"machine {__version__}: install the same version on both"
                 )
             total = sum(path.stat().st_size for path in cargo.values())
             with self._doing("send", total) if cargo else nullcontext(Step("send")) as going:
-                send(link, cargo, going)
+                link.send(cargo, going)
             # Its own steps are among the lines that it writes.
-            self.doing = "run"
-            status, size = self._command(link)
-            self._fetch(link, status, size)
+            self.doing, self.stop.gently = "run", link.interrupt
+            try:
+                status = link.run(self._tell, errand.timeout_s)
+            finally:
+                self.stop.gently = None
+            if any(parcel.keep is not None for parcel in self._parcels.values()):
+                with self._doing("fetch"), tempfile.TemporaryDirectory(prefix="edgehp-") as folder:
+                    link.fetch(Path(folder))
+                    for below, parcel in self._parcels.items():
+                        found = Path(folder, below)
+                        if parcel.keep is not None and found.exists():
+                            self._results += parcel.keep(found)
         return status
 
     @contextmanager
@@ -231,112 +228,36 @@ class _Job:
         with step(f"{self.board.name}: {name}", size, "B") as going:
             yield going
 
-    def _back(self, status: int) -> list[str]:
-        """What comes back after the command has ended with `status`, below the board's folder."""
-        words = enumerate(self.errand.words)
-        sent = [f"in/{i}" for i, w in words if isinstance(w, Sent) and w.keep and status == 0]
-        return (["out"] if any(isinstance(w, Returned) for w in self.errand.words) else []) + sent
-
     def _here(self, line: str, quoted: bool = False) -> str:
         """A line of the command's output, with paths of this side in place of the board's."""
-        link = self._link
-        # From behind, or 1 would be found in 10.
-        for i, word in reversed([*enumerate(self.errand.words)]):
-            if isinstance(word, str) or link is None:
-                continue
-            shown = word.shown or word.source if isinstance(word, Sent) else word.destination
-            path = json.dumps(str(shown), ensure_ascii=False)[1:-1] if quoted else str(shown)
-            line = line.replace(_there(i, word).replace(FOLDER, link.folder), path)
+        for below, parcel in self._parcels.items():
+            path = str(parcel.here)
+            path = json.dumps(path, ensure_ascii=False)[1:-1] if quoted else path
+            line = line.replace(f"{self._folder}/{below}", path)
         return line
 
     def _hear(self, line: str) -> None:
-        """A line of stderr there; before there is a folder it is a login shell's."""
-        if self._link is None or not self._link.folder:
-            return
+        """A line of stderr there."""
         line = self._here(line)
         if line.startswith(_ERROR):
             self._said = line.removeprefix(_ERROR)
-        self._say("stderr", line)
+        self._listener(self.board, "stderr", line)
 
     def _tell(self, line: str) -> None:
         """A line of stdout there."""
-        line = self._here(line, self.errand.stdout_json)
+        line = self._here(line, self._errand.stdout_json)
         self._stdout.append(line)
-        self._say("stdout", line)
-
-    def _command(self, link: Link) -> tuple[int, int]:
-        """The exit status of the command, and the bytes of results that follow."""
-        limit = self.errand.timeout_s
-        timer = threading.Timer(limit or 0, link.stop)
-        timer.daemon = True
-        self._running = True
-        try:
-            if limit is not None:
-                timer.start()
-            if self._interrupted:
-                link.interrupt()
-            return link.read(self._tell)
-        except EnvironmentalError as e:
-            if limit is None or not timer.finished.is_set():
-                raise
-            raise EnvironmentalError(
-                f"the command did not end on {self.board.name} within {limit:g} s and was "
-                "stopped\nhint: allow more with --remote-timeout, or look at the board"
-            ) from e
-        finally:
-            self._running = False
-            timer.cancel()
-
-    def _fetch(self, link: Link, status: int, size: int) -> None:
-        """Put results where the command would have put them here, each whole or not at all."""
-        if not size:
-            return
-        with self._doing("fetch"), tempfile.TemporaryDirectory(prefix="edgehp-") as folder:
-            fetch(link, size, Path(folder))
-            for i, word in enumerate(self.errand.words):
-                if isinstance(word, Sent) and word.keep is not None and status == 0:
-                    self._results += word.keep(Path(folder, "in", str(i), _name(word.source)))
-                found = Path(folder, "out", str(i))
-                if isinstance(word, Returned) and found.is_dir():
-                    self._results += _place(found, word) if word.keep is None else word.keep(found)
+        self._listener(self.board, "stdout", line)
 
 
-def _there(index: int, word: str | Sent | Returned) -> str:
-    """A word of the command as it is on the board."""
-    if isinstance(word, str):
-        return word
-    if isinstance(word, Sent):
-        return f"{FOLDER}/in/{index}/{_name(word.source)}"
-    return f"{FOLDER}/out/{index}" + ("" if word.folder else f"/{_name(word.destination)}")
-
-
-def _place(found: Path, word: Returned) -> list[Path]:
-    placed = []
-    for source in sorted(p for p in found.rglob("*") if p.is_file()):
-        below = source.relative_to(found)
-        # A file was given a folder of its own there: it is the only one that is asked for.
-        if not word.folder and below != Path(_name(word.destination)):
-            continue
-        target = word.destination / below if word.folder else word.destination
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with source.open("rb") as data, replacing(target) as file:
-            shutil.copyfileobj(data, file)
-        placed.append(target)
-    return placed
-
-
-def _name(path: Path) -> str:
-    return path.name or path.resolve().name or "data"
-
-
-def run_all(errands: Sequence[tuple[Board, Errand]], listener: Listener) -> list[Outcome]:
+def run_all(errands: Sequence[Errand], listener: Listener) -> list[Outcome]:
     """Do all errands at once and return how they ended, in order; one costs no other anything.
 
     Ctrl-C or SIGTERM interrupts the commands on the boards and waits for what they still have to
     say; a second one ends everything at once.
     """
     alone = len(errands) == 1
-    jobs = [_Job(board, errand, listener, alone) for board, errand in errands]
+    jobs = [_Job(errand, listener, alone) for errand in errands]
     # Counted, not raised: an exception in the middle of a lock or a start would leave it broken.
     presses: list[int] = []
     before = {
@@ -346,20 +267,16 @@ def run_all(errands: Sequence[tuple[Board, Errand]], listener: Listener) -> list
     try:
         for job in jobs:
             job.thread.start()
-        passed_on = 0
         with nullcontext() if alone else step("run", len(jobs), "boards") as going:
             while alive := [job for job in jobs if job.thread.is_alive()]:
                 if going is not None:
                     text = ", ".join(f"{job.board.name}: {job.doing}" for job in alive)
                     going.update(len(jobs) - len(alive), text=text)
                 time.sleep(_LOOK_S)
-                if len(presses) > passed_on:
+                if presses:
+                    presses.clear()
                     for job in jobs:
-                        if passed_on:
-                            job.abandon()
-                        else:
-                            job.interrupt()
-                    passed_on = len(presses)
+                        job.stop.press()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -13,15 +13,15 @@ import re
 import socket
 import subprocess
 import textwrap
-import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 from edgehp.errors import EnvironmentalError
 from edgehp.remote.boards import Board, parse_board
+from edgehp.remote.ssh import Stop
 
 logger = logging.getLogger(__name__)
 
@@ -36,43 +36,42 @@ _RESOURCE = re.compile(
 )
 
 
-class Booking:
-    """A board of the lab, from its reservation to its release; a context manager.
+class Lab:
+    """The lab, and at most one board of it that is ours.
 
     Args:
-        board: with the tags of what is wanted.
+        stop: ends what is going on; what was taken is given back.
         say: told what is going on, in words for a person.
     """
 
-    def __init__(self, board: Board, say: Callable[[str], None]) -> None:
-        self._board, self._say = board, say
+    def __init__(self, stop: Stop, say: Callable[[str], None]) -> None:
+        self._stop, self._say = stop, say
         self._token = self._place = ""
         self._power, self._address = False, ("", 0)
-        self._abandoned = False
-        self._lock = threading.Lock()
-        self._running: subprocess.Popen[str] | None = None
 
-    def __enter__(self) -> Board:
-        """Reserve, wait, acquire; the board as ssh reaches it, named as its place.
+    @contextmanager
+    def taken(self, board: Board) -> Iterator[Board]:
+        """Reserve a board with the tags of `board`, wait for it, and give it back at the end.
+
+        Yields:
+            The board as ssh reaches it, named as its place.
 
         Raises:
             EnvironmentalError: no labgrid, no coordinator, no such board, or one that has gone.
         """
         try:
-            self._reserve()
-            return self._acquire()
-        except BaseException:
-            self._give_back()
-            raise
+            self._reserve(board.tags)
+            yield self._acquire(board)
+        finally:
+            release = ("-p", self._place, "release") if self._place else ()
+            for words in (release, ("cancel-reservation", self._token) if self._token else ()):
+                try:
+                    if words:
+                        self._client(*words, anyway=True)
+                except EnvironmentalError as e:
+                    logger.warning("the board may still be reserved: %s", e)
 
-    def abandon(self) -> None:
-        """End what is going on and let nothing begin; what was taken is given back."""
-        with self._lock:
-            self._abandoned = True
-            if self._running is not None:
-                self._running.kill()
-
-    def _acquire(self) -> Board:
+    def _acquire(self, board: Board) -> Board:
         # The place that is reserved, until its name is known.
         mine = self._place = f"+{self._token}"
         self._client("-p", mine, "acquire")
@@ -95,7 +94,7 @@ class Booking:
         user = f"{service['username']}@" if service.get("username") else ""
         # A plain name may be one of the user's SSH configuration, which knows the port.
         url = f"{user}{host}" if port == _SSH else f"ssh://{user}{host}:{port}"
-        return replace(self._board, host=parse_board(url).host, place=name)
+        return replace(board, host=parse_board(url).host, place=name)
 
     def power_cycle(self) -> None:
         """Switch the board off and on, and wait until it takes connections.
@@ -109,7 +108,7 @@ class Booking:
         self._client("-p", self._place, "power", "cycle")
         end = time.monotonic() + _BOOT_S
         while time.monotonic() < end:
-            self._check()
+            self._stop.check()
             with suppress(OSError), socket.create_connection(self._address, 5):
                 return
             time.sleep(1)
@@ -117,13 +116,12 @@ class Booking:
             f"{self._place} does not answer {_BOOT_S:g} s after its power cycle"
         )
 
-    def places(self) -> list[str]:
+    def places(self, tags: Sequence[str]) -> list[str]:
         """The names of all boards of the lab with the tags, whoever has them now.
 
         Raises:
             EnvironmentalError: no labgrid, no coordinator, or no such board.
         """
-        tags = self._board.tags
         wanted = [tag.partition("=")[::2] for tag in tags]
         found = [
             place["name"]
@@ -137,28 +135,30 @@ class Booking:
             )
         return found
 
-    def _reserve(self) -> None:
+    def _reserve(self, tags: Sequence[str]) -> None:
         """Reserve a board and wait until it is ours, saying our place in the queue."""
         said = ""
-        with self._start("reserve", "--wait", *self._board.tags) as waiting:
+        with self._start("reserve", "--wait", *tags) as waiting:
             try:
                 # Nothing is longer than a few lines, so what follows the token may stay unread.
-                first = waiting.stdout.readline() if waiting.stdout else ""
-                self._token = first.partition("'")[2].partition("'")[0]
+                self._token = waiting.stdout.readline().partition("'")[2].partition("'")[0]
                 while True:
                     with suppress(subprocess.TimeoutExpired):
                         waiting.wait(_LOOK_S)
                         break
                     if not said:
                         # Or it would wait for ever.
-                        self.places()
+                        self.places(tags)
                     text = self._queue()
                     if text != said:
                         self._say(text)
                     said = text
             finally:
                 waiting.kill()
-            self._check(waiting, waiting.stderr.read() if waiting.stderr else "")
+            err = waiting.stderr.read()
+        self._stop.check()
+        if waiting.returncode:
+            raise _failed(waiting.args, err)
         if not self._token:
             raise EnvironmentalError(f"{CLIENT} reserve answered with no reservation")
 
@@ -172,64 +172,35 @@ class Booking:
             return "reserved"
         return f"waits: {queue.index(self._token) + 1} of {len(queue)} in the queue"
 
-    def _start(self, *words: str) -> subprocess.Popen[str]:
-        with self._lock:
-            self._check()
-            try:
-                process = subprocess.Popen(
-                    [CLIENT, *words],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                    env={**os.environ, "PYTHONUNBUFFERED": "1"},
-                    # Ctrl-C is for edgehp: what was taken must be given back.
-                    start_new_session=True,
-                )
-            except OSError as e:
-                raise EnvironmentalError(
-                    f"{CLIENT} cannot be started ({e.strerror or e})\n"
-                    "hint: 'pipx install labgrid' brings it"
-                ) from e
-            self._running = process
-            return process
+    def _start(self, *words: str, anyway: bool = False) -> Any:
+        return self._stop.start(
+            [CLIENT, *words],
+            "'pipx install labgrid' brings it",
+            anyway=anyway,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
 
-    def _client(self, *words: str) -> str:
-        """What ``labgrid-client`` prints; an error where it fails or was abandoned."""
-        with self._start(*words) as process:
+    def _client(self, *words: str, anyway: bool = False) -> str:
+        """What ``labgrid-client`` prints; an error where it fails or was stopped."""
+        with self._start(*words, anyway=anyway) as process:
             try:
                 out, err = process.communicate(timeout=_LONGEST_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 out, err = process.communicate()
                 err += f"\nno answer within {_LONGEST_S:g} s"
-        self._check(process, err)
-        return out
+        if not anyway:
+            self._stop.check()
+        if process.returncode:
+            raise _failed(process.args, err)
+        return str(out)
 
-    def _check(self, process: subprocess.Popen[str] | None = None, said: str = "") -> None:
-        """Raise where this was abandoned, or `process` failed."""
-        if self._abandoned:
-            raise EnvironmentalError("interrupted")
-        if process is not None and process.returncode:
-            lines = [line for line in said.splitlines() if line.strip()] or ["no reason given"]
-            command = " ".join(map(str, process.args)) if isinstance(process.args, list) else CLIENT
-            raise EnvironmentalError(f"{command}: {lines[-1].removeprefix(f'{CLIENT}: Error: ')}")
 
-    def _give_back(self) -> None:
-        # This must begin, whatever was abandoned.
-        self._abandoned = False
-        token, place, self._token, self._place = self._token, self._place, "", ""
-        release: tuple[str, ...] = ("-p", place, "release") if place else ()
-        for words in (release, ("cancel-reservation", token) if token else ()):
-            try:
-                if words:
-                    self._client(*words)
-            except EnvironmentalError as e:
-                logger.warning("the board may still be reserved: %s", e)
-
-    def __exit__(self, *_: object) -> None:
-        """Release the board and end the reservation."""
-        self._give_back()
+def _failed(command: Sequence[str], err: str) -> EnvironmentalError:
+    last = next((s for s in reversed(err.splitlines()) if s.strip()), "no reason given")
+    return EnvironmentalError(f"{' '.join(command)}: {last.removeprefix(f'{CLIENT}: Error: ')}")
 
 
 def _places(text: str) -> list[dict[str, str]]:

@@ -1,14 +1,14 @@
 """One connection to a board over the user's own ``ssh``.
 
 It carries one script, which makes a private folder that lives exactly as long as the connection,
-and what `connection_error` says where it ends. The script is POSIX shell: a board needs ``sh`` and
-GNU coreutils, tar and util-linux, as every Debian, Ubuntu and JetPack has them, and edgehp itself.
+runs one command there and sends what that has written. The script is POSIX shell: a board needs
+``sh`` and GNU coreutils, tar and util-linux, as every Debian, Ubuntu and JetPack has them, and
+edgehp itself.
 """
 
 from __future__ import annotations
 
 import base64
-import io
 import logging
 import os
 import re
@@ -16,15 +16,17 @@ import secrets
 import shlex
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import IO
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import Any
 
 from edgehp import __version__
 from edgehp.errors import EnvironmentalError, UsageError
+from edgehp.progress import Step
 from edgehp.remote.boards import Board
+from edgehp.remote.transfer import MOST_BACK, pack, plain, unpack
 
 logger = logging.getLogger(__name__)
 
@@ -64,18 +66,23 @@ _OPENING_S = 120.0
 _NO_CONNECTION = (255, -9)
 _LONGEST_GREETING = 1 << 20
 _LONGEST_LINE = 1 << 26
+_PIECE = 1 << 18
 
 # Files arrive in pieces with their lengths, so that the stream has an end before that of the
 # connection. Then the command runs, in a process group of its own, so that it can be interrupted
 # with all that it starts, as a terminal does. Beside it `watch` reads signs of life ("i" interrupts
 # the command). When they end (the caller has finished, was killed, or the network is gone), it
-# stops the command and removes the folder, whatever else is going on.
+# stops the command and removes the folder, whatever else is going on. What is in out/ comes back,
+# and where the command ended with 0 what is in both/. A line with the token ends each part.
 _SCRIPT = """
-for tool in mktemp timeout head tail setsid tar cat wc sleep rm; do
-    command -v "$tool" >/dev/null 2>&1 || { printf 'lacks %s\\n' "$tool"; exit 0; }
+fail() { printf 'error %s\\n' "$1"; exit 0; }
+for tool in mktemp timeout head tail setsid tar cat sleep rm; do
+    command -v "$tool" >/dev/null 2>&1 ||
+        fail "the command '$tool' is missing there (Debian, Ubuntu: coreutils, tar, util-linux)"
 done
 umask 077
-d=$(mktemp -d "${TMPDIR:-/tmp}/edgehp-XXXXXXXX") || { printf 'nofolder\\n'; exit 0; }
+d=$(cd "${TMPDIR:-/tmp}" 2>&1 && mktemp -d "$PWD/edgehp-XXXXXXXX" 2>&1) ||
+    fail "no private folder can be made there ($d); free space or set TMPDIR there"
 send() {
     p=$(cat "$d/pid" 2>/dev/null) && [ -n "$p" ] && kill -s "$1" -- "-$p" 2>/dev/null
 }
@@ -106,18 +113,20 @@ run() {
     rm -f -- "$d/pid"
 }
 ends
-mkdir "$d/in" "$d/out" "$d/held"
+mkdir "$d/in" "$d/out" "$d/both" "$d/held"
 set -- PROGRAM
 case $1 in "~/"*) first=$HOME/${1#"~/"}; shift; set -- "$first" "$@" ;; esac
 printf 'folder %s\\n' "$d"
 text=$(timeout 60 "$@" --version 2>"$d/version" </dev/null)
-printf 'version %s %s\\n' "$?" "$(printf %s "$text" | tail -n 1)"
-printf 'reason %s\\n' "$(tail -n 1 "$d/version")"
-printf 'ready\\n'
+rc=$?
+[ "$rc" = 0 ] || { printf 'missing %s\\n' "$(tail -n 1 "$d/version")"; exit 0; }
+printf 'version %s\\n' "$(printf %s "$text" | tail -n 1)"
 while n=$(timeout PATIENCE head -c 8) && [ "${n:-0}" -gt 0 ]; do
     timeout PATIENCE head -c "$n" || break
-done | tar -xof - -C "$d/in" 2>"$d/said" ||
-    { printf 'tar: %s\\n' "$(tail -n 1 "$d/said")"; exit 1; }
+done | tar -xof - -C "$d" 2>"$d/said" ||
+    fail "sending files failed there: $(tail -n 1 "$d/said"); free space, or set TMPDIR there"
+# A stream that was cut between two pieces ends here.
+[ "$(timeout PATIENCE head -c 1)" = . ] || exit 1
 printf 'sent\\n'
 exec 3<&0
 watch <&3 >/dev/null 2>&1 &
@@ -125,190 +134,281 @@ trap - EXIT
 PYTHONUNBUFFERED=1; export PYTHONUNBUFFERED
 run "$@" WORDS
 [ -d "$d/held" ] || exit 1
-ended=$rc
-if [ "$rc" = 0 ]; then set -- BACK; else set -- REPORT; fi
-: >"$d/back"
-rc=0
-[ "$#" = 0 ] || { cd "$d" && run tar --format=gnu -cf - -- "$@" >"$d/back"; }
-printf 'TOKEN %s %s %s\\n' "$ended" "$rc" "$(wc -c <"$d/back")"
-# Whoever awaits nothing may have gone, and the folder with it.
-[ ! -s "$d/back" ] || run cat "$d/back"
+printf 'TOKEN %s\\n' "$rc"
+if [ "$rc" = 0 ]; then set -- out both; else set -- out; fi
+rc=1
+cd "$d" && run tar --format=gnu -cf - "$@"
+printf 'TOKEN %s\\n' "$rc"
 wait
 """
 
 
+class Stop:
+    """Ends what one errand is doing here, from another thread.
+
+    Attributes:
+        gently: how the first press asks what goes on to end, None where it is killed at once.
+    """
+
+    def __init__(self) -> None:
+        self.gently: Callable[[], None] | None = None
+        self._lock, self._presses = threading.Lock(), 0
+        self._process: subprocess.Popen[Any] | None = None
+
+    @property
+    def pressed(self) -> bool:
+        """Whether somebody wants an end."""
+        return self._presses > 0
+
+    def press(self) -> None:
+        """End what is going on and let nothing begin; a second time, at once."""
+        with self._lock:
+            self._presses += 1
+            if self._presses == 1 and self.gently is not None:
+                self.gently()
+            elif self._process is not None:
+                self._process.kill()
+
+    def check(self) -> None:
+        """Raise `EnvironmentalError` where it was pressed."""
+        if self.pressed:
+            raise EnvironmentalError("interrupted")
+
+    def start(
+        self, command: Sequence[str], hint: str, *, anyway: bool = False, **how: Any
+    ) -> subprocess.Popen[Any]:
+        """Start a program that a press ends, with its output in pipes.
+
+        Args:
+            command: its words.
+            hint: what to do where it cannot be started.
+            anyway: whether it begins although this was pressed.
+            how: as `subprocess.Popen` takes it.
+
+        Raises:
+            EnvironmentalError: it cannot be started, or this was pressed.
+        """
+        pipe = subprocess.PIPE
+        with self._lock:
+            if not anyway:
+                self.check()
+            try:
+                # Ctrl-C is for edgehp to pass on in order, not for the terminal to send to all.
+                self._process = subprocess.Popen(
+                    command, stdout=pipe, stderr=pipe, start_new_session=True, **how
+                )
+            except OSError as e:
+                raise EnvironmentalError(
+                    f"{command[0]} cannot be started ({e.strerror or e})\nhint: {hint}"
+                ) from e
+            return self._process
+
+
+@contextmanager
+def connected(
+    board: Board, words: Sequence[str], stop: Stop, hear: Callable[[str], None]
+) -> Iterator[Link]:
+    """A private folder on a board, which is removed at the end with whatever runs there.
+
+    Args:
+        board: where.
+        words: of the command after those that start edgehp; `FOLDER` in them stands for the folder.
+        stop: ends it from elsewhere.
+        hear: given every line of the command's stderr, from a thread.
+
+    Raises:
+        EnvironmentalError: no connection, an unknown host key, no edgehp, a tool that is missing
+            there.
+    """
+    token = secrets.token_hex(8)
+    # Nothing of a name or path is ever read as shell text.
+    values = {"PROGRAM": _quoted(board.command), "WORDS": _quoted(words)}
+    values |= {"PATIENCE": f"{PATIENCE_S:g}", "TOKEN": token}
+    script = re.sub(rf"\b({'|'.join(values)})\b", lambda match: values[match[1]], _SCRIPT)
+    with TemporaryDirectory(prefix="edgehp-") as folder:
+        log = Path(folder, "log")
+        command = [*ssh_command(log), "--", board.host, encode(script)]
+        hint = f"install OpenSSH's (apt install openssh-client) or name another client in {PROGRAM}"
+        link = Link(board, stop.start(command, hint, stdin=subprocess.PIPE), token, log, hear)
+        try:
+            link.greet()
+            yield link
+        finally:
+            link.close()
+
+
 class Link:
-    """A private folder on a board and one command that runs there; a context manager.
+    """A connection and the command at its other end; see `connected`.
 
     Attributes:
         board: where.
-        folder: the absolute path there; ``in/`` and ``out/`` are in it.
-        last_words: the last line of stderr there, if any.
-        stdin: takes what goes there.
-        stdout: has what comes from there.
+        folder: the absolute path there; what is in its ``out/`` comes back, and of a command that
+            ended with 0 what is in ``both/``.
+        version: of edgehp there.
     """
 
-    def __init__(self, board: Board, hear: Callable[[str], None]) -> None:
-        """Name the board.
-
-        Args:
-            board: where.
-            hear: given every line of stderr there, from a thread.
-        """
+    def __init__(
+        self,
+        board: Board,
+        process: subprocess.Popen[bytes],
+        token: str,
+        log: Path,
+        hear: Callable[[str], None],
+    ) -> None:
         self.board = board
-        self.folder = self.last_words = ""
-        self.stdin: IO[bytes] = io.BytesIO()
-        self.stdout: IO[bytes] = io.BytesIO()
-        self._hear = hear
-        self._token = secrets.token_hex(8)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._abandoned = False
-        self._closing = threading.Event()
-        self._start, self._write = threading.Lock(), threading.Lock()
-        self._watchdog = threading.Timer(0, self.abandon)
-        self._stack = ExitStack()
+        self.folder = self.version = self._last_words = ""
+        self._process, self._log, self._hear = process, log, hear
+        self._end = re.compile(rb"%b (\d{1,3})\n\Z" % token.encode())
+        self._stdin: Any = process.stdin
+        self._stdout: Any = process.stdout
+        self._begun, self._closing = threading.Event(), threading.Event()
+        self._watchdog = self._after(_OPENING_S, process.kill)
+        self._stderr = threading.Thread(target=self._drain, args=(process.stderr,), daemon=True)
+        self._stderr.start()
 
-    def __enter__(self) -> Link:
-        """The link itself; `open` connects it."""
-        self._log = Path(self._stack.enter_context(TemporaryDirectory(prefix="edgehp-")), "log")
-        return self
+    def _after(self, seconds: float, do: Callable[[], None]) -> threading.Timer:
+        timer = threading.Timer(seconds, do)
+        timer.daemon = True
+        timer.start()
+        return timer
 
-    def open(self, words: Sequence[str], back: Sequence[str], report: Sequence[str]) -> str:
-        """Connect, make the folder and ask edgehp there for its version, which is returned.
+    def _drain(self, stderr: Any) -> None:
+        with stderr:
+            while data := stderr.readline(_LONGEST_LINE):
+                line = _line(data)
+                self._last_words = line if line.strip() else self._last_words
+                # Before that it is a login shell's.
+                if self._begun.is_set():
+                    self._hear(line)
+
+    def greet(self) -> None:
+        """Read what the board says of itself, until it waits for files."""
+        seen = 0
+        while (data := self._stdout.readline(1 << 16)) and data != MARK:
+            seen += len(data)
+            if seen > _LONGEST_GREETING:
+                self._process.kill()
+        self.folder, host = self._said("folder", "connecting"), self.board.host
+        version = self._said("version", "connecting")
+        self.version = version.split()[-1] if version.split() else ""
+        self._watchdog.cancel()
+        logger.debug("%s: %s, edgehp %s", host, self.folder, self.version)
+
+    def _said(self, expected: str, doing: str) -> str:
+        """What follows the word that is expected next.
+
+        Raises:
+            EnvironmentalError: the board says why there is no such word, or nothing any more.
+        """
+        word, _, rest = _line(self._stdout.readline(1 << 16)).partition(" ")
+        if word == expected:
+            return rest
+        host, command = self.board.host, " ".join(self.board.command)
+        if word == "missing":
+            raise EnvironmentalError(
+                f"edgehp was not found on {host}: {command!r} ended with: {rest or 'an error'}\n"
+                f"hint: install edgehp {__version__} there, or say where it is with "
+                "--remote-command"
+            )
+        if word == "error":
+            raise EnvironmentalError(f"{host}: {rest}")
+        if self._ended() not in _NO_CONNECTION and self._last_words:
+            raise EnvironmentalError(f"{host} runs no commands: {self._last_words}")
+        raise self._lost(doing)
+
+    def send(self, files: Mapping[str, Path], going: Step) -> None:
+        """Put files into the folder, and let the command begin.
 
         Args:
-            words: of the command after those that start edgehp; `FOLDER` in them stands for the
-                folder.
-            back: what of the folder comes back after the command has ended with 0.
-            report: and after it has failed.
+            files: by their paths below it, with ``/``.
+            going: is told of the bytes that are on their way.
 
         Raises:
-            EnvironmentalError: no connection, an unknown host key, no edgehp, a tool that is
-                missing there.
+            EnvironmentalError: the connection was lost, and the folder with it; no space there.
+            DataError: a file here changed or went away meanwhile.
         """
-        lists = {"PROGRAM": self.board.command, "WORDS": words, "BACK": back, "REPORT": report}
-        # Nothing of a name or path is ever read as shell text.
-        values = {name: " ".join(map(_quoted, found)) for name, found in lists.items()}
-        values |= {"PATIENCE": f"{PATIENCE_S:g}", "TOKEN": self._token}
-        script = re.sub(rf"\b({'|'.join(values)})\b", lambda match: values[match[1]], _SCRIPT)
-        command = [*ssh_command(self._log), "--", self.board.host, encode(script)]
-        with self._start:
-            if self._abandoned:
-                raise EnvironmentalError("interrupted")
-            process = self._process = _started(command)
-        self.stdin, self.stdout = _pipe(process.stdin), _pipe(process.stdout)
-        self._stderr = threading.Thread(target=self._drain, args=(process,), daemon=True)
-        self._stderr.start()
-        self._watch(_OPENING_S)
-        version = self._greet()
-        self._watchdog.cancel()
-        return version
 
-    def _drain(self, process: subprocess.Popen[bytes]) -> None:
-        with _pipe(process.stderr) as err:
-            while data := err.readline(_LONGEST_LINE):
-                line = plain(data.decode("utf-8", "replace").rstrip("\r\n"))
-                self.last_words = line if line.strip() else self.last_words
-                self._hear(line)
+        def write(data: bytes) -> None:
+            self._stdin.write(b"%08d" % len(data))
+            self._stdin.write(data)
+            # An archive is more than its files.
+            going.update(min(going.done + len(data), going.total or 0))
 
-    def _greet(self) -> str:
-        out, said, seen = self.stdout, {}, 0
-        while (line := out.readline(1 << 16)) and line != MARK:
-            seen += len(line)
-            if seen > _LONGEST_GREETING:
-                self.abandon()
-        while line := out.readline(1 << 16):
-            word, _, rest = plain(line.decode("utf-8", "replace").rstrip("\n")).partition(" ")
-            said[word] = rest
-            if word in ("ready", "lacks", "nofolder"):
-                break
-        host, command = self.board.host, " ".join(self.board.command)
-        if "lacks" in said:
-            raise EnvironmentalError(
-                f"{host} lacks the command {said['lacks']!r}, which running there needs\n"
-                "hint: install it (Debian, Ubuntu: coreutils, tar, util-linux)"
-            )
-        if "nofolder" in said:
-            self._ended()
-            raise EnvironmentalError(
-                f"{host}: no private folder can be made there ({self.last_words}); free space "
-                "or set TMPDIR there"
-            )
-        if "ready" not in said:
-            if self._ended() not in _NO_CONNECTION and self.last_words:
-                raise EnvironmentalError(f"{host} runs no commands: {self.last_words}")
-            raise self.lost("connecting")
-        if not re.fullmatch(r"/[^\0\n]*/edgehp-\w{8}", said.get("folder", "")):
-            raise EnvironmentalError(f"{host} answered with {said.get('folder')!r}, not a folder")
-        self.folder = said["folder"]
-        status, _, words = said.get("version", "").partition(" ")
-        if status != "0":
-            reason = said.get("reason") or f"exit code {status}"
-            raise EnvironmentalError(
-                f"edgehp was not found on {host}: {command!r} ended with: {reason}\nhint: install "
-                f"edgehp {__version__} there, or say where it is with --remote-command"
-            )
-        version = words.split()[-1] if words.split() else ""
-        logger.debug("%s: %s, edgehp %s", host, self.folder, version)
-        return version
-
-    def begin(self) -> None:
-        """Let the command begin: all that it needs was sent.
-
-        Raises:
-            EnvironmentalError: the connection was lost, or the files do not fit there.
-        """
+        # The board may go away while this side writes; what it says then is why.
         with suppress(BrokenPipeError):
-            self.stdin.write(b"%08d" % 0)
-            self.stdin.flush()
-        said = plain(self.stdout.readline(1 << 16).decode("utf-8", "replace").rstrip())
-        if not said:
-            raise self.lost("sending files")
-        if said != "sent":
-            raise EnvironmentalError(
-                f"{self.board.host}: sending files failed there: {said}; free space on the board, "
-                "or set TMPDIR there"
-            )
+            pack(files, write, _PIECE)
+            write(b"")
+            self._stdin.write(b".")
+            self._stdin.flush()
+        self._said("sent", "sending files")
+        self._begun.set()
         threading.Thread(target=self._keep_alive, daemon=True).start()
 
-    def read(self, tell: Callable[[str], None]) -> tuple[int, int]:
-        """The exit status of the command, at its end, and the bytes of the archive that follow.
+    def run(self, tell: Callable[[str], None], limit_s: float | None = None) -> int:
+        """The exit status of the command, at its end.
 
         Args:
             tell: gets each line of its stdout.
+            limit_s: seconds that it may take; None for as long as it takes.
 
         Raises:
-            EnvironmentalError: the connection was lost, and the folder with it.
+            EnvironmentalError: it took too long, or the connection was lost; the folder is gone.
         """
-        mark = f"{self._token} ".encode()
-        while data := self.stdout.readline(_LONGEST_LINE):
-            # The command's last line may have no end.
-            line, marked, rest = data.partition(mark)
-            if line:
-                tell(plain(line.decode("utf-8", "replace").rstrip("\r\n")))
-            if marked and (found := re.fullmatch(rb"(\d{1,3}) (\d{1,3}) (\d{1,15})\n", rest)):
-                status, failed, size = map(int, found.groups())
-                if failed:
-                    raise EnvironmentalError(
-                        f"{self.board.host}: its results cannot be read there: "
-                        f"{self.last_words or failed}"
-                    )
-                return status, size
+        timer = None if limit_s is None else self._after(limit_s, self.stop)
+        try:
+            while data := self._stdout.readline(_LONGEST_LINE):
+                # The command's last line may have no end.
+                ended = self._end.search(data)
+                if line := data[: ended.start()] if ended else data:
+                    tell(_line(line))
+                if ended:
+                    return int(ended[1])
+        finally:
+            if timer is not None:
+                timer.cancel()
+        if limit_s is not None and self._closing.is_set():
+            raise EnvironmentalError(
+                f"the command did not end on {self.board.name} within {limit_s:g} s and was "
+                "stopped\nhint: allow more with --remote-timeout, or look at the board"
+            )
         # Whatever ssh's status says: without its connection the board has stopped the command.
-        raise self.lost("the command ran")
+        raise self._lost("the command ran")
 
-    def lost(self, doing: str) -> EnvironmentalError:
+    def fetch(self, into: Path) -> None:
+        """Bring what came of the command into the empty folder `into`, whole or not at all.
+
+        Raises:
+            EnvironmentalError: the connection was lost, it cannot be read there, or what came is
+                nothing one would ask for.
+        """
+        host = self.board.host
+        with TemporaryFile() as archive:
+            ended, tail = None, b""
+            while ended is None and (data := self._stdout.read1(_PIECE)):
+                archive.write(data)
+                if archive.tell() > MOST_BACK:
+                    raise EnvironmentalError(f"{host} sent more than {MOST_BACK >> 30} GiB")
+                tail = (tail + data)[-32:]
+                ended = self._end.search(tail)
+            if ended is None:
+                raise self._lost("fetching results")
+            if int(ended[1]):
+                raise EnvironmentalError(
+                    f"{host}: its results cannot be read there: {self._last_words or int(ended[1])}"
+                )
+            archive.seek(0)
+            unpack(archive, into, host)
+
+    def _lost(self, doing: str) -> EnvironmentalError:
         """The error for a connection that ended while `doing`."""
         self._ended()
         text = ""
         with suppress(OSError):
             text = self._log.read_text("utf-8", "replace")
-        return connection_error(self.board.host, doing, text or self.last_words)
+        return connection_error(self.board.host, doing, text or self._last_words)
 
     def _ended(self) -> int:
         """The exit status of ssh, once it has ended and all its stderr was read."""
-        if self._process is None:
-            return 0
         self.stop()
         status = self._process.wait()
         self._watchdog.cancel()
@@ -317,79 +417,45 @@ class Link:
 
     def interrupt(self) -> None:
         """Interrupt the command, as Ctrl-C does."""
-        self._send(b"i")
+        self._sign(b"i")
 
     def stop(self) -> None:
         """Let the board end the command and tidy up; it has some seconds for that."""
-        if self._closing.is_set() or self._process is None:
-            return
-        self._closing.set()
-        self._watch(_CLOSING_S)
-        with self._write, suppress(OSError):
-            self.stdin.close()
-
-    def _watch(self, seconds: float) -> None:
-        """End ssh after that time."""
-        self._watchdog.cancel()
-        self._watchdog = threading.Timer(seconds, self._overdue)
-        self._watchdog.daemon = True
-        self._watchdog.start()
+        if not self._closing.is_set():
+            self._closing.set()
+            self._watchdog.cancel()
+            self._watchdog = self._after(_CLOSING_S, self._overdue)
+            with suppress(OSError):
+                self._stdin.close()
 
     def _overdue(self) -> None:
         if self.folder:
             logger.warning("%s did not say that it has removed %s", self.board.host, self.folder)
-        self.abandon()
-
-    def abandon(self) -> None:
-        """End what is going on and let nothing begin; the board tidies up."""
-        with self._start:
-            self._abandoned = True
-            if self._process is not None:
-                self._process.kill()
+        self._process.kill()
 
     def _keep_alive(self) -> None:
         while not self._closing.wait(BEAT_S):
-            self._send(b".")
+            self._sign(b".")
 
-    def _send(self, byte: bytes) -> None:
+    def _sign(self, byte: bytes) -> None:
         # The connection may have ended, or is being closed: whoever reads from it notices.
-        with self._write, suppress(OSError, ValueError):
-            self.stdin.write(byte)
-            self.stdin.flush()
+        with suppress(OSError, ValueError):
+            self._stdin.write(byte)
+            self._stdin.flush()
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         """Let the board end the command and tidy up, and wait until it has."""
         # What it still sends has no reader any more, and would keep it from coming to an end.
-        self.stdout.close()
+        self._stdout.close()
         self._ended()
-        self._stack.close()
 
 
-def _quoted(word: str) -> str:
-    return '"$d"'.join(map(shlex.quote, word.split(FOLDER)))
+def _line(data: bytes) -> str:
+    return plain(data.decode("utf-8", "replace").rstrip("\r\n"))
 
 
-def _started(command: Sequence[str]) -> subprocess.Popen[bytes]:
-    try:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            # Ctrl-C is for edgehp to pass on in order, not for the terminal to send to all.
-            start_new_session=True,
-        )
-    except OSError as e:
-        raise EnvironmentalError(
-            f"the SSH client cannot be started ({e.strerror or e}: {e.filename})\n"
-            f"hint: install OpenSSH's (apt install openssh-client) or name one in {PROGRAM}"
-        ) from e
-
-
-def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
-    if pipe is None:
-        raise ValueError("the process was started without this pipe")
-    return pipe
+def _quoted(words: Sequence[str]) -> str:
+    return " ".join('"$d"'.join(map(shlex.quote, word.split(FOLDER))) for word in words)
 
 
 def encode(script: str) -> str:
@@ -423,9 +489,20 @@ def ssh_command(log: Path) -> list[str]:
     return [words[0], *firm, *words[1:], *usual, "-T", "-E", str(log)]
 
 
-def plain(text: str) -> str:
-    """`text` without control characters: what a board writes must not steer this terminal."""
-    return "".join(c for c in text if c == "\t" or (c >= " " and not "\x7f" <= c <= "\x9f"))
+# What ssh says -> what that means, and what helps.
+_REASONS = {
+    "HOST IDENTIFICATION HAS CHANGED": "the host key of {host} is not the one in your known hosts: "
+    "the board was set up anew or something answers in its place; compare its fingerprint at the "
+    "board, then remove the old key with 'ssh-keygen -R' and connect once with 'ssh {host}'",
+    "Host key verification failed|host key is known": "the host key of {host} is not among your "
+    "known hosts and is not accepted unseen: connect once with 'ssh {host}', compare the "
+    "fingerprint with the board's, and repeat",
+    "Permission denied|Too many authentication failures": "{host} accepts none of your keys, and "
+    "passwords are not asked for: make 'ssh {host}' work without one (ssh-copy-id, ssh-add) and "
+    "repeat ({last})",
+    "Could not resolve hostname": "no address is known for {host}: check the name, or add it to "
+    "your SSH config",
+}
 
 
 def connection_error(host: str, doing: str, text: str) -> EnvironmentalError:
@@ -437,32 +514,14 @@ def connection_error(host: str, doing: str, text: str) -> EnvironmentalError:
         text: what ssh has said.
     """
     last = next((line for line in reversed(text.splitlines()) if line.strip()), "no reason given")
-    last = plain(last).strip()
-    if "HOST IDENTIFICATION HAS CHANGED" in text:
+    sentence = next((s for said, s in _REASONS.items() if re.search(said, text)), None)
+    if sentence is None and doing == "connecting":
         sentence = (
-            f"the host key of {host} is not the one in your known hosts: the board was set up anew "
-            "or something answers in its place; compare its fingerprint at the board, then remove "
-            f"the old key with 'ssh-keygen -R' and connect once with 'ssh {host}'"
+            "{host} cannot be reached ({last}): check that it is on and that 'ssh {host}' works"
         )
-    elif "Host key verification failed" in text or "host key is known" in text:
+    elif sentence is None:
         sentence = (
-            f"the host key of {host} is not among your known hosts and is not accepted unseen: "
-            f"connect once with 'ssh {host}', compare the fingerprint with the board's, and repeat"
-        )
-    elif "Permission denied" in text or "Too many authentication failures" in text:
-        sentence = (
-            f"{host} accepts none of your keys, and passwords are not asked for: make 'ssh {host}' "
-            f"work without one (ssh-copy-id, ssh-add) and repeat ({last})"
-        )
-    elif "Could not resolve hostname" in text:
-        sentence = f"no address is known for {host}: check the name, or add it to your SSH config"
-    elif doing == "connecting":
-        sentence = (
-            f"{host} cannot be reached ({last}): check that it is on and that 'ssh {host}' works"
-        )
-    else:
-        sentence = (
-            f"the connection to {host} was lost while {doing} ({last}): check the board and the "
+            "the connection to {host} was lost while {doing} ({last}): check the board and the "
             "network, and repeat; what ran there is stopped and removed by itself"
         )
-    return EnvironmentalError(sentence)
+    return EnvironmentalError(sentence.format(host=host, doing=doing, last=plain(last).strip()))

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from types import SimpleNamespace
+from typing import Any
 
 from edgehp.errors import DataError, EnvironmentalError
-from edgehp.progress import Step
-from edgehp.remote.ssh import Link, plain
 
 # Of what comes back: an artifact is some tens of megabytes, a report two.
-_MOST_BACK = 4 << 30
+MOST_BACK = 4 << 30
 _MOST_FILES_BACK = 10_000
-_PIECE = 1 << 18
 # The longest path that Linux knows.
 _LONGEST_NAME = 4096
 
@@ -49,37 +46,19 @@ def files_below(path: Path) -> Iterator[Path]:
         yield from (below / file for file in sorted(files) if Path(root, file).is_file())
 
 
-class _Pieces:
-    """Takes a stream as the board takes it: in pieces, each after its length."""
-
-    def __init__(self, stdin: IO[bytes], going: Step) -> None:
-        self._stdin, self._going = stdin, going
-
-    def write(self, data: bytes) -> None:
-        self._stdin.write(b"%08d" % len(data))
-        self._stdin.write(data)
-        # An archive is more than its files.
-        self._going.update(min(self._going.done + len(data), self._going.total or 0))
-
-
-def send(link: Link, files: Mapping[str, Path], going: Step) -> None:
-    """Put files into ``in/`` on the board, and let the command there begin.
+def pack(files: Mapping[str, Path], write: Callable[[bytes], None], piece: int) -> None:
+    """Write an archive of files.
 
     Args:
-        link: to the board.
-        files: by their paths below ``in/``, with ``/``.
-        going: is told of the bytes that are on their way.
+        files: by their names in it.
+        write: takes the archive in pieces; a `BrokenPipeError` of its is passed on.
+        piece: bytes of each.
 
     Raises:
-        EnvironmentalError: the connection was lost, and the folder with it; the board has no space.
-        DataError: a file here changed or went away meanwhile.
+        DataError: a file changed or went away meanwhile.
     """
-    pieces: Any = _Pieces(link.stdin, going)
-    # The board may go away while this side writes; `begin` then says why.
-    with (
-        suppress(BrokenPipeError),
-        tarfile.open(fileobj=pieces, mode="w|", bufsize=_PIECE, format=tarfile.GNU_FORMAT) as tar,
-    ):
+    stream: Any = SimpleNamespace(write=write)
+    with tarfile.open(fileobj=stream, mode="w|", bufsize=piece, format=tarfile.GNU_FORMAT) as tar:
         for name, source in files.items():
             try:
                 with source.open("rb") as file:
@@ -91,55 +70,33 @@ def send(link: Link, files: Mapping[str, Path], going: Step) -> None:
                 raise
             except OSError as e:
                 raise DataError(f"{source}: changed or went away while sent ({e})") from e
-    link.begin()
 
 
-class _Part:
-    """The next `size` bytes of a stream."""
-
-    def __init__(self, stream: IO[bytes], size: int) -> None:
-        self._stream, self._left = stream, size
-        # Whether the stream ended before them.
-        self.cut = False
-
-    def read(self, size: int) -> bytes:
-        asked = min(size, self._left)
-        data = self._stream.read(asked)
-        self._left -= len(data)
-        self.cut = len(data) < asked
-        return data
-
-
-def fetch(link: Link, size: int, into: Path) -> None:
-    """Bring here what the board sends after its command has ended.
+def unpack(archive: Any, into: Path, host: str) -> None:
+    """Bring what a board has sent into the empty folder `into`.
 
     Args:
-        link: to the board.
-        size: bytes of the archive.
-        into: an empty folder here, which gets it under the names it has below the board's own.
+        archive: a file of bytes, at its beginning.
+        into: gets it.
+        host: of the board, for messages.
 
     Raises:
-        EnvironmentalError: the connection was lost, or what came is nothing one would ask for.
+        EnvironmentalError: it is damaged, or something in it is nothing one would ask for.
     """
     if not hasattr(tarfile, "data_filter"):
         raise EnvironmentalError(
             "this Python's tarfile has no data filter, which results of a board go through: "
             "expected 3.10.12, 3.11.4 or later"
         )
-    part: Any = _Part(link.stdout, size)
     try:
-        with tarfile.open(fileobj=part, mode="r|", bufsize=_PIECE, tarinfo=_PlainInfo) as tar:
+        with tarfile.open(fileobj=archive, mode="r:", tarinfo=_PlainInfo) as tar:
             tar.extractall(into, members=_checked(tar), filter="data")
-        while part.read(_PIECE):
-            pass
     except _RefusedError as e:
-        raise EnvironmentalError(f"{link.board.host} sent {e}; nothing of it is kept") from e
+        raise EnvironmentalError(f"{host} sent {e}; nothing of it is kept") from e
     # ValueError: what tarfile makes of some damaged headers.
     except (tarfile.TarError, EOFError, ValueError) as e:
-        if part.cut:
-            raise link.lost("fetching results") from e
         raise EnvironmentalError(
-            f"the results of {link.board.host} did not arrive whole ({e}): run it again"
+            f"the results of {host} did not arrive whole ({e}): run it again"
         ) from e
 
 
@@ -168,16 +125,18 @@ class _PlainInfo(tarfile.TarInfo):
 
 def _checked(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """The members of `tar`, each refused where no result is called so."""
-    size = 0
     for count, member in enumerate(tar, 1):
-        size += member.size
-        if size > _MOST_BACK or count > _MOST_FILES_BACK:
-            raise _RefusedError(f"more than {_MOST_BACK >> 30} GiB or {_MOST_FILES_BACK} files")
-        name = member.name
-        if plain(name) != name:
+        if count > _MOST_FILES_BACK:
+            raise _RefusedError(f"more than {_MOST_FILES_BACK} files")
+        if plain(member.name) != member.name:
             # Names are shown to a person too.
-            raise _RefusedError(f"{name!r}, which is no plain file of its results")
-        if any(part.startswith(".") for part in PurePosixPath(name).parts):
+            raise _RefusedError(f"{member.name!r}, which is no plain file of its results")
+        if any(part.startswith(".") for part in PurePosixPath(member.name).parts):
             # What steers a shell or a repository is called so.
-            raise _RefusedError(f"{name!r}, a hidden file or a path that leads elsewhere")
+            raise _RefusedError(f"{member.name!r}, a hidden file or a path that leads elsewhere")
         yield member
+
+
+def plain(text: str) -> str:
+    """`text` without control characters: what a board writes must not steer this terminal."""
+    return "".join(c for c in text if c == "\t" or (c >= " " and not "\x7f" <= c <= "\x9f"))
