@@ -17,18 +17,26 @@ from edgehp.engines.openvino import OpenVinoEngine
 from edgehp.networks.graph import build_graph, graph_bytes
 from edgehp.networks.spec import NetworkSpec
 from tests.helpers import a_manifest, random_crops, random_network
+from tests.pose_graphs import SPEC, pose_graph
 
 GOLDEN = 4
 
 
 @cache
-def _network(size: int) -> tuple[NetworkSpec, bytes, npt.NDArray[np.uint8], Golden, str]:
+def _network(
+    size: int, small: bool
+) -> tuple[NetworkSpec, bytes, npt.NDArray[np.uint8], Golden, str]:
     """An untrained network, its graph, crops with their answers, and the version of OpenVINO."""
-    weights, spec = random_network(size=size)
-    graph, crops = graph_bytes(build_graph(weights, spec)), random_crops(GOLDEN, size)
+    crops = random_crops(GOLDEN, size)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "engine.onnx"
-        path.write_bytes(graph)
+        if small:
+            spec = SPEC.with_size(size)
+            pose_graph(path, size=size)
+        else:
+            weights, spec = random_network(size=size)
+            path.write_bytes(graph_bytes(build_graph(weights, spec)))
+        graph = path.read_bytes()
         with OpenVinoEngine(path, threads=1) as engine:
             answer, version = engine.infer(crops), engine.info.version
     golden = Golden(
@@ -40,9 +48,14 @@ def _network(size: int) -> tuple[NetworkSpec, bytes, npt.NDArray[np.uint8], Gold
     return spec, graph, crops, golden, version
 
 
-def make_artifact(directory: Path, size: int = 32, name: str = "random-cpu-fp32") -> Path:
-    """An FP32 artifact of an untrained network with its reference graph, under `directory`."""
-    spec, graph, crops, golden, version = _network(size)
+def make_artifact(
+    directory: Path, size: int = 32, name: str = "random-cpu-fp32", *, small: bool = False
+) -> Path:
+    """An FP32 artifact of an untrained network with its reference graph, under `directory`.
+
+    A small one reads the pose from the colour instead, and has kilobytes.
+    """
+    spec, graph, crops, golden, version = _network(size, small)
     with ArtifactWriter(directory / name) as writer:
         (writer.path / "engine.onnx").write_bytes(graph)
         (writer.path / "reference.onnx").write_bytes(graph)

@@ -32,7 +32,7 @@ from tests.faults import no_flush
 
 
 def start(root: Path) -> slots.Boot[SelfTestResult]:
-    return slots.boot(root, parts.here, sleep=lambda seconds: None)
+    return slots.boot(root, parts.here)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,15 @@ class Shop:
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
+def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds of the pauses of a start, which nobody waits for."""
+    pauses: list[float] = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    return pauses
+
+
+@pytest.fixture
+def shop(tmp_path: Path, waited: list[float]) -> Iterator[Shop]:
     with no_flush():
         yield Shop(tmp_path, parts.new_signer(tmp_path), tmp_path / "device" / "edgehp")
 
@@ -187,7 +195,7 @@ def test_no_space(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_installer_at_a_time(shop: Shop) -> None:
     shop.install("one")
-    with disk.locked(shop.root / "lock", wait=False):
+    with disk.locked(shop.root / "lock"):
         with pytest.raises(EnvironmentalError, match="another installer"):
             shop.install("two")
         with pytest.raises(EnvironmentalError, match="another installer"):
@@ -261,7 +269,7 @@ def test_the_service_and_root_share_the_locks(shop: Shop) -> None:
     # One that is there already is never given away.
     other = shop.root / "other.lock"
     other.touch(0o600)
-    with disk.locked(other, wait=False):
+    with disk.locked(other):
         assert other.stat().st_uid == 0
 
 
@@ -439,40 +447,34 @@ def test_another_slot_is_not_confirmed_for_the_one_that_ran(shop: Shop) -> None:
     assert slots.status(shop.root).confirmed
 
 
-@dataclass
-class Late:
-    """A driver that is there after so many tries, and a clock that nobody waits for."""
+def late(tries: int) -> Callable[[Path], SelfTestResult]:
+    """The self-test with a driver that is there after so many tries."""
+    left = iter(range(tries))
 
-    tries: int
-    waited: float = 0.0
-
-    def test(self, artifact: Path) -> SelfTestResult:
-        self.tries -= 1
-        if self.tries >= 0:
+    def test(artifact: Path) -> SelfTestResult:
+        if next(left, None) is not None:
             raise EnvironmentalError("the driver is not there")
         return parts.here(artifact)
 
-    def sleep(self, seconds: float) -> None:
-        self.waited += seconds
+    return test
 
 
-def test_a_driver_that_comes_late_counts_against_nobody(shop: Shop) -> None:
+def test_a_driver_that_comes_late_counts_against_nobody(shop: Shop, waited: list[float]) -> None:
     shop.install("one")
     shop.boot()
     slots.confirm(shop.root)
     shop.install("two")
-    late = Late(5)
-    found = slots.boot(shop.root, late.test, sleep=late.sleep)
+    found = slots.boot(shop.root, late(5))
     assert (found.slot.artifact_name, found.fell_back) == ("two", None)
-    assert 1 < late.waited < slots.PATIENCE_S
+    assert 1 < sum(waited) < slots.PATIENCE_S
     before = slots.status(shop.root)
     assert before.unconfirmed_starts == 1
     # One that never comes: no other slot, no start counted, and an end.
     for _ in range(slots.MAX_FAILED_STARTS + 1):
-        never = Late(1000)
+        waited.clear()
         with pytest.raises(EnvironmentalError, match="driver is not there"):
-            slots.boot(shop.root, never.test, sleep=never.sleep)
-        assert never.waited <= slots.PATIENCE_S
+            slots.boot(shop.root, late(1000))
+        assert sum(waited) <= slots.PATIENCE_S
         assert slots.status(shop.root) == before
     assert shop.boot().slot.artifact_name == "two"
 
@@ -525,7 +527,7 @@ def test_neither_slot_passes(shop: Shop) -> None:
     shop.install("three")
     slots.confirm(shop.root)
     with pytest.raises(EnvironmentalError, match="no driver"):
-        slots.boot(shop.root, no_driver, sleep=lambda seconds: None)
+        slots.boot(shop.root, no_driver)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from edgehp.shipping.offers import Offer, read_memory
 from edgehp.shipping.signature import read_public_key
 from tests import ship_parts as parts
 from tests.faults import deaths, no_flush
-from tests.update_parts import Fleet, ago, name_here, new_fleet, served
+from tests.update_parts import Fleet, name_here, new_fleet, served
 
 KEPT = {"lock", "memory.json", "device-id"}
 
@@ -429,12 +429,12 @@ def test_rollback_of_the_repository(fleet: Fleet, root: Path) -> None:
 
 
 def test_freeze(fleet: Fleet, root: Path) -> None:
-    fleet.publish(now=ago(31))
+    fleet.publish(days_ago=31)
     refused(fleet, root, CompatibilityError, "freeze", "timestamp.json is expired")
     fleet.publish()
     assert fleet.update(root).slot is not None
     # Now the same list for ever: it is refused once it has expired, also by who has seen it.
-    fleet.publish(now=ago(31))
+    fleet.publish(days_ago=31)
     fleet.add("three")
     message = refused(fleet, root, CompatibilityError, "freeze")
     assert "UTC" in message
@@ -717,7 +717,7 @@ def test_renewing_needs_the_timestamp_key_alone(fleet: Fleet, root: Path) -> Non
 
 
 def test_lists_are_renewed_in_time(fleet: Fleet, root: Path) -> None:
-    assert set(fleet.publish(now=ago(-200))) == {"timestamp", "snapshot", "targets"}
+    assert set(fleet.publish(days_ago=-200)) == {"timestamp", "snapshot", "targets"}
     assert fleet.update(root).serial == 2
 
 
@@ -799,7 +799,7 @@ def test_a_publisher_that_dies(fleet: Fleet, tmp_path: Path, seed: int) -> None:
 
 def test_two_publishers(fleet: Fleet) -> None:
     with (
-        disk.locked(fleet.public / ".staged" / "lock", wait=False),
+        disk.locked(fleet.public / ".staged" / "lock"),
         pytest.raises(EnvironmentalError, match="somebody else"),
     ):
         fleet.publish()

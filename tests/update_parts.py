@@ -12,17 +12,14 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from edgehp.shipping import repository, slots
 from edgehp.shipping.fetch import Pace, open_source
 from edgehp.shipping.update import Update, update
 from tests import ship_parts as parts
 
-NOW = datetime.now(timezone.utc)
-
-
-def ago(days: float) -> datetime:
-    return NOW - timedelta(days=days)
+NOW = datetime.now(timezone.utc).replace(microsecond=0)
 
 
 @dataclass(frozen=True)
@@ -60,8 +57,10 @@ class Fleet:
         repository.set_rollout(self.public, name, **change)
         self.publish()
 
-    def publish(self, **options: Any) -> dict[str, int]:
-        return repository.publish(self.public, self.keys, **options)
+    def publish(self, days_ago: float = 0) -> dict[str, int]:
+        at = NOW - timedelta(days=days_ago)
+        with patch.object(repository, "_now", lambda: at):
+            return repository.publish(self.public, self.keys)
 
     def release(self, *names: str, **options: Any) -> None:
         for name in names:

@@ -50,10 +50,8 @@ from edgehp.shipping.signature import (
     PublicKey,
     Statement,
     described,
-    parse_statement,
     read_private_key,
     require,
-    signed_payload,
     verify_signature,
 )
 
@@ -122,7 +120,7 @@ class VerifiedBundle:
             try:
                 disk.allow(folder, 0o755)
                 with open_container(self.path) as container:
-                    _extract(container, self.files, folder)
+                    self._extract(container, folder)
             except (OSError, EdgehpError):
                 disk.remove_tree(folder)
                 raise
@@ -131,6 +129,18 @@ class VerifiedBundle:
                 f"cannot unpack {self.path} into {folder} ({e.strerror or e}); make room or choose "
                 "another place"
             ) from e
+
+    def _extract(self, container: Container, folder: Path) -> None:
+        if container.sizes != tuple(f.size for f in self.files):
+            raise _altered(self.path, "other files than a moment ago")
+        for index, file in enumerate(self.files):
+            target = folder / file.path
+            disk.make_folder(target.parent)
+            fault = f"{file.path} has changed since it was verified"
+            disk.write_file(target, container.checked(index, file.sha256, fault))
+        for inner in sorted({(folder / f.path).parent for f in self.files}, reverse=True):
+            disk.flush_folder(inner)
+        disk.flush_folder(folder.parent)
 
 
 def make_bundle(
@@ -189,7 +199,8 @@ def make_bundle(
             _copy(source, folder, max_latency_ms, rxswin)
             section = _sign(folder, Path(work) / "signature.json", key, password)
             packed = Path(work) / "bundle"
-            _pack(folder, section, packed)
+            statement, _ = verify_signature(section, [signer], packed)
+            _pack([folder / name for name, _ in statement.files], section, packed)
             # As a device would: the copy must be what the manifest lists, and the key must fit.
             made = verify_bundle(packed, [signer])
             os.replace(packed, output)  # noqa: PTH105
@@ -232,11 +243,8 @@ def _verified(container: Container, statement: Statement, signer: str) -> Verifi
         for (name, sha256), size in zip(statement.files, container.sizes, strict=True)
     )
     for index, file in enumerate(files):
-        digest = hashlib.sha256()
-        for piece in container.pieces(index):
-            digest.update(piece)
-        if digest.hexdigest() != file.sha256:
-            raise _altered(path, f"{file.path} is not what was signed")
+        for _ in container.checked(index, file.sha256, f"{file.path} is not what was signed"):
+            pass
     manifest = _manifest(container, files, statement)
     return VerifiedBundle(path, statement.digest, signer, manifest, files)
 
@@ -267,27 +275,6 @@ def _manifest(
     return manifest
 
 
-def _extract(container: Container, files: tuple[BundleFile, ...], folder: Path) -> None:
-    if container.sizes != tuple(f.size for f in files):
-        raise _altered(container.path, "other files than a moment ago")
-    for index, file in enumerate(files):
-        target = folder / file.path
-        disk.make_folder(target.parent)
-        digest = hashlib.sha256()
-        disk.write_file(target, _hashed(container, index, digest))
-        if digest.hexdigest() != file.sha256:
-            raise _altered(container.path, f"{file.path} has changed since it was verified")
-    for inner in sorted({(folder / f.path).parent for f in files}, reverse=True):
-        disk.flush_folder(inner)
-    disk.flush_folder(folder.parent)
-
-
-def _hashed(container: Container, index: int, digest: hashlib._Hash) -> Iterator[bytes]:
-    for piece in container.pieces(index):
-        digest.update(piece)
-        yield piece
-
-
 def _altered(path: Path, found: str) -> CompatibilityError:
     return CompatibilityError(f"{path} was altered: found {found}; get the bundle again")
 
@@ -296,7 +283,7 @@ def _check_output(output: Path) -> None:
     """Refuse to replace what is no bundle: a slip of the keyboard must not cost the key."""
     if output.is_dir():
         raise UsageError(f"{output} is a folder; name the file to write with --output")
-    if os.path.lexists(output) and not is_container(output):
+    if os.path.lexists(output) and not (output.is_file() and _is_bundle(output)):
         raise UsageError(
             f"{output} is there and is no bundle, so it is not overwritten; choose another "
             "--output, or remove it"
@@ -346,9 +333,7 @@ def _sign(folder: Path, signature: Path, key: Path, password: str | None) -> byt
     return json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _pack(folder: Path, section: bytes, target: Path) -> None:
-    statement = parse_statement(signed_payload(section), target)
-    paths = [folder / name for name, _ in statement.files]
+def _pack(paths: list[Path], section: bytes, target: Path) -> None:
     with target.open("xb") as file:
         file.write(pack_front(section, tuple(p.stat().st_size for p in paths)))
         for path in paths:
@@ -390,6 +375,20 @@ class Container:
             at += len(piece)
             yield piece
 
+    def checked(self, index: int, sha256: str, fault: str) -> Iterator[bytes]:
+        """As `pieces`, with a check at the end.
+
+        Raises:
+            CompatibilityError: the SHA-256 (hex) is another one; `fault` says so.
+            DataError: as of `pieces`.
+        """
+        digest = hashlib.sha256()
+        for piece in self.pieces(index):
+            digest.update(piece)
+            yield piece
+        if digest.hexdigest() != sha256:
+            raise _altered(self.path, fault)
+
 
 @contextmanager
 def open_container(path: Path) -> Iterator[Container]:
@@ -409,19 +408,10 @@ def open_container(path: Path) -> Iterator[Container]:
         os.close(descriptor)
 
 
-def is_container(path: Path) -> bool:
+def _is_bundle(path: Path) -> bool:
     """Whether the file begins as a bundle does, damaged or not, of whatever version."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
-        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        return regular and os.pread(descriptor, len(MAGIC), 0) == MAGIC
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def pack_front(signature: bytes, sizes: tuple[int, ...]) -> bytes:

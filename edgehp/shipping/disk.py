@@ -16,7 +16,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -163,52 +163,38 @@ def remove_tree(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool) -> Iterator[None]:
+def locked(path: Path, busy: str | None = None) -> Iterator[None]:
     """Hold the lock of the file `path` while the block runs; it dies with its process.
 
     The file stays: removing it would let two processes lock two files of the same name. It is for
     its owner alone: whoever may read a file may lock it, and would hold up every start for ever.
     One that root makes is given to the owner of its folder, who counts starts there.
 
-    Raises:
-        BlockingIOError: another process holds it and `wait` is false.
-        OSError: the file cannot be made.
-    """
-    descriptor = _open_lock(path)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _open_lock(path: Path) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    try:
-        descriptor = os.open(path, flags | os.O_EXCL, 0o600)
-    except FileExistsError:
-        # Never given away: somebody may have put another's file there.
-        return os.open(path, flags, 0o600)
-    if os.geteuid() == 0:
-        owner = os.stat(path.parent)  # noqa: PTH116 - by the names of os, see above
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)
-    return descriptor
-
-
-@contextmanager
-def exclusive(path: Path, busy: str) -> Iterator[None]:
-    """Hold the lock of the file `path`, or say that somebody else does.
+    Args:
+        path: of the file.
+        busy: what to say where another process holds it; None waits for that one.
 
     Raises:
         EnvironmentalError: another process holds it; `busy` says so.
         OSError: the file cannot be made.
     """
-    with ExitStack() as held:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, flags | os.O_EXCL, 0o600)
+        if os.geteuid() == 0:
+            owner = os.stat(path.parent)  # noqa: PTH116 - by the names of os, see above
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    except FileExistsError:
+        # Never given away: somebody may have put another's file there.
+        descriptor = os.open(path, flags, 0o600)
+    try:
         try:
-            held.enter_context(locked(path, wait=False))
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError as e:
             raise EnvironmentalError(busy) from e
         yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -86,8 +86,8 @@ def init(folder: Path, keys: Path, *, password: str | None = None) -> Path:
         targets.signed.unrecognized_fields[_SERIAL] = 0
         for name in ("metadata", "targets", STAGED):
             disk.make_folder(folder / name)
-        _write_metadata(folder / STAGED / "targets.json", targets)
-        _write_metadata(folder / "metadata" / "1.root.json", signed)
+        disk.replace_file(folder / STAGED / "targets.json", targets.to_bytes())
+        disk.replace_file(folder / "metadata" / "1.root.json", signed.to_bytes())
     publish(folder, keys, password=password)
     return folder / "metadata" / "1.root.json"
 
@@ -135,7 +135,7 @@ def add(folder: Path, bundle: Path, trust: Sequence[PublicKey], *, share: int = 
         disk.flush_folder(public.parent)
         targets.signed.targets[offer.path] = target
         targets.signed.unrecognized_fields[_SERIAL] = serial
-        _write_metadata(folder / STAGED / "targets.json", targets)
+        disk.replace_file(folder / STAGED / "targets.json", targets.to_bytes())
     return offer
 
 
@@ -180,7 +180,7 @@ def set_rollout(
         changed = structs.replace(found, state=state or "offered", share=share or found.share)
         custom = targets.signed.targets[found.path].unrecognized_fields["custom"]
         custom[FIELD] = changed.to_dict()
-        _write_metadata(folder / STAGED / "targets.json", targets)
+        disk.replace_file(folder / STAGED / "targets.json", targets.to_bytes())
     return changed
 
 
@@ -190,7 +190,6 @@ def publish(
     *,
     days: int | None = None,
     password: str | None = None,
-    now: datetime | None = None,
 ) -> dict[str, int]:
     """Sign what was added or rotated and make it public; without news, renew the timestamp.
 
@@ -202,7 +201,6 @@ def publish(
         keys: folder with ``<role>.pem``.
         days: how long the timestamp counts; 30 when omitted.
         password: of the keys.
-        now: the time; the clock's when omitted.
 
     Returns:
         Role -> version of the metadata that was signed now; roles that stayed are left out.
@@ -215,26 +213,22 @@ def publish(
     _require_tuf()
     from tuf.api.metadata import Metadata, Snapshot, Timestamp
 
-    metadata, staged, rotated = (
-        folder / "metadata",
-        folder / STAGED / "targets.json",
-        folder / STAGED / "root.json",
-    )
+    metadata, staged = folder / "metadata", folder / STAGED / "targets.json"
+    rotated = folder / STAGED / "root.json"
     with _writing(folder):
         root = _read_metadata(rotated) if rotated.exists() else _newest_root(folder)
         # Everything is signed before anything is written: a missing key changes nothing.
-        signing = _Signing(root, keys, password, now)
-        targets, snapshot = _staged_or_published(folder), _newest(folder, "snapshot")
-        new_targets = staged.exists() or not _lasts(root, "targets", targets, now)
-        lists = Metadata(Snapshot()) if snapshot is None else _read_metadata(snapshot)
+        signing = _Signing(root, keys, password)
+        targets, (last, lists) = _staged_or_published(folder), _newest(folder, "snapshot")
+        new_targets = staged.exists() or not _lasts(root, "targets", targets)
+        lists = lists or Metadata(Snapshot())
         if new_targets:
-            version = 1 + _version_of(_newest(folder, "targets"))
+            version = 1 + _newest(folder, "targets")[0]
             lists.signed.meta = {"targets.json": signing.sign("targets", targets, version)}
         path = metadata / "timestamp.json"
         timestamp = _read_metadata(path) if path.exists() else Metadata(Timestamp())
-        if new_targets or not _lasts(root, "snapshot", lists, now):
-            version = 1 + _version_of(snapshot)
-            timestamp.signed.snapshot_meta = signing.sign("snapshot", lists, version)
+        if new_targets or not _lasts(root, "snapshot", lists):
+            timestamp.signed.snapshot_meta = signing.sign("snapshot", lists, last + 1)
         version = 1 + timestamp.signed.version if path.exists() else 1
         signing.sign("timestamp", timestamp, version, days)
         if rotated.exists():
@@ -260,7 +254,6 @@ class _Signing:
     root: Metadata[Root]
     keys: Path
     password: str | None
-    now: datetime | None
     files: list[tuple[str, bytes]] = field(default_factory=list)
     versions: dict[str, int] = field(default_factory=dict)
 
@@ -272,7 +265,7 @@ class _Signing:
 
         key = self.keys / f"{role}.pem"
         signer = _signer_of(key, self.password)
-        item.signed.version, item.signed.expires = version, _expiry(role, self.now, days)
+        item.signed.version, item.signed.expires = version, _expiry(role, days)
         item.signatures.clear()
         item.sign(signer)
         if not _counts(self.root, role, item):
@@ -355,21 +348,22 @@ def rotate_key(
             disk.move(path, keys / f"{role}.pem.{old}.revoked")
         disk.move(fresh, path)
         disk.make_folder(staged.parent)
-        _write_metadata(staged, root)
+        disk.replace_file(staged, root.to_bytes())
     return path
 
 
-def _expiry(role: str, now: datetime | None = None, days: int | None = None) -> datetime:
-    at = (now or datetime.now(timezone.utc)).astimezone(timezone.utc).replace(microsecond=0)
-    return at + timedelta(days=LIFETIMES[role] if days is None else days)
+def _now() -> datetime:
+    return datetime.now(timezone.utc).replace(microsecond=0)
 
 
-def _lasts(root: Metadata[Root], role: str, item: Metadata[Any], now: datetime | None) -> bool:
+def _expiry(role: str, days: int | None = None) -> datetime:
+    return _now() + timedelta(days=LIFETIMES[role] if days is None else days)
+
+
+def _lasts(root: Metadata[Root], role: str, item: Metadata[Any]) -> bool:
     """Whether it is rightly signed, and for half of its lifetime at least."""
-    at = (now or datetime.now(timezone.utc)).astimezone(timezone.utc)
-    half = timedelta(days=LIFETIMES[role] / 2)
-    expires: datetime = item.signed.expires
-    return _counts(root, role, item) and expires - at > half
+    left: timedelta = item.signed.expires - _now()
+    return _counts(root, role, item) and left > timedelta(days=LIFETIMES[role] / 2)
 
 
 def _counts(root: Metadata[Root], role: str, item: Metadata[Any]) -> bool:
@@ -388,34 +382,32 @@ def _counts(root: Metadata[Root], role: str, item: Metadata[Any]) -> bool:
 
 def _newest_root(folder: Path) -> Metadata[Root]:
     """The root metadata that is public."""
-    path = _newest(folder, "root")
-    if path is None:
+    _, found = _newest(folder, "root")
+    if found is None:
         raise DataError(f"{folder} is no repository; make one with: edgehp repo init {folder}")
-    return _read_metadata(path)
+    return found
 
 
 def _staged_or_published(folder: Path) -> Metadata[Targets]:
     """The list of targets that the next `publish` signs."""
     staged = folder / STAGED / "targets.json"
-    path = staged if staged.exists() else _newest(folder, "targets")
-    if path is None:
+    found = _read_metadata(staged) if staged.exists() else _newest(folder, "targets")[1]
+    if found is None:
         raise DataError(f"{folder}: the list of targets is missing; restore it from a copy")
-    return _read_metadata(path)
+    return found
 
 
-def _newest(folder: Path, role: str) -> Path | None:
-    """The file with the largest version, None where there is none."""
+def _newest(folder: Path, role: str) -> tuple[int, Metadata[Any] | None]:
+    """The largest version that is public, and its list; 0 and None where there is none."""
     found = [
         (int(path.name.partition(".")[0]), path)
         for path in (folder / "metadata").glob(f"*.{role}.json")
         if path.name.partition(".")[0].isdecimal()
     ]
-    return max(found)[1] if found else None
-
-
-def _version_of(path: Path | None) -> int:
-    """The version in the name of a file; 0 where there is none."""
-    return 0 if path is None else int(path.name.partition(".")[0])
+    if not found:
+        return 0, None
+    version, path = max(found)
+    return version, _read_metadata(path)
 
 
 def _read_metadata(path: Path) -> Metadata[Any]:
@@ -429,11 +421,6 @@ def _read_metadata(path: Path) -> Metadata[Any]:
         raise DataError(f"{path} is no TUF metadata ({e}); restore it from a copy") from e
 
 
-def _write_metadata(path: Path, item: Metadata[Any]) -> None:
-    """Replace a file, whole or not at all."""
-    disk.replace_file(path, item.to_bytes())
-
-
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     """One publisher at a time; an `OSError` of the block is said as one about the repository."""
@@ -443,7 +430,7 @@ def _writing(folder: Path) -> Iterator[None]:
             return
         disk.make_folder(folder / STAGED)
         busy = f"somebody else is changing {folder}; wait for it"
-        with disk.exclusive(folder / STAGED / "lock", busy):
+        with disk.locked(folder / STAGED / "lock", busy):
             yield
 
 

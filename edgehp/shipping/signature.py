@@ -14,7 +14,6 @@ from __future__ import annotations
 import base64
 import binascii
 import codecs
-import hashlib
 import logging
 import stat
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from msgspec import Meta
 from edgehp._installed import install_extra
 from edgehp.artifact.manifest import FileName, Sha256
 from edgehp.errors import CompatibilityError, EnvironmentalError, UsageError
-from edgehp.files import Record, decode_text, read_bytes, strict_json
+from edgehp.files import Record, decode_text, read_bytes, sha256_bytes, strict_json
 from edgehp.shipping import PASSWORD_VARIABLE
 
 logger = logging.getLogger(__name__)
@@ -160,7 +159,7 @@ def described(key: Any, path: Path) -> PublicKey:
     pem: bytes = key.public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    return PublicKey(hashlib.sha256(pem).hexdigest(), pem, str(path))
+    return PublicKey(sha256_bytes(pem), pem, str(path))
 
 
 def _no_key(path: Path, error: Exception) -> UsageError:
@@ -286,7 +285,7 @@ def verify_signature(
     for key in trust:
         if key.fingerprint == hint:
             _check(key, payload, signature, path)
-            return parse_statement(payload, path), key.fingerprint
+            return _statement(payload, path), key.fingerprint
     known = ", ".join(f"{k.fingerprint[:16]} ({k.source})" for k in trust)
     raise CompatibilityError(
         f"{path} was signed with the key {hint[:16]!r}, trusted: {known}\nhint: get a bundle from "
@@ -294,43 +293,31 @@ def verify_signature(
     )
 
 
-def signed_payload(section: bytes) -> bytes:
-    """The statement inside a signature section that was made a moment ago.
-
-    Raises:
-        ValueError: it is no such section.
-    """
-    return _base64(_parsed(section, _SigstoreBundle).dsseEnvelope.payload)
-
-
-def parse_statement(payload: bytes, path: Path) -> Statement:
-    """Parse the signed statement of the bundle `path`.
+def _statement(payload: bytes, path: Path) -> Statement:
+    """The signed statement of the bundle `path`.
 
     Raises:
         CompatibilityError: it is not a statement about an artifact.
     """
     try:
-        return _statement(_parsed(payload, _InToto))
+        values = _parsed(payload, _InToto)
+        if values.predicate.serialization.allow_symlinks:
+            raise ValueError("symbolic links allowed")
+        files = tuple((r.name, r.digest) for r in values.predicate.resources)
+        folded = [name.lower() for name, _ in files]
+        if len(set(folded)) != len(folded):
+            raise ValueError("a path twice")
+        if {p.partition("/")[0] for p in folded if "/" in p} & set(folded):
+            raise ValueError("a path that is a file and a folder")
+        digest = sha256_bytes(b"".join(bytes.fromhex(d) for _, d in files))
+        (subject,) = values.subject
+        if subject.digest.sha256 != digest:
+            raise ValueError("a digest that does not fit its files")
     except ValueError as e:
         raise CompatibilityError(
             f"{path} is signed, but not an artifact: its statement has {e}\n"
             "hint: make the bundle again with 'edgehp bundle'"
         ) from e
-
-
-def _statement(values: _InToto) -> Statement:
-    (subject,) = values.subject
-    if values.predicate.serialization.allow_symlinks:
-        raise ValueError("symbolic links allowed")
-    files = tuple((r.name, r.digest) for r in values.predicate.resources)
-    folded = [path.lower() for path, _ in files]
-    if len(set(folded)) != len(folded):
-        raise ValueError("a path twice")
-    if {p.partition("/")[0] for p in folded if "/" in p} & set(folded):
-        raise ValueError("a path that is a file and a folder")
-    digest = hashlib.sha256(b"".join(bytes.fromhex(d) for _, d in files)).hexdigest()
-    if subject.digest.sha256 != digest:
-        raise ValueError("a digest that does not fit its files")
     return Statement(subject.name, digest, files)
 
 

@@ -92,7 +92,7 @@ class Slot(Record, frozen=True, kw_only=True):
         selftest: what the golden vectors gave at installation.
     """
 
-    name: str
+    name: Literal["a", "b"]
     artifact: Path
     digest: str
     signer: str
@@ -270,14 +270,13 @@ def _finish(artifact: Path) -> None:
 
 def _recorded(bundle: VerifiedBundle, stage: Path, root: Path, result: SelfTestResult) -> Slot:
     """Write the record of what was staged; all of it is on disk when this returns."""
-    slots = [s for name in SLOT_NAMES if (s := read_slot(root, name)) is not None]
     slot = Slot(
-        name="",
+        name="a",
         artifact=stage / "artifact",
         digest=bundle.digest,
         signer=bundle.signer,
         artifact_name=bundle.manifest.name,
-        sequence=1 + max([read_state(root).sequence, *(s.sequence for s in slots)]),
+        sequence=1 + max([read_state(root).sequence, *(s.sequence for s in _installed(root))]),
         manifest_sha256=sha256_file(stage / "artifact" / MANIFEST_NAME),
         built_here=bundle.manifest.state == "deferred",
         selftest=result,
@@ -371,7 +370,7 @@ def _installing(root: Path) -> Iterator[None]:
     with _writing(root):
         disk.make_folder(root / "slots")
         busy = f"another installer is at work in {root}; wait for it"
-        with disk.exclusive(root / "lock", busy):
+        with disk.locked(root / "lock", busy):
             yield
 
 
@@ -454,7 +453,6 @@ def boot(
     test: Callable[[Path], T],
     *,
     discard: Callable[[T], object] = lambda _: None,
-    sleep: Callable[[float], object] = time.sleep,
 ) -> Boot[T]:
     """Choose the slot to run: count the start, check the records, test the slot.
 
@@ -473,10 +471,9 @@ def boot(
         root: the root directory.
         test: checks hashes, device and golden vectors of an artifact directory, and raises an
             `EdgehpError` if anything is not right. What it gives is passed on, so that nothing is
-            opened or verified twice.
-        discard: frees what `test` gave for a slot that will not be run.
-        sleep: waits so many seconds; `test` is tried again after an `EnvironmentalError` for
+            opened or verified twice. It is tried again after an `EnvironmentalError`, for
             `PATIENCE_S` together.
+        discard: frees what `test` gave for a slot that will not be run.
 
     Raises:
         DataError: nothing is installed.
@@ -486,11 +483,10 @@ def boot(
     """
     if not _is_root(root):
         raise _nothing_installed(root)
-    starting = _Start(root, test, sleep)
     for _ in range(_TRIES):
         state = _counted(root)
         try:
-            found = starting.chosen(state)
+            found = _chosen(root, state, test)
         except EdgehpError as e:
             if _unchanged(root, state):
                 if isinstance(e, EnvironmentalError):
@@ -535,7 +531,7 @@ def confirm(root: Path, slot: Slot | None = None) -> None:
 
 def _confirmed_here(root: Path, state: State) -> tuple[int, ...]:
     """Those that were confirmed and are still installed."""
-    here = {s.sequence for name in SLOT_NAMES if (s := read_slot(root, name)) is not None}
+    here = {slot.sequence for slot in _installed(root)}
     return tuple(n for n in state.confirmed if n in here)
 
 
@@ -556,67 +552,51 @@ def _uncount(root: Path, state: State) -> None:
             _note(root, replace(read_state(root), starts=state.starts))
 
 
-@dataclass(frozen=True)
-class _Start(Generic[T]):
-    """Tests slots until one passes."""
-
-    root: Path
-    test: Callable[[Path], T]
-    sleep: Callable[[float], object]
-
-    def chosen(self, state: State) -> Boot[T]:
-        """The current slot if it passes, else the other one; nothing is written."""
-        slot = read_slot(self.root, str(state.current))
-        other = read_slot(self.root, _other_than(state.current))
-        worn_out = state.starts >= MAX_FAILED_STARTS
-        unconfirmed = f"it was started {MAX_FAILED_STARTS} times and never reported to run well"
-        if slot is not None and worn_out and (other is None or other.digest in state.failed):
-            logger.warning("slot %s: %s, and there is none to return to", slot.name, unconfirmed)
-            worn_out = False
-        failure: EdgehpError
-        if slot is None:
-            failure = CompatibilityError("its record is missing or damaged")
-        elif worn_out:
-            failure = CompatibilityError(unconfirmed)
-        else:
-            try:
-                return Boot(slot, self._tested(slot), None)
-            except EnvironmentalError:
-                raise
-            except EdgehpError as e:
-                failure = e
-        words = failure.sentence
-        left = f"slot {state.current}: {words}"
-        if other is None:
-            raise type(failure)(
-                f"{left}; there is no other slot\nhint: install a bundle"
-            ) from failure
+def _chosen(root: Path, state: State, test: Callable[[Path], T]) -> Boot[T]:
+    """The current slot if it passes, else the other one; nothing is written."""
+    slot, other = read_slot(root, str(state.current)), read_slot(root, _other_than(state.current))
+    worn_out = state.starts >= MAX_FAILED_STARTS
+    unconfirmed = f"it was started {MAX_FAILED_STARTS} times and never reported to run well"
+    if slot is not None and worn_out and (other is None or other.digest in state.failed):
+        logger.warning("slot %s: %s, and there is none to return to", slot.name, unconfirmed)
+        worn_out = False
+    missing = "its record is missing or damaged"
+    failure: EdgehpError = CompatibilityError(missing if slot is None else unconfirmed)
+    if slot is not None and not worn_out:
         try:
-            return Boot(other, self._tested(other), words)
-        except EdgehpError as second:
-            if worn_out and slot is not None:
-                text = second.sentence
-                logger.warning("slot %s: %s; slot %s stays", other.name, text, slot.name)
-                return Boot(slot, self._tested(slot), None)
-            kind = (
-                EnvironmentalError if isinstance(second, EnvironmentalError) else CompatibilityError
-            )
-            raise kind(
-                f"{left}; slot {other.name}: {second.sentence}\nhint: install a bundle"
-            ) from second
+            return Boot(slot, _tested(slot, test), None)
+        except EnvironmentalError:
+            raise
+        except EdgehpError as e:
+            failure = e
+    left = f"slot {state.current}: {failure.sentence}"
+    if other is None:
+        raise type(failure)(f"{left}; there is no other slot\nhint: install a bundle") from failure
+    try:
+        return Boot(other, _tested(other, test), failure.sentence)
+    except EdgehpError as second:
+        if worn_out and slot is not None:
+            text = second.sentence
+            logger.warning("slot %s: %s; slot %s stays", other.name, text, slot.name)
+            return Boot(slot, _tested(slot, test), None)
+        kind = EnvironmentalError if isinstance(second, EnvironmentalError) else CompatibilityError
+        raise kind(
+            f"{left}; slot {other.name}: {second.sentence}\nhint: install a bundle"
+        ) from second
 
-    def _tested(self, slot: Slot) -> T:
-        waited, pause = 0.0, _FIRST_PAUSE_S
-        while True:
-            try:
-                _check_record(slot)
-                return self.test(slot.artifact)
-            except EnvironmentalError as e:
-                if waited + pause > PATIENCE_S:
-                    raise
-                logger.warning("slot %s: %s; tried again in %.1f s", slot.name, e, pause)
-            self.sleep(pause)
-            waited, pause = waited + pause, min(2 * pause, _LONGEST_PAUSE_S)
+
+def _tested(slot: Slot, test: Callable[[Path], T]) -> T:
+    waited, pause = 0.0, _FIRST_PAUSE_S
+    while True:
+        try:
+            _check_record(slot)
+            return test(slot.artifact)
+        except EnvironmentalError as e:
+            if waited + pause > PATIENCE_S:
+                raise
+            logger.warning("slot %s: %s; tried again in %.1f s", slot.name, e, pause)
+        time.sleep(pause)
+        waited, pause = waited + pause, min(2 * pause, _LONGEST_PAUSE_S)
 
 
 def _settled(root: Path, state: State, found: Boot[Any]) -> bool:
@@ -664,18 +644,13 @@ def read_state(root: Path) -> State:
     try:
         return msgspec.convert(_content(path), State)
     except (OSError, ValueError) as e:
-        slots = [s for name in SLOT_NAMES if (s := read_slot(root, name)) is not None]
-        newest = max(slots, key=lambda s: s.sequence, default=None)
-        found = State() if newest is None else _current(newest)
+        newest = max(_installed(root), key=lambda s: s.sequence, default=None)
+        found = State() if newest is None else State(newest.name, newest.sequence)
         if newest is not None or not isinstance(e, FileNotFoundError):
             logger.warning(
                 "%s is missing or damaged (%s): slot %s taken as current", path, e, found.current
             )
         return found
-
-
-def _current(slot: Slot) -> State:
-    return State("a" if slot.name == "a" else "b", slot.sequence)
 
 
 def read_slot(root: Path, name: str) -> Slot | None:
@@ -689,6 +664,11 @@ def read_slot(root: Path, name: str) -> Slot | None:
     except (OSError, ValueError) as e:
         logger.warning("%s is damaged (%s): the slot counts as empty", folder / _RECORD, e)
         return None
+
+
+def _installed(root: Path) -> list[Slot]:
+    """The slots that have a record."""
+    return [slot for name in SLOT_NAMES if (slot := read_slot(root, name)) is not None]
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -718,7 +698,7 @@ def _note(root: Path, state: State) -> None:
 
 
 def _state_lock(root: Path) -> AbstractContextManager[None]:
-    return disk.locked(root / "state.lock", wait=True)
+    return disk.locked(root / "state.lock")
 
 
 @contextmanager

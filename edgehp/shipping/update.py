@@ -119,7 +119,7 @@ def update(
     with disk.writing(str(root), "check its owner and the disk, or choose another --root"):
         disk.make_folder(folder)
         busy = f"another update is at work in {folder}; wait for it"
-        with disk.exclusive(folder / "lock", busy):
+        with disk.locked(folder / "lock", busy):
             disk.sweep(folder, ".work-", ".memory.json.")
             with step("refresh"):
                 lists = refresh(source, root_metadata, folder)
