@@ -176,7 +176,8 @@ class CaptureThread:
             with self._changed:
                 self._lost = reason
             named = self.source.named(reason)
-            hint = "" if error is None else "".join(f"\n{line}" for line in _hint(error))
+            lines = [] if error is None else str(error).splitlines()[1:]
+            hint = "".join(f"\n{without_password(line)}" for line in lines)
             if complaints.due(reason, time.monotonic()):
                 logger.warning(
                     "%s; trying again, every %g s at the latest%s", named, self._longest, hint
@@ -270,10 +271,6 @@ def _line(error: BaseException) -> str:
     """An error in one line; OpenCV's have several, and may repeat the URL with its password."""
     words = error.sentence if isinstance(error, EdgehpError) else str(error)
     return without_password(" ".join(words.split())) or type(error).__name__
-
-
-def _hint(error: EdgehpError) -> list[str]:
-    return [without_password(line) for line in str(error).splitlines()[1:]]
 
 
 # --- saying a lasting fault at growing intervals --------------------------------------------------

@@ -163,7 +163,9 @@ class Runtime:
         while not self._stop.is_set():
             frame = capture.take(_TICK)
             self.watchdog.alive()
-            self._check_metrics()
+            if self.metrics is not None and not self.metrics.alive:
+                logger.warning("the thread that serves the counters has ended: --metrics is silent")
+                self.metrics = None
             if time.monotonic_ns() > settled:
                 self._confirm()
             for sink in self.sinks:
@@ -381,11 +383,6 @@ class Runtime:
             self.metrics.result(state, latency)
             if status is not None:
                 self.metrics.totals(self._totals(status))
-
-    def _check_metrics(self) -> None:
-        if self.metrics is not None and not self.metrics.alive:
-            logger.warning("the thread that serves the counters has ended: --metrics is silent")
-            self.metrics = None
 
     def _write(self, values: Mapping[str, Any]) -> None:
         text = json_line(values)

@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +21,6 @@ import numpy.typing as npt
 
 from edgehp.errors import (
     DataError,
-    EdgehpError,
     EnvironmentalError,
     UsageError,
     without_password,
@@ -181,27 +181,14 @@ def _read(capture: Capture, source: Source) -> tuple[bool, object]:
         raise EnvironmentalError(source.named(f"reading failed: {e}")) from e
 
 
-@dataclass(frozen=True)
-class PhotoReading:
-    """How photos are decoded.
-
-    Attributes:
-        upright: turn them as their EXIF orientation says, as viewers do. A head pose is relative to
-            the picture's upright. Box lists refer to the pixels as stored: False with one.
-        bits: significant bits of 16-bit samples; see `edgehp.images.to_8_bits`.
-        fps: frames a second that a folder stands for.
-    """
-
-    upright: bool = True
-    bits: int | None = None
-    fps: float = _DEFAULT_RATE
-
-
 class Photos:
     """Photos as frames; one that cannot be read comes as the `DataError` that says why."""
 
-    def __init__(self, photos: tuple[Path, ...], root: Path, reading: PhotoReading) -> None:
-        self._photos, self._root, self._reading = photos, root, reading
+    def __init__(
+        self, photos: tuple[Path, ...], root: Path, fps: float, upright: bool, bits: int | None
+    ) -> None:
+        self._photos, self._root, self._fps = photos, root, fps
+        self._upright, self._bits = upright, bits
         self._next = 0
         self.name, self.seconds = "", 0.0
 
@@ -209,13 +196,13 @@ class Photos:
         """The next photo, uint8 BGR, or what is wrong; not ok at the end."""
         if self._next == len(self._photos):
             return False, None
-        path, how = self._photos[self._next], self._reading
+        path = self._photos[self._next]
         self.name = path.name if path == self._root else path.relative_to(self._root).as_posix()
-        self.seconds = self._next / how.fps
+        self.seconds = self._next / self._fps
         self._next += 1
         try:
             data = read_bytes(path, "a photo")
-            photo = decode_photo(data, str(path), upright=how.upright, bits=how.bits)
+            photo = decode_photo(data, str(path), upright=self._upright, bits=self._bits)
         except DataError as e:
             return True, e
         return True, np.ascontiguousarray(photo[..., ::-1])
@@ -315,8 +302,9 @@ def parse_source(
             ``camera:NAME`` of a link in /dev/v4l/by-id or by-path) or ``gstreamer:PIPELINE`` (its
             last element an appsink).
         fps: play a file at this rate; by default a video by its own times, a folder at 30.
-        upright: see `PhotoReading`.
-        bits: see `PhotoReading`.
+        upright: turn photos as their EXIF orientation says, as viewers do. A head pose is relative
+            to the picture's upright. Box lists refer to the pixels as stored: False with one.
+        bits: significant bits of 16-bit samples; see `edgehp.images.to_8_bits`.
 
     Raises:
         UsageError: none of these.
@@ -335,7 +323,7 @@ def parse_source(
             f"hint: give 'gstreamer:{_ELEMENTS.get(scheme, _ELEMENTS['rtsp'])} ! decodebin ! "
             "videoconvert ! video/x-raw,format=BGR ! appsink drop=1 max-buffers=1'"
         )
-    return _file(text, fps, PhotoReading(upright, bits, fps or _DEFAULT_RATE))
+    return _file(text, fps, upright, bits)
 
 
 def _camera(spec: str, name: str) -> Source:
@@ -364,16 +352,10 @@ def _camera(spec: str, name: str) -> Source:
 
 
 def _cameras_hint() -> str:
-    found = [str(p) for folder in (*_CAMERA_LINKS, Path("/dev")) for p in _cameras_in(folder)]
+    found = [str(p) for folder in _CAMERA_LINKS for p in sorted(folder.glob("*"))]
+    found += map(str, sorted(Path("/dev").glob("video*")))
     here = f"; here are {', '.join(found[:4])}" if found else "; there is none here now"
     return f"\nhint: a camera is camera:0, /dev/video0 or /dev/v4l/by-id/NAME{here}"
-
-
-def _cameras_in(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.glob("video*" if folder.name == "dev" else "*"))
-    except OSError:
-        return []
 
 
 def _pipeline(pipeline: str, name: str) -> Source:
@@ -397,24 +379,20 @@ def _pipeline(pipeline: str, name: str) -> Source:
     )
 
 
-def _file(text: str, fps: float | None, reading: PhotoReading) -> Source:
-    path = Path(text)
+def _file(text: str, fps: float | None, upright: bool, bits: int | None) -> Source:
+    path, rate = Path(text), fps or _DEFAULT_RATE
     suffix = path.suffix.lower()
-    if path.is_dir():
+    if path.is_dir() or (suffix in PHOTO_SUFFIXES and path.is_file()):
+        kind = "folder" if path.is_dir() else "photo"
         # As stored means: a list of boxes says so.
-        photos = find_photos(path, listed=not reading.upright)
-        return Source(
-            text, False, lambda: Photos(photos, path, reading), reading.fps, "folder", photos
-        )
+        photos = find_photos(path, listed=not upright) if kind == "folder" else (path,)
+        opener = partial(Photos, photos, path, rate, upright, bits)
+        return Source(text, False, opener, rate, kind, photos)
     if not path.is_file():
         like = text.lower().startswith("camera") or text.isdigit()
         what = "a link to nowhere, expected a" if path.is_symlink() else "no such"
         raise DataError(
             f"{text}: {what} photo, folder or video" + ("\nhint: did you mean camera:0?" * like)
-        )
-    if suffix in PHOTO_SUFFIXES:
-        return Source(
-            text, False, lambda: Photos((path,), path, reading), reading.fps, "photo", (path,)
         )
     if suffix in VIDEO_SUFFIXES:
         require_utf8(text)
@@ -443,18 +421,13 @@ def _opened(capture: cv2.VideoCapture, name: str) -> Capture:
     if capture.isOpened():
         return capture
     capture.release()
-    raise _cannot_open(name)
-
-
-def _cannot_open(name: str) -> EdgehpError:
+    hint = "is it connected, free, and yours to use (group video)?"
     if name.startswith(_GSTREAMER):
-        return EnvironmentalError(
-            f"{name} cannot be opened\nhint: try the pipeline with gst-launch-1.0, with fakesink "
-            "in place of appsink; OpenCV's own words come with edgehp -vv"
+        hint = (
+            "try the pipeline with gst-launch-1.0, with fakesink in place of appsink; OpenCV's own "
+            "words come with edgehp -vv"
         )
-    return EnvironmentalError(
-        f"{name} cannot be opened\nhint: is it connected, free, and yours to use (group video)?"
-    )
+    raise EnvironmentalError(f"{name} cannot be opened\nhint: {hint}")
 
 
 def _unreadable(name: str, what: str) -> DataError:

@@ -230,22 +230,14 @@ def verify_bundle(path: Path, trust: Sequence[PublicKey]) -> VerifiedBundle:
     """
     with open_container(path) as container:
         statement, signer = verify_signature(container.signature, trust, path)
-        return _verified(container, statement, signer)
-
-
-def _verified(container: Container, statement: Statement, signer: str) -> VerifiedBundle:
-    """The bundle, after hashing its files against the statement."""
-    path = container.path
-    if len(container.sizes) != len(statement.files):
-        raise _altered(path, f"{len(container.sizes)} files, {len(statement.files)} were signed")
-    files = tuple(
-        BundleFile(name, sha256, size)
-        for (name, sha256), size in zip(statement.files, container.sizes, strict=True)
-    )
-    for index, file in enumerate(files):
-        for _ in container.checked(index, file.sha256, f"{file.path} is not what was signed"):
-            pass
-    manifest = _manifest(container, files, statement)
+        sizes, signed = container.sizes, statement.files
+        if len(sizes) != len(signed):
+            raise _altered(path, f"{len(sizes)} files, {len(signed)} were signed")
+        files = tuple(BundleFile(*file, size) for file, size in zip(signed, sizes, strict=True))
+        for index, file in enumerate(files):
+            for _ in container.checked(index, file.sha256, f"{file.path} is not what was signed"):
+                pass
+        manifest = _manifest(container, files, statement)
     return VerifiedBundle(path, statement.digest, signer, manifest, files)
 
 
@@ -283,11 +275,16 @@ def _check_output(output: Path) -> None:
     """Refuse to replace what is no bundle: a slip of the keyboard must not cost the key."""
     if output.is_dir():
         raise UsageError(f"{output} is a folder; name the file to write with --output")
-    if os.path.lexists(output) and not (output.is_file() and _is_bundle(output)):
-        raise UsageError(
-            f"{output} is there and is no bundle, so it is not overwritten; choose another "
-            "--output, or remove it"
-        )
+    if not os.path.lexists(output):
+        return
+    if output.is_file():  # nothing else is opened: a named pipe would wait for a writer
+        with output.open("rb") as file:
+            if file.read(len(MAGIC)) == MAGIC:
+                return
+    raise UsageError(
+        f"{output} is there and is no bundle, so it is not overwritten; choose another --output, "
+        "or remove it"
+    )
 
 
 def _copy(
@@ -406,12 +403,6 @@ def open_container(path: Path) -> Iterator[Container]:
         yield _checked(descriptor, path)
     finally:
         os.close(descriptor)
-
-
-def _is_bundle(path: Path) -> bool:
-    """Whether the file begins as a bundle does, damaged or not, of whatever version."""
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
 
 
 def pack_front(signature: bytes, sizes: tuple[int, ...]) -> bytes:

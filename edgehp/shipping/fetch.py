@@ -18,7 +18,7 @@ from pathlib import Path
 
 from edgehp import __version__
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError
-from edgehp.progress import Step, step
+from edgehp.progress import step
 from edgehp.shipping import disk
 
 logger = logging.getLogger(__name__)
@@ -81,17 +81,14 @@ class DirectorySource:
 
     @staticmethod
     def _read(descriptor: int, at: int, full: Path) -> Iterator[bytes]:
-        while True:
-            try:
-                piece = os.pread(descriptor, _CHUNK, at)
-            except OSError as e:
-                raise EnvironmentalError(
-                    f"{full} cannot be read on from byte {at} ({e.strerror or e}); check the medium"
-                ) from e
-            if not piece:
-                return
-            at += len(piece)
-            yield piece
+        try:
+            while piece := os.pread(descriptor, _CHUNK, at):
+                at += len(piece)
+                yield piece
+        except OSError as e:
+            raise EnvironmentalError(
+                f"{full} cannot be read on from byte {at} ({e.strerror or e}); check the medium"
+            ) from e
 
 
 @dataclass(frozen=True)
@@ -276,8 +273,20 @@ def download(source: Source, path: str, target: Path, length: int) -> None:
             os.ftruncate(descriptor, 0)
             at = 0
         if at < length:
-            with step("download", length, "B") as going:
-                at = _fetched(source, path, descriptor, at, length, going)
+            with step("download", length, "B") as going, source.pieces(path, at) as (start, pieces):
+                if start:
+                    logger.info("%s: going on from byte %d of %d", path, start, length)
+                if start != at:
+                    os.ftruncate(descriptor, start)
+                at = start
+                for piece in pieces:
+                    at += len(piece)
+                    if at > length:
+                        raise _endless(source, path, length)
+                    left = memoryview(piece)
+                    while left:
+                        left = left[os.write(descriptor, left) :]
+                    going.update(at)
         if at < length:
             raise EnvironmentalError(
                 f"{source.name}: {path} ended after {at} of {length} bytes; copy or publish the "
@@ -290,32 +299,6 @@ def download(source: Source, path: str, target: Path, length: int) -> None:
         os.fsync(descriptor)
         os.close(descriptor)
     disk.flush_folder(target.parent)
-
-
-def _fetched(
-    source: Source,
-    path: str,
-    descriptor: int,
-    at: int,
-    length: int,
-    going: Step,
-) -> int:
-    """Append what is missing and return the length reached."""
-    with source.pieces(path, at) as (start, pieces):
-        if start:
-            logger.info("%s: going on from byte %d of %d", path, start, length)
-        if start != at:
-            os.ftruncate(descriptor, start)
-        at = start
-        for piece in pieces:
-            at += len(piece)
-            if at > length:
-                raise _endless(source, path, length)
-            left = memoryview(piece)
-            while left:
-                left = left[os.write(descriptor, left) :]
-            going.update(at)
-    return at
 
 
 def _endless(source: Source, path: str, limit: int) -> CompatibilityError:

@@ -43,7 +43,6 @@ from edgehp.shipping.signature import require
 from edgehp.targets import load_target
 
 if TYPE_CHECKING:
-    from tuf.api.metadata import TargetFile
     from tuf.ngclient import FetcherInterface
 
 logger = logging.getLogger(__name__)
@@ -248,12 +247,13 @@ def read_memory(folder: Path) -> Memory:
 
 
 def write_memory(folder: Path, memory: Memory) -> None:
-    """Replace what is remembered; when this returns it is on disk.
+    """Replace what is remembered, if it is news; when this returns it is on disk.
 
     Raises:
         OSError: the disk is full or refuses.
     """
-    disk.replace_file(folder / _MEMORY, disk.sealed(msgspec.to_builtins(memory)))
+    if memory != read_memory(folder):
+        disk.replace_file(folder / _MEMORY, disk.sealed(msgspec.to_builtins(memory)))
 
 
 def refresh(source: Source, root_metadata: Path, folder: Path) -> Lists:
@@ -301,26 +301,19 @@ def refresh(source: Source, root_metadata: Path, folder: Path) -> Lists:
             raise _refusal(source.name, asked[-1] if asked else "metadata", e) from e
         finally:
             # New keys are kept even if what they signed is refused: old ones are worth nothing now.
-            found = _accepted(scratch)
-            if found != memory.files:
-                write_memory(folder, replace(memory, files=found))
+            write_memory(folder, replace(memory, files=_accepted(scratch)))
         root = Metadata[Root].from_bytes((scratch / "root.json").read_bytes()).signed
         targets = Metadata[Targets].from_bytes((scratch / "targets.json").read_bytes()).signed
     listed = []
     for path, target in targets.targets.items():
         try:
-            listed.append(_listed(path, target))
+            values = {"sha256": target.hashes["sha256"], "length": target.length}
+            values["offer"] = Offer.from_dict(path, target.custom[FIELD])
+            listed.append(msgspec.convert(values, Listed))
         except (ValueError, KeyError, TypeError) as e:
             logger.info("%s: passed over, it is no bundle (%s)", path, _short(e))
     listed.sort(key=lambda one: (one.offer.serial, one.offer.path), reverse=True)
     return Lists(tuple(listed), tuple(sorted(root.roles[Targets.type].keyids)))
-
-
-def _listed(path: str, target: TargetFile) -> Listed:
-    """A target of the list; ValueError or KeyError where it is no bundle."""
-    offer = Offer.from_dict(path, target.custom[FIELD])
-    values = {"offer": offer, "sha256": target.hashes["sha256"], "length": target.length}
-    return msgspec.convert(values, Listed)
 
 
 def _fetcher(source: Source, asked: list[str]) -> FetcherInterface:

@@ -104,7 +104,9 @@ def read_private_key(path: Path, password: str | None) -> tuple[Any, str | None]
     data = _key_file(path)
     serialization = require("cryptography.hazmat.primitives.serialization", "sign")
     unsupported = require("cryptography.exceptions", "sign").UnsupportedAlgorithm
-    _warn_of_readers(path)
+    # Bundles and lists can be signed by whoever reads it.
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        logger.warning("%s can be read by others than its owner; chmod 600 it", path)
     try:
         try:
             return serialization.load_pem_private_key(data, None), None
@@ -123,12 +125,6 @@ def read_private_key(path: Path, password: str | None) -> tuple[Any, str | None]
             ) from e
     except (ValueError, unsupported) as e:
         raise _no_key(path, e) from e
-
-
-def _warn_of_readers(path: Path) -> None:
-    # Bundles and lists can be signed by whoever reads it.
-    if stat.S_IMODE(path.stat().st_mode) & 0o077:
-        logger.warning("%s can be read by others than its owner; chmod 600 it", path)
 
 
 def _key_file(path: Path) -> bytes:

@@ -490,7 +490,9 @@ def boot(
         except EdgehpError as e:
             if _unchanged(root, state):
                 if isinstance(e, EnvironmentalError):
-                    _uncount(root, state)
+                    with _state_lock_if_possible(root):
+                        if _unchanged(root, state):
+                            _note(root, replace(read_state(root), starts=state.starts))
                 raise
         else:
             if _settled(root, state, found):
@@ -543,13 +545,6 @@ def _counted(root: Path) -> State:
             raise _nothing_installed(root)
         _note(root, replace(state, starts=state.starts + 1))
         return state
-
-
-def _uncount(root: Path, state: State) -> None:
-    """Take back what `_counted` noted."""
-    with _state_lock_if_possible(root):
-        if _unchanged(root, state):
-            _note(root, replace(read_state(root), starts=state.starts))
 
 
 def _chosen(root: Path, state: State, test: Callable[[Path], T]) -> Boot[T]:

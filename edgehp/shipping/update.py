@@ -134,7 +134,7 @@ def update(
 
             chosen, decisions = _newest(lists, have, misfit)
             memory = replace(memory, decisions=decisions[:_DECISIONS_KEPT])
-            _remember(folder, replace(memory, serial=have, keys=lists.keys))
+            write_memory(folder, replace(memory, serial=have, keys=lists.keys))
             slot = None
             if chosen is not None:
                 slots.require_spare(root)
@@ -158,7 +158,7 @@ def update(
                     disk.remove_tree(part)
                     raise
                 have = chosen.offer.serial
-                _remember(folder, replace(memory, serial=have, keys=lists.keys))
+                write_memory(folder, replace(memory, serial=have, keys=lists.keys))
             _forget_parts(folder, None)
     passed_over = tuple(d for d in decisions if d.reason is not None)
     return Update(slot, None if chosen is None else chosen.offer.path, have, passed_over)
@@ -216,35 +216,23 @@ def _device_id(folder: Path) -> str:
 
 def _fetched(source: Source, chosen: Listed, folder: Path) -> Path:
     """The bundle file, as listed; resumed if a part is there."""
-    part = folder / f"{chosen.sha256}{_PART}"
+    part, length = folder / f"{chosen.sha256}{_PART}", chosen.length
     _forget_parts(folder, part)
-    resumed = part.exists()
-    length = chosen.length
-    missing = length - (part.stat().st_size if resumed else 0)
-    disk.require_space(folder, missing + _SPARE_BYTES, "download")
-    download(source, chosen.location, part, length)
-    if not _is_listed(part, chosen):
+    while True:
+        resumed = part.exists()
+        missing = length - (part.stat().st_size if resumed else 0)
+        disk.require_space(folder, missing + _SPARE_BYTES, "download")
+        download(source, chosen.location, part, length)
+        if sha256_file(part) == chosen.sha256:
+            return part
         disk.remove_tree(part)
-        if resumed:
-            # What a power cut left of a file need not be what was written.
-            logger.info("%s: what was here of it is damaged: it is fetched anew", part.name)
-            download(source, chosen.location, part, length)
-        if not resumed or not _is_listed(part, chosen):
-            disk.remove_tree(part)
+        if not resumed:
             raise CompatibilityError(
                 f"{source.name}: {chosen.location} is not the bundle that is listed (another "
                 "SHA-256)\nhint: copy or publish the repository again, whole"
             )
-    return part
-
-
-def _is_listed(part: Path, chosen: Listed) -> bool:
-    return part.stat().st_size == chosen.length and sha256_file(part) == chosen.sha256
-
-
-def _remember(folder: Path, memory: Memory) -> None:
-    if memory != read_memory(folder):
-        write_memory(folder, memory)
+        # What a power cut left of a file need not be what was written.
+        logger.info("%s: what was here of it is damaged: it is fetched anew", part.name)
 
 
 def _forget_parts(folder: Path, but: Path | None) -> None:
