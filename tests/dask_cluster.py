@@ -1,4 +1,7 @@
-"""A real Dask scheduler with certificates of its own, and workers, started by a test."""
+"""A real Dask scheduler with certificates of its own, and workers, started by a test.
+
+Every worker imports this module, for the work that it gets: nothing heavy is imported at its top.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +13,25 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from edgehp.datasets.stores import FilePhoto
+from edgehp.errors import DataError
 
-from tests.ssh_server import REPO
-
+REPO = Path(__file__).resolve().parent.parent
 TLS = "distributed.comm.tls"
 
 
 def certificates(folder: Path) -> dict[str, str]:
     """Dask's settings for a CA of our own and one certificate of it that all use."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
     now = datetime.datetime.now(datetime.timezone.utc)
     keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
     names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, n)]) for n in ("ca", "node")]
@@ -132,3 +138,50 @@ def children(pid: int) -> list[int]:
         return []
     found = [int(p) for p in text.split()]
     return found + [g for p in found for g in children(p)]
+
+
+@dataclass(frozen=True)
+class KillingPhoto(FilePhoto):
+    """A photo that kills whoever reads it."""
+
+    def read(self) -> bytes:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return b""
+
+
+@dataclass(frozen=True)
+class Doubling:
+    """Doubles numbers; some items kill their worker, or are refused."""
+
+    folder: Path
+    kills: dict[int, int] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+
+    def open(self, folder: Path | None) -> Callable[[int], int]:
+        def double(item: int) -> int:
+            count = len(list(self.folder.glob(f"{item}-*")))
+            if count < self.kills.get(item, 0):
+                (self.folder / f"{item}-{count}").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if item == 13:
+                raise DataError("13 is refused")
+            return 2 * item + sum(
+                len((folder or Path()).joinpath(n).read_bytes()) for n in self.files
+            )
+
+        return double
+
+
+@dataclass(frozen=True)
+class Sleeping:
+    """Leaves a file for every item that it begins."""
+
+    folder: Path
+    files: dict[str, Path] = field(default_factory=dict)
+
+    def open(self, folder: Path | None) -> Callable[[int], None]:
+        def sleep(item: int) -> None:
+            (self.folder / f"pid-{item}").touch()
+            time.sleep(0.1)
+
+        return sleep

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,18 @@ import pytest
 from edgehp.cli.main import main
 from edgehp.cluster import ShardsLostError, Workers, run_shards
 from edgehp.datasets.base import Dataset, Skips
-from edgehp.datasets.stores import FilePhoto
 from edgehp.errors import DataError, EnvironmentalError, UsageError
 from edgehp.networks.description import load_description
 from edgehp.training.labelling import label_samples
-from tests.dask_cluster import Cluster, certificates, children, environment
+from tests.dask_cluster import (
+    Cluster,
+    Doubling,
+    KillingPhoto,
+    Sleeping,
+    certificates,
+    children,
+    environment,
+)
 from tests.faces import teacher_toml, write_faces
 from tests.test_validation_run import artifact_of, biwi_tree
 
@@ -49,15 +55,6 @@ def cluster(tls: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> It
         found.stop()
 
 
-@dataclass(frozen=True)
-class KillingPhoto(FilePhoto):
-    """A photo that kills whoever reads it."""
-
-    def read(self) -> bytes:
-        os.kill(os.getpid(), signal.SIGKILL)
-        return b""
-
-
 @pytest.fixture(params=["processes", "cluster"])
 def workers(request: pytest.FixtureRequest) -> Workers:
     if request.param == "processes":
@@ -68,29 +65,6 @@ def workers(request: pytest.FixtureRequest) -> Workers:
 @pytest.fixture
 def faces(tmp_path: Path) -> Dataset:
     return write_faces(tmp_path / "faces", 40, np.random.default_rng(5))
-
-
-@dataclass(frozen=True)
-class Doubling:
-    """Doubles numbers; some items kill their worker, or are refused."""
-
-    folder: Path
-    kills: dict[int, int] = field(default_factory=dict)
-    files: dict[str, Path] = field(default_factory=dict)
-
-    def open(self, folder: Path | None) -> Callable[[int], int]:
-        def double(item: int) -> int:
-            count = len(list(self.folder.glob(f"{item}-*")))
-            if count < self.kills.get(item, 0):
-                (self.folder / f"{item}-{count}").touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            if item == 13:
-                raise DataError("13 is refused")
-            return 2 * item + sum(
-                len((folder or Path()).joinpath(n).read_bytes()) for n in self.files
-            )
-
-        return double
 
 
 def test_a_death_costs_its_shard_once_more(workers: Workers, tmp_path: Path) -> None:
@@ -230,7 +204,7 @@ def test_an_end_here_leaves_nothing_running(
     script = f"""
 from pathlib import Path
 from edgehp.cluster import Workers, run_shards
-from tests.test_cluster import Sleeping
+from tests.dask_cluster import Sleeping
 if __name__ == "__main__":
     workers = Workers(2) if {way!r} == "processes" else Workers(address={cluster.address!r})
     list(run_shards(Sleeping(Path({str(tmp_path)!r})), range(100), workers, size=50))
@@ -252,21 +226,6 @@ if __name__ == "__main__":
     time.sleep(0.5)
     assert len(list(tmp_path.glob("pid-*"))) == count
     assert not list(cluster.folder.rglob("edgehp-*"))
-
-
-@dataclass(frozen=True)
-class Sleeping:
-    """Leaves a file for every item that it begins."""
-
-    folder: Path
-    files: dict[str, Path] = field(default_factory=dict)
-
-    def open(self, folder: Path | None) -> Callable[[int], None]:
-        def sleep(item: int) -> None:
-            (self.folder / f"pid-{item}").touch()
-            time.sleep(0.1)
-
-        return sleep
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 30) -> bool:

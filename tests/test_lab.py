@@ -21,9 +21,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench_artifact import make_artifact
+from tests.ship_parts import tiny_artifact
 from tests.ssh_server import EDGEHP, PROGRAM, REPO, Server
-from tests.test_remote import small_artifact
 
 pytestmark = pytest.mark.slow
 
@@ -142,7 +141,7 @@ def lab(labgrid: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab
         "EDGEHP_SSH": f"ssh -F {config}",
         "OMP_NUM_THREADS": "1",
     }
-    found = Lab(folder, environment, boards, relays, small_artifact(folder / "dist"))
+    found = Lab(folder, environment, boards, relays, tiny_artifact(folder / "dist" / "tiny"))
     processes = []
     try:
         threading.Thread(target=power.serve_forever, daemon=True).start()
@@ -264,7 +263,7 @@ def test_a_board_that_the_lab_does_not_have(lab: Lab) -> None:
 
 def test_a_cold_start_after_each_power_cycle(lab: Lab, tmp_path: Path) -> None:
     lab.relays.clear()
-    artifact = make_artifact(tmp_path)
+    artifact = tiny_artifact(tmp_path / "tiny")
     words = [artifact, "--scenario", "cold-start", "--starts", 2, "--threads", 1, "--allow-invalid"]
     words += ["--lab", "name=orin-1", "--power-cycle", "--remote-command", EDGEHP]
     done = subprocess.run(

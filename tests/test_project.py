@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 import click
+import onnx
 import pytest
 from click.testing import CliRunner, Result
 
 from edgehp.cli.main import cli, main
 from edgehp.cli.project import SHARED, differences, read_project, read_recipe
 from edgehp.errors import CompatibilityError, UsageError
-from tests import build_parts
+from tests import mixed_parts
 
 
 @pytest.fixture(autouse=True)
@@ -107,9 +108,8 @@ def test_what_no_command_takes_is_refused(
 def test_three_commands_are_a_release_and_a_recipe_repeats_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    build_parts.checkpoint(tmp_path / "net.safetensors", size=32)
-    build_parts.faces(tmp_path / "val.zip", 66, 2, size=32)
-    assert edgehp("init", "--network", "net.safetensors").exit_code == 0
+    mixed_parts.small_parts(tmp_path)
+    assert edgehp("init", "--network", "small.onnx").exit_code == 0
     text = (tmp_path / "edgehp.toml").read_text().replace("max-drop = 0.1", "max-drop = 90.0")
     text = text.replace('targets = ["cpu"]', 'targets = ["cpu", "orin-nano-8gb"]')
     text = text.replace("[build]\n", "[build]\nprecision = 'fp32'\n")
@@ -130,7 +130,8 @@ def test_three_commands_are_a_release_and_a_recipe_repeats_it(
         assert run.exit_code == 0, run.output
     assert list(built.parent.glob("reports/bench-*.json"))
     # The file of the network has changed since: the build is no repetition, and says so.
-    build_parts.checkpoint(tmp_path / "net.safetensors", size=32, seed=8)
+    with (tmp_path / "small.onnx").open("ab") as network:
+        network.write(onnx.ModelProto(doc_string="another").SerializeToString())
     run = edgehp("build", "--recipe", built, "--output", "again", "--threads", "1")
     assert run.exit_code == 0, run.output
     again = json.loads(next(tmp_path.glob("again/*/manifest.json")).read_text())

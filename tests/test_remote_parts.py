@@ -185,13 +185,8 @@ def archive(*members: tuple[str, bytes, dict[str, Any]]) -> bytes:
     return stream.getvalue()
 
 
-def fetched(sent: bytes, folder: Path) -> None:
-    """What a board has sent, unpacked."""
-    unpack(io.BytesIO(sent), folder, "rogue")
-
-
 def test_long_names_come_back(tmp_path: Path) -> None:
-    fetched(archive((LONG, b"x", {})), tmp_path)
+    unpack(io.BytesIO(archive((LONG, b"x", {}))), tmp_path, "rogue")
     assert (tmp_path / LONG).read_bytes() == b"x"
 
 
@@ -212,6 +207,20 @@ def endless() -> bytes:
 
 
 @pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        (archive(("out/../../../escaped", b"x", {})), "leads elsewhere; nothing of it is kept"),
+        (archive(("out/.bashrc", b"x", {})), "a hidden file"),
+        (archive(("out/x\x1b[2J", b"x", {})), "no plain file of its results"),
+        (archive(("out/x", b"x" * 1000, {}))[:700], "did not arrive whole"),
+    ],
+)
+def test_names_that_no_result_has(sent: bytes, words: str, tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentalError, match=words):
+        unpack(io.BytesIO(sent), tmp_path, "rogue")
+
+
+@pytest.mark.parametrize(
     "sent",
     [
         # tarfile would believe it about the next member.
@@ -229,5 +238,5 @@ def endless() -> bytes:
 )
 def test_headers_that_no_board_needs(sent: bytes, tmp_path: Path) -> None:
     with pytest.raises(EnvironmentalError, match=r"rogue sent .* no plain file .* nothing of it"):
-        fetched(sent, tmp_path)
+        unpack(io.BytesIO(sent), tmp_path, "rogue")
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
