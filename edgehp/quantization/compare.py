@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -56,26 +56,6 @@ def split_crops(crops: Sequence[Crop]) -> tuple[list[int], list[int]]:
         return list(range(len(crops))), list(range(len(crops)))
     held_back = [i for i, d in enumerate(digests) if d in held]
     return [i for i, d in enumerate(digests) if d not in held], held_back
-
-
-class Subset(Sequence[Crop]):
-    """Some of the crops, read when they are asked for: loading thousands at once takes memory."""
-
-    def __init__(self, crops: Sequence[Crop], indices: Sequence[int]) -> None:
-        self._crops = crops
-        self._indices = indices
-
-    @overload
-    def __getitem__(self, index: int) -> Crop: ...
-    @overload
-    def __getitem__(self, index: slice) -> Subset: ...
-    def __getitem__(self, index: int | slice) -> Crop | Subset:
-        if isinstance(index, slice):
-            return Subset(self._crops, self._indices[index])
-        return self._crops[self._indices[index]]
-
-    def __len__(self) -> int:
-        return len(self._indices)
 
 
 class Comparison:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from edgehp._memory import keep_little
 from edgehp.errors import DataError, UsageError
 from edgehp.progress import step
-from edgehp.quantization.compare import Comparison, Difference, Subset, split_crops
+from edgehp.quantization.compare import Comparison, Difference, split_crops
 from edgehp.quantization.lint import lint
 from edgehp.quantization.qdq import Emitter
 from edgehp.quantization.ranges import METHODS
@@ -125,13 +125,13 @@ def quantize(
     keep_little(_LARGE)
     emitter = Emitter(model, config.flavor, config.body, config.float_layers)
     chosen, held = split_crops(crops)
-    own = Subset(crops, chosen)
+    own = [crops[i] for i in chosen]
     methods = tuple(METHODS) if config.method == AUTO else (config.method,)
     with step("ranges"):
         table = calibrate(
             model, own, methods=methods, flavors=(config.flavor,), threads=config.threads
         )
-    comparison = Comparison(model, Subset(crops, held), threads=config.threads)
+    comparison = Comparison(model, [crops[i] for i in held], threads=config.threads)
 
     def tried(graph: onnx.ModelProto, method: str, rounding: str) -> Candidate:
         choices = {
