@@ -17,6 +17,7 @@ from edgehp.datasets.faces import read_faces
 from edgehp.errors import DataError, UsageError
 from edgehp.files import resource_dir, sha256_bytes
 from edgehp.progress import track
+from edgehp.quantization.compare import ClippingMeter, fewer_of_large
 from edgehp.validation.appearance import (
     ADVICE,
     AppearanceCheck,
@@ -44,7 +45,7 @@ class _Use(NamedTuple):
     why: str
 
 
-# 512 crops of 224x224 are 75 MB; thresholds hardly move with more, and time does.
+# Of 112 pixels: scales hardly move with more, and time does.
 _CALIBRATION = _Use(
     SHIPPED_CALIBRATION,
     512,
@@ -191,8 +192,6 @@ def appearance_check(
         threads: processor threads.
         advice: what the warning asks for.
     """
-    from edgehp.quantization.compare import ClippingMeter
-
     meter = ClippingMeter(quantized, threads=threads)
     usual, found = (
         meter(crops.crops[spaced(len(crops), _CLIPPED)]) for crops in (calibration, held_out)
@@ -210,8 +209,9 @@ def _load(
     # The shipped and the user's crops alike take the name they have, not where they lie.
     data = read_faces(file, skip_bad=skip_bad, name=file.resolve().stem)
     data = data.with_depth(None if path is None else depth)
-    samples = [data.samples[i] for i in spaced(len(data), use.most)]
     size = preprocessing.size
+    most = fewer_of_large(use.most, size) if use is _CALIBRATION else use.most
+    samples = [data.samples[i] for i in spaced(len(data), most)]
     crops = np.empty((len(samples), size, size, 3), np.uint8)
     seen: dict[str, int] = {}
     kept: list[Sample] = []

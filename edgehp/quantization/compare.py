@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import onnx
 
 Crop = npt.NDArray[np.uint8]
-# Twice as many chose no better between candidates that differ at all.
+# Of 112 pixels. Twice as many chose no better between candidates that differ at all.
 _HELD_BACK = 64
 _SHARE = 5  # one crop in five is held back
 _OUTPUTS = ("angles", "spread")
@@ -41,17 +41,24 @@ class Difference:
     bias: tuple[float, float, float]
 
 
+def fewer_of_large(count: int, side: int) -> int:
+    """How many crops of `side` pixels say what `count` of 112 pixels do; smaller ones no less."""
+    return max(1, count * 112 // max(112, side))
+
+
 def split_crops(crops: Sequence[Crop]) -> tuple[list[int], list[int]]:
     """Indices for calibration and for comparison: disjoint, and the same for the same crops.
 
-    The crops are ordered by their SHA-256, so neither their order nor a name decides; one in five,
-    64 at most, is held back. Equal crops stay on one side. Fewer than five crops serve as both.
+    The crops are ordered by their SHA-256, so neither their order nor a name decides; one in five
+    is held back, at most 64 of 112 pixels (`fewer_of_large`). Equal crops stay on one side. Fewer
+    than five crops serve as both.
     """
     if len(crops) < _SHARE:
         return list(range(len(crops))), list(range(len(crops)))
     digests = [hashlib.sha256(np.ascontiguousarray(c).tobytes()).digest() for c in crops]
     unique = sorted(set(digests))
-    held = set(unique[: min(_HELD_BACK, max(1, len(unique) // _SHARE))])
+    most = fewer_of_large(_HELD_BACK, len(crops[0]))
+    held = set(unique[: min(most, max(1, len(unique) // _SHARE))])
     if len(held) == len(unique):
         return list(range(len(crops))), list(range(len(crops)))
     held_back = [i for i, d in enumerate(digests) if d in held]
