@@ -1,4 +1,4 @@
-"""Asking the NVIDIA driver what there is, in a process of its own.
+"""Running a program whatever becomes of it, and asking the NVIDIA driver what there is so.
 
 A broken driver can kill the process that loads it, and so can some TensorRT libraries where there
 is no driver at all; so nothing that touches a GPU is imported here before this probe has passed.
@@ -7,13 +7,17 @@ is no driver at all; so nothing that touches a GPU is imported here before this 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgehp.errors import EnvironmentalError
 
-_TIMEOUT_S = 60
+# A first import of torch from an SD card takes half a minute.
+TIMEOUT_SECONDS = 60.0
 # Plain ctypes: the question is whether the driver works, not whether a Python binding is there.
 # The numbers 75 and 76 are CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h.
 PROBE_CODE = """
@@ -50,6 +54,54 @@ print(json.dumps({"version": version, "gpus": gpus}))
 """
 
 
+@dataclass(frozen=True)
+class RunResult:
+    """How a subprocess ended.
+
+    Attributes:
+        code: exit status, negative for the signal that killed it; None if it never ran or was
+            stopped by the time limit.
+        stdout: what it wrote.
+        stderr: what it complained.
+        problem: None for exit status 0, else one clause for people.
+    """
+
+    code: int | None
+    stdout: str
+    stderr: str
+    problem: str | None
+
+
+Runner = Callable[[Sequence[str], float], RunResult]
+
+
+def run(command: Sequence[str], timeout: float = TIMEOUT_SECONDS) -> RunResult:
+    """Run `command` without a shell and without input; never raises for what it does."""
+    try:
+        done = subprocess.run(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+            encoding="utf-8",
+            errors="replace",
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except subprocess.TimeoutExpired:
+        return RunResult(None, "", "", f"did not end within {timeout:g} s")
+    except OSError as e:
+        return RunResult(None, "", "", f"cannot be run ({e.strerror or e})")
+    code, problem = done.returncode, None
+    if code < 0:
+        known = {s.value: s.name for s in signal.Signals}
+        problem = f"crashed with {known.get(-code, f'signal {-code}')}"
+    elif code:
+        lines = done.stderr.strip().splitlines()
+        problem = lines[-1].strip() if lines else f"ended with status {code}"
+    return RunResult(code, done.stdout, done.stderr, problem)
+
+
 class NoDriverError(EnvironmentalError):
     """This machine has no NVIDIA driver."""
 
@@ -75,51 +127,28 @@ class DriverProbe:
     gpus: tuple[Gpu, ...]
 
 
-def probe_driver() -> DriverProbe:
+def probe_driver(runner: Runner = run) -> DriverProbe:
     """Ask the driver in a subprocess; takes a fraction of a second.
 
     Raises:
         EnvironmentalError: there is no driver or GPU, or the driver fails, hangs or crashes.
     """
-    try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", PROBE_CODE],
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as e:
+    done = runner([sys.executable, "-I", "-c", PROBE_CODE], TIMEOUT_SECONDS)
+    if done.code is None or done.code < 0:
         raise EnvironmentalError(
-            f"the NVIDIA driver did not answer within {_TIMEOUT_S} s; look at dmesg and restart "
-            "the machine"
-        ) from e
-    except OSError as e:
-        raise EnvironmentalError(f"the driver probe could not be started: {e}") from e
-    if done.returncode < 0:
-        raise EnvironmentalError(
-            f"the NVIDIA driver crashed when asked for its GPUs (signal {-done.returncode}); "
-            "install the driver again"
+            f"the NVIDIA driver {done.problem} when asked for its GPUs; look at dmesg, restart "
+            "the machine or install the driver again"
         )
-    return read_answer(done.stdout, done.stderr)
-
-
-def read_answer(text: str, complaint: str = "") -> DriverProbe:
-    """What the driver said, from what `PROBE_CODE` wrote.
-
-    Args:
-        text: its standard output.
-        complaint: its standard error, for the message where there is no answer.
-
-    Raises:
-        EnvironmentalError: there is no driver or GPU, the driver failed, or this is no answer.
-    """
     try:
-        answer = json.loads(text)
+        answer = json.loads(done.stdout)
         if not {"missing", "failed"} & answer.keys():
-            return _probe_of(answer["version"], answer["gpus"])
+            version = answer["version"]
+            gpus = [Gpu(name, f"{major}.{minor}") for name, major, minor in answer["gpus"]]
+            if not gpus:
+                raise EnvironmentalError("the NVIDIA driver is there but finds no GPU")
+            return DriverProbe(f"{version // 1000}.{version % 1000 // 10}", tuple(gpus))
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        tail = " ".join(complaint.split())[-200:]
+        tail = " ".join(done.stderr.split())[-200:]
         raise EnvironmentalError(f"the driver probe gave no answer: {tail}") from e
     if "missing" in answer:
         raise NoDriverError(
@@ -128,13 +157,4 @@ def read_answer(text: str, complaint: str = "") -> DriverProbe:
     raise EnvironmentalError(
         f"the NVIDIA driver failed: {answer['failed']}; check nvidia-smi and the permissions of "
         "/dev/nvidia*"
-    )
-
-
-def _probe_of(version: int, gpus: list[tuple[str, int, int]]) -> DriverProbe:
-    if not gpus:
-        raise EnvironmentalError("the NVIDIA driver is there but finds no GPU")
-    return DriverProbe(
-        cuda_version=f"{version // 1000}.{version % 1000 // 10}",
-        gpus=tuple(Gpu(name, f"{major}.{minor}") for name, major, minor in gpus),
     )

@@ -19,7 +19,8 @@ from edgehp.benchmark.power.nvml import GpuState, NvmlMeter
 from edgehp.benchmark.roofline import BOARDS, peaks_for
 from edgehp.benchmark.validity import Evidence, Validity, assess
 from edgehp.device import find_jetson
-from edgehp.doctor.system import Probe, find_jetson_state, run
+from edgehp.doctor.system import Probe, find_jetson_state
+from edgehp.driver import run
 from edgehp.errors import DataError, UsageError
 from edgehp.targets import list_targets, load_target, resolve_target
 from tests.boards import GPUS, JETSONS, Board, Jetson, NVMLError, put

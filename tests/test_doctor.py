@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgehp.cli.main import COMMANDS
+from edgehp.cli.main import COMMANDS, main
 from edgehp.doctor.report import (
     BASE,
     IMPORT_CODE,
@@ -26,7 +25,8 @@ from edgehp.doctor.report import (
     how_to_install,
     requirements,
 )
-from edgehp.doctor.system import Probe, RunResult, find_cpu, find_jetson_state, find_nvidia, run
+from edgehp.doctor.system import Probe, find_cpu, find_jetson_state, find_nvidia
+from edgehp.driver import RunResult, run
 from tests.boards import JETSONS
 
 
@@ -210,17 +210,18 @@ def test_broken_base_is_not_ok(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert "SIGILL" in targets.remedies[0]
 
 
-def test_command_gives_json() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "edgehp", "doctor", "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    found = json.loads(done.stdout)
-    assert done.returncode == 0, done.stderr
-    assert found["schema_version"] == 2
+def test_command_gives_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # One package and no engine: each is imported in a process of its own.
+    monkeypatch.setattr("edgehp.doctor.report._asked", lambda: {"click": [(">=8", BASE)]})
+    monkeypatch.setattr("edgehp.doctor.report.ENGINE_KINDS", ("onnxruntime",))
+    with pytest.raises(SystemExit) as leaving:
+        main(["doctor", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (leaving.value.code or 0, found["schema_version"], found["ok"]) == (0, 2, True)
     assert {row["name"] for row in found["commands"]} == set(NEEDS)
+    assert [engine["kind"] for engine in found["engines"]] == ["onnxruntime"]
 
 
 def test_a_bare_machine_is_tested_as_far_as_it_goes() -> None:

@@ -15,7 +15,7 @@ import onnx
 import pytest
 
 from edgehp.device import find_jetson
-from edgehp.driver import DriverProbe, Gpu, probe_driver, read_answer
+from edgehp.driver import DriverProbe, Gpu, RunResult, probe_driver
 from edgehp.engines import open_engine, tensorrt_build
 from edgehp.engines.audit import LayerPrecision, PrecisionAudit
 from edgehp.engines.base import TimedEngine
@@ -463,12 +463,15 @@ def test_an_engine_without_details_is_opaque_not_fine() -> None:
 def test_a_crashing_driver_is_reported_not_suffered(monkeypatch: pytest.MonkeyPatch) -> None:
     crash = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
     monkeypatch.setattr("edgehp.driver.PROBE_CODE", crash)
-    with pytest.raises(EnvironmentalError, match="crashed when asked for its GPUs"):
+    with pytest.raises(EnvironmentalError, match="crashed with SIGSEGV when asked for its GPUs"):
         probe_driver()
 
 
 def test_the_drivers_answer_is_read() -> None:
-    found = read_answer('{"version": 12060, "gpus": [["Orin", 8, 7]]}')
+    def read(answer: str) -> DriverProbe:
+        return probe_driver(lambda *_: RunResult(0, answer, "broken interpreter", None))
+
+    found = read('{"version": 12060, "gpus": [["Orin", 8, 7]]}')
     assert found == DriverProbe("12.6", (Gpu("Orin", "8.7"),))
     for text, says in (
         ('{"missing": "libcuda.so.1"}', "no NVIDIA driver found"),
@@ -477,7 +480,7 @@ def test_the_drivers_answer_is_read() -> None:
         ("", "gave no answer: broken interpreter"),
     ):
         with pytest.raises(EnvironmentalError, match=says):
-            read_answer(text, "broken interpreter")
+            read(text)
 
 
 def test_stubs_alone_are_not_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

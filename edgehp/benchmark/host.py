@@ -10,7 +10,6 @@ import os
 import platform
 import re
 import resource
-import subprocess
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from edgehp.device import (
     read_integer,
     read_text,
 )
+from edgehp.driver import run
 
 _PACKAGES = (
     *("numpy", "opencv-python-headless", "openvino", "onnxruntime", "tensorrt"),
@@ -59,7 +59,9 @@ def describe_host(root: Path = SYSTEM_ROOT) -> dict[str, Any]:
         "memory_gib": memory_gib(root),
         "jetson": None if jetson is None else jetson.model,
         "l4t": l4t_release(root),
-        "power_mode": power_mode() if jetson is not None else None,
+        "power_mode": None
+        if jetson is None
+        else power_mode_of(run(POWER_MODE_COMMAND, 10.0).stdout),
         "governors": sorted(_each(root, "scaling_governor")),
         "cpu_mhz_limits": _limits(root),
         "cpu_quota": None if quota is None else quota.processors,
@@ -93,17 +95,6 @@ def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> lis
         )
         if before[key] != after[key]
     ]
-
-
-def power_mode() -> str | None:
-    """The name of a Jetson's active power mode by ``nvpmodel -q``, None if unknown."""
-    try:
-        done = subprocess.run(
-            POWER_MODE_COMMAND, capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return power_mode_of(done.stdout)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from edgehp.benchmark.lanes import (
     describe,
     photo_frames,
 )
-from edgehp.benchmark.power.base import PowerRecorder, open_meter
+from edgehp.benchmark.power import open_meter
+from edgehp.benchmark.power.base import PowerRecorder
 from edgehp.benchmark.power.nvml import open_gpu_state
 from edgehp.benchmark.report import BenchmarkReport, Context, assemble
 from edgehp.benchmark.roofline import Roofline, measure_peaks, roofline_of

@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.benchmark.host import read_host
-from edgehp.benchmark.power.base import METERS, TOTAL, Meter, PowerRecorder, energy_over
+from edgehp.benchmark.power import METERS
+from edgehp.benchmark.power.base import TOTAL, Meter, PowerRecorder, energy_over
 from edgehp.benchmark.power.nvml import open_gpu_state
 from edgehp.crop import Box, Picture, Preprocessing, crop_face
 from edgehp.device import find_jetson

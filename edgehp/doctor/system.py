@@ -6,14 +6,10 @@ subprocess with a time limit: a driver that crashes or hangs is reported, not su
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
-import signal
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,65 +23,9 @@ from edgehp.device import (
     processor_name,
     read_text,
 )
-from edgehp.driver import PROBE_CODE, Gpu, read_answer
+from edgehp.driver import TIMEOUT_SECONDS, Gpu, Runner, RunResult, probe_driver, run
 from edgehp.errors import EdgehpError, EnvironmentalError
 from edgehp.targets import resolve_target, target_of_part
-
-# A first import of torch from an SD card takes half a minute.
-TIMEOUT_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How a subprocess ended.
-
-    Attributes:
-        code: exit status, negative for the signal that killed it; None if it never ran or was
-            stopped by the time limit.
-        stdout: what it wrote.
-        stderr: what it complained.
-        problem: None for exit status 0, else one clause for people.
-    """
-
-    code: int | None
-    stdout: str
-    stderr: str
-    problem: str | None
-
-
-def _problem(code: int, stderr: str) -> str | None:
-    if code == 0:
-        return None
-    if code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        return f"crashed with {name}"
-    lines = stderr.strip().splitlines()
-    return lines[-1].strip() if lines else f"ended with status {code}"
-
-
-def run(command: Sequence[str], timeout: float = TIMEOUT_SECONDS) -> RunResult:
-    """Run `command` without a shell and without input; never raises for what it does."""
-    try:
-        done = subprocess.run(
-            list(command),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout,
-            check=False,
-            encoding="utf-8",
-            errors="replace",
-            env={**os.environ, "LC_ALL": "C"},
-        )
-    except subprocess.TimeoutExpired:
-        return RunResult(None, "", "", f"did not end within {timeout:g} s")
-    except OSError as e:
-        return RunResult(None, "", "", f"cannot be run ({e.strerror or e})")
-    return RunResult(
-        done.returncode, done.stdout, done.stderr, _problem(done.returncode, done.stderr)
-    )
 
 
 @dataclass(frozen=True)
@@ -99,12 +39,12 @@ class Probe:
     """
 
     root: Path = SYSTEM_ROOT
-    runner: Callable[[Sequence[str], float], RunResult] = run
+    runner: Runner = run
     disk: Path = field(default_factory=Path.cwd)
 
-    def python_code(self, code: str, timeout: float = TIMEOUT_SECONDS) -> RunResult:
+    def python_code(self, code: str) -> RunResult:
         """Run Python `code` in a process of its own."""
-        return self.runner([sys.executable, "-c", code], timeout)
+        return self.runner([sys.executable, "-c", code], TIMEOUT_SECONDS)
 
 
 # What decides how fast INT8 is: dot-product instructions of x86-64, then of aarch64.
@@ -188,12 +128,8 @@ def find_nvidia(probe: Probe) -> Nvidia:
     text = read_text(probe.root / "proc/driver/nvidia/version") or ""
     found = re.search(r"Kernel Module(?: for \S+)?\s+(?:for \S+\s+)?(\d+(?:\.\d+)+)", text)
     driver = found.group(1) if found else None
-    # In a process of its own: a broken driver may crash there.
-    result = probe.python_code(PROBE_CODE)
-    if result.problem is not None:
-        return Nvidia(driver, None, (), f"the CUDA driver probe {result.problem}")
     try:
-        answer = read_answer(result.stdout, result.stderr)
+        answer = probe_driver(probe.runner)
     except EnvironmentalError as e:
         return Nvidia(driver, None, (), str(e))
     return Nvidia(driver, answer.cuda_version, answer.gpus, None)

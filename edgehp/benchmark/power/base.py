@@ -1,4 +1,4 @@
-"""Power meters: their protocol, which one is used, a recorder, and energy by integration.
+"""Power meters: their protocol, a recorder, and energy by integration.
 
 A figure that is not available is None with a reason. Nothing is estimated, and rails are never
 summed unless they are disjoint.
@@ -7,19 +7,15 @@ summed unless they are disjoint.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
-from types import MappingProxyType
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from edgehp.benchmark.host import Recorder
-from edgehp.engines import PROCESSOR_ENGINES
-from edgehp.errors import EdgehpError, EnvironmentalError, MeasurementError, UsageError
+from edgehp.errors import EdgehpError, MeasurementError
 from edgehp.files import Record
 
 # What the samples of a meter are: watts at an instant, or joules since it was opened.
@@ -79,7 +75,8 @@ class Meter(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of it; calling it again does nothing."""
+        """Let go of what it holds; calling it again does nothing."""
+        return
 
 
 Array = npt.NDArray[np.float64]
@@ -241,80 +238,3 @@ class PowerRecorder(Recorder):
             logger.warning("power meter %s: %s", self.info.name, e)
             return False
         return True
-
-
-AUTO, NONE = "auto", "none"
-
-
-def _opener(module: str, name: str) -> Callable[[], Meter]:
-    """Opens the meter `name`, whose module is imported only then."""
-
-    def opener() -> Meter:
-        found = import_module(f"edgehp.benchmark.power.{module}")
-        return cast(Meter, getattr(found, name)())
-
-    return opener
-
-
-# In the order in which they are tried. On a Jetson the sysfs reading comes before jtop: the same
-# chips, with one process fewer between.
-METERS: Mapping[str, Callable[[], Meter]] = MappingProxyType(
-    {
-        "ina3221": _opener("jetson", "Ina3221Meter"),
-        "jtop": _opener("jetson", "JtopMeter"),
-        "nvml": _opener("nvml", "NvmlMeter"),
-        "rapl": _opener("rapl", "RaplMeter"),
-    }
-)
-
-
-def open_meter(
-    name: str, kind: str | None = None, meters: Mapping[str, Callable[[], Meter]] | None = None
-) -> tuple[Meter | None, str | None]:
-    """Open a meter.
-
-    Args:
-        name: a name of `METERS`, ``"auto"``, ``"none"``, ``"csv:FILE"`` or ``"command:COMMAND"``.
-        kind: of the engine; for a processor engine, ``auto`` does not take the meter of a GPU.
-        meters: other ones than `METERS`, for tests.
-
-    Returns:
-        The meter, or None and the reason why there is none.
-
-    Raises:
-        UsageError: no such meter.
-        EnvironmentalError: the meter asked for by name does not work.
-        DataError: the CSV file of an external meter cannot be used.
-    """
-    known = METERS if meters is None else meters
-    word, _, rest = name.partition(":")
-    if word == NONE:
-        return None, "not measured, as asked for"
-    if word in ("csv", "command") and rest:
-        from edgehp.benchmark.power.text import CommandMeter, CsvMeter
-
-        meter = CsvMeter(Path(rest)) if word == "csv" else CommandMeter(rest)
-        return cast(Meter, meter), None
-    if word in known and not rest:
-        try:
-            return known[word](), None
-        except MeasurementError as e:
-            raise EnvironmentalError(f"the power meter {word} does not work: {e}") from e
-    if name != AUTO:
-        raise UsageError(
-            f"no power meter {name!r}; expected auto, none, {', '.join(known)}, csv:FILE or "
-            "command:COMMAND"
-        )
-    reasons = []
-    for word, opener in known.items():
-        if word == "nvml" and kind in PROCESSOR_ENGINES:
-            reasons.append("nvml: measures a GPU, and this engine runs on the processor")
-            continue
-        if word == "rapl" and kind in ("tensorrt", "tensorrt-rtx"):
-            reasons.append("rapl: measures the processor, and this engine runs on the GPU")
-            continue
-        try:
-            return opener(), None
-        except (EnvironmentalError, MeasurementError) as e:
-            reasons.append(f"{word}: {e}")
-    return None, "no power meter works here: " + "; ".join(reasons)

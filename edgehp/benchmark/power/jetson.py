@@ -21,7 +21,7 @@ from time import perf_counter
 from typing import Any
 
 from edgehp._installed import install_extra
-from edgehp.benchmark.power.base import POWER, MeterInfo, Sample
+from edgehp.benchmark.power.base import POWER, Meter, MeterInfo, Sample
 from edgehp.device import SYSTEM_ROOT, read_integer, read_text
 from edgehp.errors import EnvironmentalError, MeasurementError
 
@@ -84,7 +84,7 @@ _CHANNELS = (1, 2, 3)
 _PERIOD_S = 0.1
 
 
-class Ina3221Meter:
+class Ina3221Meter(Meter):
     """All connected rails of all INA3221 of a board, and its INA238."""
 
     def __init__(self, root: Path = SYSTEM_ROOT, clock: Callable[[], float] = perf_counter) -> None:
@@ -116,9 +116,6 @@ class Ina3221Meter:
             raise MeasurementError("the INA3221 power monitors no longer answer")
         return Sample((before + self._clock()) / 2, watts)
 
-    def close(self) -> None:
-        """Nothing is held."""
-
 
 def _channels(root: Path) -> dict[str, tuple[Path, Path]]:
     """Rail -> the files of its millivolts and milliamperes."""
@@ -140,7 +137,7 @@ def _channels(root: Path) -> dict[str, tuple[Path, Path]]:
 _JTOP_PERIOD_S = 0.2
 
 
-class JtopMeter:
+class JtopMeter(Meter):
     """The rails that jtop's service publishes, in milliwatts there, in watts here."""
 
     def __init__(self, module: Any = None, clock: Callable[[], float] = perf_counter) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from edgehp._installed import install_extra
 from edgehp.benchmark.host import HostState
-from edgehp.benchmark.power.base import ENERGY, POWER, MeterInfo, Sample
+from edgehp.benchmark.power.base import ENERGY, POWER, Meter, MeterInfo, Sample
 from edgehp.errors import EnvironmentalError, MeasurementError
 
 # The counter moves about every 100 ms; reading faster only repeats values.
@@ -34,7 +34,7 @@ THROTTLE_REASONS = {
 }
 
 
-class NvmlMeter:
+class NvmlMeter(Meter):
     """The energy counter of CUDA's first GPU, or its power where there is no counter."""
 
     def __init__(self, module: Any = None, clock: Callable[[], float] = perf_counter) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
-from edgehp.benchmark.power.base import ENERGY, MeterInfo, Sample
+from edgehp.benchmark.power.base import ENERGY, Meter, MeterInfo, Sample
 from edgehp.device import SYSTEM_ROOT, read_integer, read_text
 from edgehp.errors import EnvironmentalError, MeasurementError
 
@@ -58,7 +58,7 @@ class _Domain:
         return self._counted
 
 
-class RaplMeter:
+class RaplMeter(Meter):
     """Every readable domain."""
 
     def __init__(self, root: Path = SYSTEM_ROOT, clock: Callable[[], float] = perf_counter) -> None:
@@ -101,9 +101,6 @@ class RaplMeter:
         before = self._clock()
         joules = {domain.name: domain.count() * 1e-6 for domain in self._domains}
         return Sample((before + self._clock()) / 2, joules)
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 def _domains(root: Path) -> list[_Domain]:

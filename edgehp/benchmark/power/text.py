@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 
-from edgehp.benchmark.power.base import MOST_WATTS, POWER, MeterInfo, Sample
+from edgehp.benchmark.power.base import MOST_WATTS, POWER, Meter, MeterInfo, Sample
 from edgehp.errors import DataError, EnvironmentalError, MeasurementError, UsageError
 
 _WALL = {"wall": "what the external meter measures"}
@@ -26,7 +26,7 @@ _LARGEST_SHIFT_S = 86_400.0
 _BYTES_A_LINE = 1 << 16
 
 
-class CsvMeter:
+class CsvMeter(Meter):
     """A CSV file that a meter's logger appends to while the benchmark runs.
 
     Its header names a time (``time``: seconds since 1970, or ISO 8601 with a zone) and ``watts``;
@@ -119,7 +119,7 @@ def _header(path: Path, line: bytes) -> list[str]:
     return names
 
 
-class CommandMeter:
+class CommandMeter(Meter):
     """A command that prints watts, run once a sample: one number, with the unit W or none."""
 
     def __init__(
@@ -163,9 +163,6 @@ class CommandMeter:
                 f"the power command printed {text[:60]!r}, expected a number of watts: {e}"
             ) from e
         return Sample((before + self._clock()) / 2, {"wall": watts})
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 def parse_watts(text: str) -> float:
