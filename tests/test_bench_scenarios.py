@@ -240,7 +240,7 @@ def test_an_interruption_keeps_the_turns_that_were_finished() -> None:
     engine = TestedEngine(Time(), 0.0)
     steps = []
 
-    def stop(progress: object) -> None:
+    def stop(*progress: object) -> None:
         steps.append(progress)
         if len(steps) == 5:
             raise KeyboardInterrupt

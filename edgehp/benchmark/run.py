@@ -11,7 +11,6 @@ import gc
 import logging
 import math
 import time
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,10 +18,9 @@ from time import perf_counter
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from edgehp.benchmark.host import Recorder
-from edgehp.benchmark.lanes import Answer, Lane, Turn, WarmUp, warm_up
+from edgehp.benchmark.lanes import Answer, Array, Lane, Turn, WarmUp, warm_up
 from edgehp.datasets.base import prefetch
 from edgehp.errors import UsageError
 
@@ -136,19 +134,17 @@ def single_stream(lane: Lane, seconds: float, clock: Clock = perf_counter) -> Tu
 
     The loop does nothing else but take the time: it must not be seen in the result.
     """
-    log = _StageLog()
+    answers: list[Answer] = []
     groups, batch = lane.groups(lane.batch), lane.batch
     start = clock()
     deadline = start + seconds
     end = start
     while end < deadline:
-        group = next(groups)
-        answer = lane.answer(group, clock)
+        answer = lane.answer(next(groups), clock)
         end = answer.end
-        log.add(answer)
-        log.end_to_end.append(end - answer.began)
-    calls = len(log.call)
-    return Turn(lane.role, END_TO_END, start, end, calls * batch, calls, log.stages(), {})
+        answers.append(answer)
+    calls, stages = len(answers), _stages(answers, [a.end - a.began for a in answers])
+    return Turn(lane.role, END_TO_END, start, end, calls * batch, calls, stages, {})
 
 
 def offline(
@@ -205,13 +201,14 @@ def multi_camera(
     """
     items = lane.frames.items
     period = 1 / fps
-    log = _StageLog()
+    answers: list[Answer] = []
+    latencies: list[float] = []
     # The next frame of each camera that has not been taken or dropped, and how many arrive.
     taken = [0] * cameras
     start = clock()
     per_camera = max(1, math.floor(seconds * fps))
     offsets = [start + period * c / cameras for c in range(cameras)]
-    dropped = late = 0
+    dropped = 0
     while True:
         now = clock()
         waiting = []
@@ -236,13 +233,12 @@ def multi_camera(
             taken[camera] += 1
         answer = lane.answer(group, clock)
         end = answer.end
-        log.add(answer)
-        for arrival, _ in chosen:
-            log.end_to_end.append(end - arrival)
-            late += end - arrival > period
-    counts = {"arrived": per_camera * cameras, "late": int(late), "dropped": dropped}
-    answered, calls = len(log.end_to_end), len(log.call)
-    return Turn(lane.role, END_TO_END, start, clock(), answered, calls, log.stages(), counts)
+        answers.append(answer)
+        latencies += [end - arrival for arrival, _ in chosen]
+    late = sum(latency > period for latency in latencies)
+    counts = {"arrived": per_camera * cameras, "late": late, "dropped": dropped}
+    calls, stages = len(answers), _stages(answers, latencies)
+    return Turn(lane.role, END_TO_END, start, clock(), len(latencies), calls, stages, counts)
 
 
 def largest_useful_batch(
@@ -273,56 +269,25 @@ def largest_useful_batch(
     return best, tried
 
 
-class _StageLog:
-    """Durations by stage, in compact arrays."""
-
-    def __init__(self) -> None:
-        self.end_to_end = array("d")
-        self.preprocessing = array("d")
-        self.call = array("d")
-        self._parts = {name: array("d") for name in ("upload", "inference", "download")}
-
-    def add(self, answer: Answer) -> None:
-        """One call."""
-        self.preprocessing.append(answer.cropping)
-        self.call.append(answer.end - answer.called)
-        for name, values in self._parts.items():
-            if (seconds := getattr(answer.times, name)) is not None:
-                values.append(seconds)
-
-    def stages(self) -> dict[str, npt.NDArray[np.float64]]:
-        """By name, without the parts that the engine does not tell."""
-        found = {k: _of(v) for k, v in self._parts.items() if len(v)}
-        whole = {n: _of(getattr(self, n)) for n in ("preprocessing", "call", "end_to_end")}
-        return {**whole, **found}
-
-
-def _of(values: array[float]) -> npt.NDArray[np.float64]:
-    return np.frombuffer(values, np.float64) if len(values) else np.empty(0)
+def _stages(answers: Sequence[Answer], end_to_end: Sequence[float]) -> dict[str, Array]:
+    """Durations by stage, without the parts of a call that the engine does not tell."""
+    found: dict[str, Sequence[float]] = {
+        "preprocessing": [a.cropping for a in answers],
+        "call": [a.end - a.called for a in answers],
+        "end_to_end": end_to_end,
+    }
+    for part in ("upload", "inference", "download"):
+        if told := [s for a in answers if (s := getattr(a.times, part)) is not None]:
+            found[part] = told
+    return {stage: np.array(seconds, np.float64) for stage, seconds in found.items()}
 
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where a run is.
-
-    Attributes:
-        phase: ``"idle"``, ``"warm-up"`` or ``"measure"``.
-        role: of the lane that runs, or ran last.
-        fraction: of the measured time that is done, 0..1.
-        p50: seconds, of the last turn; None where it has no latencies.
-        p99: the same.
-        images_per_s: of the last turn.
-    """
-
-    phase: str
-    role: str = ""
-    fraction: float = 0.0
-    p50: float | None = None
-    p99: float | None = None
-    images_per_s: float | None = None
+# Told of the phase (``"idle"``, ``"warm-up"`` or ``"measure"``), the role of the lane that runs or
+# ran last, the part of the measured time that is done, 0..1, and the last turn.
+Progress = Callable[[str, str, float, "Turn | None"], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -354,7 +319,7 @@ def measure(
     recorders: Sequence[Recorder] = (),
     *,
     measure_idle: bool = False,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Progress | None = None,
 ) -> Measured:
     """Measure the lanes in turns, A B B A, until each has run for the plan's duration.
 
@@ -370,7 +335,7 @@ def measure(
     Raises:
         EnvironmentalError: an engine failed.
     """
-    tell = progress or (lambda _: None)
+    tell = progress or (lambda *_: None)
     modes = plan.modes
     tracks = [(lane, mode) for lane in lanes for mode in modes]
     left = {(lane.role, mode): plan.duration_s / len(modes) for lane, mode in tracks}
@@ -383,14 +348,14 @@ def measure(
     begun = perf_counter()
     try:
         if measure_idle and plan.idle_s > 0:
-            tell(Progress("idle"))
+            tell("idle", "", 0.0, None)
             # A sample before the idle time begins, as its edge.
             _settle(recorders)
             at = perf_counter()
             time.sleep(plan.idle_s)
             idle = (at, perf_counter())
         for lane in lanes:
-            tell(Progress("warm-up", lane.role))
+            tell("warm-up", lane.role, 0.0, None)
             # Cameras that happen to wait together share a call: any number of them.
             cameras = plan.scenario == "multi-camera"
             warm_ups.append(warm_up(lane, plan.warm_up_s, smaller=cameras))
@@ -404,7 +369,7 @@ def measure(
                     logger.info("turn %d: %s, %d images", len(turns), turn.role, turn.images)
                     left[lane.role, mode] -= turn.seconds
                     done = 1 - max(max(left.values()), 0) * len(modes) / plan.duration_s
-                    tell(_progress(turn, done))
+                    tell("measure", turn.role, min(max(done, 0.0), 1.0), turn)
                 forward = not forward
                 # Between turns, where it is in no latency.
                 gc.collect(0)
@@ -425,16 +390,6 @@ def _settle(recorders: Sequence[Recorder]) -> None:
     period = max((r.period_s for r in recorders), default=0.0)
     if period:
         time.sleep(min(2.5 * period, 5.0))
-
-
-def _progress(turn: Turn, fraction: float) -> Progress:
-    latencies = turn.stages.get("end_to_end")
-    p50 = p99 = None
-    if latencies is not None and latencies.size:
-        p50, p99 = (float(v) for v in np.percentile(latencies, (50, 99)))
-    return Progress(
-        "measure", turn.role, min(max(fraction, 0.0), 1.0), p50, p99, turn.images / turn.seconds
-    )
 
 
 @contextmanager

@@ -80,13 +80,13 @@ class _Opened(NamedTuple):
 
 def benchmark(
     request: Request,
-    progress: Callable[[Progress, PowerRecorder | None, HostWatch], None] | None = None,
+    progress: Callable[[PowerRecorder | None, HostWatch], Progress] | None = None,
 ) -> BenchmarkReport:
     """Run one benchmark.
 
     Args:
         request: what to measure.
-        progress: told after every turn, with what the recorders know.
+        progress: makes of the recorders what is told after every turn.
 
     Raises:
         DataError, CompatibilityError, EnvironmentalError: the artifact cannot be opened here.
@@ -105,7 +105,7 @@ def benchmark(
             lanes,
             recorders,
             measure_idle=recorder is not None,
-            progress=None if progress is None else lambda p: progress(p, recorder, watch),
+            progress=None if progress is None else progress(recorder, watch),
         )
         changes = changed_settings(context.host, describe_host())
         report = assemble(measured, context, watch.states, changes)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from msgspec import structs
 
 from edgehp.benchmark.host import HostState
 from edgehp.benchmark.lanes import WarmUp
@@ -67,19 +69,9 @@ class Validity(Record, frozen=True):
     figures: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class _Findings:
-    """A `Validity` in the making."""
-
-    reasons: list[str] = field(default_factory=list)
-    conditions: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
-    figures: dict[str, Any] = field(default_factory=dict)
-
-
 def assess(evidence: Evidence) -> Validity:
     """Assess a run by what was seen during it."""
-    found = _Findings()
+    found = Validity(True, [], [], [], {})
     found.reasons.extend(f"settings: {change} during the run" for change in evidence.changes)
     _samples(evidence, found)
     seen = _around(evidence.states, evidence.window)
@@ -92,10 +84,10 @@ def assess(evidence: Evidence) -> Validity:
         _clocks(seen, evidence.jetson, found)
         _foreign(seen, evidence.processors, found)
         _foreign_gpu(evidence, seen, found)
-    return Validity(not found.reasons, **vars(found))
+    return structs.replace(found, valid=not found.reasons)
 
 
-def _samples(evidence: Evidence, found: _Findings) -> None:
+def _samples(evidence: Evidence, found: Validity) -> None:
     """Warm-ups that did not settle, and samples too small for the scenario's percentile."""
     for warm in evidence.warm_ups:
         if not warm.settled:
@@ -116,7 +108,7 @@ def _samples(evidence: Evidence, found: _Findings) -> None:
             )
 
 
-def _quota(seen: Sequence[HostState], evidence: Evidence, found: _Findings) -> None:
+def _quota(seen: Sequence[HostState], evidence: Evidence, found: Validity) -> None:
     """A control group that the kernel stops, as containers with ``--cpus`` are."""
     if evidence.quota is None:
         return
@@ -134,7 +126,7 @@ def _quota(seen: Sequence[HostState], evidence: Evidence, found: _Findings) -> N
         found.conditions.append(f"{words}, which was not reached")
 
 
-def _foreign(seen: Sequence[HostState], processors: int, found: _Findings) -> None:
+def _foreign(seen: Sequence[HostState], processors: int, found: Validity) -> None:
     load = found.figures["foreign_load"] = _foreign_load(seen[0], seen[-1], processors)
     if load is None:
         found.unknown.append("foreign load: /proc/stat cannot be read")
@@ -152,7 +144,7 @@ def _foreign(seen: Sequence[HostState], processors: int, found: _Findings) -> No
         )
 
 
-def _foreign_gpu(evidence: Evidence, seen: Sequence[HostState], found: _Findings) -> None:
+def _foreign_gpu(evidence: Evidence, seen: Sequence[HostState], found: Validity) -> None:
     """The GPU's load while nothing of this process ran on it, and who else holds it."""
     if (others := max((s.gpu_others or 0 for s in seen), default=0)) > 0:
         found.conditions.append(f"{others} other processes hold this GPU")
@@ -209,7 +201,7 @@ def _around(states: Sequence[HostState], window: tuple[float, float]) -> list[Ho
     return [*before, *inside, *after]
 
 
-def _throttling(seen: Sequence[HostState], found: _Findings) -> None:
+def _throttling(seen: Sequence[HostState], found: Validity) -> None:
     said = sorted({r for s in seen for r in s.reasons})
     if said:
         times = sum(bool(s.reasons) for s in seen)
@@ -233,7 +225,7 @@ def _throttling(seen: Sequence[HostState], found: _Findings) -> None:
         found.unknown.append("throttling: this machine tells neither counters nor trip points")
 
 
-def _heat(seen: Sequence[HostState], found: _Findings) -> None:
+def _heat(seen: Sequence[HostState], found: Validity) -> None:
     zones = set(seen[0].temperatures) & set(seen[-1].temperatures)
     if not zones:
         found.unknown.append("temperature: no thermal zone")
@@ -253,7 +245,7 @@ def _heat(seen: Sequence[HostState], found: _Findings) -> None:
         )
 
 
-def _clocks(seen: Sequence[HostState], jetson: bool, found: _Findings) -> None:
+def _clocks(seen: Sequence[HostState], jetson: bool, found: Validity) -> None:
     # The fastest processor of each look: idle ones go down, and may.
     series = {
         "processor": [max(s.mhz) for s in seen if s.mhz],

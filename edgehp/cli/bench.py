@@ -27,6 +27,7 @@ from edgehp.progress import Step, step
 
 if TYPE_CHECKING:
     from edgehp.benchmark.host import HostWatch
+    from edgehp.benchmark.lanes import Turn
     from edgehp.benchmark.power.base import PowerRecorder
     from edgehp.benchmark.report import BenchmarkReport
     from edgehp.benchmark.run import Progress
@@ -320,16 +321,21 @@ def _print(report: BenchmarkReport, path: Path | None, allow_invalid: bool) -> N
         click.echo(f"{styled('measured', 'green', bold=True)} {path}")
 
 
-def _show(going: Step, p: Progress, power: PowerRecorder | None, watch: HostWatch) -> None:
-    """Show the current figures."""
-    parts = [p.phase, p.role]
-    if p.phase == "measure":
-        if p.p50 is not None and p.p99 is not None:
-            parts.append(f"p50 {p.p50 * 1e3:.2f} ms  p99 {p.p99 * 1e3:.2f} ms")
-        if p.images_per_s is not None:
-            parts.append(f"{p.images_per_s:.0f} images/s")
-    if (watts := None if power is None else power.watts()) is not None:
-        parts.append(f"{watts:.1f} W")
-    if watch.states and watch.states[-1].temperatures:
-        parts.append(f"{max(watch.states[-1].temperatures.values()):.0f} °C")
-    going.update(p.fraction * (going.total or 0), text="  ".join(part for part in parts if part))
+def _show(going: Step, power: PowerRecorder | None, watch: HostWatch) -> Progress:
+    """Shows the current figures."""
+    import numpy as np
+
+    def tell(phase: str, role: str, fraction: float, turn: Turn | None) -> None:
+        parts = [phase, role]
+        if turn is not None:
+            if "end_to_end" in turn.stages:
+                p50, p99 = np.percentile(turn.stages["end_to_end"], (50, 99)) * 1e3
+                parts.append(f"p50 {p50:.2f} ms  p99 {p99:.2f} ms")
+            parts.append(f"{turn.images / turn.seconds:.0f} images/s")
+        if (watts := None if power is None else power.watts()) is not None:
+            parts.append(f"{watts:.1f} W")
+        if watch.states and watch.states[-1].temperatures:
+            parts.append(f"{max(watch.states[-1].temperatures.values()):.0f} °C")
+        going.update(fraction * (going.total or 0), text="  ".join(part for part in parts if part))
+
+    return tell

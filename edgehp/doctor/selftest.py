@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -70,10 +70,6 @@ class Check:
     state: str
     detail: str
     hint: str = ""
-
-    def to_dict(self) -> dict[str, str]:
-        """A dictionary for JSON."""
-        return asdict(self)
 
 
 class _NotTestedError(Exception):
