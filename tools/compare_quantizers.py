@@ -13,7 +13,6 @@ import json
 import os
 import sys
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parent
@@ -24,10 +23,10 @@ import numpy as np  # noqa: E402
 from quantizers.prepare import Crops, prepare  # noqa: E402
 from quantizers.rows import FP32, ROWS, Job  # noqa: E402
 from quantizers.run import Outcome, measure_latency, run_row  # noqa: E402
-from quantizers.table import Figures, figures, markdown  # noqa: E402
+from quantizers.table import figures, markdown  # noqa: E402
 
 from edgehp.errors import EdgehpError  # noqa: E402
-from edgehp.files import write_whole  # noqa: E402
+from edgehp.files import plain, write_whole  # noqa: E402
 from edgehp.networks.bundled import resolve_network  # noqa: E402
 
 
@@ -112,30 +111,20 @@ def main(
         click.echo(text, nl=False)
         if out is not None:
             write_whole(out.with_suffix(".md"), text)
-            write_whole(out.with_suffix(".json"), _json(outcomes, found, times, heading))
-
-
-def _json(
-    outcomes: dict[str, Outcome], found: dict[str, Figures], times: dict[str, float], heading: str
-) -> str:
-    rows = {}
-    for name, o in outcomes.items():
-        f = found.get(name)
-        made = o.made
-        rows[name] = {
-            "title": ROWS[name].title,
-            "reason": o.reason or None,
-            "figures": None if f is None else asdict(f),
-            "seconds": made.seconds if made else None,
-            "peak_mib": made.peak_mib if made else None,
-            "megabytes": made.size_mb if made else None,
-            "note": made.note if made else None,
-            "openvino_ms": times.get(made.file) if made else None,
-            "tensorrt_rtx_refusal": o.refusal,
-        }
-    processors = os.cpu_count()
-    document = {"schema": 2, "heading": heading, "processors": processors, "rows": rows}
-    return json.dumps(document, indent=1) + "\n"
+            rows_made = {
+                name: {
+                    "title": ROWS[name].title,
+                    "reason": o.reason or None,
+                    "figures": found.get(name),
+                    "made": o.made,
+                    "openvino_ms": times.get(o.made.file) if o.made else None,
+                    "tensorrt_rtx_refusal": o.refusal,
+                }
+                for name, o in outcomes.items()
+            }
+            document = {"schema": 3, "heading": heading, "processors": os.cpu_count(),
+                        "rows": rows_made}  # fmt: skip
+            write_whole(out.with_suffix(".json"), json.dumps(plain(document), indent=1) + "\n")
 
 
 if __name__ == "__main__":

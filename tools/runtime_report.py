@@ -27,7 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,8 @@ from runtime_clip import FPS, Camera, Clip, ClipFrame, packaged_head, rendered_h
 
 from edgehp._memory import keep_little  # noqa: E402
 from edgehp.artifact.open import OpenedNetwork, open_artifact, open_network  # noqa: E402
-from edgehp.engines.base import Crops, Engine, EngineInfo, Prediction  # noqa: E402
+from edgehp.crop import Box  # noqa: E402
+from edgehp.engines.base import Crops, Engine, Prediction  # noqa: E402
 from edgehp.files import resource_dir  # noqa: E402
 from edgehp.pose import geodesic_degrees, matrix_from_euler  # noqa: E402
 from edgehp.runtime.detection import (  # noqa: E402
@@ -75,35 +76,16 @@ class Lines(Sink):
 
 
 class SlowEngine:
-    """An engine that takes longer."""
+    """An engine that takes longer, and cuts no faces itself."""
 
     def __init__(self, engine: Engine, seconds: float) -> None:
+        self.info, self.input_size, self.close = engine.info, engine.input_size, engine.close
         self._engine, self._seconds = engine, seconds
-
-    @property
-    def info(self) -> EngineInfo:
-        """Of the engine itself."""
-        return self._engine.info
-
-    @property
-    def input_size(self) -> int:
-        """Of the engine itself."""
-        return self._engine.input_size
 
     def infer(self, crops: Crops) -> Prediction:
         """The engine's answer, late."""
         time.sleep(self._seconds)
         return self._engine.infer(crops)
-
-    def close(self) -> None:
-        """Close the engine."""
-        self._engine.close()
-
-    def __enter__(self) -> SlowEngine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def tracker(inline: bool) -> FaceTracker:
@@ -112,8 +94,8 @@ def tracker(inline: bool) -> FaceTracker:
     return FaceTracker(kind(CenterFace(weights), CenterFace(weights, side=160)))
 
 
-def live(open_camera: Callable[[], Camera], name: str) -> Source:
-    return Source(name, True, open_camera)
+def live(video: Path) -> Source:
+    return Source("camera", True, lambda: Camera(video))
 
 
 def accuracy(opener: Opener, video: Path, truth: list[ClipFrame], s: FilterSettings) -> None:
@@ -134,13 +116,10 @@ def accuracy(opener: Opener, video: Path, truth: list[ClipFrame], s: FilterSetti
     true = np.stack([t.rotation for t in truth])[at]
     raw = matrix_from_euler([list(r["raw"].values()) for r in known])
     filtered = matrix_from_euler([list(r["filtered"].values()) for r in known])
-    from edgehp.crop import Box
-
     boxes = [overlap(Box(*r["box"]), truth[r["frame"] - 1].box) for r in known]
     print(f"frames {len(frames)}, states {dict(states)}")
     print(f"box overlap with truth: mean {np.mean(boxes):.2f}, least {np.min(boxes):.2f}")
-    rows = {"raw": raw, "filtered": filtered}
-    for name, found in rows.items():
+    for name, found in (("raw", raw), ("filtered", filtered)):
         errors = geodesic_degrees(found, true)
         print(
             f"{name:9s} error against truth: mean {errors.mean():.2f}, median "
@@ -202,9 +181,7 @@ def pace(opener: Opener, video: Path, minutes: float) -> None:
             if r["type"] == "frame":
                 latencies.append(r["latency_ms"])
 
-    runtime = Runtime(
-        live(lambda: Camera(video), "camera"), EngineHost(opener), tracker(False), [Watch()]
-    )
+    runtime = Runtime(live(video), EngineHost(opener), tracker(False), [Watch()])
     start, done = time.monotonic(), threading.Event()
 
     def watch() -> None:
@@ -254,12 +231,10 @@ def overload(opener: Opener, video: Path, seconds: float = 8.0, slow: float = 0.
 
     def slowed() -> OpenedNetwork:
         opened = opener()
-        return replace(opened, engine=SlowEngine(opened.engine, slow))
+        return replace(opened, engine=cast(Engine, SlowEngine(opened.engine, slow)))
 
     lines = Lines()
-    runtime = Runtime(
-        live(lambda: Camera(video), "camera"), EngineHost(slowed), tracker(False), [lines]
-    )
+    runtime = Runtime(live(video), EngineHost(slowed), tracker(False), [lines])
     timer = threading.Timer(seconds, runtime.stop, ("the time is over",))
     timer.start()
     summary = runtime.run()

@@ -53,11 +53,6 @@ def prepare(folder: Path, network: Network, crops: Crops) -> str:
         UsageError: too few faces, or photos without labels.
         DataError: a file is missing or damaged.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    model = network.graph()
-    spec = network.spec.preprocessing
-    write_whole(folder / "fp32.onnx", graph_bytes(model))
-    write_whole(folder / CORE, graph_bytes(split(model)))
     source = (
         resource_dir("calibration") / "rendered-heads.zip"
         if crops.calibration == SHIPPED
@@ -69,6 +64,10 @@ def prepare(folder: Path, network: Network, crops: Crops) -> str:
             f"{source.name} has {len(faces)} faces, {crops.count} to calibrate and "
             f"{crops.control} to control with are asked for"
         )
+    folder.mkdir(parents=True, exist_ok=True)
+    model, spec = network.graph(), network.spec.preprocessing
+    write_whole(folder / "fp32.onnx", graph_bytes(model))
+    write_whole(folder / CORE, graph_bytes(split(model)))
     order = np.random.default_rng(crops.seed).permutation(len(faces))
     _cut(folder / "calibration.npy", [faces[i] for i in sorted(order[: crops.count])], spec)
     if crops.control:

@@ -70,22 +70,22 @@ class Made:
 
     Attributes:
         file: what OpenVINO reads.
-        files: all files that have to be shipped.
+        megabytes: of all files that have to be shipped.
+        note: what is worth knowing of the settings or the result.
         seconds: of quantising, without loading packages and crops.
         peak_mib: most memory the process held, packages and crops included.
-        note: what is worth knowing of the settings or the result.
     """
 
     file: str
-    files: tuple[str, ...]
+    megabytes: float
+    note: str = ""
     seconds: float = 0.0
     peak_mib: float = 0.0
-    note: str = ""
 
-    @property
-    def size_mb(self) -> float:
-        """Megabytes of all files."""
-        return sum(Path(f).stat().st_size for f in self.files) / 1e6
+    @classmethod
+    def of(cls, *files: Path, note: str = "") -> Made:
+        """Of its files, the one that is opened first."""
+        return cls(str(files[0]), sum(f.stat().st_size for f in files) / 1e6, note)
 
 
 @dataclass(frozen=True)
@@ -96,19 +96,16 @@ class Row:
         title: in the table.
         make: does it.
         packages: imported before the clock starts.
-        group: ``"edgehp"``, ``"peer"`` or ``"reference"``.
     """
 
     title: str
     make: Callable[[Job], Made]
-    packages: tuple[str, ...]
-    group: str
+    packages: tuple[str, ...] = ()
 
 
 def float32(job: Job) -> Made:
     """The deployed float graph as it is."""
-    path = shutil.copyfile(job.path("fp32.onnx"), job.result("model.onnx"))
-    return Made(str(path), (str(path),))
+    return Made.of(shutil.copyfile(job.path("fp32.onnx"), job.result("model.onnx")))
 
 
 def default(job: Job, flavor: str) -> Made:
@@ -121,7 +118,7 @@ def default(job: Job, flavor: str) -> Made:
     path = job.result("model.onnx")
     path.write_bytes(graph_bytes(found.model))
     note = f"{found.recipe}, held-back difference {found.difference.angles:.3f}"
-    return Made(str(path), (str(path),), note=note)
+    return Made.of(path, note=note)
 
 
 def onnxruntime_static(job: Job, method: str, *, symmetric: bool = False) -> Made:
@@ -284,7 +281,7 @@ def _joined(job: Job, core: Path) -> Made:
 
     path = job.result("model.onnx")
     path.write_bytes(graph_bytes(cores.joined(_model(job), onnx.load(str(core)))))
-    return Made(str(path), (str(path),))
+    return Made.of(path)
 
 
 def _saved(job: Job, core: Any) -> Made:
@@ -294,7 +291,7 @@ def _saved(job: Job, core: Any) -> Made:
     path = job.result("model.xml")
     # As in NNCF's own examples: biases and scales stay in FP32.
     openvino.save_model(cores.joined_openvino(model, core), path, compress_to_fp16=False)
-    return Made(str(path), (str(path), str(path.with_suffix(".bin"))))
+    return Made.of(path, path.with_suffix(".bin"))
 
 
 def _nncf() -> Any:
@@ -306,40 +303,28 @@ _ORT = ("onnx", "onnxruntime.quantization")
 _NNCF = ("onnx", "openvino", "nncf")
 
 
-def _edgehp(what: str, make: Callable[..., Made]) -> dict[str, Row]:
-    return {
-        f"edgehp-{what}-{f}": Row(
-            f"edgehp {what}, {f}",
-            partial(make, flavor=f),
-            _OURS,
-            "edgehp",
-        )
-        for f in ("cpu", "tensorrt")
-    }
-
-
 ROWS: Mapping[str, Row] = MappingProxyType(
     {
-        FP32: Row("FP32", float32, ("onnx",), "reference"),
-        **_edgehp("default", default),
+        FP32: Row("FP32", float32, ("onnx",)),
+        "edgehp-default-cpu": Row("edgehp default, cpu", partial(default, flavor="cpu"), _OURS),
+        "edgehp-default-tensorrt": Row(
+            "edgehp default, tensorrt", partial(default, flavor="tensorrt"), _OURS
+        ),
         "ort-minmax": Row(
-            "onnxruntime min-max", partial(onnxruntime_static, method="MinMax"), _ORT, "peer"
+            "onnxruntime min-max", partial(onnxruntime_static, method="MinMax"), _ORT
         ),
         "ort-entropy": Row(
-            "onnxruntime entropy", partial(onnxruntime_static, method="Entropy"), _ORT, "peer"
+            "onnxruntime entropy", partial(onnxruntime_static, method="Entropy"), _ORT
         ),
         "ort-minmax-s8": Row(
             "onnxruntime min-max, symmetric int8",
             partial(onnxruntime_static, method="MinMax", symmetric=True),
             _ORT,
-            "peer",
         ),
-        "nncf-default": Row("NNCF default", nncf_default, _NNCF, "peer"),
-        "nncf-controlled": Row("NNCF accuracy-controlled", nncf_controlled, _NNCF, "peer"),
-        "nncf-onnx": Row("NNCF default, of the ONNX model", nncf_onnx, _NNCF, "peer"),
-        "modelopt-max": Row("ModelOpt max", partial(modelopt, method="max"), (), "peer"),
-        "modelopt-entropy": Row(
-            "ModelOpt entropy", partial(modelopt, method="entropy"), (), "peer"
-        ),
+        "nncf-default": Row("NNCF default", nncf_default, _NNCF),
+        "nncf-controlled": Row("NNCF accuracy-controlled", nncf_controlled, _NNCF),
+        "nncf-onnx": Row("NNCF default, of the ONNX model", nncf_onnx, _NNCF),
+        "modelopt-max": Row("ModelOpt max", partial(modelopt, method="max")),
+        "modelopt-entropy": Row("ModelOpt entropy", partial(modelopt, method="entropy")),
     }
 )

@@ -40,7 +40,6 @@ class Figures:
         difference: mean |angle difference| to FP32.
         spread: mean |spread difference| to FP32.
         subsets: drop by |yaw| band and by condition.
-        subset_differences: mean |angle difference| likewise.
     """
 
     mae: float
@@ -48,7 +47,6 @@ class Figures:
     difference: float
     spread: float
     subsets: dict[str, Interval]
-    subset_differences: dict[str, float]
 
 
 def figures(after: Answers, before: Answers, truth: Array) -> Figures:
@@ -64,26 +62,17 @@ def figures(after: Answers, before: Answers, truth: Array) -> Figures:
         - frame_errors(before[f"{name}.angles"], truth)
         for name in ("clean", *CONDITIONS)
     }
-    apart = {
-        name: angle_errors(after[f"{name}.angles"], before[f"{name}.angles"]).mean(axis=1)
-        for name in ("clean", *CONDITIONS)
+    subsets = {
+        f"|yaw| {low:g} to {high:g}": mean_interval(worse["clean"][mask])
+        for low, high, mask in yaw_bands(truth)
+        if mask.any()
     }
-    subsets, differences = {}, {}
-    for low, high, mask in yaw_bands(truth):
-        if mask.any():
-            name = f"|yaw| {low:g} to {high:g}"
-            subsets[name] = mean_interval(worse["clean"][mask])
-            differences[name] = float(apart["clean"][mask].mean())
-    for name in CONDITIONS:
-        subsets[name] = mean_interval(worse[name])
-        differences[name] = float(apart[name].mean())
     return Figures(
         mae=float(frame_errors(after["clean.angles"], truth).mean()),
         drop=mean_interval(worse["clean"]),
-        difference=float(apart["clean"].mean()),
+        difference=float(angle_errors(after["clean.angles"], before["clean.angles"]).mean()),
         spread=float(np.abs(after["clean.spread"] - before["clean.spread"]).mean()),
-        subsets=subsets,
-        subset_differences=differences,
+        subsets=subsets | {name: mean_interval(worse[name]) for name in CONDITIONS},
     )
 
 
@@ -103,22 +92,11 @@ def markdown(
             continue
         f, made = found[name], outcome.made
         ms = milliseconds.get(made.file)
-        reference = name == FP32
-        lines.append(
-            _line(
-                (
-                    title,
-                    f"{f.mae:.3f}",
-                    "" if reference else _interval(f.drop),
-                    "" if reference else f"{f.difference:.3f}",
-                    "" if reference else f"{made.seconds:.0f}",
-                    "" if reference else f"{made.peak_mib:.0f}",
-                    f"{made.size_mb:.1f}",
-                    "not measured" if ms is None else f"{ms:.2f}",
-                    "accepted" if outcome.refusal is None else "no",
-                )
-            )
-        )
+        cost = (_interval(f.drop), f"{f.difference:.3f}", f"{made.seconds:.0f}",
+                f"{made.peak_mib:.0f}") if name != FP32 else ("",) * 4  # fmt: skip
+        shown = "not measured" if ms is None else f"{ms:.2f}"
+        taken = "accepted" if outcome.refusal is None else "no"
+        lines.append(_line((title, f"{f.mae:.3f}", *cost, f"{made.megabytes:.1f}", shown, taken)))
         if made.note:
             notes.append(f"- {title}: {made.note}")
         if outcome.refusal is not None:
@@ -135,7 +113,7 @@ def markdown(
 
 
 def _subsets(found: Mapping[str, Figures]) -> list[str]:
-    rows = [n for n in found if ROWS[n].group == "edgehp"]
+    rows = [n for n in found if n.startswith("edgehp-")]
     if not rows:
         return []
     names = list(found[rows[0]].subsets)
