@@ -16,7 +16,7 @@ from edgehp.crop import IMAGENET_MEAN, IMAGENET_STD
 from edgehp.errors import CheckpointError, DataError
 from edgehp.networks.describe import read_off, try_all
 from edgehp.networks.described import deployed_graph
-from edgehp.networks.description import OutputSpec, load_description
+from edgehp.networks.description import load_description
 from edgehp.networks.simplify import run_graph
 from tests.dataset_trees import aflw2000_tree
 from tests.faces import write_faces
@@ -231,44 +231,6 @@ def test_every_kind_comes_out_as_it_is(make, tmp_path: Path) -> None:
     assert best.error < 0.6
     assert trials.clear
     assert trials.other_decoding.error > 1
-
-
-@pytest.mark.parametrize(
-    ("values", "output"),
-    [
-        ({"a": np.array([10.0, -20, 30])}, OutputSpec("euler", signs=(1, -1, 1))),
-        ({"a": np.array([0.1, -0.2, 0.3])}, OutputSpec("euler", convention="aflw")),
-        (
-            {"a": np.array([0.1, 0.9, -0.3, 0.2])},
-            OutputSpec("quaternion", order=("y", "w", "x", "z"), transposed=True),
-        ),
-        ({"a": np.array([2.0, 0.3, 0.1, -0.2, 1.1, 0.4])}, OutputSpec("sixd")),
-        ({"a": pose.matrix_from_euler([20.0, -50, 10])}, OutputSpec("matrix", signs=(-1, 1, 1))),
-        (
-            {k: np.sin(np.arange(33.0) * i) * 4 for i, k in enumerate("abc", 1)},
-            OutputSpec("bins", names=("a", "b", "c"), order=("roll", "yaw", "pitch"), last=90),
-        ),
-    ],
-)
-def test_decoding_is_that_of_the_deployed_graph(
-    tmp_path: Path, values: dict[str, np.ndarray], output: OutputSpec
-) -> None:
-    net = answer_net(tmp_path / "net.onnx", values)
-    found = read_off(net).description
-    toml = tmp_path / "net.toml"
-    signs, names = list(output.signs), list(values)
-    lines = [f'kind = "{output.kind}"', f"names = {names}", f"signs = {signs}"]
-    lines += [f"order = {list(output.order)}", f'convention = "{output.convention}"']
-    if output.transposed is not None:
-        lines.append(f"transposed = {str(output.transposed).lower()}")
-    lines += [f"first = {output.first}", f"last = {output.last}"]
-    toml.write_text(
-        f'name = "n"\nfiles = ["net.onnx"]\n[input]\nsize = {found.input.size}\n'
-        "mean = [128, 128, 128]\nstd = [1, 1, 1]\n[output]\n" + "\n".join(lines)
-    )
-    model, _ = deployed_graph(load_description(toml), simple=False)
-    (built,) = run_graph(model, np.full((1, SIZE, SIZE, 3), 128, np.uint8), ["angles"])
-    assert output.decode([v[None] for v in values.values()]) == pytest.approx(built, abs=1e-3)
 
 
 def test_without_photos_it_says_what_is_missing(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from edgehp.cli.build import command as build_command
 from edgehp.errors import CheckpointError, DataError
 from edgehp.networks.bundled import resolve_network
 from edgehp.networks.described import deployed_graph
-from edgehp.networks.description import load_description
+from edgehp.networks.description import OutputSpec, load_description
 from edgehp.networks.simplify import run_graph
 from edgehp.quantization.graph import GraphView
 from edgehp.quantization.placement import float_operators
@@ -36,9 +35,9 @@ def answer_net(
     kind: int = TensorProto.FLOAT,
     nhwc: bool = False,
 ) -> Path:
-    """A network that answers each of `values` plus the mean of its channels times zero point one.
+    """A network that answers each of `values` plus 0.1, 0.2, 0.3 times the means of its channels.
 
-    So that its answer depends on the input, and a wrong normalisation shows.
+    So that its answer depends on the input, and a wrong normalisation or order shows.
     """
     dtype = helper.tensor_dtype_to_np_dtype(kind)
     nodes, constants, outputs = [], [], []
@@ -51,7 +50,7 @@ def answer_net(
     for name, value in values.items():
         flat = np.asarray(value, dtype).reshape(-1)
         weight = np.zeros((channels, flat.size), dtype)
-        weight[:, 0] = 0.1
+        weight[:, 0] = 0.1 * np.arange(1, channels + 1)
         constants += [
             numpy_helper.from_array(weight, f"{name}.w"),
             numpy_helper.from_array(flat, f"{name}.b"),
@@ -72,6 +71,31 @@ def answer_net(
     opsets = [helper.make_opsetid("", opset)]
     ir = helper.find_min_ir_version_for(opsets)
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=ir), str(path))
+    return path
+
+
+def table_net(path: Path, tables: dict[str, np.ndarray]) -> Path:
+    """A network that answers a crop of the level 128 + k with row k of each table [K, ...]."""
+    n = helper.make_node
+    nodes = [
+        n("ReduceMean", ["x"], ["level"], axes=[1, 2, 3], keepdims=0),
+        n("Clip", ["level", "low", "high"], ["row"]),
+        n("Round", ["row"], ["whole"]),
+        n("Cast", ["whole"], ["k"], to=TensorProto.INT64),
+        *(n("Gather", [f"{name}.rows", "k"], [name]) for name in tables),
+    ]
+    last = min(len(table) for table in tables.values()) - 1
+    constants = {"low": 0, "high": last} | {f"{k}.rows": table for k, table in tables.items()}
+    value, kind = helper.make_tensor_value_info, TensorProto.FLOAT
+    graph = helper.make_graph(
+        nodes,
+        "table",
+        [value("x", kind, ["n", 3, SIZE, SIZE])],
+        [value(name, kind, ["n", *table.shape[1:]]) for name, table in tables.items()],
+        [numpy_helper.from_array(np.asarray(v, np.float32), k) for k, v in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), str(path))
     return path
 
 
@@ -96,54 +120,89 @@ def angles_of(description: Path, crops: np.ndarray | None = None, *, simple: boo
 
 
 POSES = [(20.0, -50.0, 10.0), (-80.0, 5.0, -170.0), (0.0, 89.0, 0.0), (30.0, -100.0, 20.0)]
+# What a network says whose pose is that, by what its description says of its output.
+KINDS = {
+    "euler": OutputSpec("euler"),
+    "euler in another order": OutputSpec("euler", order=("yaw", "roll", "pitch"), signs=(1, -1, 1)),
+    "radians": OutputSpec("euler", convention="aflw"),
+    "quaternion": OutputSpec("quaternion"),
+    "wxyz": OutputSpec("quaternion", order=("w", "x", "y", "z")),
+    "inverse quaternion": OutputSpec("quaternion", order=("y", "w", "x", "z"), transposed=True),
+    "sixd": OutputSpec("sixd"),
+    "matrix": OutputSpec("matrix"),
+    "plain matrix": OutputSpec("matrix", signs=(1, 1, 1), transposed=False),
+    "mirrored matrix": OutputSpec("matrix", signs=(-1, 1, 1), transposed=False),
+}
 
 
-@pytest.mark.parametrize("angles", POSES)
-@pytest.mark.parametrize("kind", ["euler", "quaternion", "wxyz", "sixd", "matrix", "plain matrix"])
-def test_every_kind_of_output_becomes_the_same_pose(
-    tmp_path: Path, kind: str, angles: tuple[float, float, float]
-) -> None:
+def raw_outputs(kind: str, angles: np.ndarray) -> np.ndarray:
     from scipy.spatial.transform import Rotation
 
     rotation = pose.matrix_from_euler(angles)
-    x, y, z, w = Rotation.from_matrix(rotation).as_quat() * 3
+    x, y, z, w = Rotation.from_matrix(rotation).as_quat().T * 3
     # 6DRepNet's get_R(pitch, yaw, roll) multiplies Rz Ry Rx.
     theirs = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
-    value, text = {
-        "euler": (np.array(angles), 'kind = "euler"'),
-        "quaternion": (np.array([x, y, z, w]), 'kind = "quaternion"'),
-        "wxyz": (np.array([w, x, y, z]), 'kind = "quaternion"\norder = ["w", "x", "y", "z"]'),
-        "sixd": (np.concatenate([2 * theirs[:, 0], theirs[:, 1]]), 'kind = "sixd"'),
-        "matrix": (theirs, 'kind = "matrix"'),
-        "plain matrix": (rotation, 'kind = "matrix"\nsigns = [1, 1, 1]\ntransposed = false'),
+    return {
+        "euler": angles,
+        "euler in another order": (angles * (1, -1, 1))[:, [1, 2, 0]],
+        "radians": np.radians(angles * pose.CONVENTIONS["aflw"].signs),
+        "quaternion": np.stack([x, y, z, w], 1),
+        "wxyz": np.stack([w, x, y, z], 1),
+        "inverse quaternion": np.stack([-y, w, -x, -z], 1),
+        "sixd": np.concatenate([2 * theirs[:, :, 0], theirs[:, :, 1]], 1),
+        "matrix": theirs,
+        "plain matrix": rotation,
+        "mirrored matrix": rotation * np.outer((-1, 1, 1), (-1, 1, 1)),
     }[kind]
-    path = describe(answer_net(tmp_path / "net.onnx", {"pose": value}), text)
-    (found,), spec = angles_of(path)
-    assert spec.bins is None
-    apart = pose.geodesic_degrees(pose.matrix_from_euler(found[0]), rotation)
-    assert apart < 0.01, (found[0], angles)
+
+
+def output_table(spec: OutputSpec, *names: str) -> str:
+    """The table [output] of a description."""
+    values = {n: getattr(spec, n) for n in ("order", "signs")} | {"names": names}
+    lines = [f"{key} = {list(value)}" for key, value in values.items()]
+    lines += [f'kind = "{spec.kind}"', f'convention = "{spec.convention}"']
+    lines += [f"first = {spec.first}", f"last = {spec.last}"]
+    if spec.transposed is not None:
+        lines.append(f"transposed = {str(spec.transposed).lower()}")
+    return "\n".join(lines)
+
+
+def levels(count: int) -> np.ndarray:
+    """Crops of the levels 128 and up."""
+    return np.full((SIZE, SIZE, 3, count), 128 + np.arange(count), np.uint8).transpose(3, 0, 1, 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_output_becomes_the_same_pose(tmp_path: Path, kind: str) -> None:
+    rng = np.random.default_rng(3)
+    angles = np.concatenate([POSES, rng.uniform(-85, 85, (50, 3)) * (2, 1, 2)])
+    raw, spec = raw_outputs(kind, angles), KINDS[kind]
+    path = table_net(tmp_path / "net.onnx", {"pose": raw})
+    (built,), found = angles_of(describe(path, output_table(spec, "pose")), levels(len(angles)))
+    assert found.bins is None
+    wanted = pose.matrix_from_euler(angles)
+    # The deployed graph, and what `edgehp describe` tries.
+    for said in (built, spec.decode([raw])):
+        assert pose.geodesic_degrees(pose.matrix_from_euler(said), wanted).max() < 0.01
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
 def test_bins_give_expectation_and_spread(tmp_path: Path, outputs: int) -> None:
-    rng = np.random.default_rng(3)
-    logits = rng.normal(0, 2, (3, 10))
+    logits = np.random.default_rng(3).normal(0, 2, (20, 3, 10))
     names = ["yaw", "pitch", "roll"] if outputs == 3 else ["all"]
-    values = dict(zip(names, logits if outputs == 3 else [logits], strict=True))
-    text = f'kind = "bins"\nnames = {names}\nfirst = -90\nlast = 90\n{SIGNED}'
-    path = describe(answer_net(tmp_path / "net.onnx", values), text)
-    (angles, spread), spec = angles_of(path)
-    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    tables = dict(zip(names, logits.swapaxes(0, 1) if outputs == 3 else [logits], strict=True))
+    order = ("yaw", "pitch", "roll")
+    spec = OutputSpec("bins", order=order, signs=(-1, 1, 1), first=-90, last=90)
+    path = describe(table_net(tmp_path / "net.onnx", tables), output_table(spec, *names))
+    (angles, spread), found = angles_of(path, levels(20))
+    p = np.exp(logits) / np.exp(logits).sum(2, keepdims=True)
     bins = np.linspace(-90, 90, 10)
     mean = p @ bins
-    deviation = np.sqrt((p * (bins - mean[:, None]) ** 2).sum(1))
-    assert spec.bins is not None
-    assert spec.bins.count == 10
-    np.testing.assert_allclose(angles[0], [-mean[1], mean[0], mean[2]], atol=1e-3)
-    np.testing.assert_allclose(spread[0], [deviation[1], deviation[0], deviation[2]], atol=1e-3)
-
-
-SIGNED = 'order = ["yaw", "pitch", "roll"]\nsigns = [-1, 1, 1]'
+    deviation = np.sqrt((p * (bins - mean[..., None]) ** 2).sum(2))
+    assert found.bins is not None and found.bins.count == 10
+    for said in (angles, spec.decode(list(tables.values()))):
+        np.testing.assert_allclose(said, mean[:, [1, 0, 2]] * (-1, 1, 1), atol=1e-3)
+    np.testing.assert_allclose(spread, deviation[:, [1, 0, 2]], atol=1e-3)
 
 
 @pytest.mark.parametrize("colour", ["RGB", "BGR", "GREY"])
@@ -153,8 +212,9 @@ def test_the_input_is_normalised_as_described(tmp_path: Path, colour: str, nhwc:
     path = answer_net(tmp_path / "net.onnx", {"pose": np.zeros(3)}, channels=channels, nhwc=nhwc)
     crops = np.full((2, SIZE, SIZE, 3), (178, 128, 78), np.uint8)
     (found,), _ = angles_of(describe(path, 'kind = "euler"', colour=colour), crops)
-    grey = 0.299 * 50 - 0.114 * 50
-    assert found[0, 0] == pytest.approx(0.1 * (grey if channels == 1 else 0), abs=1e-3)
+    # 50 more red than the mean and 50 less blue, by the weights of the network's channels.
+    wanted = {"RGB": (0.1 - 0.3) * 50, "BGR": (0.3 - 0.1) * 50, "GREY": 0.1 * (0.299 - 0.114) * 50}
+    assert found[0, 0] == pytest.approx(wanted[colour], abs=1e-3)
 
 
 def test_dark_crops_are_brightened(tmp_path: Path) -> None:
@@ -171,19 +231,19 @@ def test_dark_crops_are_brightened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "given",
+    ("given", "simple"),
     [
-        {"opset": 11},
-        {"opset": 20},
-        {"batch": 1},
-        {"batch": 16},
-        {"kind": TensorProto.FLOAT16},
-        {"kind": TensorProto.DOUBLE},
+        ({"opset": 11}, False),
+        ({"opset": 20}, True),
+        ({"batch": 1}, False),
+        ({"batch": 16}, False),
+        ({"kind": TensorProto.FLOAT16}, False),
+        ({"kind": TensorProto.DOUBLE}, False),
     ],
 )
-def test_exports_of_any_kind_are_read(tmp_path: Path, given: dict) -> None:
+def test_exports_of_any_kind_are_read(tmp_path: Path, given: dict, simple: bool) -> None:
     path = answer_net(tmp_path / "net.onnx", {"pose": np.array([1.0, 2.0, 3.0])}, **given)
-    (found,), _ = angles_of(describe(path, 'kind = "euler"'), simple=True)
+    (found,), _ = angles_of(describe(path, 'kind = "euler"'), simple=simple)
     np.testing.assert_allclose(found, [[1, 2, 3]] * 2, atol=1e-3)
 
 
@@ -286,7 +346,7 @@ def test_names_that_are_no_utf8_are_refused(tmp_path: Path) -> None:
             angles_of(text)
 
 
-def torch_net(kind: str):
+def torch_net():
     """A small network with what others have: depthwise convolutions, gates, SiLU, PReLU, Concat."""
     import torch
     from torch import nn
@@ -310,9 +370,7 @@ def torch_net(kind: str):
             y = x + y * torch.sigmoid(self.gate(y))
             x = self.last(torch.cat([self.leaky(x), self.prelu(y)], 1))
             x = nn.functional.hardswish(x).mean((2, 3))
-            if kind == "sixd":
-                return self.sixd(x)
-            return tuple(head(x) for head in self.heads)
+            return self.sixd(x), *(head(x) for head in self.heads)
 
     torch.manual_seed(7)
     net = Gated()
@@ -321,64 +379,63 @@ def torch_net(kind: str):
     return net.eval()
 
 
-@pytest.mark.parametrize("kind", ["sixd", "bins"])
+def torch_export(path: Path, *, dynamo: bool = False) -> Path:
+    import torch
+
+    names = ["sixd", "pitch", "yaw", "roll"]
+    given = (torch.zeros(1, 3, 32, 32),)
+    torch.onnx.export(torch_net(), given, str(path), output_names=names, dynamo=dynamo)
+    return path
+
+
+def described_for_32(path: Path, output: str, *, mean: int = 128, std: int = 1) -> Path:
+    text = describe(path, output, mean=mean)
+    changed = text.read_text().replace("size = 16", "size = 32")
+    text.write_text(changed.replace("std = [1, 1, 1]", f"std = {[std] * 3}"))
+    return text
+
+
 @pytest.mark.parametrize("dynamo", [False, True])
 @pytest.mark.filterwarnings("ignore")
-def test_exports_of_torch_are_quantized(tmp_path: Path, kind: str, dynamo: bool) -> None:
+def test_exports_of_torch_are_quantized(tmp_path: Path, dynamo: bool) -> None:
     torch = pytest.importorskip("torch")
     if dynamo:
         pytest.importorskip("onnxscript")
-    names = ["pose"] if kind == "sixd" else ["pitch", "yaw", "roll"]
-    path = tmp_path / "net.onnx"
-    torch.onnx.export(
-        torch_net(kind),
-        (torch.zeros(1, 3, 32, 32),),
-        str(path),
-        input_names=["image"],
-        output_names=names,
-        dynamo=dynamo,
-    )
-    output = 'kind = "sixd"' if kind == "sixd" else f'kind = "bins"\nnames = {names}'
-    text = describe(path, output)
-    text.write_text(text.read_text().replace("size = 16", "size = 32"))
-    model, spec = deployed_graph(load_description(text))
-    crops = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), np.uint8)
-    given = torch.from_numpy(crops[:4].transpose(0, 3, 1, 2).astype(np.float32) - 128)
+    path = torch_export(tmp_path / "net.onnx", dynamo=dynamo)
+    crops = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
     with torch.no_grad():
-        theirs = torch_net(kind)(given)
-    ours = run_graph(model, crops[:4], [o.name for o in model.graph.output])
-    if kind == "bins":
-        p = torch.stack(theirs, 1).softmax(-1).numpy()
-        np.testing.assert_allclose(ours[0], p @ np.linspace(-99, 99, 18), atol=0.05)
-    else:
-        a, b = np.split(theirs.numpy().astype(np.float64), 2, axis=1)
-        x = a / np.linalg.norm(a, axis=1, keepdims=True)
-        z = np.cross(x, b)
-        z /= np.linalg.norm(z, axis=1, keepdims=True)
-        # S M^T S, with M of the columns x, y, z.
-        frame = np.array([1.0, -1.0, -1.0])
-        matrices = np.stack([x, np.cross(z, x), z], axis=-2) * frame[:, None] * frame
-        apart = pose.geodesic_degrees(pose.matrix_from_euler(ours[0]), matrices)
+        given = torch.from_numpy(crops[:4].transpose(0, 3, 1, 2).astype(np.float32) - 128)
+        sixd, *bins = torch_net()(given)
+    p = torch.stack(bins, 1).softmax(-1).numpy()
+    outputs = {
+        'kind = "sixd"\nname = "sixd"': OutputSpec("sixd").decode([sixd.numpy()]),
+        'kind = "bins"\nnames = ["pitch", "yaw", "roll"]': p @ np.linspace(-99, 99, 18),
+    }
+    for output, theirs in outputs.items():
+        model, spec = deployed_graph(load_description(described_for_32(path, output)))
+        ours = run_graph(model, crops[:4], [o.name for o in model.graph.output])
+        apart = pose.geodesic_degrees(*map(pose.matrix_from_euler, (ours[0], theirs)))
         assert apart.max() < 0.05
-    kinds = Counter(n.op_type for n in model.graph.node)
-    assert kinds["BatchNormalization"] == 0
-    view = GraphView(model)
-    for flavor in ("cpu", "tensorrt"):
-        assert float_operators(view, flavor) == {}
-    config = QuantizationConfig("cpu", "minmax", rounding=True, threads=1)
-    made = quantize(model, list(crops), config)
-    kept = GraphView(made.model)
-    integer = [n.name for n in kept.of_type("Conv", "Gemm") if not kept.has_weight(n)]
-    # Six values are too few channels: that layer stays in floating point.
-    assert len(integer) == 5 + (3 if kind == "bins" else 0)
-    assert made.difference.angles < 6
-    assert (made.difference.spread is None) == (spec.bins is None)
+        assert "BatchNormalization" not in {n.op_type for n in model.graph.node}
+        view = GraphView(model)
+        for flavor in ("cpu", "tensorrt"):
+            assert float_operators(view, flavor) == {}
+        with_bins = spec.bins is not None
+        config = QuantizationConfig("cpu", "minmax", rounding=with_bins, threads=1)
+        made = quantize(model, list(crops), config)
+        kept = GraphView(made.model)
+        integer = [n.name for n in kept.of_type("Conv", "Gemm") if not kept.has_weight(n)]
+        # Six values are too few channels: that layer stays in floating point.
+        assert len(integer) == 5 + (3 if with_bins else 0)
+        assert made.difference.angles < 6
+        assert (made.difference.spread is None) == (not with_bins)
 
 
 def test_a_deployed_graph_without_spread_is_read_again(tmp_path: Path) -> None:
     """As `edgehp sensitivity` reads it from an artifact; weights may be listed as inputs."""
     path = answer_net(tmp_path / "net.onnx", {"pose": np.zeros(3)})
-    model, spec = deployed_graph(load_description(describe(path, 'kind = "euler"')))
+    text = describe(path, 'kind = "euler"')
+    model, spec = deployed_graph(load_description(text), simple=False)
     for t in model.graph.initializer:
         given = helper.make_tensor_value_info(t.name, t.data_type, list(t.dims))
         model.graph.input.append(given)
@@ -405,8 +462,9 @@ def test_a_described_network_is_resolved_by_its_toml_or_with_it(tmp_path: Path) 
 
 
 def test_a_quantized_network_is_turned_back_which_is_said_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("edgehp.networks.described.simplify", lambda model: model)
     path = answer_net(tmp_path / "net.onnx", {"pose": np.array(POSES[0])})
     model = onnx.load(path)
     scale = [numpy_helper.from_array(np.float32(2), "scale")]
@@ -426,15 +484,9 @@ def test_a_quantized_network_is_turned_back_which_is_said_once(
 @pytest.mark.filterwarnings("ignore")
 def test_the_command_builds_an_artifact_without_spread(tmp_path: Path) -> None:
     pytest.importorskip("onnxsim")
-    path = tmp_path / "net.onnx"
-    torch = pytest.importorskip("torch")
-    torch.onnx.export(torch_net("sixd"), (torch.zeros(1, 3, 32, 32),), str(path), dynamo=False)
-    text = describe(path, 'kind = "sixd"', mean=0)
-    text.write_text(
-        text.read_text()
-        .replace("size = 16", "size = 32")
-        .replace("std = [1, 1, 1]", "std = [64, 64, 64]")
-    )
+    pytest.importorskip("torch")
+    path = torch_export(tmp_path / "net.onnx")
+    text = described_for_32(path, 'kind = "sixd"', mean=0, std=64)
     arguments = ["--network", str(path), "--describe", str(text), "--target", "cpu"]
     options = ["--output", str(tmp_path / "dist"), "--max-drop", "90", "--no-mixed"]
     options += ["--calibration-method", "minmax"]

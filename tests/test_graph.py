@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,10 +23,11 @@ from edgehp.networks.simplify import simplify
 from edgehp.networks.spec import NetworkSpec
 from edgehp.pose import convention
 from tests.helpers import random_crops, random_network
+from tests.pose_graphs import SPEC, pose_graph
 
 Array = npt.NDArray[np.float64]
 TOLERANCE = 1e-3  # degrees, from the project's requirements
-NETWORKS = [("kd-resnet18", 112), ("kd-resnet50", 64), ("ehpnet", 112)]
+NETWORKS = [("kd-resnet18", 64), ("kd-resnet50", 32), ("ehpnet", 48)]
 
 
 def run_onnx(model: onnx.ModelProto, crops: npt.NDArray[np.uint8]) -> tuple[Array, Array]:
@@ -62,7 +64,7 @@ def run_torch(
 
 @pytest.fixture(scope="module")
 def small() -> tuple[Weights, NetworkSpec]:
-    return random_network("kd-resnet18", 64)
+    return random_network("kd-resnet18", 32)
 
 
 @pytest.fixture(scope="module")
@@ -74,45 +76,33 @@ def small_graph(small: tuple[Weights, NetworkSpec]) -> onnx.ModelProto:
 def test_torch_onnxruntime_and_openvino_agree(name: str, size: int, seed: int) -> None:
     openvino = pytest.importorskip("openvino")
     weights, spec = random_network(name, size, seed)
-    crops = random_crops(64, size, seed)
+    crops = random_crops(12, size, seed)
     expected = run_torch(weights, spec, crops)
     # Otherwise any constant would pass.
-    assert (expected[0].std(0) > 5).all(), expected[0].std(0)
-
+    assert (expected[0].std(0) > 3).all(), expected[0].std(0)
     model = build_graph(weights, spec)
-    assert np.abs(np.subtract(run_onnx(model, crops), expected)).max() < TOLERANCE
     core = openvino.Core()
     compiled = core.compile_model(
         core.read_model(graph_bytes(model)),
         "CPU",
         {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1},
     )
-    for batch in (1, 3, 64):
-        given = crops[:batch]
-        out = compiled(given)
-        for got, want in zip((out["angles"], out["spread"]), expected, strict=True):
-            assert got.shape == (batch, 3)
-            assert np.abs(got - want[:batch]).max() < TOLERANCE
-        got_onnx = run_onnx(model, given)
-        assert np.abs(np.subtract(got_onnx, [e[:batch] for e in expected])).max() < TOLERANCE
+    for batch in (1, 3, 12):
+        given, wanted = crops[:batch], [e[:batch] for e in expected]
+        answers = compiled(given)
+        for found in (run_onnx(model, given), [answers[o] for o in ("angles", "spread")]):
+            assert np.abs(np.subtract(found, wanted)).max() < TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["kd-resnet34", "kd-resnet101", "kd-resnet152"])
-def test_the_other_depths_agree_with_torch(name: str, seed: int) -> None:
-    weights, spec = random_network(name, 32, seed)
-    crops = random_crops(3, 32, seed)
-    got = run_onnx(build_graph(weights, spec), crops)
-    assert np.abs(np.subtract(got, run_torch(weights, spec, crops))).max() < TOLERANCE
-
-
-@pytest.mark.parametrize("opset", [17, 19, 21])
 def test_every_opset_gives_the_same_answer(
-    small: tuple[Weights, NetworkSpec], small_graph: onnx.ModelProto, opset: int
+    small: tuple[Weights, NetworkSpec], small_graph: onnx.ModelProto
 ) -> None:
-    model = build_graph(*small, opset=opset)
-    crops = random_crops(4, 64)
-    assert model.opset_import[0].version == opset
-    assert np.abs(np.subtract(run_onnx(model, crops), run_onnx(small_graph, crops))).max() < 1e-5
+    crops = random_crops(4, 32)
+    for opset in (19, 21):
+        model = build_graph(*small, opset=opset)
+        assert model.opset_import[0].version == opset
+        found = run_onnx(model, crops)
+        assert np.abs(np.subtract(found, run_onnx(small_graph, crops))).max() < 1e-5
 
 
 def test_a_bgr_network_gets_its_colours_swapped_inside(
@@ -125,7 +115,7 @@ def test_a_bgr_network_gets_its_colours_swapped_inside(
     )
     spec = replace(spec, preprocessing=rgb)
     swapped = replace(spec, preprocessing=msgspec.structs.replace(rgb, colour="BGR"))
-    crops = random_crops(8, 64)
+    crops = random_crops(8, 32)
     as_bgr = run_onnx(build_graph(weights, swapped), crops)
     assert np.abs(np.subtract(as_bgr, run_torch(weights, swapped, crops))).max() < TOLERANCE
     as_rgb = run_onnx(build_graph(weights, spec), crops)
@@ -139,7 +129,7 @@ def test_the_convention_flips_the_pitch_and_nothing_else(
 ) -> None:
     weights, spec = small
     assert spec.convention == "kd-resnet"
-    crops = random_crops(8, 64)
+    crops = random_crops(8, 32)
     plain = run_onnx(build_graph(weights, replace(spec, convention="aflw2000")), crops)
     flipped = run_onnx(small_graph, crops)
     assert np.abs(plain[0]).min(axis=0).max() > 0
@@ -156,7 +146,7 @@ def test_heads_keep_their_order(small: tuple[Weights, NetworkSpec]) -> None:
         bias[np.flatnonzero(spec.bins.values == degrees)] = 100
         forced[f"head_net.{angle}.bias"] = bias
         forced[f"head_net.{angle}.weight"] = np.zeros((198, 512), np.float32)
-    angles, spread = run_onnx(build_graph(forced, spec), random_crops(2, 64))
+    angles, spread = run_onnx(build_graph(forced, spec), random_crops(2, 32))
     # -10.5: the authors' pitch points down.
     assert np.abs(angles - [-10.5, -40.5, 70.5]).max() < 1e-4
     assert spread.max() < 1e-3
@@ -165,17 +155,18 @@ def test_heads_keep_their_order(small: tuple[Weights, NetworkSpec]) -> None:
 def test_spread_of_a_uniform_distribution(small: tuple[Weights, NetworkSpec]) -> None:
     weights, spec = small
     flat = {k: np.zeros_like(v) if k.startswith("head_net") else v for k, v in weights.items()}
-    angles, spread = run_onnx(build_graph(flat, spec), random_crops(1, 64))
+    angles, spread = run_onnx(build_graph(flat, spec), random_crops(1, 32))
     # Standard deviation of n equal steps of one: sqrt((n^2 - 1) / 12).
     assert np.abs(spread - np.sqrt((198**2 - 1) / 12)).max() < 1e-3
     assert np.abs(angles).max() < 1e-3
 
 
-def test_the_same_input_gives_the_same_bytes(small: tuple[Weights, NetworkSpec]) -> None:
+def test_the_same_input_gives_the_same_bytes(
+    small: tuple[Weights, NetworkSpec], small_graph: onnx.ModelProto
+) -> None:
     weights, spec = small
     again = dict(reversed(list(weights.items())))
-    assert graph_bytes(build_graph(weights, spec)) == graph_bytes(build_graph(again, spec))
-    assert graph_bytes(build_graph(weights, spec)) == graph_bytes(build_graph(again, spec))
+    assert graph_bytes(small_graph) == graph_bytes(build_graph(again, spec))
 
 
 def test_simplify_keeps_names_metadata_and_the_symbolic_batch(
@@ -191,57 +182,48 @@ def test_simplify_keeps_names_metadata_and_the_symbolic_batch(
     }
 
 
-def test_simplify_refuses_a_changed_answer(
-    small_graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+def _other_bins(model: onnx.ModelProto) -> None:
+    bins = next(t for t in model.graph.initializer if t.name == "bins")
+    bins.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bins) + 0.01, "bins"))
+
+
+def _one_crop(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [(_other_bins, r"changed the answer by 0\.01"), (_one_crop, "symbolic batch")],
+)
+def test_simplify_refuses_what_onnxsim_changed(
+    small_graph: onnx.ModelProto,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[onnx.ModelProto], None],
+    says: str,
 ) -> None:
     pytest.importorskip("onnxsim")
 
     def broken(model: onnx.ModelProto) -> onnx.ModelProto:
         out = onnx.ModelProto.FromString(model.SerializeToString())
-        bins = next(t for t in out.graph.initializer if t.name == "bins")
-        bins.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bins) + 0.01, "bins"))
+        change(out)
         return out
 
     monkeypatch.setattr("edgehp.networks.simplify._onnxsim", broken)
-    with pytest.raises(EnvironmentalError, match=r"changed the answer by 0\.01"):
+    with pytest.raises(EnvironmentalError, match=says):
         simplify(small_graph)
 
 
-def test_simplify_refuses_a_lost_batch(
-    small_graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("onnxsim")
-
-    def fixed(model: onnx.ModelProto) -> onnx.ModelProto:
-        out = onnx.ModelProto.FromString(model.SerializeToString())
-        out.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-        return out
-
-    monkeypatch.setattr("edgehp.networks.simplify._onnxsim", fixed)
-    with pytest.raises(EnvironmentalError, match="symbolic batch"):
-        simplify(small_graph)
-
-
-def test_simplify_says_what_onnxsim_said(
-    small_graph: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_onnxsim_runs_without_torch_and_its_own_words_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another onnxsim on the way that packages are looked for: the child takes that one too."""
-    (tmp_path / "onnxsim.py").write_text("def simplify(model): raise ValueError('no such shape')")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(EnvironmentalError, match="ValueError: no such shape"):
-        simplify(small_graph)
-
-
-def test_simplify_takes_torch_into_no_process(
-    small_graph: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     (tmp_path / "onnxsim.py").write_text(
         "try:\n    import torch\nexcept ImportError:\n    torch = None\n"
         "def simplify(model):\n    raise ValueError(f'torch is {torch}')\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(EnvironmentalError, match="torch is None"):
-        simplify(small_graph)
+    with pytest.raises(EnvironmentalError, match="ValueError: torch is None"):
+        simplify(onnx.load(pose_graph(tmp_path / "net.onnx")))
 
 
 def test_without_onnxsim_the_graph_stays_and_the_log_says_so(
@@ -311,28 +293,14 @@ def test_tensor_names_do_not_change(small_graph: onnx.ModelProto) -> None:
     assert all(n.name == n.output[0] and len(n.output) == 1 for n in small_graph.graph.node)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda w, s: (w, s, 16), "opset 16"),
-        (
-            lambda w, s: (
-                w,
-                replace(
-                    s,
-                    preprocessing=msgspec.structs.replace(
-                        s.preprocessing, colour="GREY", mean=(1.0,), std=(1.0,)
-                    ),
-                ),
-                17,
-            ),
-            "three channels",
-        ),
-    ],
-)
-def test_what_cannot_be_built_is_refused(small, change, message) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(UsageError, match=message):
-        build_graph(*change(*small))
+def test_what_cannot_be_built_is_refused(small: tuple[Weights, NetworkSpec]) -> None:
+    weights, spec = small
+    with pytest.raises(UsageError, match="opset 16"):
+        build_graph(weights, spec, 16)
+    changes = {"colour": "GREY", "mean": (1.0,), "std": (1.0,)}
+    grey = replace(spec, preprocessing=msgspec.structs.replace(spec.preprocessing, **changes))
+    with pytest.raises(UsageError, match="three channels"):
+        build_graph(weights, grey)
 
 
 def test_undefined_statistics_are_refused(small: tuple[Weights, NetworkSpec]) -> None:
@@ -345,50 +313,38 @@ def test_undefined_statistics_are_refused(small: tuple[Weights, NetworkSpec]) ->
         build_graph({**weights, name: weights[name] * np.float32(np.inf)}, spec)
 
 
-def test_graphs_that_are_no_deployed_graphs(small_graph: onnx.ModelProto, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_graphs_that_are_no_deployed_graphs(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
-
-    def changed() -> onnx.ModelProto:
-        return onnx.ModelProto.FromString(small_graph.SerializeToString())
 
     def refused(match: str) -> None:
         with pytest.raises(CheckpointError, match=match):
             load_graph(path)
 
     refused("cannot be read")
-    path.write_bytes(graph_bytes(small_graph))
+    good = pose_graph(path).read_bytes()
     model, spec = load_graph(path)
-    assert graph_bytes(model) == graph_bytes(small_graph) and spec.name == "kd-resnet18"
-    path.write_bytes(graph_bytes(small_graph)[:1000])
-    refused("truncated or not an ONNX")
-    path.write_bytes(b"")
-    refused("is empty")
+    assert graph_bytes(model) == good and spec == SPEC
+    for content, says in ((good[:-50], "truncated or not an ONNX"), (b"", "is empty")):
+        path.write_bytes(content)
+        refused(says)
 
-    model = changed()
-    del model.metadata_props[:]
-    path.write_bytes(graph_bytes(model))
-    refused("no network specification")
-
-    for text in ("5", "[]", "{"):
-        model = changed()
-        model.metadata_props[0].value = text
+    def changed(says: str) -> Iterator[onnx.ModelProto]:
+        model = onnx.load_model_from_string(good)
+        yield model
         path.write_bytes(graph_bytes(model))
-        refused("specification in the metadata")
+        refused(says)
 
-    model = changed()
-    model.metadata_props[0].value = model.metadata_props[0].value.replace("kd-resnet18", "other")
-    path.write_bytes(graph_bytes(model))
-    refused("altered")
-
-    model = changed()
-    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-    path.write_bytes(graph_bytes(model))
-    refused(r"takes crops float\[N, 64, 64, 3\].*expected crops uint8")
-
-    model = changed()
-    model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
-    path.write_bytes(graph_bytes(model))
-    refused("one file")
+    for model in changed("no network specification"):
+        del model.metadata_props[:]
+    for text in ("5", "[]", "{"):
+        for model in changed("specification in the metadata"):
+            model.metadata_props[0].value = text
+    for model in changed("altered"):
+        model.metadata_props[0].value = model.metadata_props[0].value.replace(SPEC.name, "other")
+    for model in changed(r"takes crops float\[N, 48, 48, 3\].*expected crops uint8"):
+        model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    for model in changed("one file"):
+        model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
 
 
 def test_building_needs_no_torch() -> None:

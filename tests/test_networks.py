@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import zipfile
@@ -123,13 +124,24 @@ def test_the_flat_layout_of_ehpnet_loads(tmp_path: Path) -> None:
     assert equal(loaded, weights)
 
 
-@pytest.mark.parametrize("depth", [34, 50, 101, 152])
-def test_the_depth_is_told_by_the_names(depth: int) -> None:
+# The parameters are torchvision's without the classifier.
+@pytest.mark.parametrize(
+    ("depth", "parameters"),
+    [
+        (34, 21_797_672 - 513_000),
+        (50, 25_557_032 - 2_049_000),
+        (101, 44_549_160 - 2_049_000),
+        (152, 60_192_808 - 2_049_000),
+    ],
+)
+def test_the_depth_is_told_by_the_names(depth: int, parameters: int) -> None:
     from edgehp.networks.layout import infer_spec
 
     shapes = expected_shapes(replace(KD_RESNET, depth=depth))
     spec = infer_spec(shapes, "x")
     assert (spec.depth, spec.name) == (depth, f"kd-resnet{depth}")
+    learnt = [k for k in shapes if k.startswith("encoder_net.") and ".running_" not in k]
+    assert sum(math.prod(shapes[k]) for k in learnt) == parameters
 
 
 def test_a_wrong_file_names_the_keys(small: Network, tmp_path: Path) -> None:
