@@ -7,6 +7,7 @@ Every function takes the root of the file system, so that a test can hand in a t
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Protocol
 
 from edgehp.driver import Gpu, probe_driver
+from edgehp.files import write_whole
+
+_log = logging.getLogger(__name__)
 
 SYSTEM_ROOT = Path("/")
 # Prints what `power_mode_of` reads.
@@ -25,6 +29,15 @@ _MODULE_PART = re.compile(r"\bp(?:3701|3767|3834)-\d{4}(?!\d)")
 def cache_folder() -> Path:
     """Where this user keeps what can be computed again: kernels and their timings."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgehp"
+
+
+def keep(path: Path, content: bytes, what: str, level: int = logging.WARNING) -> None:
+    """Write a file of `cache_folder`; where that fails, the log says that `what` is not there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+    except OSError as e:
+        _log.log(level, "%s not kept in %s: %s", what, path, e)
 
 
 @dataclass(frozen=True)

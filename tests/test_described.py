@@ -388,8 +388,8 @@ def torch_export(path: Path, *, dynamo: bool = False) -> Path:
     return path
 
 
-def described_for_32(path: Path, output: str, *, mean: int = 128, std: int = 1) -> Path:
-    text = describe(path, output, mean=mean)
+def described_for_32(path: Path, output: str, std: int = 1) -> Path:
+    text = describe(path, output, mean=128)
     changed = text.read_text().replace("size = 16", "size = 32")
     text.write_text(changed.replace("std = [1, 1, 1]", f"std = {[std] * 3}"))
     return text
@@ -486,7 +486,7 @@ def test_the_command_builds_an_artifact_without_spread(tmp_path: Path) -> None:
     pytest.importorskip("onnxsim")
     pytest.importorskip("torch")
     path = torch_export(tmp_path / "net.onnx")
-    text = described_for_32(path, 'kind = "sixd"', mean=0, std=64)
+    text = described_for_32(path, 'kind = "sixd"', std=64)
     arguments = ["--network", str(path), "--describe", str(text), "--target", "cpu"]
     options = ["--output", str(tmp_path / "dist"), "--max-drop", "90", "--no-mixed"]
     options += ["--calibration-method", "minmax"]

@@ -228,6 +228,14 @@ class EngineBase(ABC):
     _path: Path
     _size: int
 
+    @abstractmethod
+    def infer_timed(self, crops: Crops) -> tuple[Prediction, StageTimes]:
+        """As `TimedEngine.infer_timed`."""
+
+    def infer(self, crops: Crops) -> Prediction:
+        """As `Engine.infer`."""
+        return self.infer_timed(crops)[0]
+
     @property
     def input_size(self) -> int:
         """Side S of the square input in pixels."""

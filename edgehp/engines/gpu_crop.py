@@ -18,13 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.crop import PICTURE_FORMS, Picture, Preprocessing, cut_of
-from edgehp.device import cache_folder
+from edgehp.device import cache_folder, keep
 from edgehp.engines.base import Face
 from edgehp.engines.cuda import Cuda
 from edgehp.errors import DataError, EnvironmentalError
-from edgehp.files import write_whole
-
-_log = logging.getLogger(__name__)
 
 KERNEL = Path(__file__).with_name("crop_kernel.c")
 FUNCTION = b"edgehp_crop"
@@ -50,7 +47,8 @@ class Load:
     """What the kernel reads: its table of crops, and behind it the parts of the frames.
 
     Attributes:
-        count: crops.
+        faces: how many.
+        count: of the table's rows, at least that.
         size: bytes.
     """
 
@@ -65,7 +63,7 @@ class Load:
         Raises:
             DataError: a box has no area inside its frame, or the frames are beyond reason.
         """
-        self.count = max(len(faces), rows)
+        self.faces, self.count = len(faces), max(len(faces), rows)
         self._table = np.zeros(self.count, CUT)
         # id of the picture -> the picture, its faces' numbers and their cuts.
         found: dict[int, tuple[Picture, list[int]]] = {}
@@ -119,23 +117,17 @@ def kernel_path(capability: str) -> Path:
 
 
 def kernel_for(capability: str) -> bytes:
-    """The kernel for GPUs of a compute capability, compiled once for the machine.
-
-    Args:
-        capability: such as ``"8.7"``.
+    """The kernel for GPUs of a compute capability (``"8.7"``), compiled once for the machine.
 
     Raises:
-        EnvironmentalError: NVRTC is missing or fails.
+        EnvironmentalError: as of `compile_kernel`.
     """
     kept = kernel_path(capability)
     if kept.is_file():
         return kept.read_bytes()
     image = compile_kernel(KERNEL.read_bytes(), capability)
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(kept, image)
-    except OSError as e:
-        _log.info("the crop kernel is not kept and compiled at each start: %s", e)
+    # Without it the kernel is compiled at each start.
+    keep(kept, image, "the crop kernel is", logging.INFO)
     return image
 
 

@@ -71,7 +71,7 @@ class _Lane:
 
 
 class GpuStream:
-    """Takes one batch at a time: `put` or `put_faces`, then `take`.
+    """Takes one batch at a time: `put`, then `take`.
 
     Every method needs `Cuda.current`.
 
@@ -104,7 +104,7 @@ class GpuStream:
         self._events: list[Any] = []
         self._captured: dict[tuple[int, bool, bool], _Lane] = {}
         self._plain: _Lane | None = None
-        self._pending = 0
+        self._count, self._cropped = 0, False
         self._stream: int | None = None
         self.graph_batches: set[int] = set()
         try:
@@ -140,67 +140,56 @@ class GpuStream:
             raise EnvironmentalError("the engine is closed; open it again")
         return self._plain
 
-    def put(self, crops: Crops, timed: bool = False) -> None:
+    def put(
+        self, given: Crops | Load, kernel: CropKernel | None = None, timed: bool = False
+    ) -> None:
         """Put a batch into the stream.
 
         Args:
-            crops: uint8 [N, S, S, 3], at most the engine's largest batch.
+            given: uint8 [N, S, S, 3], at most the engine's largest batch; or faces for the GPU to
+                cut, with at least as many rows as the engine's smallest batch.
+            kernel: that cuts faces.
             timed: mark its stages for `times`.
         """
-        # An engine built for larger batches gets whatever its memory holds as the rest.
-        lane = self._lane(max(len(crops), self._shapes.smallest), timed, None)
-        self._buffers[INPUT_NAME].host[: crops.nbytes] = crops.reshape(-1)
-        self._pending = len(crops)
-        self._run(lane, timed, None)
-
-    def put_faces(self, load: Load, count: int, kernel: CropKernel, timed: bool = False) -> None:
-        """As `put`, with crops that the GPU cuts.
-
-        Args:
-            load: of as many rows as `rows(count)`.
-            count: faces.
-            kernel: that cuts them.
-            timed: mark the stages for `times`.
-        """
-        frames = self._room(load.size)
-        lane = self._lane(load.count, timed, kernel)
-        load.write(frames.host)
-        self._pending = count
-        if timed:
-            self._cuda.record(self._events[_BEGIN], self._handle())
-        self._cuda.upload(frames, load.size, self._handle())
-        self._run(lane, timed, kernel)
-
-    def rows(self, count: int) -> int:
-        """The batch size that `count` faces run in."""
-        return max(count, self._shapes.smallest)
+        if isinstance(given, Load):
+            frames = self._room(given.size)
+            lane = self._lane(given.count, timed, kernel)
+            given.write(frames.host)
+            self._count, self._cropped = given.faces, True
+            if timed:
+                self._cuda.record(self._events[_BEGIN], self._handle())
+            self._cuda.upload(frames, given.size, self._handle())
+        else:
+            # An engine built for larger batches gets whatever its memory holds as the rest.
+            lane = self._lane(max(len(given), self._shapes.smallest), timed, kernel)
+            self._buffers[INPUT_NAME].host[: given.nbytes] = given.reshape(-1)
+            self._count, self._cropped = len(given), False
+        if lane.graph is not None:
+            self._cuda.launch(lane.graph, self._handle())
+        else:
+            self._put(lane, timed, kernel)
 
     def take(self) -> tuple[npt.NDArray[np.float32], ...]:
         """Wait for what was put: angles and, of bins, spreads, float32 [N, 3]."""
         self._cuda.synchronize(self._handle())
-        count, self._pending = self._pending, 0
+        size = self._count * _ROW_BYTES
         # Copied: the next batch overwrites the memory.
         return tuple(
-            self._buffers[name].host[: count * _ROW_BYTES].view(np.float32).reshape(-1, 3).copy()
+            self._buffers[name].host[:size].view(np.float32).reshape(-1, 3).copy()
             for name in self._shapes.answers
         )
 
-    def times(self, cropped: bool) -> StageTimes:
-        """What the stages of the last batch took, after `take`.
-
-        Args:
-            cropped: it was put by `put_faces`.
-        """
+    def times(self) -> StageTimes:
+        """What the stages of the last batch took, after `take`."""
 
         def between(start: int, end: int) -> float:
             return self._cuda.elapsed_ms(self._events[start], self._events[end]) / 1e3
 
-        begun = _CROPPED if cropped else _UPLOADED
         return StageTimes(
-            between(begun, _INFERRED),
+            between(_CROPPED if self._cropped else _UPLOADED, _INFERRED),
             between(_BEGIN, _UPLOADED),
             between(_INFERRED, _DOWNLOADED),
-            between(_UPLOADED, _CROPPED) if cropped else None,
+            between(_UPLOADED, _CROPPED) if self._cropped else None,
         )
 
     def release(self) -> None:
@@ -276,12 +265,6 @@ class GpuStream:
         lane = self._open_lane()
         self._set_batch(lane, batch)
         return lane
-
-    def _run(self, lane: _Lane, timed: bool, kernel: CropKernel | None) -> None:
-        if lane.graph is not None:
-            self._cuda.launch(lane.graph, self._handle())
-        else:
-            self._put(lane, timed, kernel)
 
     def _put(
         self, lane: _Lane, timed: bool, kernel: CropKernel | None, captured: bool = False

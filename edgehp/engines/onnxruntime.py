@@ -67,7 +67,10 @@ class OnnxRuntimeEngine(EngineBase):
         self._path = check_file(path, "an ONNX graph")
         self._threads = check_threads(threads)
         self._session: Any = new_session(self._path, self._threads)
-        inputs = {i.name: (i.type, _shape(i.shape)) for i in self._session.get_inputs()}
+        inputs = {
+            i.name: (i.type, [d if isinstance(d, int) else None for d in i.shape])
+            for i in self._session.get_inputs()
+        }
         outputs = [o.name for o in self._session.get_outputs()]
         self._size = input_size_of(inputs, outputs, self._path)
         self._answers = answers_of(outputs)
@@ -89,10 +92,6 @@ class OnnxRuntimeEngine(EngineBase):
                 "spin_wait": "yes",
             },
         )
-
-    def infer(self, crops: Crops) -> Prediction:
-        """As `edgehp.engines.base.Engine.infer`."""
-        return self.infer_timed(crops)[0]
 
     def infer_timed(self, crops: Crops) -> tuple[Prediction, StageTimes]:
         """As `infer`, with what the session's call took, which hands over and brings back too."""
@@ -155,10 +154,6 @@ def new_session(path: Path, threads: int | None, optimised: Path | None = None) 
             f"{path} cannot be read as an ONNX graph: {_line(e)}; it is truncated or damaged, or "
             "this onnxruntime is too old for it: build it again or upgrade onnxruntime"
         ) from e
-
-
-def _shape(shape: list[Any]) -> list[int | None]:
-    return [d if isinstance(d, int) else None for d in shape]
 
 
 def check_available() -> Any:

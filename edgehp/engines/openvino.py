@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgehp.engines.audit import LayerPrecision, PrecisionAudit
 from edgehp.engines.base import (
@@ -68,28 +66,19 @@ def check_available() -> Any:
             sys.modules[_TELEMETRY] = before
 
 
-@dataclass(frozen=True, eq=False)
-class _Request:
+class _Bound:
     """A request whose input and outputs are bound once to memory of ours.
 
     Binding anew for every call costs about as much as copying a crop, and a hundredth of a small
     network's time in all.
     """
 
-    request: Any
-    crops: Crops
-    answers: tuple[npt.NDArray[np.float32], ...]
-
-    @classmethod
-    def of(cls, ov: Any, compiled: Any, batch: int, size: int, names: tuple[str, ...]) -> _Request:
-        """A request of a model with the outputs `names` that is compiled for `batch`."""
-        request = compiled.create_infer_request()
-        crops = np.zeros((batch, size, size, 3), np.uint8)
-        answers = tuple(np.zeros((batch, 3), np.float32) for _ in names)
-        request.set_tensor(INPUT_NAME, ov.Tensor(crops, shared_memory=True))
-        for name, memory in zip(names, answers, strict=True):
+    def __init__(self, ov: Any, request: Any, batch: int, size: int, names: Sequence[str]) -> None:
+        self.request = request
+        self.crops = np.zeros((batch, size, size, 3), np.uint8)
+        self.answers = [np.zeros((batch, 3), np.float32) for _ in names]
+        for name, memory in zip((INPUT_NAME, *names), (self.crops, *self.answers), strict=True):
             request.set_tensor(name, ov.Tensor(memory, shared_memory=True))
-        return cls(request, crops, answers)
 
 
 class OpenVinoEngine(EngineBase):
@@ -128,15 +117,31 @@ class OpenVinoEngine(EngineBase):
         self._threads = check_threads(threads)
         self._ov = check_available()
         self._core = self._ov.Core()
-        self._model = self._read()
-        self._size = self._input_size()
+        try:
+            self._model = self._core.read_model(self._path)
+        except RuntimeError as e:
+            raise DataError(
+                f"{self._path} cannot be read as an ONNX graph: {_last_line(e)}; it is truncated "
+                "or damaged: copy or build it again"
+            ) from e
+        inputs = {
+            i.get_any_name(): (
+                i.get_element_type().get_type_name(),
+                [None if d.is_dynamic else d.get_length() for d in i.get_partial_shape()],
+            )
+            for i in self._model.inputs
+        }
+        outputs = [name for o in self._model.outputs for name in o.get_names()]
+        self._answers = answers_of(outputs)
+        self._size = input_size_of(inputs, outputs, self._path)
         self._batch = batch
         compiled = self._compile(batch, "LATENCY")
         self._audit = audit_model(compiled)
         self._used_threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
+        request = compiled.create_infer_request()
         try:
-            self._static: _Request | None = _Request.of(
-                self._ov, compiled, batch, self._size, self._answers
+            self._static: _Bound | None = _Bound(
+                self._ov, request, batch, self._size, self._answers
             )
         except RuntimeError as e:
             raise DataError(
@@ -171,10 +176,6 @@ class OpenVinoEngine(EngineBase):
         """What each layer of the compiled model runs in."""
         return self._audit
 
-    def infer(self, crops: Crops) -> Prediction:
-        """As `edgehp.engines.base.Engine.infer`."""
-        return self.infer_timed(crops)[0]
-
     def infer_timed(self, crops: Crops) -> tuple[Prediction, StageTimes]:
         """As `infer`, with what its parts took: handing over the crops, inference, the answers."""
         began = perf_counter()
@@ -187,7 +188,9 @@ class OpenVinoEngine(EngineBase):
             request = bound.request
         else:
             crops = _shareable(crops)
-            request = self._dynamic_request()
+            if self._dynamic is None:
+                self._dynamic = self._compile(None, "LATENCY").create_infer_request()
+            request = self._dynamic
         try:
             if request is not bound.request:
                 request.set_input_tensor(self._ov.Tensor(crops, shared_memory=True))
@@ -211,7 +214,13 @@ class OpenVinoEngine(EngineBase):
 
         Not more batches are taken than are in flight, so a generator keeps memory bounded.
         """
-        free = deque(self._throughput_requests())
+        if not self._throughput:
+            compiled = self._compile(None, "THROUGHPUT")
+            count = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+            # As many again wait: a stream that is done takes the next, while whoever makes the
+            # crops shares a processor with another stream, which is then behind.
+            self._throughput = [compiled.create_infer_request() for _ in range(2 * max(count, 1))]
+        free = deque(self._throughput)
         busy: deque[tuple[Any, Crops]] = deque()
         try:
             for batch in batches:
@@ -238,27 +247,6 @@ class OpenVinoEngine(EngineBase):
         self._throughput = []
         self._model = None
 
-    def _read(self) -> Any:
-        try:
-            return self._core.read_model(self._path)
-        except RuntimeError as e:
-            raise DataError(
-                f"{self._path} cannot be read as an ONNX graph: {_last_line(e)}; it is truncated "
-                "or damaged: copy or build it again"
-            ) from e
-
-    def _input_size(self) -> int:
-        inputs = {
-            i.get_any_name(): (
-                i.get_element_type().get_type_name(),
-                [None if d.is_dynamic else d.get_length() for d in i.get_partial_shape()],
-            )
-            for i in self._model.inputs
-        }
-        outputs = [name for o in self._model.outputs for name in o.get_names()]
-        self._answers = answers_of(outputs)
-        return input_size_of(inputs, outputs, self._path)
-
     def _compile(self, batch: int | None, hint: str) -> Any:
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": hint,
@@ -277,20 +265,6 @@ class OpenVinoEngine(EngineBase):
             return self._core.compile_model(model, "CPU", config)
         except RuntimeError as e:
             raise EnvironmentalError(_failed(f"compiling {self._path.name}", e)) from e
-
-    def _dynamic_request(self) -> Any:
-        if self._dynamic is None:
-            self._dynamic = self._compile(None, "LATENCY").create_infer_request()
-        return self._dynamic
-
-    def _throughput_requests(self) -> list[Any]:
-        if not self._throughput:
-            compiled = self._compile(None, "THROUGHPUT")
-            count = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-            # As many again wait: a stream that is done takes the next, while whoever makes the
-            # crops shares a processor with another stream, which is then behind.
-            self._throughput = [compiled.create_infer_request() for _ in range(2 * max(count, 1))]
-        return self._throughput
 
     def _finish(self, request: Any, crops: Crops) -> Prediction:
         try:

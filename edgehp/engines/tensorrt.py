@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import numpy as np
 
 from edgehp.crop import Preprocessing
 from edgehp.driver import probe_driver
@@ -102,7 +100,15 @@ class TensorRtEngine(EngineBase):
             self._logger = logger_of(self._trt)
             with self._cuda.current():
                 self._load()
-                self._prepare(batch)
+                low, high = self._shapes.smallest, self._shapes.largest
+                if batch is not None and not low <= batch <= high:
+                    raise UsageError(
+                        f"{self._path}: batch size {batch} asked for, the engine was built for "
+                        f"{low} to {high}\nhint: choose one of those or build it again"
+                    )
+                self._batch = batch
+                first = self._new_stream()
+                self._audit = inspect(self._trt, self._loaded, first.context, self._logger)
         except BaseException:
             self.close()
             raise
@@ -153,18 +159,6 @@ class TensorRtEngine(EngineBase):
             batches = (low, best, high)
         self._shapes = Shapes(self._size, *batches, answers=self._answers)
 
-    def _prepare(self, batch: int | None) -> None:
-        low, high = self._shapes.smallest, self._shapes.largest
-        if batch is not None and not low <= batch <= high:
-            raise UsageError(
-                f"{self._path}: batch size {batch} asked for, the engine was built for {low} to "
-                f"{high}\nhint: choose one of those or build it again"
-            )
-        self._batch = batch
-        first = self._new_stream()
-        engine = need(self._engine, "load the engine", self._logger)
-        self._audit = inspect(self._trt, engine, first.context, self._logger)
-
     def _new_stream(self) -> GpuStream:
         stream = GpuStream(
             self._cuda,
@@ -177,12 +171,12 @@ class TensorRtEngine(EngineBase):
         self._streams.append(stream)
         return stream
 
+    @property
+    def _loaded(self) -> ICudaEngine:
+        return need(self._engine, "load the engine", self._logger)
+
     def _new_context(self) -> IExecutionContext:
-        engine = need(self._engine, "load the engine", self._logger)
-        context: IExecutionContext = need(
-            engine.create_execution_context(), "create a context", self._logger
-        )
-        return context
+        return need(self._loaded.create_execution_context(), "create a context", self._logger)
 
     @property
     def info(self) -> EngineInfo:
@@ -229,7 +223,7 @@ class TensorRtEngine(EngineBase):
 
     def infer(self, crops: Crops) -> Prediction:
         """As `edgehp.engines.base.Engine.infer`; larger batches run in parts."""
-        return self._infer(crops, timed=False)[0]
+        return self._all(self._parts(crops))[0]
 
     def infer_timed(self, crops: Crops) -> tuple[Prediction, StageTimes]:
         """As `infer`, with what upload, inference and download took on the GPU.
@@ -237,16 +231,19 @@ class TensorRtEngine(EngineBase):
         The times are between CUDA events in the stream, so that gaps in which the GPU waits for
         the processor to launch the next step are part of that step.
         """
-        return self._infer(crops, timed=True)
+        return self._all(self._parts(crops), timed=True)
 
-    def _infer(self, crops: Crops, timed: bool) -> tuple[Prediction, StageTimes]:
-        crops = check_crops(crops, self._size)
-        high = self._shapes.largest
+    def stream(self, batches: Iterable[Crops]) -> Iterator[Prediction]:
+        """Predictions of `batches` in their order: the next one's upload beside this inference.
 
-        def put(stream: GpuStream, begin: int) -> None:
-            stream.put(crops[begin : begin + high], timed)
+        Two streams take turns, each with memory and contexts of its own.
 
-        return self._in_parts(len(crops), put, timed, cropped=False)
+        Raises:
+            DataError: crops of another type, shape or size, or more than the largest batch.
+            EnvironmentalError: the engine is closed, or the GPU failed.
+        """
+        crops = (check_crops(self._fitting(batch), self._size) for batch in batches)
+        return (answer for answer, _ in self._run(crops, None, _STREAMS))
 
     @property
     def crops_frames(self) -> bool:
@@ -260,30 +257,20 @@ class TensorRtEngine(EngineBase):
             DataError: a box has no area inside its frame, or the crops have another size.
             EnvironmentalError: the engine is closed, or the GPU failed or has no crop kernel.
         """
-        return self._infer_frames(faces, spec, timed=False)[0]
+        return self._all(self._loads(faces, spec), self._need_kernel())[0]
 
     def infer_frames_timed(
         self, faces: Sequence[Face], spec: Preprocessing
     ) -> tuple[Prediction, StageTimes]:
         """As `infer_frames`, with what upload, cropping, inference and download took on the GPU."""
-        return self._infer_frames(faces, spec, timed=True)
+        return self._all(self._loads(faces, spec), self._need_kernel(), timed=True)
 
-    def _infer_frames(
-        self, faces: Sequence[Face], spec: Preprocessing, timed: bool
-    ) -> tuple[Prediction, StageTimes]:
-        if spec.size != self._size or not faces:
-            raise DataError(
-                f"{len(faces)} faces for crops of {spec.size} pixels, expected at least one and "
-                f"{self._size} pixels"
-            )
-        kernel = self._need_kernel()
-
-        def put(stream: GpuStream, begin: int) -> None:
-            part = faces[begin : begin + self._shapes.largest]
-            load = Load(part, spec, stream.rows(len(part)))
-            stream.put_faces(load, len(part), kernel, timed)
-
-        return self._in_parts(len(faces), put, timed, cropped=True)
+    def stream_frames(
+        self, groups: Iterable[Sequence[Face]], spec: Preprocessing
+    ) -> Iterator[Prediction]:
+        """As `stream`, of groups of faces that the GPU cuts out of their frames."""
+        loads = (load for group in groups for load in self._loads(self._fitting(group), spec))
+        return (answer for answer, _ in self._run(loads, self._need_kernel(), _STREAMS))
 
     def crop_frames(self, faces: Sequence[Face], spec: Preprocessing) -> Crops:
         """The crops that `infer_frames` makes, uint8 [N, S, S, 3]."""
@@ -291,76 +278,66 @@ class TensorRtEngine(EngineBase):
         with self._cuda.current():
             return kernel.crop(faces, spec)
 
-    def _in_parts(
-        self, count: int, put: Callable[[GpuStream, int], None], timed: bool, cropped: bool
+    def _fitting(self, batch: _Batch) -> _Batch:
+        if len(batch) > self._shapes.largest:
+            raise DataError(f"a batch of {len(batch)}, expected at most {self._shapes.largest}")
+        return batch
+
+    def _parts(self, crops: Crops) -> Iterator[Crops]:
+        """The crops in batches that the engine takes."""
+        crops = check_crops(crops, self._size)
+        for begin in range(0, len(crops), self._shapes.largest):
+            yield crops[begin : begin + self._shapes.largest]
+
+    def _loads(self, faces: Sequence[Face], spec: Preprocessing) -> Iterator[Load]:
+        """The faces in batches that the engine takes."""
+        if spec.size != self._size or not faces:
+            raise DataError(
+                f"{len(faces)} faces for crops of {spec.size} pixels, expected at least one and "
+                f"{self._size} pixels"
+            )
+        for begin in range(0, len(faces), self._shapes.largest):
+            part = faces[begin : begin + self._shapes.largest]
+            yield Load(part, spec, self._shapes.smallest)
+
+    def _all(
+        self,
+        batches: Iterable[Crops | Load],
+        kernel: CropKernel | None = None,
+        timed: bool = False,
     ) -> tuple[Prediction, StageTimes]:
-        """What `put` puts into the first stream from each index on, one part after the other."""
-        if self._closed:
-            raise self._closed_error()
-        stream = self._streams[0]
-        parts, times = [], []
-        with self._cuda.current():
-            for begin in range(0, count, self._shapes.largest):
-                put(stream, begin)
-                parts.append(stream.take())
-                if timed:
-                    times.append(stream.times(cropped))
-        answers = [np.concatenate(part) for part in zip(*parts, strict=True)]
-        return prediction_from(answers, count, str(self._path)), sum_of(times)
+        """The answers of all batches in one, and the sum of their times."""
+        answers, times = zip(*self._run(batches, kernel, 1, timed), strict=True)
+        return Prediction.joined(answers), sum_of(times)
 
-    def stream(self, batches: Iterable[Crops]) -> Iterator[Prediction]:
-        """Predictions of `batches` in their order: the next one's upload beside this inference.
-
-        Two streams take turns, each with memory and contexts of its own.
-
-        Raises:
-            DataError: crops of another type, shape or size, or more than the largest batch.
-            EnvironmentalError: the engine is closed, or the GPU failed.
-        """
-
-        def put(stream: GpuStream, batch: Crops) -> None:
-            stream.put(check_crops(batch, self._size))
-
-        return self._in_turns(batches, put)
-
-    def stream_frames(
-        self, groups: Iterable[Sequence[Face]], spec: Preprocessing
-    ) -> Iterator[Prediction]:
-        """As `stream`, of groups of faces that the GPU cuts out of their frames."""
-        kernel = self._need_kernel()
-
-        def put(stream: GpuStream, faces: Sequence[Face]) -> None:
-            load = Load(faces, spec, stream.rows(len(faces)))
-            stream.put_faces(load, len(faces), kernel)
-
-        return self._in_turns(groups, put)
-
-    def _in_turns(
-        self, batches: Iterable[_Batch], put: Callable[[GpuStream, _Batch], None]
-    ) -> Iterator[Prediction]:
-        """What `put` puts into two streams in turn, answered in order."""
+    def _run(
+        self,
+        batches: Iterable[Crops | Load],
+        kernel: CropKernel | None,
+        streams: int,
+        timed: bool = False,
+    ) -> Iterator[tuple[Prediction, StageTimes]]:
+        """What goes through so many streams in turn, answered in order."""
         if self._closed:
             raise self._closed_error()
         with self._cuda.current():
-            while len(self._streams) < _STREAMS:
+            while len(self._streams) < streams:
                 self._new_stream()
-        waiting: deque[tuple[GpuStream, int]] = deque()
-        turns = cycle(self._streams)
+        turns, waiting = cycle(self._streams[:streams]), deque[GpuStream]()
         for batch in batches:
-            if len(batch) > self._shapes.largest:
-                raise DataError(f"a batch of {len(batch)}, expected at most {self._shapes.largest}")
-            if len(waiting) == _STREAMS:
-                yield self._taken(*waiting.popleft())
-            stream = next(turns)
+            if len(waiting) == streams:
+                yield self._taken(waiting.popleft(), timed)
+            waiting.append(next(turns))
             with self._cuda.current():
-                put(stream, batch)
-            waiting.append((stream, len(batch)))
+                waiting[-1].put(batch, kernel, timed)
         while waiting:
-            yield self._taken(*waiting.popleft())
+            yield self._taken(waiting.popleft(), timed)
 
-    def _taken(self, stream: GpuStream, count: int) -> Prediction:
+    def _taken(self, stream: GpuStream, timed: bool) -> tuple[Prediction, StageTimes]:
         with self._cuda.current():
-            return prediction_from(stream.take(), count, str(self._path))
+            answers = stream.take()
+            times = stream.times() if timed else StageTimes(0.0)
+        return prediction_from(answers, len(answers[0]), str(self._path)), times
 
     def _crop_kernel(self) -> CropKernel | None:
         if self._kernel is None and not self._kernel_reason and not self._closed:

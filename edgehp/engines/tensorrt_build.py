@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgehp.device import cache_folder, find_jetson
+from edgehp.device import cache_folder, find_jetson, keep
 from edgehp.driver import probe_driver
 from edgehp.engines.audit import PrecisionAudit
 from edgehp.engines.build import BuildOptions, BuildReport, check_asked
@@ -31,7 +31,7 @@ from edgehp.engines.trt import (
     version_of,
 )
 from edgehp.errors import CompatibilityError, EnvironmentalError
-from edgehp.files import write_output, write_whole
+from edgehp.files import write_output
 
 if TYPE_CHECKING:
     # Checked where the package tensorrt-stubs is installed.
@@ -191,16 +191,16 @@ def build_plan(
     del parser
     content = bytes(plan)
     if cache is not None and options.timing_cache is not None:
-        try:
-            options.timing_cache.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(options.timing_cache, bytes(cache.serialize()))
-        except OSError as e:
-            _log.warning("the kernel timings are not kept: %s: %s", options.timing_cache, e)
-    audit = audit_engine(trt, content, logger, options.dla).completed_by(audit_network(network))
+        keep(options.timing_cache, bytes(cache.serialize()), "the kernel timings are")
+    audit = _audit_engine(trt, content, logger, options.dla).completed_by(audit_network(network))
     audit.require(options.precision, quantised, f"the engine TensorRT {trt.__version__} built")
     warnings = []
     if not dialect.strongly_typed and options.precision != "fp32":
-        warnings.append(_weakly_typed(str(trt.__version__)))
+        warnings.append(
+            f"this network was weakly typed for TensorRT {trt.__version__}: where nothing asks for "
+            "INT8, it chose FP16 or FP32 for each layer by its speed, the decoding apart, which "
+            "was held in FP32; the audit has what it chose, and another build may choose otherwise"
+        )
     if options.dla is not None:
         audit = audit.placed(options.dla, on_gpu)
         warnings.append(_placed(options.dla, on_gpu))
@@ -221,7 +221,10 @@ def configure(
     config.clear_flag(trt.BuilderFlag.TF32)
     # Otherwise the inspector cannot tell what the layers run in.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    workspace = options.workspace_mib or _jetson_workspace()
+    workspace = options.workspace_mib
+    if workspace is None and (jetson := find_jetson()) is not None and jetson.memory_gib:
+        # A quarter of a Jetson's memory: TensorRT would plan with all of it.
+        workspace = max(256, int(jetson.memory_gib * 1024 / 4))
     if workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace << 20)
     if options.version_compatible:
@@ -240,14 +243,6 @@ def configure(
         config.DLA_core = options.dla
         # The DLA has no integer cast or softmax: those layers go to the GPU, and the audit says so.
         config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
-
-
-def _jetson_workspace() -> int | None:
-    """A quarter of a Jetson's memory in MiB: TensorRT would plan with all of it."""
-    jetson = find_jetson()
-    if jetson is None or jetson.memory_gib is None:
-        return None
-    return max(256, int(jetson.memory_gib * 1024 / 4))
 
 
 def timing_cache_path(gpu: str, version: str, options: BuildOptions) -> Path:
@@ -280,12 +275,8 @@ def _timing_cache(config: IBuilderConfig, path: Path | None, logger: Any) -> ITi
     return cache
 
 
-def audit_engine(trt: Any, plan: bytes, logger: Any, dla: int | None = None) -> PrecisionAudit:
-    """What each layer of a built engine runs in, by TensorRT's inspector.
-
-    Raises:
-        EnvironmentalError: the engine cannot be loaded or inspected here.
-    """
+def _audit_engine(trt: Any, plan: bytes, logger: Any, dla: int | None) -> PrecisionAudit:
+    """What each layer of a built engine runs in, by TensorRT's inspector."""
     runtime: Runtime = need(trt.Runtime(logger), "create a runtime", logger)
     if dla is not None:
         runtime.DLA_core = dla
@@ -294,15 +285,6 @@ def audit_engine(trt: Any, plan: bytes, logger: Any, dla: int | None = None) -> 
         runtime.deserialize_cuda_engine(plan), "load the engine it built", logger
     )
     return inspect(trt, engine, None, logger)
-
-
-def _weakly_typed(version: str) -> str:
-    """A sentence about an engine whose types the builder chose."""
-    return (
-        f"this network was weakly typed for TensorRT {version}: where nothing asks for INT8, it "
-        "chose FP16 or FP32 for each layer by its speed, the decoding apart, which was held in "
-        "FP32; the audit has what it chose, and another build may choose otherwise"
-    )
 
 
 def _placed(core: int, names: list[str]) -> str:

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgehp.device import cache_folder
+from edgehp.device import cache_folder, keep
 from edgehp.driver import probe_driver
 from edgehp.engines.audit import PrecisionAudit
 from edgehp.engines.base import Crops, Prediction, check_file, import_runtime
@@ -24,7 +24,7 @@ from edgehp.engines.trt import (
     parse,
 )
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
-from edgehp.files import sha256_file, write_output, write_whole
+from edgehp.files import sha256_file, write_output
 
 if TYPE_CHECKING:
     from tensorrt import Builder, IExecutionContext, INetworkDefinition
@@ -51,7 +51,7 @@ class TensorRtRtxEngine(TensorRtEngine):
         specialization, whole-graph capture, and a cache of compiled kernels kept on disk.
         """
         trt = self._trt
-        engine = need(self._engine, "load the engine", self._logger)
+        engine = self._loaded
         config: Any = need(engine.create_runtime_config(), "create a configuration", self._logger)
         eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         config.dynamic_shapes_kernel_specialization_strategy = eager
@@ -73,21 +73,12 @@ class TensorRtRtxEngine(TensorRtEngine):
         return cache_folder() / "tensorrt-rtx" / name
 
     def infer(self, crops: Crops) -> Prediction:
-        """As `TensorRtEngine.infer`; the first run's kernels are kept."""
+        """As `TensorRtEngine.infer`; the kernels that the first run compiled are kept."""
         answer = super().infer(crops)
-        self._keep_cache()
-        return answer
-
-    def _keep_cache(self) -> None:
-        """Write the compiled kernels once, after the first run has made them."""
         cache, self._cache = self._cache, None
-        if cache is None:
-            return
-        try:
-            self._cache_path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self._cache_path, bytes(cache.serialize()))
-        except OSError as e:
-            _log.warning("the compiled kernels are not kept: %s", e)
+        if cache is not None:
+            keep(self._cache_path, bytes(cache.serialize()), "the compiled kernels are")
+        return answer
 
     _cache: Any = None
 

@@ -96,21 +96,6 @@ def dialect_of(version: str) -> Dialect:
     return dialect
 
 
-def bit(enumeration: Any, name: str) -> int:
-    """The bit mask of an enumeration's value, as `create_network` takes it.
-
-    Raises:
-        EnvironmentalError: this TensorRT has no such value.
-    """
-    value = getattr(enumeration, name, None)
-    if value is None:
-        kind = getattr(enumeration, "__name__", "enumeration")
-        raise EnvironmentalError(
-            f"this TensorRT has no {kind}.{name}, which its version should have; install it again"
-        )
-    return 1 << int(value)
-
-
 _log = logging.getLogger(__name__)
 _KEPT = 8
 
@@ -178,9 +163,14 @@ def need(value: T | None, what: str, logger: Any) -> T:
 
 def new_network(trt: Any, builder: Builder, dialect: Dialect, logger: Any) -> INetworkDefinition:
     """An empty network with the flags of the dialect."""
-    flags = 0
+    kinds, flags = trt.NetworkDefinitionCreationFlag, 0
     for name in dialect.network_flags:
-        flags |= bit(trt.NetworkDefinitionCreationFlag, name)
+        if not hasattr(kinds, name):
+            raise EnvironmentalError(
+                f"this TensorRT has no network flag {name}, which its version should have; install "
+                "it again"
+            )
+        flags |= 1 << int(getattr(kinds, name))
     return need(builder.create_network(flags), "create a network", logger)
 
 
@@ -263,21 +253,17 @@ def audit_network(network: INetworkDefinition) -> PrecisionAudit:
     }
     rows = []
     for layer in layers:
-        kind = layer.type.name
+        kind, precision = layer.type.name, layer.get_output(0).dtype.name
         if kind in _IDLE:
             continue
-        precision = layer.get_output(0).dtype.name
         if kind == "CONVOLUTION":
+            kind = "Convolution"
             sources = [made_by.get(t.name) for t in _inputs(layer)]
             quantised = [s for s in sources if s is not None and s.type.name == "DEQUANTIZE"]
             if len(quantised) >= 2:
                 # What is dequantised, INT8 or FP8: the type of the DEQUANTIZE layer's input.
                 precision = quantised[0].get_input(0).dtype.name
-        rows.append(
-            LayerPrecision.of(
-                layer.name, "Convolution" if kind == "CONVOLUTION" else kind, precision
-            )
-        )
+        rows.append(LayerPrecision.of(layer.name, kind, precision))
     return PrecisionAudit("parsed network", tuple(rows))
 
 
@@ -286,26 +272,22 @@ def _inputs(layer: ILayer) -> list[ITensor]:
     return [t for t in tensors if t is not None]
 
 
-def keep_decoding_in_float(trt: Any, network: INetworkDefinition) -> int:
+def keep_decoding_in_float(trt: Any, network: INetworkDefinition) -> None:
     """On a weakly typed network, fix the layers after the last matrix product to FP32.
 
-    The expectation over the bins loses tenths of a degree in FP16. Returns how many were fixed.
+    The expectation over the bins loses tenths of a degree in FP16.
     """
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     last = max((i for i, layer in enumerate(layers) if layer.type.name in _MATRIX), default=-1)
-    fixed = 0
     for layer in layers[last + 1 :]:
-        if layer.type.name in _IDLE or layer.get_output(0).dtype.name != "FLOAT":
-            continue
-        layer.precision = trt.DataType.FLOAT
-        layer.set_output_type(0, trt.DataType.FLOAT)
-        fixed += 1
-    return fixed
+        if layer.type.name not in _IDLE and layer.get_output(0).dtype.name == "FLOAT":
+            layer.precision = trt.DataType.FLOAT
+            layer.set_output_type(0, trt.DataType.FLOAT)
 
 
 def set_ranges(
     trt: Any, network: INetworkDefinition, ranges: Mapping[str, float], logger: Any
-) -> int:
+) -> None:
     """On a weakly typed network, let the convolutions that read tensors with ranges run in INT8.
 
     What a convolution computes needs a range as well. Where only an activation or a sum reads it,
@@ -316,9 +298,6 @@ def set_ranges(
         network: parsed from a float graph.
         ranges: the largest magnitude of tensors by name.
         logger: for the reason of a failure.
-
-    Returns:
-        How many convolutions were asked to run in INT8.
     """
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     known = dict(ranges)
@@ -330,12 +309,9 @@ def set_ranges(
     for tensor in (*inputs, *(layer.get_output(0) for layer in layers)):
         if (most := known.get(tensor.name)) is not None:
             need(tensor.set_dynamic_range(-most, most), f"set the range of {tensor.name}", logger)
-    count = 0
     for layer in layers:
         if layer.type.name == "CONVOLUTION" and layer.get_input(0).name in ranges:
             layer.precision = trt.DataType.INT8
-            count += 1
-    return count
 
 
 _TYPES = ("int8", "fp8", "bf16", "bfloat16", "half", "fp16", "float", "fp32")

@@ -61,8 +61,9 @@ def scale_of(ends: Range, grid: str, *, half: bool = False) -> tuple[float, int]
     if grid == "int8":
         return float(_representable(max(-low, high) / _INT8, half)), 0
     scale = float(_representable((high - low) / _UINT8, half))
-    if (scale, low) == (1.0, 0.0):
-        # OpenVINO drops such a pair behind uint8 crops, and the layer stays in floating point.
+    if scale == 1.0:
+        # OpenVINO drops such a pair behind uint8 crops, whatever their mean is, and the layer stays
+        # in floating point.
         scale = float(np.nextafter(np.float32(1), np.float32(2)))
     return scale, int(np.clip(np.round(-low / scale), 0, _UINT8))
 

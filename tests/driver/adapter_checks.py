@@ -18,7 +18,7 @@ import pytest
 
 from edgehp.crop import Box, Picture, Preprocessing, crop_face
 from edgehp.engines.cuda import Cuda, GpuLostError, open_cuda
-from edgehp.engines.gpu_crop import CropKernel, Load, kernel_path
+from edgehp.engines.gpu_crop import CropKernel, Load, compile_kernel, kernel_path
 from edgehp.engines.tensorrt import TensorRtEngine
 from edgehp.errors import DataError, EnvironmentalError, UsageError
 from tests.driver.double import Driver
@@ -240,7 +240,7 @@ def check_pycuda(trt: TensorRtDouble, cuda: Cuda) -> None:
 def main(package: str, nvrtc: bool) -> None:
     cuda = open_cuda()
     assert cuda.package == package, cuda.package
-    image = ptx(cuda.compute_capability) if nvrtc else b"double"
+    image = compile_kernel(KERNEL, cuda.compute_capability) if nvrtc else b"double"
     trt = TensorRtDouble(image=image)
     print(f"{cuda.name} {cuda.compute_capability}, {package}, integrated {cuda.integrated}")
     print({name: round(ms, 4) for name, ms in check_batches(trt, cuda).items()})
@@ -262,22 +262,6 @@ def main(package: str, nvrtc: bool) -> None:
     assert trt.driver.live == 0, f"{trt.driver.live} things are left"
     assert trt.driver.abandoned == 0, f"{trt.driver.abandoned} contexts were left on stacks"
     print("ok: batches, times, graphs, streams, frames, threads, waiting, closing")
-
-
-def ptx(capability: str) -> bytes:
-    """The kernel compiled for a GPU."""
-    from cuda.bindings import nvrtc
-
-    def call(status: object, *values: object) -> object:
-        assert int(status) == 0, status  # type: ignore[call-overload]
-        return values[0] if values else None
-
-    program = call(*nvrtc.nvrtcCreateProgram(KERNEL, b"head.cu", 0, [], []))
-    option = f"--gpu-architecture=compute_{capability.replace('.', '')}".encode()
-    call(*nvrtc.nvrtcCompileProgram(program, 1, [option]))
-    text = b" " * call(*nvrtc.nvrtcGetPTXSize(program))  # type: ignore[operator]
-    call(*nvrtc.nvrtcGetPTX(program, text))
-    return text + b"\0"
 
 
 if __name__ == "__main__":
