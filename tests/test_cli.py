@@ -93,24 +93,29 @@ def test_no_help_imports_more_than_click(tmp_path: Path) -> None:
 
 
 def test_help_lists_commands_that_exist_in_order() -> None:
-    listed = [
-        line.split()[0]
-        for line in run("--help").stdout.partition("Commands:")[2].splitlines()
-        if line.strip()
-    ]
-    assert listed == list(root.COMMANDS)
+    text = CliRunner().invoke(root.cli, ["--help"]).stdout.partition("Commands:")[2]
+    assert [line.split()[0] for line in text.splitlines() if line.strip()] == list(root.COMMANDS)
+    assert __version__ in CliRunner().invoke(root.cli, ["--version"]).stdout
 
 
-def test_version() -> None:
-    assert __version__ in run("--version").stdout
-
-
-@pytest.mark.parametrize("arguments", [["targtes"], ["--nonsense"], ["targets", "show"]])
-def test_usage_errors_end_with_2(arguments: list[str]) -> None:
-    done = run(*arguments)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "said", "hint"),
+    [
+        (["targtes"], "no command 'targtes'", "did you mean 'targets'?"),
+        (["--nonsense"], "No such option", "edgehp --help"),
+        (["bench", "--nonsense"], "No such option", "edgehp bench --help"),
+        (["targets", "show"], "Missing argument", "edgehp targets show --help"),
+    ],
+)
+def test_usage_errors_are_a_sentence_and_a_hint(
+    arguments: list[str], said: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        root.main(arguments)
+    out, err = capsys.readouterr()
+    assert (stopped.value.code, out) == (2, "")
+    first, last = err.splitlines()
+    assert first.startswith(f"edgehp: error: {said}") and last == f"hint: {hint}"
 
 
 def test_what_no_option_can_take_is_refused_before_anything_is_done(
@@ -147,43 +152,42 @@ def test_opencv_writes_nothing_by_itself(tmp_path: Path) -> None:
     assert all(line.startswith(("edgehp:", "hint:")) for line in done.stderr.splitlines())
 
 
-def test_unknown_command_suggests_the_near_one() -> None:
-    assert "did you mean 'targets'?" in run("targtes").stderr
-
-
 @pytest.mark.parametrize(
-    ("kind", "code"),
+    ("error", "code", "said"),
     [
-        (errors.EdgehpError, 1),
-        (errors.UsageError, 2),
-        (errors.DataError, 1),
-        (errors.CheckpointError, 1),
-        (errors.AccuracyError, 3),
-        (errors.CompatibilityError, 4),
-        (errors.EnvironmentalError, 5),
-        (errors.MeasurementError, 6),
+        *(
+            (kind("found this, expected that"), code, "found this, expected that\n")
+            for kind, code in {
+                errors.EdgehpError: 1,
+                errors.UsageError: 2,
+                errors.DataError: 1,
+                errors.CheckpointError: 1,
+                errors.AccuracyError: 3,
+                errors.CompatibilityError: 4,
+                errors.EnvironmentalError: 5,
+                errors.MeasurementError: 6,
+            }.items()
+        ),
+        (PermissionError(13, "Permission denied", "/x/y"), 1, "/x/y: Permission denied\n"),
+        (ModuleNotFoundError("no", name="onnx.helper"), 5, "[build]'"),
     ],
 )
 def test_errors_are_a_sentence_and_their_code(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    kind: type[errors.EdgehpError],
+    error: Exception,
     code: int,
+    said: str,
 ) -> None:
-    assert raising(monkeypatch, kind("found this, expected that")) == code
-    captured = capsys.readouterr()
-    assert captured.err == "edgehp: error: found this, expected that\n"
-    assert captured.out == ""
+    assert raising(monkeypatch, error) == code
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("edgehp: error: ") and said in err
 
 
 def test_an_error_without_its_hints_goes_into_another() -> None:
     error = errors.DataError("found this, expected that\nhint: do this\nhint: or that")
     assert error.sentence == "found this, expected that"
     assert errors.DataError("plain").sentence == "plain"
-
-
-def test_interruption_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert raising(monkeypatch, KeyboardInterrupt()) == 130
 
 
 TERMINATED = """
@@ -235,24 +239,12 @@ def test_sigterm_tidies_up_as_ctrl_c_does(tmp_path: Path) -> None:
     assert not made.exists()
 
 
-def test_the_handler_of_sigterm_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interruption_ends_with_130_and_puts_the_handler_of_sigterm_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    raising(monkeypatch, KeyboardInterrupt())
+    assert raising(monkeypatch, KeyboardInterrupt()) == 130
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_missing_package_names_its_extra(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert raising(monkeypatch, ModuleNotFoundError("no", name="onnx.helper")) == 5
-    assert "[build]'" in capsys.readouterr().err
-
-
-def test_operating_system_errors_are_a_sentence(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert raising(monkeypatch, PermissionError(13, "Permission denied", "/x/y")) == 1
-    assert capsys.readouterr().err == "edgehp: error: /x/y: Permission denied\n"
 
 
 def test_reader_that_goes_away_is_no_traceback() -> None:
@@ -347,20 +339,14 @@ def test_without_rich_a_terminal_gets_the_plain_lines(monkeypatch: pytest.Monkey
     assert terminal.getvalue().startswith("edgehp: crops: ")
 
 
-def test_a_long_step_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("loop", ["photos", ""])
+def test_a_long_step_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, loop: str) -> None:
+    """Also where its loop has no name."""
     monkeypatch.setattr("edgehp.cli._display._PLAIN_SECONDS", 0.0)
     pipe = io.StringIO()
-    with Display(pipe), step("label", 4, "photos") as going:
+    with Display(pipe), step("label"), step(loop, 4, "crops") as going:
         going.advance()
-    assert pipe.getvalue().startswith("edgehp: label: 1/4 photos")
-
-
-def test_a_loop_without_a_name_goes_by_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgehp.cli._display._PLAIN_SECONDS", 0.0)
-    pipe = io.StringIO()
-    with Display(pipe), step("sensitivity"), step("", 4, "layers") as going:
-        going.advance()
-    assert pipe.getvalue().startswith("edgehp: sensitivity: 1/4 layers")
+    assert pipe.getvalue().startswith(f"edgehp: {loop or 'label'}: 1/4 crops")
 
 
 def test_a_step_that_fails_says_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,13 +390,6 @@ def test_loops_are_counted_and_left_early_without_harm() -> None:
                 break
     assert (seen[0].done, seen[0].total, seen[0].unit) == (4, 10, "crops")
     assert list(track([1, 2], "crops")) == [1, 2]  # without a listener: the loop alone
-
-
-def test_usage_errors_are_a_sentence_and_a_hint() -> None:
-    done = run("bench", "--nonsense")
-    assert done.returncode == 2
-    first, last = done.stderr.strip().splitlines()
-    assert first.startswith("edgehp: error: No such option") and last == "hint: edgehp bench --help"
 
 
 def test_sentences_are_wrapped_by_what_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

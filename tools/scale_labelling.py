@@ -23,7 +23,7 @@ import click
 from distributed import LocalCluster
 from msgspec.structs import replace as changed
 
-from edgehp.cli._photos import open_photos
+from edgehp.cli._command import open_photos
 from edgehp.cluster import Workers, run_shards
 from edgehp.datasets.base import Sample
 from edgehp.datasets.stores import photo_for

@@ -17,6 +17,7 @@ from edgehp.errors import UsageError, without_password
 from edgehp.shipping import PASSWORD_VARIABLE
 
 if TYPE_CHECKING:
+    from edgehp.datasets.base import Dataset
     from edgehp.shipping.signature import PublicKey
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -86,25 +87,25 @@ def _hear(context: click.Context, parameter: click.Parameter, value: int | bool)
     logging.getLogger("edgehp").setLevel(level)
 
 
-def loudness_options() -> tuple[click.Option, click.Option]:
-    """``-v`` and ``-q``: of the program and of each command, so that their place is free."""
-    verbose = click.Option(
+# Of the program and of each command, so that their place is free.
+LOUDNESS_OPTIONS = (
+    click.Option(
         ["-v", "--verbose"],
         count=True,
         expose_value=False,
         is_eager=True,
         callback=_hear,
         help="Say more on stderr; -vv: everything.",
-    )
-    quiet = click.Option(
+    ),
+    click.Option(
         ["-q", "--quiet"],
         is_flag=True,
         expose_value=False,
         is_eager=True,
         callback=_hear,
         help="No progress and no notes: results, warnings and errors only.",
-    )
-    return verbose, quiet
+    ),
+)
 
 
 class _Common(click.Command):
@@ -130,7 +131,7 @@ class _Common(click.Command):
         for option in self.params:
             if isinstance(option, click.Option) and option.show_default is None:
                 option.show_default = True
-        self.params += [o for o in loudness_options() if not taken & set(o.opts)]
+        self.params += [o for o in LOUDNESS_OPTIONS if not taken & set(o.opts)]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click, with the old names replaced by the new ones."""
@@ -145,7 +146,11 @@ class _Common(click.Command):
             ctx.default_map = self._defaults(ctx.default_map)
         try:
             rest = super().parse_args(ctx, list(typed))
-            self._require_finite(ctx)
+            for parameter in self.params:
+                value = ctx.params.get(str(parameter.name))
+                # click takes NaN and infinities for numbers in any range.
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise click.BadParameter(f"{value} is no finite number", ctx, parameter)
             return rest
         except click.BadParameter as e:
             if ctx.default_map and e.param is not None and e.param.name in ctx.default_map:
@@ -154,13 +159,6 @@ class _Common(click.Command):
                 )
                 raise click.BadParameter(words, e.ctx, e.param) from e
             raise
-
-    def _require_finite(self, ctx: click.Context) -> None:
-        """Refuse NaN and infinities, which click takes for numbers in any range."""
-        for parameter in self.params:
-            value = ctx.params.get(str(parameter.name))
-            if isinstance(value, float) and not math.isfinite(value):
-                raise click.BadParameter(f"{value} is no finite number", ctx, parameter)
 
     def _defaults(self, project: Mapping[str, Any]) -> dict[str, Any]:
         """The values of the project file by parameters' names.
@@ -257,6 +255,19 @@ trust_option = click.option(
     multiple=True,
     help="A key that is trusted (PEM). Several may be given.",
 )
+DATASETS = ("aflw2000", "biwi", "aflw", "300w-lp", "rendered", "faces")
+
+# Of every command that reads photos. Nothing is guessed: 10 bits in 16 look like a dark photo.
+photo_depth_option = click.option(
+    "--photo-depth",
+    type=click.IntRange(8, 16),
+    metavar="BITS",
+    envvar="EDGEHP_PHOTO_BITS",
+    help="Of photos with 16 bits a sample: the camera's bits, 10, 12, 14 or 16.",
+)
+skip_bad_option = click.option(
+    "--skip-bad", is_flag=True, help="Leave damaged photos out, counted and listed."
+)
 
 
 def _root(_: click.Context, __: click.Parameter, given: Path | None) -> Path:
@@ -273,13 +284,12 @@ root_option = click.option(
 )
 
 
-def weights_option(function: F) -> F:
-    """``--weights``: which of a checkpoint's sets; see `with_weights`."""
-    return click.option(
-        "--weights",
-        metavar="KEY",
-        help="Of a checkpoint with several sets of weights: the one to take, as state_dict_ema.",
-    )(function)
+# Which of a checkpoint's sets; see `with_weights`.
+weights_option = click.option(
+    "--weights",
+    metavar="KEY",
+    help="Of a checkpoint with several sets of weights: the one to take, as state_dict_ema.",
+)
 
 
 def with_weights(network: str | None, weights: str | None) -> str | None:
@@ -347,6 +357,30 @@ def read_keys(public_keys: Sequence[Path]) -> list[PublicKey]:
 def key_password() -> str | None:
     """The password of encrypted private keys, None where there is none."""
     return os.environ.get(PASSWORD_VARIABLE) or None
+
+
+def open_photos(
+    sources: Sequence[Path], dataset: str | None, skip_bad: bool, depth: int | None = None
+) -> Dataset:
+    """Folders and zips of faces as one data set, or a named data set at one root.
+
+    Raises:
+        UsageError: a named data set without one root, or nothing at all.
+        DataError: as the readers say.
+    """
+    from edgehp.datasets import open_dataset
+    from edgehp.datasets.base import join_datasets
+    from edgehp.datasets.faces import read_faces
+
+    if dataset is not None:
+        if len(sources) != 1:
+            raise UsageError(f"--dataset {dataset} takes one root, found {len(sources)}")
+        return open_dataset(dataset, sources[0], skip_bad=skip_bad).with_depth(depth)
+    if not sources:
+        raise UsageError("name at least one folder or zip of faces, or a --dataset")
+    parts = [read_faces(source, skip_bad=skip_bad) for source in sources]
+    found = parts[0] if len(parts) == 1 else join_datasets("faces", parts)
+    return found.with_depth(depth)
 
 
 def start_logging() -> None:

@@ -15,11 +15,11 @@ from edgehp.cli._command import (
     json_option,
     loudness,
     output_option,
+    photo_depth_option,
     subcommand,
     threads_option,
 )
 from edgehp.cli._output import conclude, print_json, print_table, say, styled
-from edgehp.cli._photos import photo_depth
 from edgehp.cli._remote import over_ssh, sent_artifact
 from edgehp.cli.project import artifacts_here
 from edgehp.errors import EnvironmentalError, MeasurementError, UsageError
@@ -131,7 +131,7 @@ def _to_boards(given: Mapping[str, Any]) -> Callable[[str], Changes]:
     type=PATH,
     help="Folder or zip of faces; by default 1920x1080 frames around the golden crops.",
 )
-@photo_depth
+@photo_depth_option
 @click.option(
     "--power",
     "meter",

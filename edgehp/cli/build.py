@@ -16,13 +16,14 @@ from edgehp.cli._command import (
     Positional,
     json_option,
     output_option,
+    photo_depth_option,
+    skip_bad_option,
     subcommand,
     threads_option,
     weights_option,
     with_weights,
 )
 from edgehp.cli._output import conclude, print_json, print_table, say, styled
-from edgehp.cli._photos import photo_depth, skip_bad
 from edgehp.cli._remote import keep_artifact, over_ssh, sent_artifact
 from edgehp.errors import EnvironmentalError, UsageError
 from edgehp.progress import step
@@ -152,8 +153,8 @@ def _to_boards(given: Mapping[str, Any]) -> Callable[[str], Changes]:
     type=PATH,
     help="Folder or zip of held-out faces for the accuracy gate. Default: the shipped ones.",
 )
-@photo_depth
-@skip_bad
+@photo_depth_option
+@skip_bad_option
 @click.option(
     "--max-drop",
     type=click.FloatRange(0),

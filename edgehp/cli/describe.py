@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgehp.cli._command import PATH, output_option, subcommand
+from edgehp.cli._command import DATASETS, PATH, output_option, photo_depth_option, subcommand
 from edgehp.cli._output import say
-from edgehp.cli._photos import DATASETS, photo_depth
 from edgehp.errors import DataError, UsageError
 from edgehp.networks import FILL_IN
 
@@ -47,7 +46,7 @@ _FILL_IN = f"  {FILL_IN}"
     help=f"A data set of known poses; up to {_PHOTOS} photos of it are used, spread evenly.",
 )
 @click.option("--boxes", help="A box list (JSON or CSV) or 'landmarks'. Default: as validate.")
-@photo_depth
+@photo_depth_option
 @output_option("Write the description here. Default: print it.")
 def command(
     network: Path,

@@ -8,10 +8,18 @@ from typing import Any
 
 import click
 
-from edgehp.cli._command import PATH, json_option, note, output_option, subcommand, worker_options
+from edgehp.cli._command import (
+    PATH,
+    json_option,
+    note,
+    open_photos,
+    output_option,
+    photo_depth_option,
+    skip_bad_option,
+    subcommand,
+    worker_options,
+)
 from edgehp.cli._output import answer
-from edgehp.cli._photos import photo_depth
-from edgehp.cli._photos import skip_bad as skip_bad_option
 from edgehp.errors import UsageError
 from edgehp.progress import step as begin
 
@@ -55,7 +63,7 @@ from edgehp.progress import step as begin
     default=2,
     help="Photos that a worker does at a time.",
 )
-@photo_depth
+@photo_depth_option
 @skip_bad_option
 @json_option
 def command(
@@ -82,7 +90,6 @@ def command(
     """
     from msgspec.structs import replace
 
-    from edgehp.cli._photos import open_photos
     from edgehp.cluster import Workers
     from edgehp.datasets.base import Skips
     from edgehp.networks.description import load_description

@@ -16,7 +16,7 @@ from types import FrameType
 import click
 
 from edgehp import __version__
-from edgehp.cli._command import loudness_options, start_logging
+from edgehp.cli._command import LOUDNESS_OPTIONS, start_logging
 from edgehp.errors import EdgehpError, EnvironmentalError, without_password
 
 logger = logging.getLogger(__name__)
@@ -50,10 +50,9 @@ COMMANDS = {
 }
 # Commands of one subject share a module; each other one is `command` in the module of its name.
 _SHARED = {
-    "project": ("init",),
+    "project": ("init", "completion"),
     "training": ("train", "distill"),
-    "bundles": ("bundle", "verify"),
-    "slots": ("install", "update", "status", "confirm", "rollback"),
+    "shipping": ("bundle", "verify", "install", "update", "status", "confirm", "rollback"),
 }
 _PLACES = {name: (module, name) for module, names in _SHARED.items() for name in names}
 INTERRUPTED = 130
@@ -106,7 +105,7 @@ def cli(ctx: click.Context) -> None:
         ctx.default_map = {k: dict(v) for k, v in ctx.obj.defaults.items()}
 
 
-cli.params += loudness_options()
+cli.params += LOUDNESS_OPTIONS
 
 
 def _fail(message: str, code: int) -> int:

@@ -17,13 +17,13 @@ from edgehp.cli._command import (
     json_option,
     note,
     output_option,
+    photo_depth_option,
     subcommand,
     threads_option,
     weights_option,
     with_weights,
 )
 from edgehp.cli._output import styled
-from edgehp.cli._photos import photo_depth
 from edgehp.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 )
 @output_option("Draw the poses: a folder; or a photo for a photo, a video for a video or camera.")
 @threads_option
-@photo_depth
+@photo_depth_option
 @click.option("--limit", type=click.IntRange(1), help="Stop after this many frames.")
 @json_option
 def command(

@@ -1,4 +1,7 @@
-"""``edgehp init`` and the project file ``edgehp.toml``, which gives every command its defaults."""
+"""``edgehp init`` and the project file ``edgehp.toml``, which gives every command its defaults.
+
+And what a shell needs to complete command lines (``edgehp completion``).
+"""
 
 from __future__ import annotations
 
@@ -242,3 +245,25 @@ def init(network: str, targets: tuple[str, ...], as_json: bool) -> None:
     words = ", ".join(json.dumps(t) for t in targets)
     write_whole(path, _TEMPLATE.format(network=json.dumps(network)[1:-1], targets=words))
     answer(as_json, {"path": path}, f"{path}  edit it, then: edgehp build --all")
+
+
+@subcommand(
+    "completion",
+    "edgehp completion bash >> ~/.bashrc",
+    "edgehp completion zsh >> ~/.zshrc",
+    "edgehp completion fish > ~/.config/fish/completions/edgehp.fish",
+)
+@click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
+def completion(shell: str) -> None:
+    """Print the completion of commands, options and files for SHELL, to be read at its start."""
+    from click.shell_completion import BashComplete, get_completion_class
+
+    from edgehp.cli.main import cli
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise click.UsageError(f"no completion for {shell}")
+    if issubclass(kind, BashComplete):
+        # click starts a bash to ask for its version; any that completes files is new enough.
+        kind = type("Complete", (kind,), {"_check_version": staticmethod(lambda: None)})
+    click.echo(kind(cli, {}, "edgehp", "_EDGEHP_COMPLETE").source())

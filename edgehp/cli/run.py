@@ -17,12 +17,12 @@ from edgehp._memory import keep_little
 from edgehp.cli._command import (
     PATH,
     note,
+    photo_depth_option,
     subcommand,
     threads_option,
     weights_option,
     with_weights,
 )
-from edgehp.cli._photos import photo_depth
 from edgehp.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ _WHOLE, _REGION = 480, 160
 @click.option("--every-frame", is_flag=True, help="Of a file: process every frame, at any speed.")
 @click.option("--nir", is_flag=True, help="Near-infrared: take the frames as grey.")
 @threads_option
-@photo_depth
+@photo_depth_option
 @click.option("--limit", type=click.IntRange(1), help="Stop after this many frames.")
 @click.option("--print-unit", is_flag=True, help="Print a systemd unit and stop.")
 def command(

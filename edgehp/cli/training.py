@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgehp._installed import install_extra
-from edgehp.cli._command import json_option, note, output_option, subcommand
+from edgehp.cli._command import (
+    json_option,
+    note,
+    open_photos,
+    output_option,
+    photo_depth_option,
+    skip_bad_option,
+    subcommand,
+)
 from edgehp.cli._output import print_json
-from edgehp.cli._photos import open_photos, photo_depth, skip_bad
 from edgehp.errors import EnvironmentalError, UsageError
 from edgehp.progress import step
 
@@ -88,8 +95,8 @@ _OPTIONS = [
         help="Threads that read photos and crop faces.",
     ),
     click.option("--held-back", default=0.04, help="Share for validation."),
-    photo_depth,
-    skip_bad,
+    photo_depth_option,
+    skip_bad_option,
     click.option(
         "--licence",
         default="",

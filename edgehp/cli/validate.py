@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgehp.cli._command import (
+    DATASETS,
     PATH,
     json_option,
     note,
     output_option,
+    photo_depth_option,
+    skip_bad_option,
     subcommand,
     threads_option,
     weights_option,
@@ -26,8 +29,6 @@ from edgehp.cli._command import (
     worker_options,
 )
 from edgehp.cli._output import conclude, print_json, print_table, say, styled
-from edgehp.cli._photos import DATASETS, photo_depth
-from edgehp.cli._photos import skip_bad as skip_bad_option
 from edgehp.cli._remote import over_ssh, sent_artifact
 from edgehp.cli.project import artifacts_here
 from edgehp.errors import AccuracyError, EdgehpError, EnvironmentalError, UsageError
@@ -126,7 +127,7 @@ def _to_boards(given: Mapping[str, Any]) -> Callable[[str], Changes]:
 )
 @threads_option
 @click.option("--limit", type=click.IntRange(1), help="Use this many frames, spread evenly.")
-@photo_depth
+@photo_depth_option
 @skip_bad_option
 @click.option(
     "--robustness/--no-robustness",
