@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,12 +14,8 @@ from typing import Any
 
 import pytest
 
-from edgehp.errors import (
-    AccuracyError,
-    CompatibilityError,
-    DataError,
-    EnvironmentalError,
-)
+from edgehp.cli.main import main
+from edgehp.errors import AccuracyError, CompatibilityError, DataError, EnvironmentalError
 from edgehp.files import sha256_file
 from edgehp.progress import Step, listening
 from edgehp.shipping import disk, slots
@@ -50,8 +44,12 @@ class Shop:
             parts.quick_bundle(path, artifact, self.signer)
         return path
 
-    def install(self, name: str, **options: Any) -> slots.Slot:
-        return parts.install(self.bundle(name), self.signer, self.root, **options)
+    def install(self, *names: str, **options: Any) -> slots.Slot:
+        found = [parts.install(self.bundle(n), self.signer, self.root, **options) for n in names]
+        return found[-1]
+
+    def rollback(self, **options: Any) -> slots.Slot:
+        return slots.rollback(self.root, **{"selftest": parts.here, **options})
 
     def boot(self) -> slots.Boot[SelfTestResult]:
         return start(self.root)
@@ -84,21 +82,18 @@ def damage(slot: slots.Slot, file: str = "engine.onnx") -> None:
 # --- installing -----------------------------------------------------------------------------------
 
 
-@contextmanager
-def heard() -> Iterator[list[str]]:
-    """The names of the steps that begin inside."""
-    names: list[str] = []
+class Heard:
+    """The names of the steps that begin."""
 
-    class Listener:
-        def begin(self, step: Step) -> Callable[[], None]:
-            names.append(step.name)
-            return lambda: None
+    def __init__(self) -> None:
+        self.names: list[str] = []
 
-        def end(self, step: Step, completed: bool) -> None:
-            pass
+    def begin(self, step: Step) -> Callable[[], None]:
+        self.names.append(step.name)
+        return lambda: None
 
-    with listening(Listener()):
-        yield names
+    def end(self, step: Step, completed: bool) -> None:
+        pass
 
 
 def test_install_upgrade_and_the_way_back(shop: Shop) -> None:
@@ -107,28 +102,27 @@ def test_install_upgrade_and_the_way_back(shop: Shop) -> None:
     for call in (start, slots.confirm, slots.rollback):
         with pytest.raises(DataError, match="nothing is installed"):
             call(shop.root)
-    with heard() as steps:
+    with listening(heard := Heard()):
         first = shop.install("one")
-    assert steps == ["unpack", "self-test", "switch"]
+    assert heard.names == ["unpack", "self-test", "switch"]
     assert (first.name, first.sequence, first.built_here) == ("a", 1, False)
     assert first.selftest.worst_degrees < 0.01
     with pytest.raises(DataError, match="no other slot"):
-        slots.rollback(shop.root, selftest=parts.here)
+        shop.rollback()
     assert shop.install("two").name == "b"
     assert shop.install("three").name == "a"
     found = slots.status(shop.root)
     assert found.current is not None and found.other is not None
     assert (found.current.artifact_name, found.other.artifact_name) == ("three", "two")
     assert found.current == slots.current(shop.root) == shop.boot().slot
-    assert slots.rollback(shop.root, selftest=parts.here).artifact_name == "two"
-    assert slots.rollback(shop.root, selftest=parts.here).artifact_name == "three"
-    assert sorted(p.name for p in shop.root.iterdir()) == [
-        "lock",
-        "slots",
-        "state.json",
-        "state.lock",
-    ]
-    assert sorted(p.name for p in (shop.root / "slots").iterdir()) == ["a", "b"]
+    assert shop.rollback().artifact_name == "two"
+    assert shop.rollback().artifact_name == "three"
+    left = {"lock", "slots", "state.json", "state.lock"}
+    assert {p.name for p in shop.root.iterdir()} == left
+    assert {p.name for p in (shop.root / "slots").iterdir()} == {"a", "b"}
+    # Whoever may open a lock file may hold it, and with it every start and every installation.
+    for name in ("lock", "state.lock"):
+        assert (shop.root / name).stat().st_mode & 0o777 == 0o600
 
 
 def test_what_is_installed_already_is_left_alone(shop: Shop) -> None:
@@ -144,7 +138,7 @@ def test_only_a_broken_current_slot_is_overwritten(shop: Shop) -> None:
     damage(shop.install("two"))
     third = shop.install("three")
     assert third.name == "b"
-    assert slots.rollback(shop.root, selftest=parts.here).artifact_name == "one"
+    assert shop.rollback().artifact_name == "one"
 
 
 @pytest.mark.parametrize(
@@ -163,33 +157,26 @@ def test_what_fails_its_self_test_is_not_installed(
         shop.install(name)
     assert shop.current() == "one"
     assert [p.name for p in (shop.root / "slots").iterdir()] == ["a"]
-
-
-def test_no_budget_is_not_judged(shop: Shop) -> None:
+    # Without a budget the time is not judged.
     shop.bundle("free", budget=None)
     assert shop.install("free").selftest.max_latency_ms is None
 
 
 def test_another_device_is_refused_before_anything_is_unpacked(shop: Shop) -> None:
-    with pytest.raises(CompatibilityError, match="older"), heard() as steps:
+    with pytest.raises(CompatibilityError, match="older"), listening(heard := Heard()):
         shop.install("one", device=parts.Device("1.0"))
     with pytest.raises(EnvironmentalError, match="not installed"):
         shop.install("one", device=parts.Device(None))
-    assert steps == []
+    assert heard.names == []
     assert not shop.root.exists()
 
 
 def test_no_space(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     shop.install("one")
-    real = os.statvfs
-
-    class Full:
-        f_bavail, f_frsize = 100, 4096
-
-    monkeypatch.setattr(os, "statvfs", lambda path: Full())
+    full = os.statvfs_result((4096, 4096, *[100] * 8))
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
     with pytest.raises(EnvironmentalError, match=r"0 MiB free, 32 MiB are needed"):
         shop.install("two")
-    monkeypatch.setattr(os, "statvfs", real)
     assert shop.current() == "one"
 
 
@@ -199,22 +186,14 @@ def test_one_installer_at_a_time(shop: Shop) -> None:
         with pytest.raises(EnvironmentalError, match="another installer"):
             shop.install("two")
         with pytest.raises(EnvironmentalError, match="another installer"):
-            slots.rollback(shop.root, selftest=parts.here)
+            shop.rollback()
         # What runs may start all the same.
         assert shop.boot().slot.artifact_name == "one"
     assert shop.install("two").artifact_name == "two"
 
 
-def test_nobody_else_can_hold_the_locks(shop: Shop) -> None:
-    # Whoever may open a lock file may hold it, and with it every start and every installation.
-    shop.install("one")
-    for name in ("lock", "state.lock"):
-        assert (shop.root / name).stat().st_mode & 0o777 == 0o600
-
-
 def test_what_runs_can_be_confirmed_while_a_rollback_tests(shop: Shop) -> None:
-    shop.install("one")
-    shop.install("two")
+    shop.install("one", "two")
     shop.boot()
 
     def test(artifact: Path) -> SelfTestResult:
@@ -222,7 +201,7 @@ def test_what_runs_can_be_confirmed_while_a_rollback_tests(shop: Shop) -> None:
         slots.confirm(shop.root)
         return parts.here(artifact)
 
-    assert slots.rollback(shop.root, selftest=test).artifact_name == "one"
+    assert shop.rollback(selftest=test).artifact_name == "one"
     assert slots.status(shop.root).unconfirmed_starts == 0
 
 
@@ -243,14 +222,13 @@ def another_user() -> Iterator[None]:
 def test_what_root_installs_from_a_careful_shell_runs_for_the_service(
     shop: Shop, deferred: bool
 ) -> None:
-    bundle = shop.bundle("one", deferred=deferred)
+    shop.bundle("one", deferred=deferred)
     before = os.umask(0o077)
     try:
         shop.install("one")
         shop.boot()
     finally:
         os.umask(before)
-    assert bundle.exists()
     for path in (shop.root, *shop.root.rglob("*")):
         mode = path.stat().st_mode & 0o777
         if "lock" not in path.name:
@@ -289,15 +267,14 @@ def test_what_cannot_be_read_is_not_called_empty(tmp_path: Path) -> None:
 
 
 def test_nobody_waits_for_the_self_test_of_a_start(shop: Shop) -> None:
-    shop.install("one")
-    shop.install("two")
+    shop.install("one", "two")
     tested: list[str] = []
 
     def test(artifact: Path) -> SelfTestResult:
         tested.append(artifact.parent.name)
         if len(tested) == 1:
             # Somebody goes back meanwhile: what is started is what is current then.
-            assert slots.rollback(shop.root, selftest=parts.here).name == "a"
+            assert shop.rollback().name == "a"
             assert slots.status(shop.root).unconfirmed_starts == 0
         return parts.here(artifact)
 
@@ -310,8 +287,7 @@ def test_nobody_waits_for_the_self_test_of_a_start(shop: Shop) -> None:
 
 
 def test_an_installation_during_a_start_that_fails_is_not_undone(shop: Shop) -> None:
-    shop.install("one")
-    shop.install("two")
+    shop.install("one", "two")
     damage(slots.current(shop.root))
     tested: list[str] = []
 
@@ -376,8 +352,7 @@ def test_a_build_that_fails_leaves_what_runs(shop: Shop) -> None:
 
 
 def test_three_starts_without_confirmation_lead_back(shop: Shop) -> None:
-    shop.install("one")
-    shop.install("two")
+    shop.install("one", "two")
     for expected in (1, 2, 3):
         assert shop.boot().fell_back is None
         assert slots.status(shop.root).unconfirmed_starts == expected
@@ -393,8 +368,7 @@ def test_three_starts_without_confirmation_lead_back(shop: Shop) -> None:
 
 
 def test_confirmed_starts_are_not_counted(shop: Shop) -> None:
-    shop.install("one")
-    shop.install("two")
+    shop.install("one", "two")
     for _ in range(5):
         assert shop.boot().slot.artifact_name == "two"
         slots.confirm(shop.root)
@@ -430,7 +404,7 @@ def test_the_last_slot_that_was_confirmed_is_not_overwritten(shop: Shop) -> None
     assert slots.status(shop.root).confirmed
     assert shop.install("three").name == "a"
     # Or back to the one that was confirmed: then the other can be spared.
-    slots.rollback(shop.root, selftest=parts.here)
+    shop.rollback()
     assert shop.install("four").name == "a"
     # One that rotted protects nothing.
     damage(next(s for n in "ab" if (s := slots.read_slot(shop.root, n)).artifact_name == "two"))
@@ -480,14 +454,13 @@ def test_a_driver_that_comes_late_counts_against_nobody(shop: Shop, waited: list
 
 
 def test_what_was_opened_for_a_slot_that_is_not_run_is_closed(shop: Shop) -> None:
-    shop.install("one")
-    shop.install("two")
+    shop.install("one", "two")
     opened: list[str] = []
 
     def test(artifact: Path) -> str:
         opened.append(artifact.parent.name)
         if len(opened) == 1:
-            slots.rollback(shop.root, selftest=parts.here)
+            shop.rollback()
         return opened[-1]
 
     closed: list[str] = []
@@ -515,15 +488,12 @@ def test_neither_slot_passes(shop: Shop) -> None:
     ):
         shop.boot()
     with pytest.raises(CompatibilityError):
-        slots.rollback(shop.root, selftest=parts.here)
+        shop.rollback()
     assert shop.current() == "two"
 
     def no_driver(path: Path) -> SelfTestResult:
         raise EnvironmentalError("no driver")
 
-    with pytest.raises(CompatibilityError):
-        # The records are checked before the engine.
-        slots.boot(shop.root, parts.here)
     shop.install("three")
     slots.confirm(shop.root)
     with pytest.raises(EnvironmentalError, match="no driver"):
@@ -534,8 +504,7 @@ def test_neither_slot_passes(shop: Shop) -> None:
     "content", [b"", b"{}", b"\x00" * 300, b"[" * 1000, b'{"schema": 1}', None]
 )
 def test_a_lost_state_is_rebuilt(shop: Shop, content: bytes | None) -> None:
-    shop.install("one")
-    shop.install("two")
+    shop.install("one", "two")
     path = shop.root / "state.json"
     path.unlink()
     if content is not None:
@@ -592,22 +561,20 @@ def test_an_engine_that_crashes_or_says_nothing(
 # --- commands -------------------------------------------------------------------------------------
 
 
-def test_the_commands(tmp_path: Path, repo: Path) -> None:
+def test_the_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     signer = parts.new_signer(tmp_path)
     artifact = parts.tiny_artifact(tmp_path / "one")
     parts.quick_bundle(tmp_path / "one.edgehp", artifact, signer)
-    environment = {**os.environ, "PYTHONPATH": str(repo), "EDGEHP_ROOT": str(tmp_path / "root")}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EDGEHP_ROOT", str(tmp_path / "root"))
 
     def edgehp(*arguments: str) -> tuple[int, str, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "edgehp", *arguments],
-            capture_output=True,
-            text=True,
-            env=environment,
-            cwd=tmp_path,
-            check=False,
-        )
-        return done.returncode, done.stdout, done.stderr
+        with pytest.raises(SystemExit) as caught:
+            main(list(arguments))
+        out = capfd.readouterr()
+        return int(caught.value.code or 0), out.out, out.err
 
     code, out, _ = edgehp("verify", "one.edgehp", "--public-key", "key.pub", "--json")
     assert (code, json.loads(out)["name"]) == (0, "one")
@@ -623,9 +590,7 @@ def test_the_commands(tmp_path: Path, repo: Path) -> None:
     code, out, _ = edgehp("status", "--json")
     found = json.loads(out)
     assert found["confirmed"] and found["offers"] == []
-    manifest = json.loads(
-        (tmp_path / "root" / "slots" / "a" / "artifact" / "manifest.json").read_text()
-    )
+    manifest = json.loads((tmp_path / "root/slots/a/artifact/manifest.json").read_text())
     hashes = {f["path"]: f["sha256"] for f in manifest["files"]}
     assert found["current"]["identity"] == {
         "rxswin": None,
