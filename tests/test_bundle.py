@@ -92,6 +92,9 @@ def test_what_is_bundled_is_what_comes_out(
     assert made.keys() == {*dict(source), SBOM_NAME}
     assert all(made[path] == data for path, data in source if path != "manifest.json")
     assert load_artifact(tmp_path / "out" / "artifact", device=parts.Device())
+    # For all to read and none to run.
+    files = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    assert all(stat.S_IMODE(p.stat().st_mode) & 0o133 == 0 for p in files)
 
 
 def test_every_bundle_says_what_it_is_made_of_in_spdx(
@@ -194,15 +197,10 @@ def test_other_curves_and_encrypted_keys(
         assert str(signer.private) in str(caught.value)
         assert "$EDGEHP_KEY_PASSWORD" in str(caught.value)
         assert not (tmp_path / "b").exists()
-    made = make_bundle(artifact, tmp_path / "b", key=signer.private, password="secret")
-    assert verify_bundle(made.path, signer.trust).digest == made.digest
-
-
-def test_a_password_that_nothing_asks_for_is_no_mistake(artifact: Path, tmp_path: Path) -> None:
-    # The variable may be set for the keys of a repository.
-    signer = parts.new_signer(tmp_path)
-    made = make_bundle(artifact, tmp_path / "b", key=signer.private, password="secret")
-    assert verify_bundle(made.path, signer.trust).digest == made.digest
+    # One that is not encrypted asks for none: the password may be that of a repository's keys.
+    for each in (signer, parts.new_signer(tmp_path, "plain")):
+        made = make_bundle(artifact, tmp_path / "b", key=each.private, password="secret")
+        assert verify_bundle(made.path, each.trust).digest == made.digest
 
 
 def identity(path: Path) -> tuple[int, ...]:
@@ -231,22 +229,16 @@ def test_only_a_bundle_is_overwritten(artifact: Path, tmp_path: Path) -> None:
         assert verify_bundle(made.path, signer.trust).digest == made.digest
 
 
-def test_a_budget_travels_in_the_manifest(
-    artifact: Path, signer: parts.Signer, tmp_path: Path
-) -> None:
-    made = make_bundle(artifact, tmp_path / "b", key=signer.private, max_latency_ms=33.0)
-    assert made.manifest.golden.max_latency_ms == 33.0
-    assert load_artifact(artifact, device=parts.Device()).manifest.golden.max_latency_ms == 60_000
-
-
-def test_the_software_identification_number_travels(
+def test_a_budget_and_the_software_identification_number_travel_in_the_manifest(
     artifact: Path, signer: parts.Signer, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"key": signer.private}
-    made = make_bundle(artifact, tmp_path / "b", rxswin="E4*79R04/00*0001 HP", **options)
-    assert made.manifest.rxswin == "E4*79R04/00*0001 HP"
+    number = "E4*79R04/00*0001 HP"
+    made = make_bundle(artifact, tmp_path / "b", rxswin=number, max_latency_ms=33.0, **options)
+    assert (made.manifest.rxswin, made.manifest.golden.max_latency_ms) == (number, 33.0)
+    assert load_artifact(artifact, device=parts.Device()).manifest.golden.max_latency_ms == 60_000
     made.extract(tmp_path / "out")
-    assert b"E4*79R04/00*0001 HP" in (tmp_path / "out" / SBOM_NAME).read_bytes()
+    assert number.encode() in (tmp_path / "out" / SBOM_NAME).read_bytes()
     # Bundled again it stays, unless another is given.
     again = make_bundle(tmp_path / "out", tmp_path / "c", **options)
     assert again.manifest.rxswin == made.manifest.rxswin
@@ -368,13 +360,9 @@ def test_a_full_disk_leaves_nothing(
 
 @pytest.mark.parametrize("thin", [5, pytest.param(1, marks=pytest.mark.slow)])
 def test_two_thousand_mutants_are_refused(
-    bundle: VerifiedBundle,
-    artifact: Path,
-    signer: parts.Signer,
-    tmp_path: Path,
-    seed: int,
+    bundle: VerifiedBundle, artifact: Path, signer: parts.Signer, tmp_path: Path, seed: int,
     thin: int,
-) -> None:
+) -> None:  # fmt: skip
     """None ends in anything but an error of edgehp, or in the very content that was signed."""
     rng = random.Random(seed)
     (tmp_path / "canary").write_text("untouched")
@@ -421,16 +409,13 @@ def damaged(good: bytes, section: tuple[int, int], rng: random.Random) -> Mutant
         low, high = sorted(rng.randrange(len(good)) for _ in range(2))
         at = rng.randrange(len(good))
         piece = good[low:high]
-        kind = rng.choice(("removed", "repeated", "overwritten", "zeroed"))
-        yield (
-            kind,
-            {
-                "removed": good[:low] + good[high:],
-                "repeated": good[:at] + piece + good[at:],
-                "overwritten": (good[:at] + piece + good[at + len(piece) :])[: len(good)],
-                "zeroed": good[:low] + bytes(high - low) + good[high:],
-            }[kind],
-        )
+        kinds = {
+            "removed": good[:low] + good[high:],
+            "repeated": good[:at] + piece + good[at:],
+            "overwritten": (good[:at] + piece + good[at + len(piece) :])[: len(good)],
+            "zeroed": good[:low] + bytes(high - low) + good[high:],
+        }
+        yield rng.choice(list(kinds.items()))
     sizes = [int.from_bytes(good[i : i + 8], "little") for i in range(HEADER, start, 8)]
     for _ in range(200):
         yield "forged sizes", good[:HEADER] + _forged(sizes, rng) + good[start:]
@@ -474,10 +459,8 @@ def _reordered(good: bytes, sizes: list[int], end: int) -> Mutants:
         if [members[k] for k in swapped] == members:
             continue
         table = b"".join(sizes[k].to_bytes(8, "little") for k in swapped)
-        yield (
-            "reordered",
-            good[:HEADER] + table + good[start:end] + b"".join(members[k] for k in swapped),
-        )
+        body = b"".join(members[k] for k in swapped)
+        yield "reordered", good[:HEADER] + table + good[start:end] + body
 
 
 def _rewritten(text: bytes, rng: random.Random, length: int) -> bytes:
@@ -574,10 +557,8 @@ def _hostile_manifests(
             texts.append(text)
     for text in texts:
         if text != original:
-            yield (
-                f"manifest {text[:60]!r}",
-                parts.pack(signer, NAME, sorted([*others, ("manifest.json", text)])),
-            )
+            packed = parts.pack(signer, NAME, sorted([*others, ("manifest.json", text)]))
+            yield f"manifest {text[:60]!r}", packed
 
 
 def _poke(
@@ -585,13 +566,11 @@ def _poke(
 ) -> None:
     """Remove, replace or add something somewhere in a JSON value."""
     while True:
-        keys = [
-            k for k in (value if isinstance(value, dict) else range(len(value))) if k not in spare
-        ]
+        inside = value if isinstance(value, dict) else range(len(value))
+        keys = [key for key in inside if key not in spare]
         if not keys:
-            value[next(iter(value), "x") if isinstance(value, dict) else slice(0)] = rng.choice(
-                junk
-            )
+            key = next(iter(value), "x") if isinstance(value, dict) else slice(0)
+            value[key] = rng.choice(junk)
             return
         key = rng.choice(keys)
         if isinstance(value[key], (dict, list)) and value[key] and rng.random() < 0.7:
@@ -605,9 +584,3 @@ def _poke(
         else:
             value[key] = rng.choice(junk)
         return
-
-
-def test_files_are_for_all_to_read_and_none_to_run(bundle: VerifiedBundle, tmp_path: Path) -> None:
-    bundle.extract(tmp_path / "out")
-    modes = {stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "out").rglob("*") if p.is_file()}
-    assert all(mode & 0o133 == 0 for mode in modes)
