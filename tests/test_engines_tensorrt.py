@@ -17,13 +17,14 @@ import pytest
 from edgehp.device import find_jetson
 from edgehp.driver import DriverProbe, Gpu, RunResult, probe_driver
 from edgehp.engines import open_engine, tensorrt_build
+from edgehp.engines import trt as trt_module
 from edgehp.engines.audit import LayerPrecision, PrecisionAudit
 from edgehp.engines.base import TimedEngine
 from edgehp.engines.build import BuildOptions
 from edgehp.engines.cuda import Cuda, GpuLostError, check_cuda_package
 from edgehp.engines.tensorrt import TensorRtEngine
 from edgehp.engines.tensorrt_build import check_support, timing_cache_path
-from edgehp.engines.trt import audit_network, dialect_of, read_inspection
+from edgehp.engines.trt import audit_network, read_inspection
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
 from edgehp.quantization.qdq import Emitter
 from edgehp.quantization.table import calibrate
@@ -335,7 +336,7 @@ def test_the_builder_leaves_a_jetson_its_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = JETSONS["Nano super kit, 6.2"].write(tmp_path)
-    monkeypatch.setattr(tensorrt_build, "find_jetson", lambda: find_jetson(root))
+    monkeypatch.setattr(trt_module, "find_jetson", lambda: find_jetson(root))
     limits = []
     module, config = SimpleNamespace(), SimpleNamespace()
     for name in ("BuilderFlag", "ProfilingVerbosity", "MemoryPoolType"):
@@ -343,9 +344,9 @@ def test_the_builder_leaves_a_jetson_its_memory(
     config.clear_flag = lambda flag: None
     config.set_memory_pool_limit = lambda pool, size: limits.append(size)
     for options in (BuildOptions(), BuildOptions(workspace_mib=64)):
-        tensorrt_build.configure(module, None, config, dialect_of("10.3"), options)
-    monkeypatch.setattr(tensorrt_build, "find_jetson", lambda: None)
-    tensorrt_build.configure(module, None, config, dialect_of("10.3"), BuildOptions())
+        trt_module.configure(module, config, options)
+    monkeypatch.setattr(trt_module, "find_jetson", lambda: None)
+    trt_module.configure(module, config, BuildOptions())
     # A quarter of what Linux has; what was asked for; elsewhere TensorRT's own.
     assert limits == [1904 << 20, 64 << 20]
 

@@ -10,23 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgehp.device import cache_folder, find_jetson, keep
+from edgehp.device import cache_folder, keep
 from edgehp.driver import probe_driver
 from edgehp.engines.audit import PrecisionAudit
 from edgehp.engines.build import BuildOptions, BuildReport, check_asked
 from edgehp.engines.trt import (
     IMPLICIT,
     Dialect,
-    add_profile,
-    audit_network,
-    check_network,
+    PlanBuilder,
     dialect_of,
     inspect,
     keep_decoding_in_float,
-    logger_of,
     need,
-    new_network,
-    parse,
     set_ranges,
     version_of,
 )
@@ -35,7 +30,7 @@ from edgehp.files import write_output
 
 if TYPE_CHECKING:
     # Checked where the package tensorrt-stubs is installed.
-    from tensorrt import Builder, IBuilderConfig, ICudaEngine, ITimingCache, Runtime
+    from tensorrt import IBuilderConfig, ICudaEngine, ITimingCache, Runtime
 
 _log = logging.getLogger(__name__)
 # The first TensorRT without Volta (compute capability 7.0 and 7.2).
@@ -159,40 +154,32 @@ def build_plan(
         DataError: the graph cannot be parsed.
         EnvironmentalError: the build fails.
     """
-    logger = logger_of(trt)
     dialect = dialect_of(str(trt.__version__))
     if ranges is not None:
         major = version_of(str(trt.__version__))[0]
         if major not in IMPLICIT:
             raise CompatibilityError(f"TensorRT {trt.__version__} takes no ranges")
         dialect = IMPLICIT[major]
-    builder: Builder = need(trt.Builder(logger), "create a builder", logger)
-    network = new_network(trt, builder, dialect, logger)
-    parser = parse(trt, network, onnx_path, logger)
-    size = check_network(network, onnx_path)
-    if dialect.strongly_typed:
-        # The types are final already: fail before minutes of tactic timing, not after.
-        audit_network(network).require(options.precision, quantised, onnx_path.name)
-    config = need(builder.create_builder_config(), "create a builder configuration", logger)
-    configure(trt, builder, config, dialect, options)
+    made = PlanBuilder(trt, onnx_path, options, dialect, quantised)
+    network, config, logger = made.network, made.config, made.logger
+    for name in dialect.builder_flags.get(options.precision, ()):
+        config.set_flag(getattr(trt.BuilderFlag, name))
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
     if not dialect.strongly_typed and options.precision != "fp32":
         keep_decoding_in_float(trt, network)
     if ranges is not None:
         set_ranges(trt, network, ranges, logger)
-    add_profile(trt, builder, network, config, options.batch, size, logger)
     cache = _timing_cache(config, options.timing_cache, logger)
-    on_gpu = []
-    if options.dla is not None:
-        layers = [network.get_layer(i) for i in range(network.num_layers)]
-        on_gpu = [layer.name for layer in layers if not config.can_run_on_DLA(layer)]
-    logger.forget()
-    plan = need(builder.build_serialized_network(network, config), "build the engine", logger)
-    # The parser owns memory that the network refers to until the build is done.
-    del parser
-    content = bytes(plan)
+    on_gpu = [] if options.dla is None else _use_dla(trt, made, options.dla)
+    content = made.build()
     if cache is not None and options.timing_cache is not None:
         keep(options.timing_cache, bytes(cache.serialize()), "the kernel timings are")
-    audit = _audit_engine(trt, content, logger, options.dla).completed_by(audit_network(network))
+    audit = _audit_engine(trt, content, logger, options.dla).completed_by(made.audit)
     audit.require(options.precision, quantised, f"the engine TensorRT {trt.__version__} built")
     warnings = []
     if not dialect.strongly_typed and options.precision != "fp32":
@@ -207,42 +194,19 @@ def build_plan(
     return content, audit, tuple(warnings)
 
 
-def configure(
-    trt: Any,
-    builder: Builder,
-    config: IBuilderConfig,
-    dialect: Dialect,
-    options: BuildOptions,
-) -> None:
-    """Set the builder's flags, memory and device."""
-    for name in dialect.builder_flags.get(options.precision, ()):
-        config.set_flag(getattr(trt.BuilderFlag, name))
-    # On by default: FP32 convolutions would silently run with ten bits of mantissa.
-    config.clear_flag(trt.BuilderFlag.TF32)
-    # Otherwise the inspector cannot tell what the layers run in.
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    workspace = options.workspace_mib
-    if workspace is None and (jetson := find_jetson()) is not None and jetson.memory_gib:
-        # A quarter of a Jetson's memory: TensorRT would plan with all of it.
-        workspace = max(256, int(jetson.memory_gib * 1024 / 4))
-    if workspace is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace << 20)
-    if options.version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if options.hardware_compatible:
-        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    if options.optimization_level is not None:
-        config.builder_optimization_level = options.optimization_level
-    if options.dla is not None:
-        if options.dla >= builder.num_DLA_cores:
-            raise CompatibilityError(
-                f"DLA core {options.dla} asked for, this device has {builder.num_DLA_cores}; "
-                "build for the GPU"
-            )
-        config.default_device_type = trt.DeviceType.DLA
-        config.DLA_core = options.dla
-        # The DLA has no integer cast or softmax: those layers go to the GPU, and the audit says so.
-        config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+def _use_dla(trt: Any, made: PlanBuilder, core: int) -> list[str]:
+    """Build for a DLA core; the names of the layers that it does not have."""
+    network, config, cores = made.network, made.config, made.builder.num_DLA_cores
+    if core >= cores:
+        raise CompatibilityError(
+            f"DLA core {core} asked for, this device has {cores}; build for the GPU"
+        )
+    config.default_device_type = trt.DeviceType.DLA
+    config.DLA_core = core
+    # The DLA has no integer cast or softmax: those layers go to the GPU, and the audit says so.
+    config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    return [layer.name for layer in layers if not config.can_run_on_DLA(layer)]
 
 
 def timing_cache_path(gpu: str, version: str, options: BuildOptions) -> Path:

@@ -13,21 +13,12 @@ from edgehp.engines.base import Crops, Prediction, check_file, import_runtime
 from edgehp.engines.build import BuildOptions, BuildReport, check_asked
 from edgehp.engines.cuda import check_cuda_package
 from edgehp.engines.tensorrt import TensorRtEngine
-from edgehp.engines.trt import (
-    RTX,
-    add_profile,
-    audit_network,
-    check_network,
-    logger_of,
-    need,
-    new_network,
-    parse,
-)
+from edgehp.engines.trt import RTX, PlanBuilder, logger_of, need
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
 from edgehp.files import sha256_file, write_output
 
 if TYPE_CHECKING:
-    from tensorrt import Builder, IExecutionContext, INetworkDefinition
+    from tensorrt import IExecutionContext, INetworkDefinition
 
 _log = logging.getLogger(__name__)
 # A matrix product in FP32 is what its compiler refuses for Turing.
@@ -118,38 +109,15 @@ def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> 
 def build_plan(
     trt: Any, onnx_path: Path, options: BuildOptions, quantised: int
 ) -> tuple[bytes, PrecisionAudit]:
-    """The engine's bytes and the audit of the parsed network.
-
-    Args:
-        trt: the module `tensorrt_rtx`.
-        onnx_path: the deployed graph.
-        options: what to build.
-        quantised: how many convolutions the graph quantises.
+    """The engine's bytes and the audit of the parsed network; arguments as of `PlanBuilder`.
 
     Raises:
         DataError, CompatibilityError, EnvironmentalError: as of `build`.
     """
-    logger = logger_of(trt)
-    builder: Builder = need(trt.Builder(logger), "create a builder", logger)
-    network = new_network(trt, builder, RTX, logger)
-    parser = parse(trt, network, onnx_path, logger)
-    size = check_network(network, onnx_path)
-    audit = audit_network(network)
-    audit.require(options.precision, quantised, onnx_path.name)
-    _refuse_turing(network, options, onnx_path)
-    config = need(builder.create_builder_config(), "create a builder configuration", logger)
-    _set_capabilities(trt, config, options.compute_capabilities)
-    # On by default: FP32 layers would silently run with ten bits of mantissa.
-    config.clear_flag(trt.BuilderFlag.TF32)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if options.workspace_mib is not None:
-        limit = options.workspace_mib << 20
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, limit)
-    add_profile(trt, builder, network, config, options.batch, size, logger)
-    logger.forget()
-    plan = need(builder.build_serialized_network(network, config), "build the engine", logger)
-    del parser
-    return bytes(plan), audit
+    made = PlanBuilder(trt, onnx_path, options, RTX, quantised)
+    _refuse_turing(made.network, options, onnx_path)
+    _set_capabilities(trt, made.config, options.compute_capabilities)
+    return made.build(), made.audit
 
 
 def _set_capabilities(trt: Any, config: Any, capabilities: tuple[str, ...]) -> None:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgehp._installed import parse_version
+from edgehp.device import find_jetson
 from edgehp.engines.audit import LayerPrecision, PrecisionAudit
 from edgehp.engines.base import INPUT_NAME, input_size_of
+from edgehp.engines.build import BuildOptions
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError
 
 if TYPE_CHECKING:
@@ -161,82 +163,131 @@ def need(value: T | None, what: str, logger: Any) -> T:
     return value
 
 
-def new_network(trt: Any, builder: Builder, dialect: Dialect, logger: Any) -> INetworkDefinition:
-    """An empty network with the flags of the dialect."""
-    kinds, flags = trt.NetworkDefinitionCreationFlag, 0
-    for name in dialect.network_flags:
-        if not hasattr(kinds, name):
-            raise EnvironmentalError(
-                f"this TensorRT has no network flag {name}, which its version should have; install "
-                "it again"
+class PlanBuilder:
+    """A graph on its way to an engine: parsed, checked, and configured as all engines here are.
+
+    Args:
+        trt: the module `tensorrt` or `tensorrt_rtx`.
+        path: the deployed graph.
+        options: what to build.
+        dialect: of the module.
+        quantised: how many convolutions are to run in INT8.
+
+    Attributes:
+        builder: its builder.
+        network: the parsed network, its batch sizes set.
+        config: the builder's configuration.
+        audit: of the parsed network.
+        logger: has the reasons of failures.
+
+    Raises:
+        CompatibilityError: a strongly typed network is not in the precision asked for.
+        DataError: TensorRT's parser refuses the graph, or it is no deployed one.
+        EnvironmentalError: TensorRT fails.
+    """
+
+    def __init__(
+        self, trt: Any, path: Path, options: BuildOptions, dialect: Dialect, quantised: int
+    ) -> None:
+        self._trt, self.logger = trt, logger_of(trt)
+        self.builder: Builder = need(trt.Builder(self.logger), "create a builder", self.logger)
+        kinds, flags = trt.NetworkDefinitionCreationFlag, 0
+        for name in dialect.network_flags:
+            if not hasattr(kinds, name):
+                raise EnvironmentalError(
+                    f"this TensorRT has no network flag {name}, which its version should have; "
+                    "install it again"
+                )
+            flags |= 1 << int(getattr(kinds, name))
+        network = self.builder.create_network(flags)
+        self.network: INetworkDefinition = need(network, "create a network", self.logger)
+        # It owns memory that the network refers to until the build is done.
+        self._parser: OnnxParser | None = self._parse(path)
+        size = self._input_size(path)
+        self.audit = audit_network(self.network)
+        if dialect.strongly_typed:
+            # The types are final already: fail before minutes of tactic timing, not after.
+            self.audit.require(options.precision, quantised, path.name)
+        config = self.builder.create_builder_config()
+        self.config: IBuilderConfig = need(config, "create a configuration", self.logger)
+        configure(trt, self.config, options)
+        self._set_batch(options.batch, size)
+
+    def build(self) -> bytes:
+        """The engine's bytes, once.
+
+        Raises:
+            EnvironmentalError: the build fails.
+        """
+        self.logger.forget()
+        plan = self.builder.build_serialized_network(self.network, self.config)
+        content = bytes(need(plan, "build the engine", self.logger))
+        self._parser = None
+        return content
+
+    def _parse(self, path: Path) -> OnnxParser:
+        """Read the graph; all reasons of a refusal are in the one sentence."""
+        made = self._trt.OnnxParser(self.network, self.logger)
+        parser: OnnxParser = need(made, "create an ONNX parser", self.logger)
+        # The path lets the parser find weights stored beside the file.
+        if not parser.parse(path.read_bytes(), str(path)):
+            reasons = []
+            for i in range(parser.num_errors):
+                error = parser.get_error(i)
+                node = error.node_name() if hasattr(error, "node_name") else ""
+                where = f" (node {node or error.node()})" if node or error.node() >= 0 else ""
+                reasons.append(" ".join(error.desc().split()) + where)
+            text = "; ".join(reasons) or self.logger.reasons()
+            raise DataError(
+                f"{path}: TensorRT's parser refuses the graph: {text}\nhint: build it again with "
+                "this release of edgehp and run its lint"
             )
-        flags |= 1 << int(getattr(kinds, name))
-    return need(builder.create_network(flags), "create a network", logger)
+        return parser
+
+    def _input_size(self, path: Path) -> int:
+        network = self.network
+        tensors = [network.get_input(i) for i in range(network.num_inputs)]
+        inputs = {t.name: (t.dtype.name, dimensions(t.shape)) for t in tensors}
+        outputs = [network.get_output(i).name for i in range(network.num_outputs)]
+        return input_size_of(inputs, outputs, path)
+
+    def _set_batch(self, batch: tuple[int, int, int], size: int) -> None:
+        """Tell the builder the smallest, best and largest batch size.
+
+        One size makes the shapes static, for which TensorRT has more kernels than for a range.
+        """
+        shapes = [self._trt.Dims((n, size, size, 3)) for n in batch]
+        if batch[0] == batch[2]:
+            self.network.get_input(0).shape = shapes[0]
+            return
+        profile = self.builder.create_optimization_profile()
+        profile = need(profile, "create a profile", self.logger)
+        # Returns None in every version; a wrong shape is only found when the profile is added.
+        profile.set_shape(INPUT_NAME, *shapes)
+        if self.config.add_optimization_profile(profile) < 0:
+            raise EnvironmentalError(
+                f"TensorRT refused the batch sizes {batch} for {size}x{size} crops: "
+                f"{self.logger.reasons()}"
+            )
 
 
-def parse(trt: Any, network: INetworkDefinition, path: Path, logger: Any) -> OnnxParser:
-    """Read an ONNX file into `network`; the parser returned must outlive the build.
-
-    Raises:
-        DataError: TensorRT's parser refuses it; all its reasons are in the one sentence.
-    """
-    parser: OnnxParser = need(trt.OnnxParser(network, logger), "create an ONNX parser", logger)
-    # The path lets the parser find weights stored beside the file.
-    if not parser.parse(path.read_bytes(), str(path)):
-        reasons = []
-        for i in range(parser.num_errors):
-            error = parser.get_error(i)
-            node = error.node_name() if hasattr(error, "node_name") else ""
-            where = f" (node {node or error.node()})" if node or error.node() >= 0 else ""
-            reasons.append(" ".join(error.desc().split()) + where)
-        text = "; ".join(reasons) or logger.reasons()
-        raise DataError(
-            f"{path}: TensorRT's parser refuses the graph: {text}\nhint: build it again with this "
-            "release of edgehp and run its lint"
-        )
-    return parser
-
-
-def check_network(network: INetworkDefinition, path: Path) -> int:
-    """The input size S of a parsed network.
-
-    Raises:
-        DataError: its inputs and outputs are not those of a deployed graph.
-    """
-    tensors = [network.get_input(i) for i in range(network.num_inputs)]
-    inputs = {t.name: (t.dtype.name, dimensions(t.shape)) for t in tensors}
-    outputs = [network.get_output(i).name for i in range(network.num_outputs)]
-    return input_size_of(inputs, outputs, path)
+def configure(trt: Any, config: IBuilderConfig, options: BuildOptions) -> None:
+    """Set what every build sets: no TF32, layers that can be inspected, and the memory."""
+    # On by default: FP32 layers would silently run with ten bits of mantissa.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    # Otherwise the inspector cannot tell what the layers run in.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    workspace = options.workspace_mib
+    if workspace is None and (jetson := find_jetson()) is not None and jetson.memory_gib:
+        # A quarter of a Jetson's memory: TensorRT would plan with all of it.
+        workspace = max(256, int(jetson.memory_gib * 1024 / 4))
+    if workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace << 20)
 
 
 def dimensions(shape: Dims) -> list[int]:
     """The sizes in a TensorRT shape; -1 is a free one."""
     return [int(shape[i]) for i in range(len(shape))]
-
-
-def add_profile(
-    trt: Any,
-    builder: Builder,
-    network: INetworkDefinition,
-    config: IBuilderConfig,
-    batch: tuple[int, int, int],
-    size: int,
-    logger: Any,
-) -> None:
-    """Tell the builder the smallest, best and largest batch size.
-
-    One size makes the shapes static, for which TensorRT has more kernels than for a range.
-    """
-    if batch[0] == batch[2]:
-        network.get_input(0).shape = trt.Dims((batch[0], size, size, 3))
-        return
-    profile = need(builder.create_optimization_profile(), "create a profile", logger)
-    # Returns None in every version; a wrong shape is only found when the profile is added.
-    profile.set_shape(INPUT_NAME, *(trt.Dims((n, size, size, 3)) for n in batch))
-    if config.add_optimization_profile(profile) < 0:
-        raise EnvironmentalError(
-            f"TensorRT refused the batch sizes {batch} for {size}x{size} crops: {logger.reasons()}"
-        )
 
 
 def audit_network(network: INetworkDefinition) -> PrecisionAudit:
