@@ -17,6 +17,7 @@ from edgehp.artifact.write import ArtifactWriter
 from edgehp.cli.main import main
 from edgehp.crop import Box
 from edgehp.datasets import open_dataset
+from edgehp.datasets.base import spaced
 from edgehp.datasets.pose_mat import read_aflw2000
 from edgehp.engines import open_engine
 from edgehp.errors import DataError, UsageError
@@ -74,7 +75,7 @@ def run(
         other,
         open_dataset("biwi", root),
         SPEC.preprocessing,
-        Settings(**{"conditions": (), "resamples": 500, **settings}),
+        Settings(**{"robustness": False, "resamples": 500, **settings}),
         detector=detector,
     )
 
@@ -128,22 +129,21 @@ def test_both_engines_see_the_same_crops_batch_by_batch(biwi, tmp_path):
     engine = contender(tmp_path / "n.onnx").engine
     data = open_dataset("biwi", biwi)
     a, b = (OpenedNetwork(Watch(engine, n), n, None, SPEC.preprocessing) for n in "ab")
-    settings = Settings(batch=7, conditions=("dark",), resamples=200)
-    validate(a, b, data, SPEC.preprocessing, settings)
-    assert [len(c) for c in seen["a"]] == [7, 7, 7, 7, 7, 7, 3, 3]
+    validate(a, b, data, SPEC.preprocessing, Settings(batch=7, resamples=200))
+    assert [len(c) for c in seen["a"]] == [7] * 12 + [3] * 4
     assert all(np.array_equal(x, y) for x, y in zip(seen["a"], seen["b"], strict=True))
 
 
 def test_the_result_does_not_depend_on_batch_or_threads(biwi, tmp_path):
-    a = run(biwi, tmp_path, {"offset": (1, 0, 0)}, batch=1, workers=1, conditions=("blurred",))
-    b = run(biwi, tmp_path, {"offset": (1, 0, 0)}, batch=24, workers=3, conditions=("blurred",))
+    a = run(biwi, tmp_path, {"offset": (1, 0, 0)}, batch=1, workers=1, robustness=True)
+    b = run(biwi, tmp_path, {"offset": (1, 0, 0)}, batch=24, workers=3, robustness=True)
     assert a.drop == b.drop and a.robustness == b.robustness
     assert a.protocol == b.protocol
 
 
 def test_conditions_give_a_drop_each(biwi, tmp_path):
-    found = run(biwi, tmp_path, {"offset": (0.3,) * 3}, conditions=("dark", "near-infrared"))
-    assert [c.name for c in found.robustness] == ["dark", "near-infrared"]
+    found = run(biwi, tmp_path, {"offset": (0.3,) * 3}, robustness=True)
+    assert [c.name for c in found.robustness] == ["dark", "blurred", "near-infrared"]
     # A network that reads colours fails in the dark, for which the paired drop does not care.
     assert found.robustness[0].reference_mae > 20
     assert found.robustness[0].mean_difference == pytest.approx(0.3, abs=1e-3)
@@ -254,9 +254,9 @@ def test_without_an_artifact_the_command_says_how_to_make_one(biwi, tmp_path, ca
 def test_aflw2000_in_its_layout_with_the_published_boxes(shared_data, tmp_path):
     data = read_aflw2000(shared_data / "AFLW2000")
     still = contender(tmp_path / "n.onnx", constant=(0.0, 0.0, 0.0))
-    settings = Settings(limit=60, conditions=(), resamples=200)
+    settings = Settings(limit=60, robustness=False, resamples=200)
     found = validate(still, None, data, SPEC.preprocessing, settings)
-    truth = np.stack([s.angles for s in data.samples])[[i * 593 // 60 for i in range(60)]]
+    truth = np.stack([s.angles for s in data.samples])[spaced(593, 60)]
     assert found.reference_accuracy.overall.mae == pytest.approx(np.abs(truth).mean(axis=0))
     assert len(data) == 593
 

@@ -97,13 +97,14 @@ def _faces(
 
     from edgehp.crop import crop_face
     from edgehp.datasets import prefetch
+    from edgehp.datasets.base import spaced
     from edgehp.progress import step
-    from edgehp.validation.run import limited
 
     labelled = [(s, s.angles) for s in data.samples if s.angles is not None]
     if len(labelled) < 8:
         raise DataError(f"{data.name}: {len(labelled)} photos of known pose, expected 8 or more")
-    some, spec = limited(labelled, _PHOTOS), network.description.input.preprocessing
+    some = [labelled[i] for i in spaced(len(labelled), _PHOTOS)]
+    spec = network.description.input.preprocessing
     crops = []
     with step("photos", len(some), "photos") as going:
         for crop in prefetch(some, lambda s: crop_face(s[0].load(), s[0].box, spec)):

@@ -194,7 +194,8 @@ def command(
                 "--cluster with --dataset: say with --remote-data-root where the photos are there\n"
                 "hint: with several data sets that folder holds each under its name"
             )
-    request = Request(None, datasets[0] if datasets else None, data_root, several, **options)
+    dataset = datasets[0] if datasets else None
+    request = Request(dataset=dataset, data_root=data_root, several=several, **options)
     if not datasets and data_root is None:
         note(
             "no --dataset given: validating on the rendered heads that edgehp ships. They show "

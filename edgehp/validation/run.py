@@ -15,7 +15,7 @@ import numpy.typing as npt
 from edgehp.artifact.manifest import Appearance
 from edgehp.artifact.open import OpenedNetwork
 from edgehp.crop import Box, Preprocessing, crop_face
-from edgehp.datasets.base import Dataset, Sample, Skips, build_dataset, prefetch
+from edgehp.datasets.base import Dataset, Sample, Skips, build_dataset, prefetch, spaced
 from edgehp.engines.base import Crops, Prediction
 from edgehp.errors import DataError, UsageError
 from edgehp.files import finite
@@ -110,10 +110,10 @@ class Condition:
 
     name: str
     reference_mae: float
-    artifact_mae: float | None
-    drop: Interval | None
-    mean_difference: float | None
-    spread_difference: float | None
+    artifact_mae: float | None = None
+    drop: Interval | None = None
+    mean_difference: float | None = None
+    spread_difference: float | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class ValidationReport:
         return {"kind": "validation", **finite(asdict(self))}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """How a validation is run.
 
@@ -172,7 +172,8 @@ class Settings:
         batch: crops per call of an engine; the last call of a run may have fewer.
         limit: use only this many frames, spread evenly over the data set; None takes all.
         skip_bad: count and list photos that cannot be used instead of raising.
-        conditions: names of `edgehp.validation.appearance.CONDITIONS` to measure too.
+        robustness: measure degraded versions of the crops too
+            (`edgehp.validation.appearance.CONDITIONS`).
         worst: how many of the worst frames to name.
         workers: threads that prepare crops.
         resamples: of the bootstrap.
@@ -181,10 +182,15 @@ class Settings:
     batch: int = 32
     limit: int | None = None
     skip_bad: bool = False
-    conditions: tuple[str, ...] = tuple(CONDITIONS)
+    robustness: bool = True
     worst: int = 10
     workers: int = 2
     resamples: int = DEFAULT_RESAMPLES
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The degraded versions that are measured."""
+        return tuple(CONDITIONS) if self.robustness else ()
 
 
 @dataclass(frozen=True)
@@ -223,10 +229,6 @@ class _Seen:
     used: list[Sample] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
     looks: list[Array] = field(default_factory=list)
-
-    def joined(self) -> dict[tuple[str, str], Prediction]:
-        """All predictions of each role under each condition."""
-        return {key: Prediction.joined(parts) for key, parts in self.answers.items()}
 
 
 def group_of(dataset: str) -> tuple[Callable[[str], str] | None, str]:
@@ -281,7 +283,9 @@ def validate(
             )
     if not dataset.labelled:
         raise DataError(f"{dataset.name}: no labels for every photo: nothing to validate against")
-    chosen = limited(dataset.samples, settings.limit)
+    chosen: Sequence[Sample] = dataset.samples
+    if settings.limit is not None:  # the first ones would be one person, or one folder
+        chosen = [chosen[i] for i in spaced(len(chosen), settings.limit)]
     skips = Skips(settings.skip_bad)
 
     def prepare(sample: Sample) -> tuple[Sample, Crops | None]:
@@ -356,17 +360,9 @@ def _infer(
     for condition in (CLEAN, *conditions):
         changed = clean if condition == CLEAN else CONDITIONS[condition](clean)
         for role, contender in contenders.items():
-            answer = contender.engine.infer(changed)
             # A copy: an engine may use its output buffers again.
-            kept = deepcopy(answer)
-            seen.answers.setdefault((role, condition), []).append(kept)
-
-
-def limited(samples: Sequence[T], limit: int | None) -> Sequence[T]:
-    """`limit` samples evenly over the whole: the first ones would be one person, or one folder."""
-    if limit is None or limit >= len(samples):
-        return samples
-    return [samples[i * len(samples) // limit] for i in range(limit)]
+            answer = deepcopy(contender.engine.infer(changed))
+            seen.answers.setdefault((role, condition), []).append(answer)
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -379,7 +375,7 @@ def _figures(
     dataset: str, seen: _Seen, contenders: Mapping[str, OpenedNetwork], settings: Settings
 ) -> dict[str, Any]:
     """The fields of `ValidationReport` that are measured."""
-    answers = seen.joined()
+    answers = {key: Prediction.joined(parts) for key, parts in seen.answers.items()}
     names = [s.name for s in seen.used]
     truth = np.stack([s.angles for s in seen.used if s.angles is not None])
     matrices = np.stack([s.matrix for s in seen.used if s.matrix is not None])
@@ -460,7 +456,7 @@ def _condition(
 ) -> Condition:
     before = frame_errors(reference.angles, truth)
     if artifact is None:
-        return Condition(name, float(before.mean()), None, None, None, None)
+        return Condition(name, float(before.mean()))
     after = frame_errors(artifact.angles, truth)
     return Condition(
         name=name,

@@ -26,7 +26,6 @@ from edgehp.errors import EdgehpError, EnvironmentalError, UsageError
 from edgehp.files import resource_dir
 from edgehp.pipeline.crops import SHIPPED_CALIBRATION
 from edgehp.progress import step
-from edgehp.validation.appearance import CONDITIONS
 from edgehp.validation.run import (
     BoxSource,
     CalibrationCheck,
@@ -43,8 +42,8 @@ SHIPPED = "rendered-validation.zip"
 Item = tuple[Path | None, str | None]
 
 
-@dataclass(frozen=True)
-class Request:
+@dataclass(frozen=True, kw_only=True)
+class Request(Settings):
     """What the command line asks to be measured, checked for options that exclude each other.
 
     Attributes:
@@ -57,33 +56,23 @@ class Request:
         rgb_cal: BIWI: whether labels are in the color camera's axes.
         network: a float network, bundled or a file, in place of an artifact.
         reference: FP32 network; None for the one that the artifact names.
-        batch: crops that go through the network at once.
         threads: of the processor; None for the runtime's choice.
-        limit: frames to use, spread evenly; None for all.
         photo_depth: bits of photos that have 16 a sample.
-        skip_bad: whether bad samples are counted in place of an error.
-        robustness: whether degraded versions of the crops are measured too.
-        worst: worst frames to name.
         emulate: whether the artifact's graph runs on this processor in place of its engine.
     """
 
-    artifact: Path | None
-    dataset: str | None
-    data_root: Path | None
-    several: bool
-    boxes: str | None
-    split: str | None
-    rgb_cal: bool
-    network: str | None
-    reference: str | None
-    batch: int
-    threads: int | None
-    limit: int | None
-    photo_depth: int | None
-    skip_bad: bool
-    robustness: bool
-    worst: int
-    emulate: bool
+    artifact: Path | None = None
+    dataset: str | None = None
+    data_root: Path | None = None
+    several: bool = False
+    boxes: str | None = None
+    split: str | None = None
+    rgb_cal: bool = False
+    network: str | None = None
+    reference: str | None = None
+    threads: int | None = None
+    photo_depth: int | None = None
+    emulate: bool = False
 
     def __post_init__(self) -> None:
         if self.several and (self.split or self.rgb_cal or self.boxes not in (None, DETECT)):
@@ -187,13 +176,6 @@ def _validated(request: Request) -> ValidationReport:
     Raises:
         EdgehpError: as of the parts.
     """
-    settings = Settings(
-        batch=request.batch,
-        limit=request.limit,
-        skip_bad=request.skip_bad,
-        conditions=tuple(CONDITIONS) if request.robustness else (),
-        worst=request.worst,
-    )
     name = request.network or ("newest" if request.artifact is None else request.artifact.name)
     with step(f"{name}, {request.dataset or 'shipped heads'}"), ExitStack() as stack:
         with step("open"):
@@ -207,7 +189,7 @@ def _validated(request: Request) -> ValidationReport:
             tested,
             data,
             base.preprocessing,
-            settings,
+            request,
             detector=detector,
             calibration=calibration_check(tested, request.shipped_heads),
         )
