@@ -6,23 +6,12 @@ import math
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-
-import numpy as np
+from pathlib import Path
 
 from edgehp.crop import Box
-from edgehp.datasets.base import (
-    ANGLE_FILTER,
-    Dataset,
-    Sample,
-    Skips,
-    build_dataset,
-    labels_from_angles,
-    refuse_degrees,
-    within,
-)
-from edgehp.datasets.lists import BoxEntry, BoxList, find_boxes, require_split
-from edgehp.datasets.stores import FilePhoto
+from edgehp.datasets.base import Dataset, PoseSamples, Sample, Skips, labels_from_angles
+from edgehp.datasets.lists import BoxList, find_boxes, require_split
+from edgehp.datasets.stores import FilePhoto, inside
 from edgehp.errors import DataError
 from edgehp.files import stand_in
 from edgehp.pose import to_aflw2000
@@ -88,20 +77,18 @@ def read_aflw(
     faces = {f.face_id: f for f in _faces(database)}
     listed = find_boxes(folder, LIST, boxes)
     require_split(split, listed, "aflw")
+    some = [f.file for f in faces.values()][:100]  # enough to find the photos' folder by
     photos = next(
-        (folder / p for p in _PHOTOS if any((folder / p / f.file).is_file() for f in _some(faces))),
+        (folder / p for p in _PHOTOS if any((folder / p / f).is_file() for f in some)),
         folder / _PHOTOS[0],
     )
-    skips = Skips(skip_bad)
-    samples: list[Sample] = []
-    filtered: list[str] = []
-    largest: list[float] = []
+    found = PoseSamples("aflw", skip_bad)
     if listed is None:
-        chosen = _by_rectangle(faces, skips)
+        chosen = _by_rectangle(faces, found.skips)
     else:
-        chosen = _by_list(faces, listed, split, skips)
+        chosen = _by_list(faces, listed, split, found.skips)
     for face, box in chosen:
-        with skips.guard(face.name):
+        with found.skips.guard(face.name):
             photo = photos / face.file
             if face.angles is None:
                 raise DataError(f"{database}: face {face.face_id} of {face.file} has no pose")
@@ -109,28 +96,14 @@ def read_aflw(
                 raise DataError(f"{photo}: the photo of face {face.face_id} is missing")
             published = to_aflw2000(face.angles, "aflw")
             matrix, angles = labels_from_angles(published, f"{database}: face {face.face_id}")
-            largest.append(float(np.abs(angles).max()))
-            if within(angles):
-                samples.append(Sample(face.name, FilePhoto(photo), box, matrix, angles))
-            else:
-                filtered.append(face.name)
-    refuse_degrees(largest, len(filtered), f"{database}: the faces", "table FacePose")
-    return build_dataset(
-        "aflw",
-        samples,
-        skips,
-        boxes="FaceRect of aflw.sqlite" if listed is None else listed.source,
-        angle_filter=ANGLE_FILTER,
-        convention="aflw",
+            if found.keeps(face.name, angles):
+                found.samples.append(Sample(face.name, FilePhoto(photo), box, matrix, angles))
+    found.refuse_degrees(f"{database}: the faces", "table FacePose")
+    return found.dataset(
+        "FaceRect of aflw.sqlite" if listed is None else listed.source,
         split=split,
-        filtered=filtered,
         faces_without_pose=sum(f.angles is None for f in faces.values()),
     )
-
-
-def _some(faces: dict[int, _Face]) -> list[_Face]:
-    """Enough faces to find the photos' folder by."""
-    return list(faces.values())[:100]
 
 
 def _by_rectangle(faces: dict[int, _Face], skips: Skips) -> list[tuple[_Face, Box]]:
@@ -154,19 +127,17 @@ def _by_list(
     for file in sorted(listed.files(split)):
         for entry in listed.chosen(file, split):
             with skips.guard(f"{file}#{entry.face_id}"):
-                chosen.append((_listed_face(faces, listed, file, entry), entry.box))
+                at, number = f"{listed.source}: {file}", entry.face_id
+                if number is None:
+                    raise DataError(
+                        f"{at}: expected a faceid, by which the database knows the face"
+                    )
+                face = faces.get(number)
+                if face is None or face.file != file:
+                    found = "nothing" if face is None else face.file
+                    raise DataError(f"{at}: face {number} is not in the database (found {found})")
+                chosen.append((face, entry.box))
     return chosen
-
-
-def _listed_face(faces: dict[int, _Face], listed: BoxList, file: str, entry: BoxEntry) -> _Face:
-    at = f"{listed.source}: {file}"
-    if entry.face_id is None:
-        raise DataError(f"{at}: expected a faceid, by which the database knows the face")
-    face = faces.get(entry.face_id)
-    if face is None or face.file != file:
-        found = "nothing" if face is None else face.file
-        raise DataError(f"{at}: face {entry.face_id} is not in the database (found {found})")
-    return face
 
 
 def _faces(database: Path) -> list[_Face]:
@@ -185,10 +156,8 @@ def _faces(database: Path) -> list[_Face]:
     for face_id, file, *numbers in rows:
         if face_id in faces:
             continue
-        path = PurePosixPath(str(file))
-        if path.is_absolute() or ".." in path.parts:
-            raise DataError(f"{database}: face {face_id}: the path {file!r} leaves the data set")
         at = f"{database}: face {face_id}"
+        inside(str(file), at)
         pitch, yaw, roll, x, y, w, h = (_number(v, at) for v in numbers)
         faces[face_id] = _Face(
             face_id,

@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 MAX_ANGLE = 99.0
 # Half a turn: the median of labels in radians cannot be beyond it, that of labels in degrees is.
 _MOST_IN_RADIANS_DEGREES = 180.0
-ANGLE_FILTER = f"all |angles| <= {MAX_ANGLE:g} degrees"
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,6 +228,66 @@ def _common(parts: Sequence[Dataset], key: str) -> str | None:
     return "; ".join(values) or None
 
 
+class PoseSamples:
+    """The samples of a data set as its reader finds them; those beyond `MAX_ANGLE` are left out.
+
+    Attributes:
+        name: of the data set, and of the convention of its labels.
+        samples: so far.
+        skips: what to do with bad ones.
+    """
+
+    def __init__(self, name: str, skip_bad: bool) -> None:
+        """Raise on the first bad sample, or list them where `skip_bad`."""
+        self.name, self.skips = name, Skips(skip_bad)
+        self.samples: list[Sample] = []
+        self._filtered: list[str] = []
+        self._largest: list[float] = []
+
+    def keeps(self, name: str, angles: Array) -> bool:
+        """Whether the filter lets these angles pass; else `name` is listed as left out."""
+        self._largest.append(float(np.abs(angles).max()))
+        if self._largest[-1] > MAX_ANGLE:
+            self._filtered.append(name)
+        return self._largest[-1] <= MAX_ANGLE
+
+    def refuse_degrees(self, where: str, what: str) -> None:
+        """Refuse labels of which half cannot be angles of a head in radians.
+
+        Not any one: a few files of AFLW2000-3D itself are beyond two turns. Half, and not all:
+        small angles in degrees would pass for radians and the filter, and be validated on.
+
+        Args:
+            where: the labels, for the message.
+            what: the name of the angles there.
+
+        Raises:
+            DataError: the median is beyond half a turn.
+        """
+        largest = self._largest
+        if not largest or (median := float(np.median(largest))) <= _MOST_IN_RADIANS_DEGREES:
+            return
+        raise DataError(
+            f"{where}: half of the {len(largest)} hold an angle beyond {median:.0f} degrees "
+            f"({len(self._filtered)} are left out by the angle filter): {what} must be pitch, yaw, "
+            f"roll in radians, and {np.radians(median):.3g} looks like degrees; multiply them by "
+            "pi/180"
+        )
+
+    def dataset(self, boxes: str, **more: Any) -> Dataset:
+        """The data set; arguments and errors as of `build_dataset`."""
+        return build_dataset(
+            self.name,
+            self.samples,
+            self.skips,
+            boxes=boxes,
+            angle_filter=f"all |angles| <= {MAX_ANGLE:g} degrees",
+            convention=self.name,
+            filtered=self._filtered,
+            **more,
+        )
+
+
 def labels_from_angles(angles: npt.ArrayLike, what: str) -> tuple[Array, Array]:
     """(matrix [3, 3], angles [3]) from (pitch, yaw, roll), degrees, convention ``"aflw2000"``.
 
@@ -245,35 +304,6 @@ def labels_from_angles(angles: npt.ArrayLike, what: str) -> tuple[Array, Array]:
     matrix.flags.writeable = False
     a.flags.writeable = False
     return matrix, a
-
-
-def refuse_degrees(largest: Sequence[float], filtered: int, where: str, what: str) -> None:
-    """Refuse labels of which half cannot be angles of a head in radians.
-
-    Not any one: a few files of AFLW2000-3D itself are beyond two turns. Half, and not all: small
-    angles in degrees would pass for radians and the filter, and be validated on.
-
-    Args:
-        largest: the largest |angle| of each face, degrees as converted from radians.
-        filtered: how many faces the angle filter left out.
-        where: the labels, for the message.
-        what: the name of the angles there.
-
-    Raises:
-        DataError: the median is beyond half a turn.
-    """
-    if not largest or (median := float(np.median(largest))) <= _MOST_IN_RADIANS_DEGREES:
-        return
-    raise DataError(
-        f"{where}: half of the {len(largest)} hold an angle beyond {median:.0f} degrees "
-        f"({filtered} are left out by the angle filter): {what} must be pitch, yaw, roll in "
-        f"radians, and {np.radians(median):.3g} looks like degrees; multiply them by pi/180"
-    )
-
-
-def within(angles: Array) -> bool:
-    """Whether every |angle| is at most `MAX_ANGLE` degrees."""
-    return bool(np.abs(angles).max() <= MAX_ANGLE)
 
 
 def spaced(count: int, most: int) -> npt.NDArray[np.intp]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgehp.datasets.base import ANGLE_FILTER, Dataset, Sample, Skips, build_dataset, within
+from edgehp.datasets.base import Dataset, PoseSamples, Sample
 from edgehp.datasets.lists import find_boxes, require_split
 from edgehp.datasets.stores import FilePhoto
 from edgehp.errors import DataError
@@ -59,9 +59,7 @@ def read_biwi(
             f"hint: give a box list (--boxes {LIST}), or put it into the folder"
         )
     require_split(split, listed, "biwi")
-    skips = Skips(skip_bad)
-    samples: list[Sample] = []
-    filtered: list[str] = []
+    found = PoseSamples("biwi", skip_bad)
     absent = {f.split("/")[0] for f in listed.files(split)} - set(sequences)
     on_disk = {
         f"{s}/{p.name}" for s in sequences for p in (folder / s).glob("frame_[0-9]*_rgb.png")
@@ -76,7 +74,7 @@ def read_biwi(
         sequence = name.split("/")[0]
         if sequence in absent:
             continue
-        with skips.guard(name):
+        with found.skips.guard(name):
             entries = listed.chosen(name, split)
             if len(entries) != 1 or not name.endswith("_rgb.png"):
                 raise DataError(f"{listed.source}: {name}: expected one face of a _rgb.png frame")
@@ -89,21 +87,14 @@ def read_biwi(
                     calibrations[sequence] = read_rgb_cal(folder / sequence / "rgb.cal")
                 matrix = calibrations[sequence] @ matrix
             angles = euler_from_matrix(matrix)
-            if within(angles):
-                matrix.flags.writeable = angles.flags.writeable = False
-                samples.append(Sample(name, FilePhoto(photo), entries[0].box, matrix, angles))
-            else:
-                filtered.append(name)
-    return build_dataset(
-        "biwi",
-        samples,
-        skips,
-        boxes=listed.source,
-        angle_filter=ANGLE_FILTER,
-        convention="biwi",
+            matrix.flags.writeable = angles.flags.writeable = False
+            if found.keeps(name, angles):
+                box = entries[0].box
+                found.samples.append(Sample(name, FilePhoto(photo), box, matrix, angles))
+    return found.dataset(
+        listed.source,
         split=split,
         rgb_cal=rgb_cal,
-        filtered=filtered,
         frames_not_listed=sorted(on_disk - set(listed.faces)),
         sequences_absent=sorted(absent),
     )
@@ -115,14 +106,7 @@ def read_biwi_pose(path: Path) -> Array:
     Raises:
         DataError: missing, or not a rotation and a position.
     """
-    numbers = _numbers(path, "a BIWI pose file")
-    if len(numbers) != 12:
-        raise DataError(
-            f"{path}: expected a BIWI pose file of 9 + 3 numbers, found {len(numbers)} numbers"
-        )
-    # The files have six digits or fewer; the nearest rotation undoes their rounding.
-    rough = require_rotation(np.reshape(numbers[:9], (3, 3)), str(path), tolerance=1e-2)
-    return project_to_rotation(rough)
+    return _rotation(path, "a BIWI pose file", (9, 3), 0)
 
 
 def read_rgb_cal(path: Path) -> Array:
@@ -135,21 +119,24 @@ def read_rgb_cal(path: Path) -> Array:
     Raises:
         DataError: missing, or not such a file.
     """
-    numbers = _numbers(path, "a BIWI rgb.cal file")
-    if len(numbers) != 27:
-        raise DataError(
-            f"{path}: expected a BIWI rgb.cal file of 9 + 4 + 9 + 3 + 2 numbers, found "
-            f"{len(numbers)} numbers"
-        )
-    rough = require_rotation(np.reshape(numbers[13:22], (3, 3)), str(path), tolerance=1e-2)
-    return project_to_rotation(rough)
+    return _rotation(path, "a BIWI rgb.cal file", (9, 4, 9, 3, 2), 13)
 
 
-def _numbers(path: Path, what: str) -> list[float]:
+def _rotation(path: Path, what: str, parts: tuple[int, ...], at: int) -> Array:
+    """The rotation that begins with number `at` of a file of so many numbers."""
     try:
-        return [float(word) for word in decode_text(read_bytes(path, what), str(path)).split()]
+        words = decode_text(read_bytes(path, what), str(path)).split()
+        numbers = [float(word) for word in words]
     except ValueError as e:
         raise DataError(f"{path}: expected {what}, found something else: {e}") from e
+    if len(numbers) != sum(parts):
+        raise DataError(
+            f"{path}: expected {what} of {' + '.join(map(str, parts))} numbers, found "
+            f"{len(numbers)} numbers"
+        )
+    # The files have six digits or fewer; the nearest rotation undoes their rounding.
+    rough = require_rotation(np.reshape(numbers[at : at + 9], (3, 3)), str(path), tolerance=1e-2)
+    return project_to_rotation(rough)
 
 
 def _sequences(root: Path) -> tuple[Path, list[str]]:

@@ -13,16 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.crop import Box
-from edgehp.datasets.base import (
-    ANGLE_FILTER,
-    Dataset,
-    Sample,
-    Skips,
-    build_dataset,
-    labels_from_angles,
-    refuse_degrees,
-    within,
-)
+from edgehp.datasets.base import Dataset, PoseSamples, Sample, labels_from_angles
 from edgehp.datasets.lists import BoxList, find_boxes
 from edgehp.datasets.mat5 import read_mat
 from edgehp.datasets.stores import FilePhoto
@@ -152,36 +143,21 @@ def _read(
     Raises:
         DataError: a bad photo; labels that cannot be radians; or no samples are left.
     """
-    skips = Skips(skip_bad)
-    samples: list[Sample] = []
-    filtered: list[str] = []
-    largest: list[float] = []
+    found = PoseSamples(name, skip_bad)
     for photo in photos:
         require_utf8(photo)
         own = photo.relative_to(root).as_posix()
-        with skips.guard(own):
+        with found.skips.guard(own):
             if not photo.is_file():
                 what = "leads nowhere" if photo.is_symlink() else "is missing"
                 raise DataError(f"{photo}: the photo {what}, its .mat file is there")
             truth = read_pose_mat(photo.with_suffix(".mat"))
             matrix, angles = labels_from_angles(truth.angles, str(photo))
-            largest.append(float(np.abs(angles).max()))
-            if within(angles):
+            if found.keeps(own, angles):
                 box = _box(own, photo, boxes, truth)
-                samples.append(Sample(own, FilePhoto(photo), box, matrix, angles))
-            else:
-                filtered.append(own)
-    refuse_degrees(largest, len(filtered), f"{root}: the .mat files", "Pose_Para")
-    return build_dataset(
-        name,
-        samples,
-        skips,
-        boxes=LANDMARK_RULE if boxes is None else boxes.source,
-        angle_filter=ANGLE_FILTER,
-        convention=name,
-        filtered=filtered,
-        **more,
-    )
+                found.samples.append(Sample(own, FilePhoto(photo), box, matrix, angles))
+    found.refuse_degrees(f"{root}: the .mat files", "Pose_Para")
+    return found.dataset(LANDMARK_RULE if boxes is None else boxes.source, **more)
 
 
 @dataclass(frozen=True, eq=False)
