@@ -6,9 +6,14 @@ import gc
 import os
 import random
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from edgehp.pipeline.pipeline import BuildResult
+    from edgehp.pipeline.plan import BuildRequest
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -48,6 +53,28 @@ def shared_teachers(shared: Path) -> Path:
     if not teachers.is_dir():
         pytest.skip(f"no teachers/ in {shared.name}: the teacher networks are not here")
     return teachers
+
+
+@pytest.fixture(scope="session")
+def small_request(tmp_path_factory: pytest.TempPathFactory) -> BuildRequest:
+    """An INT8 build of a small network, as of `tests.build_parts.small_request`."""
+    from tests import build_parts
+
+    return build_parts.small_request(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def small(small_request: BuildRequest) -> Path:
+    """The folder with the files of `small_request`."""
+    return small_request.output.parent
+
+
+@pytest.fixture(scope="session")
+def small_int8(small_request: BuildRequest) -> BuildResult:
+    """What the build of `small_request` made; not to be changed."""
+    from edgehp.pipeline.pipeline import build
+
+    return build(small_request)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from edgehp.artifact import golden_crops, load_artifact, newest_artifact, verify_golden
 from edgehp.artifact.manifest import Comparison
+from edgehp.artifact.open import open_artifact, open_reference
 from edgehp.cli.build import command
 from edgehp.device import HostProbe
 from edgehp.driver import Gpu
@@ -32,51 +33,26 @@ from edgehp.errors import (
 )
 from edgehp.files import sha256_bytes, sha256_file
 from edgehp.pipeline.crops import load_calibration, require_disjoint
+from edgehp.pipeline.finish import finish
 from edgehp.pipeline.pipeline import BuildResult, artifact_name, build
-from edgehp.pipeline.plan import BuildRequest, find_place, make_plan
+from edgehp.pipeline.plan import BuildRequest, Plan, find_place, make_plan
 from edgehp.progress import listening
 from tests import board_tensorrt, build_parts
-from tests.mixed_parts import CONVOLUTIONS, SPEC, small_parts
+from tests.build_parts import CONVOLUTIONS, SPEC
 
-# An untrained network makes no accuracy; what is tested is that it is measured and recorded.
-ANYTHING = 90.0
 PREPROCESSING = SPEC.preprocessing
 
 
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_parts(tmp_path_factory.mktemp("parts"))
-
-
-@pytest.fixture(scope="module")
-def request_(parts: Path) -> BuildRequest:
-    return BuildRequest(
-        target="cpu",
-        network=str(parts / "small.onnx"),
-        calibration=parts / "cal.zip",
-        calibration_method="minmax",
-        validate_on=parts / "val.zip",
-        max_drop=ANYTHING,
-        output=parts / "dist",
-        threads=1,
-    )
-
-
-@pytest.fixture(scope="module")
-def built(request_: BuildRequest) -> BuildResult:
-    return build(request_)
-
-
-def test_an_int8_artifact_for_the_cpu(built: BuildResult, parts: Path) -> None:
-    assert built.path == parts / "dist" / "small-cpu-int8"
-    manifest = load_artifact(built.path).manifest
-    assert manifest == built.manifest
+def test_an_int8_artifact_for_the_cpu(small_int8: BuildResult, small: Path) -> None:
+    assert small_int8.path == small / "dist" / "small-cpu-int8"
+    manifest = load_artifact(small_int8.path).manifest
+    assert manifest == small_int8.manifest
     assert manifest.precision.asked == manifest.precision.reached == "int8"
     assert manifest.precision.counts == {"int8": CONVOLUTIONS}
     assert sum(row.kind == "Convolution" for row in manifest.precision.audit) == CONVOLUTIONS
     assert manifest.engine is not None
     assert manifest.engine.kind in manifest.engine.versions
-    assert manifest.network.weights_sha256 == sha256_file(parts / "small.onnx")
+    assert manifest.network.weights_sha256 == sha256_file(small / "small.onnx")
     assert {f.path for f in manifest.files} == {
         "engine.onnx",
         "golden.png",
@@ -86,33 +62,33 @@ def test_an_int8_artifact_for_the_cpu(built: BuildResult, parts: Path) -> None:
     }
     steps = [s.name for s in manifest.build.steps]
     assert steps[:4] == ["target", "network", "graph", "crops"]
-    assert [p.name for p in (parts / "dist").iterdir()] == [built.path.name]
-    assert newest_artifact(parts / "dist") == built.path
+    assert [p.name for p in (small / "dist").iterdir()] == [small_int8.path.name]
+    assert newest_artifact(small / "dist") == small_int8.path
 
 
-def test_the_calibration_list_names_every_crop(built: BuildResult, parts: Path) -> None:
-    record = built.manifest.calibration
+def test_the_calibration_list_names_every_crop(small_int8: BuildResult, small: Path) -> None:
+    record = small_int8.manifest.calibration
     assert record is not None
     assert (record.count, record.duplicates, record.source) == (66, 0, "cal.zip")
-    data = (built.path / record.list).read_bytes()
+    data = (small_int8.path / record.list).read_bytes()
     assert sha256_bytes(data) == record.list_sha256
     lines = data.decode().splitlines()
-    crops = load_calibration(parts / "cal.zip", PREPROCESSING)
+    crops = load_calibration(small / "cal.zip", PREPROCESSING)
     assert lines[0] == "sha256,image"
     assert lines[1:] == [
         f"{sha256_bytes(c.tobytes())},cal/{i:05d}.png" for i, c in enumerate(crops.crops)
     ]
 
 
-def test_the_accuracy_is_that_of_both_graphs(built: BuildResult, parts: Path) -> None:
-    accuracy = built.manifest.accuracy
+def test_the_accuracy_is_that_of_both_graphs(small_int8: BuildResult, small: Path) -> None:
+    accuracy = small_int8.manifest.accuracy
     assert accuracy is not None
     assert accuracy.reference is not None
     assert accuracy.artifact is not None
-    held_out = load_calibration(parts / "val.zip", PREPROCESSING)
+    held_out = load_calibration(small / "val.zip", PREPROCESSING)
     errors = []
     for file in ("reference.onnx", "engine.onnx"):
-        with open_engine("openvino", built.path / file, threads=1) as engine:
+        with open_engine("openvino", small_int8.path / file, threads=1) as engine:
             angles = np.concatenate([engine.infer(c[None]).angles for c in held_out.crops])
         errors.append(np.abs(angles - held_out.angles).mean())
     assert accuracy.reference == pytest.approx(errors[0], abs=1e-3)
@@ -123,13 +99,13 @@ def test_the_accuracy_is_that_of_both_graphs(built: BuildResult, parts: Path) ->
     assert accuracy.measured_with.endswith("the engine itself")
 
 
-def test_golden_vectors_hold_and_notice_swapped_colours(built: BuildResult) -> None:
-    artifact = load_artifact(built.path)
+def test_golden_vectors_hold_and_notice_swapped_colours(small_int8: BuildResult) -> None:
+    artifact = load_artifact(small_int8.path)
     crops = golden_crops(artifact)
     assert crops.shape == (8, PREPROCESSING.size, PREPROCESSING.size, 3)
     with open_engine("openvino", artifact.engine_path, threads=1) as engine:
         assert verify_golden(artifact, engine) < artifact.manifest.golden.tolerance_degrees
-    with open_engine("openvino", built.path / "reference.onnx", threads=1) as engine:
+    with open_engine("openvino", small_int8.path / "reference.onnx", threads=1) as engine:
         angles = engine.infer(crops).angles
         assert np.abs(angles - np.array(artifact.manifest.golden.angles)).max() < 0.01
         swapped = engine.infer(np.ascontiguousarray(crops[..., ::-1])).angles
@@ -149,9 +125,9 @@ class Somewhere(HostProbe):
 
 
 def test_another_device_is_named_with_what_to_run_there(
-    request_: BuildRequest, tmp_path: Path
+    small_request: BuildRequest, tmp_path: Path
 ) -> None:
-    request = replace(request_, target="v100", output=tmp_path / "d")
+    request = replace(small_request, target="v100", output=tmp_path / "d")
     with pytest.raises(EnvironmentalError) as e:
         build(request, device=Somewhere())
     for words in ("no NVIDIA driver", "8.6 to 10.4", "--target v100", "--defer"):
@@ -162,21 +138,23 @@ def test_another_device_is_named_with_what_to_run_there(
 
 
 def test_the_right_device_is_told_what_to_install(
-    request_: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_request: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a board whose CUDA package is another driver's, not to build on another machine."""
     missing = "cuda-bindings 13.5.0 needs a driver of CUDA 13\nhint: pip install '.[cuda12]'"
     monkeypatch.setattr("edgehp.pipeline.plan.engine_available", lambda kind: missing)
-    request = replace(request_, target="v100", output=tmp_path / "d")
+    request = replace(small_request, target="v100", output=tmp_path / "d")
     with pytest.raises(EnvironmentalError) as e:
         build(request, device=Somewhere(Gpu("Tesla V100", "7.0")))
     assert str(e.value) == missing
 
 
-def test_what_to_run_there_repeats_every_option(request_: BuildRequest, tmp_path: Path) -> None:
+def test_what_to_run_there_repeats_every_option(
+    small_request: BuildRequest, tmp_path: Path
+) -> None:
     calibration = build_parts.faces(tmp_path / "my faces;.zip", 66, 1)
     request = replace(
-        request_,
+        small_request,
         target="v100",
         calibration=calibration,
         max_drop=0.05,
@@ -216,15 +194,15 @@ def test_what_to_run_there_is_short_where_nothing_was_asked_for() -> None:
     assert len(str(e.value).splitlines()[0]) < 300
 
 
-def test_a_limit_without_the_search_is_repeated_without_it(request_: BuildRequest) -> None:
+def test_a_limit_without_the_search_is_repeated_without_it(small_request: BuildRequest) -> None:
     with pytest.raises(EnvironmentalError, match=r"--max-drop 90\.0 .*--no-mixed"):
-        build(replace(request_, target="v100"), device=Somewhere())
+        build(replace(small_request, target="v100"), device=Somewhere())
 
 
 @pytest.mark.parametrize("option", ["calibration", "validate_on"])
 @pytest.mark.parametrize("kind", ["missing", "empty", "two photos", "no zip"])
 def test_photos_that_cannot_do_are_refused_before_any_work(
-    request_: BuildRequest, tmp_path: Path, option: str, kind: str
+    small_request: BuildRequest, tmp_path: Path, option: str, kind: str
 ) -> None:
     path = tmp_path / "photos"
     if kind == "empty":
@@ -235,7 +213,11 @@ def test_photos_that_cannot_do_are_refused_before_any_work(
         path.write_bytes(bytes(1000))
     # Neither network nor target is looked at: both would be errors of their own.
     request = replace(
-        request_, target="nonsense", network="nonsense", output=tmp_path / "d", **{option: path}
+        small_request,
+        target="nonsense",
+        network="nonsense",
+        output=tmp_path / "d",
+        **{option: path},
     )
     listener = Mock()
     words = {"two photos": "2 photos, at least 64"}.get(kind, str(path))
@@ -247,8 +229,8 @@ def test_photos_that_cannot_do_are_refused_before_any_work(
 
 
 @pytest.fixture(scope="module")
-def deferred(request_: BuildRequest, parts: Path) -> BuildResult:
-    request = replace(request_, target="orin-nano-8gb", defer=True, output=parts / "deferred")
+def deferred(small_request: BuildRequest, small: Path) -> BuildResult:
+    request = replace(small_request, target="orin-nano-8gb", defer=True, output=small / "deferred")
     return build(request, device=Somewhere())
 
 
@@ -265,35 +247,26 @@ def test_a_deferred_artifact_has_all_but_the_engine(deferred: BuildResult) -> No
         load_artifact(deferred.path)
 
 
-def test_a_deferred_artifact_is_not_finished_elsewhere(deferred: BuildResult, parts: Path) -> None:
-    from edgehp.pipeline.finish import finish
-
+def test_what_is_not_finished(deferred: BuildResult, small_int8: BuildResult, small: Path) -> None:
+    with pytest.raises(UsageError, match="complete already"):
+        finish(small_int8.path)
     before = sorted((p.name, sha256_file(p)) for p in deferred.path.iterdir())
     with pytest.raises(UsageError, match=r"val\.zip: give it with --validate-on"):
         finish(deferred.path, device=Somewhere())
     with pytest.raises(EnvironmentalError, match="no NVIDIA driver"):
-        finish(deferred.path, device=Somewhere(), validate_on=parts / "val.zip")
+        finish(deferred.path, device=Somewhere(), validate_on=small / "val.zip")
     assert sorted((p.name, sha256_file(p)) for p in deferred.path.iterdir()) == before
 
 
-def test_a_complete_artifact_is_not_finished_again(built: BuildResult) -> None:
-    from edgehp.pipeline.finish import finish
-
-    with pytest.raises(UsageError, match="complete already"):
-        finish(built.path)
-
-
 def test_a_deferred_artifact_is_finished_where_the_engine_is(
-    deferred: BuildResult, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    deferred: BuildResult, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The device's TensorRT is played by OpenVINO: everything around it is real."""
-    from edgehp.pipeline import finish as module
-
-    monkeypatch.setattr(module, "find_place", board_tensorrt.place_here)
-    monkeypatch.setattr(module, "make_plan", board_tensorrt.plan_here)
+    monkeypatch.setattr("edgehp.pipeline.finish.find_place", board_tensorrt.place_here)
+    monkeypatch.setattr("edgehp.pipeline.finish.make_plan", board_tensorrt.plan_here)
     monkeypatch.setattr("edgehp.pipeline.engine.build_engine", board_tensorrt.build_here)
     path = shutil.copytree(deferred.path, tmp_path / deferred.path.name)
-    result = module.finish(path, validate_on=parts / "val.zip", threads=1)
+    result = finish(path, validate_on=small / "val.zip", threads=1)
     assert result.manifest.state == "complete"
     assert not (path / "reference.npz").exists()
     manifest = result.manifest
@@ -309,14 +282,13 @@ def test_a_deferred_artifact_is_finished_where_the_engine_is(
 
 
 def test_finishing_times_int8_against_fp16_where_the_target_asks(
-    deferred: BuildResult, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    deferred: BuildResult, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgehp.pipeline import finish as module
+    def plan(request: BuildRequest) -> Plan:
+        return replace(board_tensorrt.plan_here(request), compare=True)
 
-    monkeypatch.setattr(module, "find_place", board_tensorrt.place_here)
-    monkeypatch.setattr(
-        module, "make_plan", lambda r: replace(board_tensorrt.plan_here(r), compare=True)
-    )
+    monkeypatch.setattr("edgehp.pipeline.finish.find_place", board_tensorrt.place_here)
+    monkeypatch.setattr("edgehp.pipeline.finish.make_plan", plan)
 
     def build_either(kind: str, graph: Path, out: Path, options: BuildOptions) -> BuildReport:
         if options.precision == "int8":
@@ -334,7 +306,7 @@ def test_finishing_times_int8_against_fp16_where_the_target_asks(
     monkeypatch.setattr("edgehp.pipeline.engine.build_engine", build_either)
     monkeypatch.setattr("edgehp.pipeline.engine.compare_engines", faster)
     path = shutil.copytree(deferred.path, tmp_path / deferred.path.name)
-    record = module.finish(path, validate_on=parts / "val.zip", threads=1).manifest.build
+    record = finish(path, validate_on=small / "val.zip", threads=1).manifest.build
     assert record.int8_against_fp16 == Comparison(2.0, 1.0, 1)
     assert any("INT8 is NOT faster: use --precision fp16" in w for w in record.warnings)
     (nodes, batch), *_ = seen
@@ -343,12 +315,12 @@ def test_finishing_times_int8_against_fp16_where_the_target_asks(
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
 def test_rtx_engines_are_really_built(
-    request_: BuildRequest, tmp_path: Path, precision: str
+    small_request: BuildRequest, tmp_path: Path, precision: str
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    calibration = request_.calibration if precision == "int8" else None
+    calibration = small_request.calibration if precision == "int8" else None
     request = replace(
-        request_, target="rtx", precision=precision, calibration=calibration, output=tmp_path
+        small_request, target="rtx", precision=precision, calibration=calibration, output=tmp_path
     )
     result = build(request, device=Somewhere())
     manifest = result.manifest
@@ -374,10 +346,10 @@ def test_rtx_engines_are_really_built(
     ],
 )
 def test_what_a_target_does_not_have(
-    request_: BuildRequest, tmp_path: Path, change: dict[str, object], words: str
+    small_request: BuildRequest, tmp_path: Path, change: dict[str, object], words: str
 ) -> None:
     with pytest.raises(UsageError, match=words):
-        build(replace(request_, output=tmp_path / "d", **change))
+        build(replace(small_request, output=tmp_path / "d", **change))
     assert not (tmp_path / "d").exists()
 
 
@@ -393,9 +365,11 @@ def test_what_a_target_does_not_have(
         {"batch": (0, 1, 1)},
     ],
 )
-def test_requests_that_cannot_be_right(request_: BuildRequest, change: dict[str, object]) -> None:
+def test_requests_that_cannot_be_right(
+    small_request: BuildRequest, change: dict[str, object]
+) -> None:
     with pytest.raises(UsageError):
-        replace(request_, **change)
+        replace(small_request, **change)
 
 
 @pytest.mark.parametrize(
@@ -454,7 +428,7 @@ def test_compatible_engines_are_tensorrts(option: str) -> None:
         make_plan(BuildRequest("orin-agx-64gb", dla=0, batch=(1, 1, 1), **{option: True}))
 
 
-def test_too_few_crops_and_duplicates(parts: Path, tmp_path: Path) -> None:
+def test_too_few_crops_and_duplicates(small: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="63 different calibration crops"):
         load_calibration(build_parts.faces(tmp_path / "few.zip", 63, 5), PREPROCESSING)
     folder = tmp_path / "twice"
@@ -485,9 +459,8 @@ def test_damaged_and_missing_photos_are_left_out_where_asked(
     assert caplog.text.count("skipped") == 2 and photo in caplog.text
 
 
-def test_calibration_crops_are_not_validated_on(parts: Path) -> None:
-    crops = load_calibration(parts / "cal.zip", PREPROCESSING)
-    other = load_calibration(parts / "val.zip", PREPROCESSING)
+def test_calibration_crops_are_not_validated_on(small: Path) -> None:
+    crops, other = (load_calibration(small / f, PREPROCESSING) for f in ("cal.zip", "val.zip"))
     require_disjoint(crops, other)
     with pytest.raises(UsageError, match="66 of the 66"):
         require_disjoint(crops, crops)
@@ -499,9 +472,9 @@ def test_names_of_artifacts() -> None:
     assert artifact_name("...", "cpu", "int8") == "network-cpu-int8"
 
 
-def test_the_command_line_without_quantisation(request_: BuildRequest, tmp_path: Path) -> None:
-    arguments = ["--target", "cpu", "--precision", "fp32", "--network", request_.network]
-    arguments += ["--validate-on", str(request_.validate_on), "--output", str(tmp_path)]
+def test_the_command_line_without_quantisation(small_request: BuildRequest, tmp_path: Path) -> None:
+    arguments = ["--target", "cpu", "--precision", "fp32", "--network", small_request.network]
+    arguments += ["--validate-on", str(small_request.validate_on), "--output", str(tmp_path)]
     arguments += ["--threads", "1", "--json"]
     done = CliRunner().invoke(command, arguments, catch_exceptions=False)
     values = json.loads(done.stdout)
@@ -511,6 +484,34 @@ def test_the_command_line_without_quantisation(request_: BuildRequest, tmp_path:
     assert manifest.calibration is None
     assert manifest.accuracy is not None
     assert manifest.accuracy.drop == pytest.approx(0, abs=1e-4)
+
+
+def test_a_network_of_64_pixels_at_48(tmp_path: Path) -> None:
+    """From the command line to the device's own checks."""
+    network = build_parts.checkpoint(tmp_path / "net.safetensors")
+    arguments = ["--target", "cpu", "--network", str(network), "--input-size", "48"]
+    arguments += ["--calibration", str(build_parts.faces(tmp_path / "cal.zip", 66, 1))]
+    held_out = build_parts.faces(tmp_path / "val.zip", 64, 2, labels=True)
+    arguments += ["--calibration-method", "minmax", "--validate-on", str(held_out)]
+    arguments += ["--threads", "1", "--max-drop", "90", "--no-mixed", "--output", str(tmp_path)]
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert "48 pixels (trained at 64)" in result.output
+    artifact = load_artifact(tmp_path / "kd-resnet18-48px-cpu-int8")
+    manifest = artifact.manifest
+    assert manifest.preprocessing.size == 48
+    assert manifest.build.recipe["own_size"] == 64
+    words = "trained for crops of 64 pixels and run at 48 without training"
+    assert any(words in w for w in manifest.build.warnings)
+    # Coloured noise is no face, and a random network no network: said, whatever the drop is.
+    assert any("FP32 itself errs by" in w for w in manifest.build.warnings)
+    # The device sees crops of the size that was built, and its own reference.
+    assert golden_crops(artifact).shape[1:] == (48, 48, 3)
+    with (
+        open_artifact(artifact.path, threads=1) as tested,
+        open_reference(tested, threads=1) as reference,
+    ):
+        assert tested.engine.input_size == reference.engine.input_size == 48
+        assert verify_golden(artifact, tested.engine) < manifest.golden.tolerance_degrees
 
 
 @pytest.mark.parametrize(

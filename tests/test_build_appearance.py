@@ -19,36 +19,11 @@ from edgehp.report.gather import gather
 from edgehp.report.page import breakdown_rows, html_page
 from edgehp.validation.run import Settings, ValidationReport, validate
 from edgehp.validation.session import calibration_check
-from tests.mixed_parts import small_parts
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_parts(tmp_path_factory.mktemp("parts"))
-
-
-@pytest.fixture(scope="module")
-def request_(parts: Path) -> BuildRequest:
-    return BuildRequest(
-        target="cpu",
-        network=str(parts / "small.onnx"),
-        calibration=parts / "cal.zip",
-        calibration_method="minmax",
-        validate_on=parts / "val.zip",
-        max_drop=90.0,
-        output=parts / "like",
-        threads=1,
-    )
-
-
-@pytest.fixture(scope="module")
-def like(request_: BuildRequest) -> BuildResult:
-    return build(request_)
-
-
-@pytest.fixture(scope="module")
-def unlike(request_: BuildRequest, parts: Path) -> BuildResult:
-    return build(replace(request_, calibration=parts / "black.zip", output=parts / "unlike"))
+def unlike(small_request: BuildRequest, small: Path) -> BuildResult:
+    return build(replace(small_request, calibration=small / "black.zip", output=small / "unlike"))
 
 
 def warned(result: BuildResult) -> list[str]:
@@ -69,34 +44,34 @@ def test_a_build_warns_of_near_black_calibration_crops(unlike: BuildResult) -> N
 
 
 def test_the_advice_fits_what_the_user_gave(
-    request_: BuildRequest, like: BuildResult, unlike: BuildResult, parts: Path
+    small_request: BuildRequest, small_int8: BuildResult, unlike: BuildResult, small: Path
 ) -> None:
     # Both sets are the user's: the calibration crops are to be like the others.
     assert warned(unlike)[0].endswith("calibrate on crops from the camera that will be used")
     # His crops are held against the shipped heads: not they are wrong, but the gate.
     shipped = build(
         replace(
-            request_,
-            calibration=parts / "black.zip",
+            small_request,
+            calibration=small / "black.zip",
             validate_on=None,
-            output=parts / "gate-on-shipped",
+            output=small / "gate-on-shipped",
         )
     )
     (text,) = warned(shipped)
     assert "rendered heads that edgehp ships" in text and "--validate-on" in text
     assert "calibrate on" not in text
-    with open_artifact(like.path, threads=1) as tested:
+    with open_artifact(small_int8.path, threads=1) as tested:
         for heads, words in ((True, "--dataset and --data-root"), (False, "calibrate on")):
             check = calibration_check(tested, shipped_heads=heads)
             assert check is not None and words in check.advice
 
 
-def test_a_build_is_silent_where_they_look_alike(like: BuildResult) -> None:
-    assert warned(like) == []
+def test_a_build_is_silent_where_they_look_alike(small_int8: BuildResult) -> None:
+    assert warned(small_int8) == []
 
 
-def test_the_gate_is_broken_down(like: BuildResult) -> None:
-    accuracy = like.manifest.accuracy
+def test_the_gate_is_broken_down(small_int8: BuildResult) -> None:
+    accuracy = small_int8.manifest.accuracy
     assert accuracy is not None
     assert accuracy.difference is not None
     assert accuracy.difference > 0
@@ -130,9 +105,9 @@ def validated(result: BuildResult, faces: Path) -> ValidationReport:
 
 
 def test_a_validation_warns_and_breaks_down_too(
-    like: BuildResult, unlike: BuildResult, parts: Path
+    small_int8: BuildResult, unlike: BuildResult, small: Path
 ) -> None:
-    quiet, loud = (validated(r, parts / "val.zip").to_dict() for r in (like, unlike))
+    quiet, loud = (validated(r, small / "val.zip").to_dict() for r in (small_int8, unlike))
     assert quiet["appearance"]["warning"] is None
     assert "100% are brighter" in loud["appearance"]["warning"]
     rows = {row[0]: row for row in breakdown_rows(quiet)}

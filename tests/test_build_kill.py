@@ -13,7 +13,6 @@ import pytest
 from edgehp.artifact import load_artifact
 from edgehp.artifact.write import ArtifactWriter
 from tests import build_parts
-from tests.mixed_parts import SPEC, small_graph
 from tests.test_artifact import ROLES, Device, write
 
 STEPS = ("target", "network", "graph", "crops", "precision", "engine", "accuracy", "artifact")
@@ -90,8 +89,10 @@ def test_a_build_killed_after_each_step(tmp_path: Path, repo: Path, every: int) 
 
 def _build(folder: Path) -> list[str]:
     """The command line of a build into `folder`/dist, and the files that it names."""
-    network = small_graph(folder / "small.onnx")
-    faces = build_parts.faces(folder / "val.zip", 64, 2, labels=True, size=SPEC.preprocessing.size)
+    network = build_parts.small_graph(folder / "small.onnx")
+    faces = build_parts.faces(
+        folder / "val.zip", 64, 2, labels=True, size=build_parts.SPEC.preprocessing.size
+    )
     arguments = [sys.executable, "-m", "edgehp", "-v", "build", "--target", "cpu"]
     arguments += ["--precision", "fp32", "--network", str(network), "--validate-on", str(faces)]
     arguments += ["--output", str(folder / "dist"), "--max-drop", "90", "--threads", "1"]

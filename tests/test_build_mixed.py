@@ -22,31 +22,17 @@ from edgehp.pipeline.plan import BuildRequest, make_plan
 from edgehp.quantization.quantize import QuantizationConfig
 from edgehp.report.gather import gather
 from edgehp.report.page import html_page, markdown
-from tests.mixed_parts import CONVOLUTIONS, convolutions_in_float, small_parts
+from tests.build_parts import CONVOLUTIONS, convolutions_in_float
+from tests.test_build import Somewhere
 
-ANYTHING = 90.0
 CONFIG = QuantizationConfig("cpu", "minmax", rounding=False, threads=1)
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_parts(tmp_path_factory.mktemp("parts"))
-
-
-@pytest.fixture(scope="module")
-def request_(parts: Path) -> BuildRequest:
-    return BuildRequest(
-        target="cpu",
-        network=str(parts / "small.onnx"),
-        calibration=parts / "cal.zip",
-        calibration_method="minmax",
-        # Without labels the deviation counts: nothing but more floating point makes it smaller.
-        validate_on=parts / "bare.zip",
-        max_drop=ANYTHING,
-        output=parts / "dist",
-        threads=1,
-        mixed=True,
-    )
+def request_(small_request: BuildRequest, small: Path) -> BuildRequest:
+    # Without labels the deviation counts: nothing but more floating point makes it smaller.
+    bare, output = small / "bare.zip", small / "searched"
+    return replace(small_request, validate_on=bare, output=output, mixed=True)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +47,8 @@ def half_drop(plain: BuildResult) -> float:
 
 
 @pytest.fixture(scope="module")
-def mixed(request_: BuildRequest, parts: Path, half_drop: float) -> BuildResult:
-    return build(replace(request_, max_drop=half_drop, output=parts / "mixed"))
+def mixed(request_: BuildRequest, small: Path, half_drop: float) -> BuildResult:
+    return build(replace(request_, max_drop=half_drop, output=small / "mixed"))
 
 
 def test_what_fits_is_not_searched(plain: BuildResult) -> None:
@@ -114,10 +100,8 @@ def test_out_of_reach_ends_with_exit_code_3_and_nothing_written(
 
 
 def test_a_deferred_build_for_another_board_searches_by_its_roofline(
-    request_: BuildRequest, parts: Path, tmp_path: Path
+    request_: BuildRequest, small: Path, tmp_path: Path
 ) -> None:
-    from tests.test_build import Somewhere
-
     request = replace(request_, target="orin-nano-8gb", defer=True, output=tmp_path)
     drop = build(request, device=Somewhere()).manifest.accuracy
     assert drop is not None
@@ -137,8 +121,6 @@ def test_tensorrt_rtx_builds_the_mixture_and_its_audit_agrees(
     request_: BuildRequest, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    from tests.test_build import Somewhere
-
     request = replace(request_, target="rtx-30", output=tmp_path)
     plain = build(request, device=Somewhere()).manifest
     assert plain.accuracy is not None
@@ -279,7 +261,6 @@ def test_what_openvino_computes_in_float_beside_is_given_back_too(
     from edgehp.pipeline.plan import BuildContext, Place
     from edgehp.quantization.qdq import remove_qdq
     from edgehp.quantization.quantize import quantize
-    from tests.test_build import Somewhere
 
     network = open_network(request_.network, None).network
     crops = load_calibration(request_.calibration, network.spec.preprocessing).crops[:10]
