@@ -24,7 +24,7 @@ shape ``[...]``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -48,48 +48,31 @@ class Convention:
         signs: factors that take (pitch, yaw, roll) of this convention to ``"aflw2000"``; each is
             its own inverse.
         radians: whether files of this convention hold radians (else degrees).
-        source: where the convention was read.
     """
 
     name: str
     signs: tuple[int, int, int]
-    radians: bool
-    source: str
+    radians: bool = False
 
 
 CONVENTIONS: Mapping[str, Convention] = MappingProxyType(
     {
         c.name: c
         for c in (
-            Convention(
-                "aflw2000", (1, 1, 1), False, "AFLW2000-3D .mat, Pose_Para[0, :3] in degrees"
-            ),
-            Convention("300w-lp", (1, 1, 1), True, "300W-LP .mat, Pose_Para[0, :3], radians"),
-            Convention(
-                "biwi",
-                (-1, 1, 1),
-                False,
-                "Rotation.from_matrix(R).as_euler('XYZ', degrees=True) of a BIWI pose file",
-            ),
-            Convention(
-                "hopenet",
-                (1, 1, 1),
-                False,
-                "Hopenet's BIWI angles: (pitch, yaw, roll) == as_euler('XYZ') * [-1, 1, 1]",
-            ),
-            Convention("sixdrepnet", (1, 1, 1), False, "6DRepNet's (pitch, yaw, roll) labels"),
-            Convention(
-                "kd-resnet",
-                (-1, 1, 1),
-                False,
-                "kd_oe_hpe (arXiv 2108.09183): Pose_Para in degrees times [-1, 1, 1]",
-            ),
-            Convention(
-                "aflw",
-                (1, 1, -1),
-                True,
-                "AFLW's FacePose table, radians; the sign of the roll is Hopenet's AFLW loader's",
-            ),
+            # AFLW2000-3D .mat: Pose_Para[0, :3] in degrees.
+            Convention("aflw2000", (1, 1, 1)),
+            # 300W-LP .mat: Pose_Para[0, :3].
+            Convention("300w-lp", (1, 1, 1), radians=True),
+            # Rotation.from_matrix(R).as_euler("XYZ", degrees=True) of a BIWI pose file.
+            Convention("biwi", (-1, 1, 1)),
+            # Hopenet's BIWI angles: (pitch, yaw, roll) == as_euler("XYZ") * [-1, 1, 1].
+            Convention("hopenet", (1, 1, 1)),
+            # 6DRepNet's (pitch, yaw, roll) labels.
+            Convention("sixdrepnet", (1, 1, 1)),
+            # kd_oe_hpe (arXiv 2108.09183): Pose_Para in degrees times [-1, 1, 1].
+            Convention("kd-resnet", (-1, 1, 1)),
+            # AFLW's FacePose table; the sign of the roll is Hopenet's AFLW loader's.
+            Convention("aflw", (1, 1, -1), radians=True),
         )
     }
 )
@@ -190,32 +173,22 @@ def project_to_rotation(matrix: npt.ArrayLike) -> Array:
     return np.asarray(u @ vt)
 
 
-def mean_rotation(matrices: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> Array:
+def mean_rotation(matrices: npt.ArrayLike, weights: Sequence[float] | Array | None = None) -> Array:
     """The chordal L2 mean of rotations [n, ..., 3, 3] over the first axis, as [..., 3, 3].
 
     Args:
         matrices: rotations, the first axis is averaged.
-        weights: [n] or [n, ...], non-negative; equal when omitted.
+        weights: [n], non-negative; equal when omitted.
     """
-    m = _matrices(matrices)
-    if weights is None:
-        return project_to_rotation(m.mean(axis=0))
-    w = np.asarray(weights, np.float64)
-    w = w.reshape(w.shape + (1,) * (m.ndim - w.ndim))
-    return project_to_rotation((m * w).sum(axis=0))
+    return project_to_rotation(np.average(_matrices(matrices), axis=0, weights=weights))
 
 
 def rotation_spread(
-    matrices: npt.ArrayLike, mean: npt.ArrayLike, weights: npt.ArrayLike | None = None
+    matrices: npt.ArrayLike, mean: npt.ArrayLike, weights: Sequence[float] | Array | None = None
 ) -> Array:
     """Root mean square geodesic distance, degrees, of rotations [n, ..., 3, 3] to their mean."""
     d = geodesic_degrees(_matrices(matrices), _matrices(mean)[None])
-    if weights is None:
-        return np.asarray(np.sqrt((d**2).mean(axis=0)))
-    w = np.asarray(weights, np.float64)
-    w = w.reshape(w.shape + (1,) * (d.ndim - w.ndim))
-    w = np.broadcast_to(w, d.shape)
-    return np.asarray(np.sqrt((w * d**2).sum(axis=0) / w.sum(axis=0)))
+    return np.asarray(np.sqrt(np.average(d**2, axis=0, weights=weights)))
 
 
 def geodesic_degrees(a: npt.ArrayLike, b: npt.ArrayLike) -> Array:

@@ -34,6 +34,7 @@ from edgehp.networks.checkpoint import load_module, load_weights, save_weights  
 from edgehp.networks.modules import KDResNet, expectation  # noqa: E402
 from edgehp.training.augment import Augmentation, cut, draw, photometric  # noqa: E402
 from edgehp.training.data import BatchPlan, Faces, batches, split, with_labels  # noqa: E402
+from edgehp.training.distributed import Place  # noqa: E402
 from edgehp.training.loop import TrainConfig, Trainer, normalize  # noqa: E402
 from edgehp.training.objectives import (  # noqa: E402
     OnlineDistillation,
@@ -90,11 +91,11 @@ class Tiny(torch.nn.Module):
 
 
 def trainer(
-    data: Dataset, folder: Path, config: TrainConfig = CONFIG, rank: int = 0, world: int = 1
+    data: Dataset, folder: Path, config: TrainConfig = CONFIG, place: Place | None = None
 ) -> Trainer:
     torch.manual_seed(0)
     objective = RvcObjective(SPEC.bins)
-    return Trainer(Tiny(), SPEC, objective, faces_of(data), config, folder, rank=rank, world=world)
+    return Trainer(Tiny(), SPEC, objective, faces_of(data), config, folder, place)
 
 
 def test_damaged_photos_are_left_out_of_a_training_where_asked(
@@ -159,7 +160,7 @@ folder, what = Path(sys.argv[1]), sys.argv[2]
 config = CONFIG if what == "two steps" else replace(CONFIG, epochs=1, checkpoint_seconds=0)
 with distributed("cpu") as place:
     run = folder / f"run{place.world}"
-    t = trainer(read_faces(folder / "faces"), run, config, place.rank, place.world)
+    t = trainer(read_faces(folder / "faces"), run, config, place)
     (folder / f"began-{place.rank}").open("a").write(f"{t.step} ")
     if what == "two steps":
         steps = t.run()

@@ -64,28 +64,6 @@ DATASETS: Mapping[str, Entry] = MappingProxyType(
 )
 
 
-def _entry(name: str) -> Entry:
-    if name in DATASETS:
-        return DATASETS[name]
-    near = difflib.get_close_matches(name.lower(), DATASETS, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise UsageError(f"unknown data set {name!r}{hint} (known: {', '.join(DATASETS)})")
-
-
-def _root(name: str, entry: Entry, root: Path | None) -> Path:
-    if root is None:
-        raise UsageError(
-            f"{name}: say where it is with --data-root; expected there: {entry.layout}"
-        )
-    if root.exists():
-        return root
-    near = []
-    if root.parent.is_dir():
-        near = difflib.get_close_matches(root.name, [p.name for p in root.parent.iterdir()], n=1)
-    hint = f"; {root.parent / near[0]} is there" if near else ""
-    raise DataError(f"{name}: not found at {root}{hint}; expected there: {entry.layout}")
-
-
 def open_dataset(
     name: str,
     root: Path | str | None,
@@ -107,11 +85,23 @@ def open_dataset(
         UsageError: no such data set, no place, or an option that means nothing for it.
         DataError: it is not there, or something in it is missing or damaged.
     """
-    entry = _entry(name)
+    if (entry := DATASETS.get(name)) is None:
+        near = difflib.get_close_matches(name.lower(), DATASETS, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"unknown data set {name!r}{hint} (known: {', '.join(DATASETS)})")
     given = {k: v for k, v in options.items() if v is not None}
     for option in given:
         if option not in entry.options:
             known = ", ".join(sorted(entry.options)) or "none"
             raise UsageError(f"the data set {name} has no option {option!r}; it has: {known}")
-    place = _root(name, entry, None if root is None else Path(root))
+    if root is None:
+        raise UsageError(
+            f"{name}: say where it is with --data-root; expected there: {entry.layout}"
+        )
+    place = Path(root)
+    if not place.exists():
+        beside = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
+        near = difflib.get_close_matches(place.name, beside, n=1)
+        hint = f"; {place.parent / near[0]} is there" if near else ""
+        raise DataError(f"{name}: not found at {place}{hint}; expected there: {entry.layout}")
     return entry.read(place, skip_bad=skip_bad, **given)

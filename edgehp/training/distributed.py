@@ -78,16 +78,11 @@ def gathered(value: Tensor, world: int) -> list[float]:
 
 def parallel(network: nn.Module, device: torch.device) -> nn.Module:
     """`network`, changed in place to shared batch statistics, wrapped to average its gradients."""
-    synchronise_batch_norm(network)
-    ids = [device.index] if device.type == "cuda" and device.index is not None else None
-    return nn.parallel.DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
-
-
-def synchronise_batch_norm(network: nn.Module) -> None:
-    """Give every `BatchNorm2d` statistics over all processes, in place, names unchanged."""
     for module in network.modules():
         if type(module) is nn.BatchNorm2d:
-            module.__class__ = _SharedBatchNorm2d
+            module.__class__ = _SharedBatchNorm2d  # names unchanged
+    ids = [device.index] if device.type == "cuda" and device.index is not None else None
+    return nn.parallel.DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
 
 
 class _SharedBatchNorm2d(nn.BatchNorm2d):
@@ -100,7 +95,9 @@ class _SharedBatchNorm2d(nn.BatchNorm2d):
         values = x.float()
         sums = torch.stack([values.sum((0, 2, 3)), (values * values).sum((0, 2, 3))])
         count = values.new_tensor(float(values.numel() // values.shape[1]))
-        packed = _all_reduce_sum(torch.cat([sums.flatten(), count[None]]))
+        packed = _SumOverProcesses.apply(  # type: ignore[no-untyped-call]
+            torch.cat([sums.flatten(), count[None]])
+        )
         total = packed[-1].detach()
         mean, square = (packed[:-1] / total).view(2, -1)
         variance = (square - mean * mean).clamp_min(0)
@@ -133,8 +130,3 @@ class _SumOverProcesses(torch.autograd.Function):
         out = gradient.clone()
         dist.all_reduce(out)
         return out
-
-
-def _all_reduce_sum(values: Tensor) -> Tensor:
-    out: Tensor = _SumOverProcesses.apply(values)  # type: ignore[no-untyped-call]
-    return out

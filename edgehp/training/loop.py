@@ -23,6 +23,7 @@ from edgehp.files import replacing
 from edgehp.networks.spec import NetworkSpec
 from edgehp.training.augment import Augmentation
 from edgehp.training.data import Batch, BatchPlan, Faces, batches
+from edgehp.training.distributed import Place, gathered, parallel
 from edgehp.training.objectives import Objective
 
 logger = logging.getLogger(__name__)
@@ -126,8 +127,7 @@ class Trainer:
         faces: training photos with their labels, cut with a margin, on the device that trains.
         config: how.
         folder: where the checkpoint is; a checkpoint there is resumed.
-        rank: of this process.
-        world: number of processes; torch.distributed must then be initialised.
+        place: of this process; torch.distributed must be initialised where there are others.
 
     Raises:
         DataError: the checkpoint in `folder` is of another configuration or damaged.
@@ -141,19 +141,15 @@ class Trainer:
         faces: Faces,
         config: TrainConfig,
         folder: Path,
-        *,
-        rank: int = 0,
-        world: int = 1,
+        place: Place | None = None,
     ) -> None:
         self.spec, self.objective = spec, objective
         self.config, self.folder = config, folder
-        self.faces, self.device, self.rank, self.world = faces, faces.crops.device, rank, world
+        self.faces, self.device, self.place = faces, faces.crops.device, place or Place()
         network = network.to(self.device)
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._parallel: nn.Module = self.network
-        if world > 1:
-            from edgehp.training.distributed import parallel
-
+        if self.place.world > 1:
             self._parallel = parallel(self.network, self.device)
         self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self.optimiser = torch.optim.AdamW(
@@ -216,7 +212,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint; a kill at any moment leaves the old or the new one whole."""
-        if self.rank != 0:
+        if self.place.rank != 0:
             return
         state = {
             "config": _config_text(self.config, self.spec, len(self.faces)),
@@ -259,8 +255,8 @@ class Trainer:
             epoch=self.epoch,
             batch=self.config.batch,
             flatten=self.config.flatten,
-            rank=self.rank,
-            world=self.world,
+            rank=self.place.rank,
+            world=self.place.world,
         )
 
     def _rate(self, step: int) -> float:
@@ -277,12 +273,13 @@ class Trainer:
             group["lr"] = self._rate(self.step)
         images = normalize(batch.images, self.spec)
         # The signs of a convention are their own inverse, on tensors too.
-        angles = batch.angles * _signs(self.spec, batch.angles)
+        signs = torch.tensor(pose.convention(self.spec.convention).signs)
+        angles = batch.angles * signs.to(batch.angles.device, non_blocking=True)
         with autocast(self.device, self.config.precision):
             losses = self.objective.loss(self._parallel, images, angles)
         # The gradient average over processes divides by their number: multiplied back here, the
         # step is the one a single process would take on the union of the batches.
-        loss = (losses * batch.weights).sum() * (self.world / batch.total_weight)
+        loss = (losses * batch.weights).sum() * (self.place.world / batch.total_weight)
         self.optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.unscale_(self.optimiser)
@@ -306,11 +303,9 @@ class Trainer:
         loss, norm = (float(v) for v in outcome)
         if not math.isfinite(norm) and self.config.precision != "fp16":
             losses = [loss]
-            if self.world > 1:
-                from edgehp.training.distributed import gathered
-
-                losses = gathered(outcome[0], self.world)
-            if self.rank:
+            if self.place.world > 1:
+                losses = gathered(outcome[0], self.place.world)
+            if self.place.rank:
                 raise SystemExit(DataError.exit_code)
             text = ", ".join(f"{v:g}" for v in losses)
             raise DataError(
@@ -356,10 +351,6 @@ def normalize(images: Tensor, spec: NetworkSpec) -> Tensor:
     mean = torch.tensor(p.mean).view(1, -1, 1, 1).to(images.device, non_blocking=True)
     std = torch.tensor(p.std).view(1, -1, 1, 1).to(images.device, non_blocking=True)
     return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
-
-
-def _signs(spec: NetworkSpec, like: Tensor) -> Tensor:
-    return torch.tensor(pose.convention(spec.convention).signs).to(like.device, non_blocking=True)
 
 
 def autocast(device: torch.device, precision: str) -> Any:

@@ -97,7 +97,13 @@ class OnlineDistillation:
         self._teachers = []
         signs = pose.convention(student.convention).signs
         for network, spec in teachers:
-            _require_same_crop(spec.preprocessing, student.preprocessing)
+            for name in ("box_rule", "box_scale"):
+                its, own = (getattr(n.preprocessing, name) for n in (spec, student))
+                if its != own:
+                    raise DataError(
+                        f"a teacher sees the face by {name} {its!r}, the student by {own!r}: "
+                        "their soft labels would be of different crops"
+                    )
             theirs = pose.convention(spec.convention).signs
             carry = torch.stack(
                 [
@@ -130,16 +136,6 @@ class OnlineDistillation:
 
 # A loss per sample, and predicted angles.
 Objective = RvcObjective | BaseObjective | OnlineDistillation
-
-
-def _require_same_crop(teacher: Preprocessing, student: Preprocessing) -> None:
-    for name in ("box_rule", "box_scale"):
-        theirs, ours = getattr(teacher, name), getattr(student, name)
-        if theirs != ours:
-            raise DataError(
-                f"a teacher sees the face by {name} {theirs!r}, the student by {ours!r}: "
-                "their soft labels would be of different crops"
-            )
 
 
 def _seen_by(teacher: Preprocessing, student: Preprocessing, images: Tensor) -> Tensor:

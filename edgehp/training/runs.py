@@ -231,16 +231,7 @@ def _train(
         skips = Skips(run.skip_bad)
         faces = Faces.load(train, size, device, workers=workers, skips=skips)
         validation = Faces.load(held, size, device, margin=1, workers=workers, skips=skips)
-        trainer = Trainer(
-            network,
-            run.spec,
-            objective,
-            faces,
-            run.config,
-            run.folder,
-            rank=place.rank,
-            world=place.world,
-        )
+        trainer = Trainer(network, run.spec, objective, faces, run.config, run.folder, place)
         log = _Log(run.folder, trainer.step) if place.rank == 0 else None
         path = run.folder
         if place.rank == 0 and trainer.epoch == run.config.epochs:  # resumed at its end

@@ -144,13 +144,18 @@ def measure_accuracy(
     geodesic = geodesic_degrees(rotations, m)
     vectors = vector_errors(rotations, m).mean(axis=-1)
     everything = np.ones(n, np.bool_)
+    frame = errors.mean(axis=1)
+    # Stable, so that equal errors are named in the data set's order on every machine.
+    order = np.argsort(-frame, kind="stable")
     return Accuracy(
         overall=_summary(errors, geodesic, vectors, everything),
         bands=tuple(
             Band(low, high, _summary(errors, geodesic, vectors, mask) if mask.any() else None)
             for low, high, mask in yaw_bands(t)
         ),
-        worst=_worst(errors.mean(axis=1), p, t, names, worst),
+        worst=tuple(
+            Worst(names[i], float(frame[i]), _triple(t[i]), _triple(p[i])) for i in order[:worst]
+        ),
     )
 
 
@@ -164,16 +169,6 @@ def _summary(
         mae_mean=float(chosen.mean()),
         geodesic=float(geodesic[mask].mean()),
         maev=float(vectors[mask].mean()),
-    )
-
-
-def _worst(
-    frame: Array, predicted: Array, truth: Array, names: Sequence[str], count: int
-) -> tuple[Worst, ...]:
-    # Stable, so that equal errors are named in the data set's order on every machine.
-    order = np.argsort(-frame, kind="stable")[:count]
-    return tuple(
-        Worst(names[i], float(frame[i]), _triple(truth[i]), _triple(predicted[i])) for i in order
     )
 
 
