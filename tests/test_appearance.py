@@ -39,33 +39,20 @@ def test_crops_of_one_kind_do_not_warn(seed: int) -> None:
     assert max(map(sum, check.outside.values())) < 0.3
 
 
-def test_near_black_calibration_crops_warn_with_the_figures() -> None:
-    crops = random_crops(130, 48, 1)
+def test_what_is_outside_warns_with_the_figures() -> None:
+    crops = random_crops(132, 48, 1)
     check = checked(darker(crops[:66], 0.04), crops[66:])
     assert check.outside["brightness"] == (0, 1)
     text = str(check.warning)
     assert "look unlike" in text and "100% are brighter than nearly all of the former" in text
     assert f"median brightness {check.validation.brightness[1]:.3g} against 4." in text
-
-
-@pytest.mark.parametrize(
-    ("condition", "word"), [("dark", "darker"), ("blurred", "softer"), ("near-infrared", "paler")]
-)
-def test_each_condition_shows(condition: str, word: str) -> None:
-    crops = random_crops(130, 48, 1)
-    check = checked(crops[:66], CONDITIONS[condition](crops[66:]))
-    assert word in str(check.warning)
-
-
-def test_both_sides_are_said_where_both_are_outside() -> None:
-    crops = random_crops(130, 48, 1)
-    grey = (crops[66:] * 0.1).astype(np.uint8)
+    for condition, word in (("dark", "darker"), ("blurred", "softer"), ("near-infrared", "paler")):
+        assert word in str(checked(crops[:66], CONDITIONS[condition](crops[66:])).warning)
+    # Both sides are said where both are outside.
+    grey = darker(crops[66:], 0.1)
     check = checked(crops[:66], np.concatenate([grey[::2], 255 - grey[1::2]]))
     assert "100% are darker or brighter" in str(check.warning)
-
-
-def test_varied_calibration_crops_cover_what_is_narrower() -> None:
-    crops = random_crops(132, 48, 1)
+    # Varied calibration crops cover what is narrower.
     varied = np.concatenate([darker(crops[:33], 0.2), darker(crops[33:66], 0.6), crops[66:99]])
     assert checked(varied, darker(crops[99:], 0.5)).warning is None
 

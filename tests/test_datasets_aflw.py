@@ -62,10 +62,6 @@ def test_order_sign_and_unit_of_the_angles(tmp_path: Path, inner: str) -> None:
     assert np.allclose(sample.angles, np.degrees((0.1, 0.2, -0.3)))
     assert sample.box == Box(5, 6, 15, 26), "x, y, w, h; the first of two rectangles"
     assert sample.load()[40, 8, 0] > 200
-
-
-def test_faces_of_the_database(tmp_path: Path) -> None:
-    data = read_aflw(tree(tmp_path / "aflw"))
     assert [s.name.split("#")[1] for s in data.samples] == ["101", "102", "105"]
     assert data.protocol["filtered"] == ["2/image00004.jpg#103"]  # yaw 143 degrees
     assert data.protocol["faces_without_pose"] == 1
@@ -82,11 +78,8 @@ def test_faces_of_the_list(tmp_path: Path) -> None:
     assert np.allclose(first.angles, np.degrees((-0.1, -0.2, 0.3)))
     assert np.allclose(second.angles, np.degrees((0.1, 0.2, -0.3)))
     assert [s.name for s in read_aflw(root, boxes=listed, split="test").samples] == [second.name]
-
-
-def test_split_needs_a_list(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs a box list"):
-        read_aflw(tree(tmp_path / "aflw"), split="test")
+        read_aflw(root, split="test")
 
 
 def test_listed_face_is_missing(tmp_path: Path) -> None:
@@ -131,9 +124,11 @@ def test_databases_that_are_not_aflws(tmp_path: Path, more: str, message: str) -
     assert "aflw.sqlite" in str(found.value)
 
 
-def test_damaged_database(tmp_path: Path) -> None:
+def test_no_database_or_a_damaged_one(tmp_path: Path) -> None:
     database = tree(tmp_path / "aflw") / "data" / "aflw.sqlite"
     data = database.read_bytes()
+    with pytest.raises(DataError, match=r"no aflw\.sqlite; expected data/aflw\.sqlite"):
+        read_aflw(tmp_path)
     for damaged in (b"hello", data[: len(data) // 3], data[:100] + bytes(len(data) - 100)):
         write(database, damaged)
         with pytest.raises(DataError, match=r"aflw\.sqlite"):
@@ -145,8 +140,3 @@ def test_nothing_is_written_beside_the_data(tmp_path: Path) -> None:
     before = sorted(p.name for p in (root / "data").iterdir())
     assert len(read_aflw(root)) == 3
     assert sorted(p.name for p in (root / "data").iterdir()) == before
-
-
-def test_no_database(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no aflw\.sqlite; expected data/aflw\.sqlite"):
-        read_aflw(tmp_path)

@@ -89,6 +89,19 @@ def test_rounding_of_the_file_is_undone(tmp_path: Path) -> None:
     assert np.allclose(matrix @ matrix.T, np.eye(3), atol=1e-12)
 
 
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no BIWI sequences; expected 01/frame_00003_rgb\.png"):
+        read_biwi(tmp_path)
+    tree(tmp_path)
+    (tmp_path / "01" / "frame_00004_rgb.png").unlink()
+    with pytest.raises(DataError, match=r"frame_00004_rgb\.png: the frame is missing"):
+        read_biwi(tmp_path)
+    assert len(read_biwi(tmp_path, skip_bad=True).skipped) == 1
+    (tmp_path / "BIWI.json").unlink()
+    with pytest.raises(DataError, match="no face boxes of its own\nhint: give a box list"):
+        read_biwi(tmp_path)
+
+
 def test_splits(tmp_path: Path) -> None:
     tree(tmp_path)
     assert [s.name[:2] for s in read_biwi(tmp_path, split="train").samples] == ["01"]
@@ -119,12 +132,6 @@ def test_broken_calibration(tmp_path: Path) -> None:
         read_rgb_cal(tmp_path / "c.cal")
 
 
-def test_no_boxes(tmp_path: Path) -> None:
-    (tree(tmp_path) / "BIWI.json").unlink()
-    with pytest.raises(DataError, match="no face boxes of its own\nhint: give a box list"):
-        read_biwi(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -145,19 +152,6 @@ def test_broken_pose_file(tmp_path: Path, content: str, message: str) -> None:
     assert "frame_00004_pose.txt" in str(found.value)
     data = read_biwi(tmp_path, skip_bad=True)
     assert [s.name for s in data.skipped] == ["01/frame_00004_rgb.png"] and len(data) == 1
-
-
-def test_listed_frame_is_missing(tmp_path: Path) -> None:
-    tree(tmp_path)
-    (tmp_path / "01" / "frame_00004_rgb.png").unlink()
-    with pytest.raises(DataError, match=r"frame_00004_rgb\.png: the frame is missing"):
-        read_biwi(tmp_path)
-    assert len(read_biwi(tmp_path, skip_bad=True).skipped) == 1
-
-
-def test_no_sequences(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no BIWI sequences; expected 01/frame_00003_rgb\.png"):
-        read_biwi(tmp_path)
 
 
 @pytest.mark.parametrize(

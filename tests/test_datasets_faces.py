@@ -13,7 +13,7 @@ from edgehp.datasets import Dataset, read_faces
 from edgehp.datasets.lists import load_boxes, parse_table
 from edgehp.errors import DataError
 from edgehp.pose import geodesic_degrees, matrix_from_euler
-from tests.dataset_trees import encoded, photo, write, zip_of
+from tests.dataset_trees import encoded, write, zip_of
 
 BOXES = "image,width,height,x_min,y_min,x_max,y_max\n"
 
@@ -84,7 +84,7 @@ def test_plain_folder_takes_the_whole_photo(tmp_path: Path) -> None:
     assert len({s.load().tobytes() for s in faces.samples}) == 2
 
 
-def test_labels_as_matrix_and_angles(tmp_path: Path) -> None:
+def test_labels_as_matrix_with_angles_or_alone(tmp_path: Path) -> None:
     angles = (10.0, -95.5, 5.25)  # beyond 90 degrees of yaw: kept as it is written
     faces = one(tmp_path, LABELLED + labelled_row("a/00000.jpg", angles))
     sample = faces.samples[0]
@@ -92,21 +92,16 @@ def test_labels_as_matrix_and_angles(tmp_path: Path) -> None:
     assert sample.angles.tolist() == list(angles)
     assert float(geodesic_degrees(sample.matrix, matrix_from_euler(angles))) < 1e-3
     assert faces.labelled and faces.protocol["convention"] == "aflw2000"
-
-
-def test_labels_as_matrix_only(tmp_path: Path) -> None:
     entries = ",".join(f"{v:.7f}" for v in matrix_from_euler((11, -22, 33)).ravel())
-    faces = one(tmp_path, f"image,{MATRIX}\na/00000.jpg,{entries}\n")
-    assert np.allclose(faces.samples[0].angles, (11, -22, 33), atol=1e-3)
-    assert faces.samples[0].box is None
+    (alone,) = one(tmp_path / "alone", f"image,{MATRIX}\na/00000.jpg,{entries}\n").samples
+    assert np.allclose(alone.angles, (11, -22, 33), atol=1e-3) and alone.box is None
 
 
 @pytest.mark.parametrize("changed", [(-10, 20, 30), (10, -20, 30), (10, 20, -30), (20, 10, 30)])
 def test_swapped_sign_or_order_is_noticed(
     tmp_path: Path, changed: tuple[float, float, float]
 ) -> None:
-    entries = ",".join(f"{v:.7f}" for v in matrix_from_euler((10, 20, 30)).ravel())
-    row = f"a/00000.jpg,64,48,1,2,31,42,{changed[0]},{changed[1]},{changed[2]},{entries}\n"
+    row = labelled_row("a/00000.jpg", (10, 20, 30)).replace("10,20,30", "{},{},{}".format(*changed))
     with pytest.raises(DataError, match="differ by"):
         one(tmp_path, LABELLED + row)
 
@@ -142,13 +137,6 @@ def test_lists_that_cannot_be_right(tmp_path: Path, table: str, message: str) ->
     assert "boxes.csv" in str(found.value)
 
 
-def test_list_that_is_no_text(tmp_path: Path) -> None:
-    tree(tmp_path, BOXES)
-    write(tmp_path / "a" / "boxes.csv", encoded())
-    with pytest.raises(DataError, match="UTF-8"):
-        read_faces(tmp_path)
-
-
 def test_photo_of_another_size_than_listed(tmp_path: Path) -> None:
     sample = one(tmp_path, BOXES + "a/00000.jpg,640,480,1,2,3,4\n").samples[0]
     with pytest.raises(DataError, match="64x48 pixels, its list says 640x480"):
@@ -162,11 +150,8 @@ def test_skip_bad_counts_and_lists(tmp_path: Path) -> None:
     assert [s.name for s in faces.skipped] == ["a/00009.jpg"]
     assert "not there" in faces.skipped[0].reason
     assert faces.protocol["skipped"] == 1
-
-
-def test_nothing_left_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no samples are left; 1 were skipped"):
-        read_faces(tree(tmp_path, BOXES + "a/9.jpg,64,48,1,2,3,4\n"), skip_bad=True)
+        read_faces(tree(tmp_path / "none", BOXES + "a/9.jpg,64,48,1,2,3,4\n"), skip_bad=True)
 
 
 @pytest.mark.parametrize("what", ["absent", "empty", "text"])
@@ -218,10 +203,6 @@ def test_shared_zip(shared_data: Path) -> None:
     sample = faces.samples[0]
     assert sample.size == (160, 160) and sample.load().shape == (160, 160, 3)
     assert sample.box == Box(32.3, 30.0, 127.7, 130.0)
-
-
-def test_photo_helper_is_what_the_tests_think() -> None:
-    assert photo()[40, 8].tolist() == [220, 20, 20]
 
 
 def test_boxes_of_other_forms_are_taken_or_refused() -> None:
@@ -311,6 +292,7 @@ def test_tables_of_other_forms_say_what_is_wrong() -> None:
         (b"image;x;y;w;h\na.jpg;1;2;3;4\n", "separated by ';', expected commas"),
         ("image,x".encode("utf-16"), "UTF-16"),
         (b"image,x,y,w,h\nb\xe9.jpg,1,2,30,40\n", "line 2 is not UTF-8 text"),
+        (encoded(), "text in UTF-8"),
     ):
         with pytest.raises(DataError, match=words):
             parse_table(data, "here")

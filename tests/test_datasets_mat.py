@@ -11,8 +11,7 @@ import pytest
 
 from edgehp.crop import Box
 from edgehp.datasets import Dataset
-from edgehp.datasets.mat5 import read_mat
-from edgehp.datasets.pose_mat import box_from_landmarks, read_300w_lp, read_aflw2000
+from edgehp.datasets.pose_mat import box_from_landmarks, read_300w_lp, read_aflw2000, read_mat
 from edgehp.errors import DataError
 from edgehp.pose import geodesic_degrees, matrix_from_euler
 from tests.dataset_trees import write
@@ -67,13 +66,8 @@ def test_nose_of_positive_yaw_points_to_the_images_left(tmp_path: Path) -> None:
     front = np.array([0, 0, -1.0])  # out of the face, towards the camera
     nose = data.samples[1].matrix @ front
     assert nose[0] < -0.9, "yaw 98.5: the nose points to -x"
+    assert data.samples[1].angles[1] == pytest.approx(98.5, abs=1e-4), "as published"
     assert (data.samples[0].matrix @ front)[1] > 0.3, "pitch -22.5: the nose points down, +y"
-
-
-def test_angles_beyond_90_are_kept_as_published(tmp_path: Path) -> None:
-    sample = read_aflw2000(tree(tmp_path)).samples[1]
-    assert sample.angles is not None
-    assert sample.angles[1] == pytest.approx(98.5, abs=1e-4)
 
 
 def test_filter(tmp_path: Path) -> None:
@@ -82,6 +76,14 @@ def test_filter(tmp_path: Path) -> None:
     assert [s.name for s in usual.samples] == ["image00002.jpg", "image00004.jpg"]
     assert usual.protocol["filtered"] == ["image00006.jpg"] and usual.skipped == ()
     assert usual.protocol["filter"] == "all |angles| <= 99 degrees"
+    # The few wild angles that are published are no reason to refuse.
+    pair(tmp_path, "image00008", (10, -714, 3))
+    data = read_aflw2000(tmp_path)
+    assert len(data) == 2 and len(data.protocol["filtered"]) == 2
+    for name in ("image00002", "image00004"):
+        pair(tmp_path, name, (1, 120, 3))
+    with pytest.raises(DataError, match=r"4 were left out by the filter \(.*99 deg.*radians"):
+        read_aflw2000(tmp_path)
 
 
 def in_degrees(folder: Path, stem: str, degrees: tuple[float, float, float]) -> None:
@@ -100,20 +102,6 @@ def test_degrees_are_refused_even_where_some_photos_survive(tmp_path: Path, surv
     with pytest.raises(DataError, match=r"radians.*looks like degrees") as e:
         read_aflw2000(tmp_path)
     assert f"({5 - survivors} are left out by the angle filter)" in str(e.value)
-
-
-def test_the_few_wild_angles_that_are_published_are_no_reason_to_refuse(tmp_path: Path) -> None:
-    tree(tmp_path)
-    pair(tmp_path, "image00008", (10, -714, 3))
-    data = read_aflw2000(tmp_path)
-    assert len(data) == 2 and len(data.protocol["filtered"]) == 2
-
-
-def test_where_the_filter_leaves_nothing_it_says_so(tmp_path: Path) -> None:
-    pair(tmp_path, "image00002", (1, 120, 3))
-    pair(tmp_path, "image00004", (1, 2, -99.5))
-    with pytest.raises(DataError, match=r"2 were left out by the filter \(.*99 deg.*radians"):
-        read_aflw2000(tmp_path)
 
 
 def test_boxes_given_found_or_from_landmarks(tmp_path: Path) -> None:
@@ -174,17 +162,11 @@ def test_mat_without_a_usable_pose(tmp_path: Path, values: dict[str, object]) ->
     savemat(tmp_path / "image1.mat", values)
     with pytest.raises(DataError, match=r"image1\.mat: expected Pose_Para \[1, 7\]"):
         read_aflw2000(tmp_path)
-
-
-def test_pose_that_is_not_finite(tmp_path: Path) -> None:
     pair(tmp_path, "image1", (1, float("nan"), 2))
     with pytest.raises(DataError, match="finite angles"):
         read_aflw2000(tmp_path)
-
-
-def test_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no AFLW2000-3D photos; expected imageNNNNN\.jpg"):
-        read_aflw2000(tmp_path)
+        read_aflw2000(write(tmp_path / "empty" / "notes.txt", "no photo").parent)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -233,15 +215,12 @@ def test_mat_types_shapes_and_small_elements(tmp_path: Path, rng: np.random.Gene
             assert np.array_equal(found[name], value), name
 
 
-def test_mat_bomb_is_refused(tmp_path: Path) -> None:
+def test_bombs_and_other_files_are_no_mat(tmp_path: Path) -> None:
     packed = zlib.compress(bytes(17 * 2**20))
     header = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
     write(tmp_path / "a.mat", header + struct.pack("<II", 15, len(packed)) + packed)
     with pytest.raises(DataError, match="more than"):
         read_mat(tmp_path / "a.mat", ("Pose_Para",))
-
-
-def test_other_files_are_no_mat(tmp_path: Path) -> None:
     for data in (b"hello", b"\x89HDF\r\n\x1a\n" + bytes(600)):
         write(tmp_path / "a.mat", data)
         with pytest.raises(DataError, match="expected a MATLAB 5 file"):

@@ -1,4 +1,4 @@
-"""Data sets by name: roots, typing errors, options; and TOML files."""
+"""Data sets by name: roots, typing errors, options."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from edgehp.datasets import DATASETS, open_dataset
+from edgehp.datasets import open_dataset
 from edgehp.errors import DataError, UsageError
 from tests.dataset_trees import write
-
-
-def test_names() -> None:
-    assert set(DATASETS) == {"aflw2000", "biwi", "aflw", "300w-lp", "rendered", "faces"}
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("alfw2000", "aflw2000"), ("BIWI", "biwi")])
@@ -28,24 +24,18 @@ def test_root_that_is_not_there(tmp_path: Path) -> None:
         open_dataset("biwi", None)
     with pytest.raises(DataError, match=r"not found at .*AFLW200; expected there: imageNNNNN"):
         open_dataset("aflw2000", tmp_path / "AFLW200")
-
-
-def test_near_folder_is_suggested(tmp_path: Path) -> None:
     (tmp_path / "AFLW2000").mkdir()
     with pytest.raises(DataError, match="AFLW2000 is there"):
         open_dataset("aflw2000", tmp_path / "AFLW200")
 
 
-def test_option_that_means_nothing(tmp_path: Path) -> None:
+def test_options_reach_the_reader_that_knows_them(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no 300W-LP photos"):
+        open_dataset("300w-lp", tmp_path, boxes="landmarks", skip_bad=True)
     write(tmp_path / "a.jpg")
     assert len(open_dataset("faces", tmp_path, boxes=None, split=None)) == 1
     with pytest.raises(UsageError, match="faces has no option 'split'; it has: none"):
         open_dataset("faces", tmp_path, split="test")
-
-
-def test_options_reach_the_reader(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no 300W-LP photos"):
-        open_dataset("300w-lp", tmp_path, boxes="landmarks", skip_bad=True)
 
 
 def test_the_device_can_read_data_without_the_extras(repo: Path) -> None:

@@ -27,13 +27,8 @@ def test_decodes_to_rgb(suffix: str) -> None:
     assert np.abs(pixels[40, 8].astype(int) - (220, 20, 20)).max() < 12  # red, left
     assert np.abs(pixels[40, 56].astype(int) - (20, 20, 220)).max() < 12  # blue, right
     assert np.abs(pixels[4, 8].astype(int) - (20, 220, 20)).max() < 12  # green, on top
-
-
-def test_grey_photo_has_three_channels() -> None:
-    data = cv2.imencode(".jpg", np.full((20, 30), 77, np.uint8))[1].tobytes()
-    pixels = decode_photo(data, "here")
-    assert pixels.shape == (20, 30, 3)
-    assert np.ptp(pixels.astype(int), axis=2).max() == 0
+    grey = cv2.imencode(suffix, np.full((20, 30), 77, np.uint8))[1].tobytes()
+    assert np.array_equal(decode_photo(grey, "here"), np.full((20, 30, 3), 77))
 
 
 def tiff_exif(orientation: int) -> bytes:
@@ -164,6 +159,8 @@ def test_photos_of_other_kinds_are_named() -> None:
         (bytes(thumbnail), "first picture is a thumbnail or a camera's raw data"),
         (bytes(mosaic), "first picture is a thumbnail or a camera's raw data"),
         (b"", "found an empty file"),
+        (b"\xff\xd8", "here: truncated JPEG"),
+        (b"\xff\xd8\xff\xd9", "here: truncated JPEG"),
     ):
         with pytest.raises(DataError, match=named):
             decode_photo(data, "here")
@@ -250,14 +247,6 @@ def test_random_damage_is_refused_or_decoded_but_never_crashes(rng: np.random.Ge
                 assert "here" in str(e)
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"GIF89a" + bytes(50), b"<html>404</html>", b"\xff\xd8", b"\xff\xd8\xff\xd9"]
-)
-def test_other_bytes_are_refused(data: bytes) -> None:
-    with pytest.raises(DataError, match="here"):
-        decode_photo(data, "here")
-
-
 def test_huge_dimensions_are_refused_before_memory_is_taken() -> None:
     header = struct.pack(">II5B", 60000, 60000, 8, 2, 0, 0, 0)
 
@@ -308,34 +297,22 @@ def test_zip_with_duplicate_members_is_refused(tmp_path: Path) -> None:
         Archive(path)
 
 
-def test_encrypted_zip_is_refused(tmp_path: Path) -> None:
-    path = zip_of(tmp_path / "a.zip", {"a/0.jpg": encoded()})
-    data = bytearray(path.read_bytes())
-    data[data.rfind(b"PK\x01\x02") + 8] |= 1  # "encrypted" in the central directory
-    path.write_bytes(data)
-    with pytest.raises(DataError, match="encrypted"):
-        Archive(path)
-
-
-def test_bad_checksum_in_zip_is_refused(tmp_path: Path) -> None:
+def test_damaged_members_of_a_zip_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("a/0.jpg", encoded())
-    data = bytearray(path.read_bytes())
-    data[200] ^= 0xFF
-    path.write_bytes(data)
+    good = path.read_bytes()
+    entry = good.rfind(b"PK\x01\x02")  # in the central directory
+
+    def damaged(at: int, value: bytes) -> Path:
+        return write(path, good[:at] + value + good[at + len(value) :])
+
     with pytest.raises(DataError, match=r"a/0\.jpg.*damaged"):
-        Archive(path).read("a/0.jpg")
-
-
-def test_member_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
-    path = zip_of(tmp_path / "a.zip", {"a/0.jpg": encoded()})
-    data = bytearray(path.read_bytes())
-    at = data.rfind(b"PK\x01\x02") + 24  # uncompressed size
-    data[at : at + 4] = struct.pack("<I", 2**31)
-    path.write_bytes(data)
+        Archive(damaged(200, bytes([good[200] ^ 0xFF]))).read("a/0.jpg")
+    with pytest.raises(DataError, match="encrypted"):
+        Archive(damaged(entry + 8, b"\1"))
     with pytest.raises(DataError, match="2147483648 bytes"):
-        Archive(path).read("a/0.jpg")
+        Archive(damaged(entry + 24, struct.pack("<I", 2**31))).read("a/0.jpg")
 
 
 @pytest.mark.parametrize("cut", [0.1, 0.5, 0.95])

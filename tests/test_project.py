@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from edgehp.cli.main import cli, main
 from edgehp.cli.project import SHARED, differences, read_project, read_recipe
 from edgehp.errors import CompatibilityError, UsageError
-from tests import mixed_parts
+from tests import build_parts
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,7 @@ def test_what_no_command_takes_is_refused(
 def test_three_commands_are_a_release_and_a_recipe_repeats_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    mixed_parts.small_parts(tmp_path)
+    build_parts.small_request(tmp_path)
     assert edgehp("init", "--network", "small.onnx").exit_code == 0
     text = (tmp_path / "edgehp.toml").read_text().replace("max-drop = 0.1", "max-drop = 90.0")
     text = text.replace('targets = ["cpu"]', 'targets = ["cpu", "orin-nano-8gb"]')

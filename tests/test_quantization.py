@@ -62,15 +62,6 @@ def test_what_is_asked_for_is_done(network: onnx.ModelProto) -> None:
     assert str(joint.recipe) == "mse, joint rounding"
 
 
-def test_mistakes_are_refused(network: onnx.ModelProto) -> None:
-    with pytest.raises(UsageError, match="unknown calibration method 'best'"):
-        QuantizationConfig("cpu", "best")
-    with pytest.raises(DataError, match="no calibration crops"):
-        quantize(network, [], QuantizationConfig("cpu"))
-    with pytest.raises(msgspec.ValidationError, match="int4"):
-        msgspec.json.decode('{"flavor": "int4", "method": "mse"}', type=Recipe)
-
-
 def test_the_split_does_not_depend_on_the_order(rng: np.random.Generator) -> None:
     crops = random_crops(30, SIZE)
     chosen, held = split_crops(crops)
@@ -109,9 +100,17 @@ def test_the_digest_of_crops_notices_an_order_and_a_pixel() -> None:
     assert len(found) == 4
 
 
-def test_crops_that_do_not_fit_are_refused(network: onnx.ModelProto) -> None:
-    with pytest.raises(DataError, match="no calibration crops"):
-        calibrate(network, [])
+def test_crops_and_settings_that_do_not_fit_are_refused(network: onnx.ModelProto) -> None:
+    with pytest.raises(UsageError, match="unknown calibration method 'best'"):
+        QuantizationConfig("cpu", "best")
+    with pytest.raises(msgspec.ValidationError, match="int4"):
+        msgspec.json.decode('{"flavor": "int4", "method": "mse"}', type=Recipe)
+    for refuse in (
+        lambda: quantize(network, [], QuantizationConfig("cpu")),
+        lambda: calibrate(network, []),
+    ):
+        with pytest.raises(DataError, match="no calibration crops"):
+            refuse()
     with pytest.raises(DataError, match=r"crops are \[8, 8, 3\], the network takes \[16, 16, 3\]"):
         calibrate(network, random_crops(2, 8))
     with pytest.raises(DataError, match="crop 1 is float32"):

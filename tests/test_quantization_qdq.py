@@ -160,16 +160,6 @@ def test_scales_and_weights() -> None:
         weight_scales(np.array([[1.0, np.nan]], np.float32))
 
 
-def test_float_layers(network: onnx.ModelProto, table: CalibrationTable) -> None:
-    kept = ("a.conv1", "b.add")
-    model = Emitter(network, "tensorrt", float_layers=kept)(table, "minmax")
-    assert not set(kept) & set(quantized_inputs(model))
-    assert node_of(model, "a.conv1").input[1] == "a.conv1.weight"
-    everything = quantizable_layers(GraphView(network), "cpu")
-    model = Emitter(network, "cpu", float_layers=everything)(table, "minmax")
-    assert not any("Quantize" in n.op_type for n in model.graph.node)
-
-
 @pytest.mark.parametrize(("flavor", "body"), VARIANTS)
 def test_layers_taken_out_are_those_that_were_never_put_in(
     network: onnx.ModelProto, table: CalibrationTable, flavor: str, body: str
@@ -177,11 +167,14 @@ def test_layers_taken_out_are_those_that_were_never_put_in(
     model = Emitter(network, flavor, body)(table, "mse")
     layers = quantized_layers(model)
     assert set(layers) == set(quantizable_layers(GraphView(network), flavor))
+    nothing = Emitter(network, flavor, body, layers)(table, "mse")
+    assert not any("Quantize" in n.op_type for n in nothing.graph.node)
     for kept in (("a.conv1", "b.add"), ("maxpool",)):
         removed = remove_qdq(model, kept, network)
         onnx.checker.check_model(removed, full_check=True)
         other = Emitter(network, flavor, body, kept)(table, "mse")
         assert quantized_inputs(removed) == quantized_inputs(other)
+        assert not set(kept) & set(quantized_inputs(other))
         answers = [Runner(m, threads=1)(CROPS)[0] for m in (removed, other)]
         np.testing.assert_allclose(*answers, atol=1e-3)
     nothing = remove_qdq(model, layers, network)

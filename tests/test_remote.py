@@ -26,7 +26,6 @@ from edgehp.remote import boards, ssh
 from edgehp.shipping.bundle import make_bundle
 from tests import ship_parts
 from tests.board_tensorrt import MODULE
-from tests.mixed_parts import small_parts
 from tests.ssh_server import EDGEHP, PROGRAM, REPO, TENSORRT, Server
 
 # ruff: noqa: SIM905
@@ -363,7 +362,7 @@ def test_photos_are_sent_or_are_there(rack: Rack, run, tmp_path: Path) -> None:
 
 
 def test_a_deferred_build_is_finished_there(rack: Rack, run, tmp_path: Path) -> None:
-    small_parts(tmp_path)
+    build_parts.small_request(tmp_path)
     words = "build --target orin-nano-8gb --network small.onnx --calibration cal.zip --threads 1"
     words += " --calibration-method minmax --validate-on val.zip --max-drop 90 --host orin"
     code, out, err = run(*words.split(), "--remote-command", TENSORRT)

@@ -42,12 +42,9 @@ def test_a_known_error_per_angle_is_found_exactly(rng):
     found = accuracy(truth + np.array([1.0, -2.0, 4.5]), truth).overall
     assert found.mae == pytest.approx((1.0, 2.0, 4.5))
     assert found.mae_mean == pytest.approx(2.5)
-
-
-def test_euler_errors_wrap_at_360_and_not_at_180():
+    # 2 across the seam; 180, which a metric that also wraps at 180 would call 0.
     truth = np.array([[0.0, 0.0, 179.0], [0.0, 0.0, 90.0]])
     found = accuracy(np.array([[0.0, 0.0, -179.0], [0.0, 0.0, -90.0]]), truth).overall
-    # 2 across the seam; 180, which a metric that also wraps at 180 would call 0.
     assert found.mae[2] == pytest.approx((2 + 180) / 2)
 
 
@@ -73,7 +70,7 @@ def test_a_sign_or_order_mistake_shows_in_every_metric(rng, mistake):
     assert min(wrong.mae_mean, wrong.geodesic, wrong.maev) > 8
 
 
-def test_bands_are_by_the_yaw_of_the_truth_and_hold_every_frame_once():
+def test_bands_are_by_the_yaw_of_the_truth_and_hold_every_frame_once(rng):
     truth = np.zeros((7, 3))
     truth[:, 1] = [0, -30, 30.1, 60, -60.1, 99, 120]
     predicted = truth + np.array([0, 1, 0]) * np.arange(1, 8)[:, None]
@@ -81,9 +78,7 @@ def test_bands_are_by_the_yaw_of_the_truth_and_hold_every_frame_once():
     assert [b.summary.frames for b in bands] == [2, 2, 2, 1]
     assert [(b.low, b.high) for b in bands] == [(0, 30), (30, 60), (60, 99), (99, 180)]
     assert [b.summary.mae[1] for b in bands] == pytest.approx([1.5, 3.5, 5.5, 7])
-
-
-def test_an_empty_band_is_null_and_not_zero(rng):
+    # An empty one is null and not zero.
     bands = accuracy(*[poses(rng, 9, yaw=20)] * 2).bands
     assert [b.summary is None for b in bands] == [False, True, True]
 
@@ -173,6 +168,15 @@ def test_one_unit_says_nothing_and_the_interval_says_so():
     assert not gate.passed and "1 frame are" not in gate.sentence and "many more" in gate.hint
 
 
+def test_what_cannot_be_resampled_or_judged_is_an_error():
+    for values in ([], [1.0, np.nan], [[1.0]]):
+        with pytest.raises(DataError):
+            mean_interval(values)
+    for limit in (-0.1, math.nan, math.inf):
+        with pytest.raises(UsageError, match="max-drop"):
+            check_drop(interval(0, 0), limit)
+
+
 def test_ten_thousand_resamples_of_a_data_set_do_not_need_its_square_in_memory(rng):
     import tracemalloc
 
@@ -182,12 +186,6 @@ def test_ten_thousand_resamples_of_a_data_set_do_not_need_its_square_in_memory(r
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100e6
-
-
-@pytest.mark.parametrize("values", [[], [1.0, np.nan], [[1.0]]])
-def test_what_cannot_be_resampled_is_an_error(values):
-    with pytest.raises(DataError):
-        mean_interval(values)
 
 
 # --- gate -----------------------------------------------------------------------------------------
@@ -238,12 +236,6 @@ def test_over_the_limit_raises_the_error_with_exit_code_3():
         require_drop(interval(0.09, 0.05), 0.1)
 
 
-@pytest.mark.parametrize("limit", [-0.1, float("nan"), float("inf")])
-def test_a_limit_that_makes_no_sense_is_refused(limit):
-    with pytest.raises(UsageError, match="max-drop"):
-        check_drop(interval(0, 0), limit)
-
-
 # --- conditions -----------------------------------------------------------------------------------
 
 
@@ -260,10 +252,10 @@ def test_conditions_are_deterministic_uint8_and_leave_their_input_alone(rng, nam
 
 def test_dark_is_dark_blurred_is_smooth_and_infrared_is_grey(rng):
     crops = rng.integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
-    assert CONDITIONS["dark"](crops).mean() == pytest.approx(0.351 * crops.mean(), rel=0.05)
-    assert CONDITIONS["blurred"](crops).std() < 0.6 * crops.std()
-    nir = CONDITIONS["near-infrared"](crops)
-    assert (nir[..., 0] == nir[..., 1]).all() and (nir[..., 1] == nir[..., 2]).all()
+    dark, blurred, nir = (CONDITIONS[n](crops) for n in ("dark", "blurred", "near-infrared"))
+    assert dark.mean() == pytest.approx(0.351 * crops.mean(), rel=0.05)
+    assert blurred.std() < 0.6 * crops.std()
+    assert (nir == nir[..., :1]).all()
     white = CONDITIONS["near-infrared"](np.full((1, 65, 65, 3), 200, np.uint8))[0, ..., 0]
     assert white[32, 32] == pytest.approx(200, abs=1) and white[0, 0] < 0.5 * 200
 

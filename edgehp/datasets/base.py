@@ -200,7 +200,7 @@ def build_dataset(
         "convention": convention,
         "frames": len(samples),
         "skipped": len(skipped),
-        "sha256": _digest(samples),
+        "sha256": digest_of(samples),
         **more,
     }
     return Dataset(name, tuple(samples), skipped, protocol)
@@ -311,7 +311,7 @@ def spaced(count: int, most: int) -> npt.NDArray[np.intp]:
     return np.linspace(0, count - 1, min(count, most)).astype(np.intp)
 
 
-def _digest(samples: Iterable[Sample]) -> str:
+def digest_of(samples: Iterable[Sample]) -> str:
     """SHA-256 of names, boxes and angles; four decimals, so that every machine agrees."""
     digest = hashlib.sha256()
     for s in samples:

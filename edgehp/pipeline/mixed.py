@@ -245,9 +245,7 @@ class MixedSearch:
 
     def keep_all_int8(self, built: BuiltEngine) -> Path | None:
         """A copy of the all-INT8 engine to time the mixed one against, where engines run here."""
-        if not runs_here(
-            self.context.plan.kind, built.target.compute_capabilities, self.context.device
-        ):
+        if not self._runs_here(built):
             return None
         copy = self.context.writer.scratch / f"all-int8{built.path.suffix}"
         return Path(shutil.copyfile(built.path, copy))
@@ -262,12 +260,14 @@ class MixedSearch:
         )
         return replace(mixed, record=record)
 
+    def _runs_here(self, built: BuiltEngine) -> bool:
+        context = self.context
+        return runs_here(context.plan.kind, built.target.compute_capabilities, context.device)
+
     def _limit(self, graph: Path, built: BuiltEngine | None) -> float:
         """The gate, less what the engine loses more than the emulation that the search runs."""
         plan, limit = self.context.plan, self.context.request.max_drop
-        if built is None or plan.kind in PROCESSOR_ENGINES:
-            return limit
-        if not runs_here(plan.kind, built.target.compute_capabilities, self.context.device):
+        if built is None or plan.kind in PROCESSOR_ENGINES or not self._runs_here(built):
             return limit
         answers = run_graph(emulator(plan), graph, self.held_out).answers
         emulated = mean_drop(self.reference, answers.clean, self.held_out)

@@ -20,14 +20,12 @@ from torch import Tensor
 
 from edgehp import pose
 from edgehp.crop import Preprocessing, crop_face
-from edgehp.datasets.base import Sample, Skips
+from edgehp.datasets.base import MAX_ANGLE, Sample, Skips
 from edgehp.errors import DataError, UsageError
 from edgehp.training.augment import Augmentation, cut, draw, photometric
 from edgehp.training.labelling import Label
 
 Array = npt.NDArray[np.float64]
-# Beyond this the label says "seen from behind", where three angles have no single meaning.
-_LARGEST_ANGLE = 99.0
 # Spread in degrees at which a teacher's label counts half.
 _TRUST = 6.0
 # The photo about the network's view that is kept for shifts, larger scales and rotations.
@@ -192,7 +190,7 @@ def with_labels(
         elif (label := labels.get(s.name)) is not None:
             weight = 1.0 / (1.0 + (label.spread / _TRUST) ** 2)
             items.append(TrainingItem(s, label.matrix, weight))
-    items = [i for i in items if np.abs(pose.euler_from_matrix(i.matrix)).max() <= _LARGEST_ANGLE]
+    items = [i for i in items if np.abs(pose.euler_from_matrix(i.matrix)).max() <= MAX_ANGLE]
     if not items:
         raise DataError(f"none of the {len(samples)} photos has a usable label")
     return items

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from edgehp.artifact.manifest import Appearance
 from edgehp.artifact.open import OpenedNetwork
 from edgehp.crop import Box, Preprocessing, crop_face
-from edgehp.datasets.base import Dataset, Sample, Skips, build_dataset, prefetch, spaced
+from edgehp.datasets.base import Dataset, Sample, Skips, digest_of, prefetch, spaced
 from edgehp.engines.base import Crops, Prediction
 from edgehp.errors import DataError, UsageError
 from edgehp.files import finite
@@ -314,11 +314,10 @@ def validate(
             f"{dataset.name}: none of {len(chosen)} frames could be used ({len(seen.missed)} "
             f"without a detected face, {len(skips.found)} damaged)"
         )
-    boxes = str(dataset.protocol.get("boxes", "none"))
     protocol = {
         **dataset.protocol,
         "frames": len(seen.used),
-        "sha256": build_dataset(dataset.name, seen.used, boxes=boxes).protocol["sha256"],
+        "sha256": digest_of(seen.used),
         "limit": settings.limit,
         "photos_skipped": len(skips.found),
         "detector_misses": len(seen.missed),
