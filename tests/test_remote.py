@@ -24,7 +24,7 @@ from edgehp.files import sha256_file
 from edgehp.progress import Step
 from edgehp.remote import boards, ssh
 from edgehp.shipping.bundle import make_bundle
-from tests import ship_parts
+from tests import build_parts, ship_parts
 from tests.board_tensorrt import MODULE
 from tests.ssh_server import EDGEHP, PROGRAM, REPO, TENSORRT, Server
 
