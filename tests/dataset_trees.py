@@ -51,14 +51,25 @@ def zip_of(path: Path, members: dict[str, bytes | str]) -> Path:
     return path
 
 
+def biwi_frame(
+    root: Path, name: str, matrix: npt.NDArray[np.float64], pixels: Image | None = None
+) -> None:
+    """A photo and the file of its pose: three rows of a rotation, then a position."""
+    write(root / f"{name}_rgb.png", encoded(pixels, ".png"))
+    write(root / f"{name}_pose.txt", f"{rows(matrix)}\n63.6 -21.3 893.7 \n")
+
+
+def rows(matrix: npt.NDArray[np.float64]) -> str:
+    """A matrix as BIWI's files have it."""
+    return "".join(" ".join(f"{v:.9g}" for v in row) + " \n" for row in matrix)
+
+
 def biwi_tree(root: Path, samples: Sequence[Sample], sequences: int = 1) -> Path:
     """Labelled samples as BIWI publishes its own: a rotation matrix beside each frame."""
     boxes = {}
     for i, sample in enumerate(samples):
         name = f"{i % sequences + 1:02d}/frame_{i + 3:05d}"
-        write(root / f"{name}_rgb.png", encoded(sample.load(), ".png"))
-        rows = "".join(" ".join(f"{v:.9f}" for v in row) + " \n" for row in _known(sample.matrix))
-        write(root / f"{name}_pose.txt", f"{rows}\n1 2 900 \n")
+        biwi_frame(root, name, _known(sample.matrix), sample.load())
         boxes[f"{name}_rgb.png"] = [{"bbox": _corners(sample), "type": "train"}]
     write(root / "BIWI.json", json.dumps(boxes))
     return root

@@ -14,18 +14,9 @@ from edgehp.datasets.biwi import read_biwi, read_rgb_cal
 from edgehp.datasets.lists import load_boxes
 from edgehp.errors import DataError, UsageError
 from edgehp.pose import geodesic_degrees, matrix_from_euler
-from tests.dataset_trees import write
+from tests.dataset_trees import biwi_frame, rows, write
 
 Array = npt.NDArray[np.float64]
-
-
-def rows(matrix: Array) -> str:
-    return "".join(" ".join(f"{v:.6g}" for v in row) + " \n" for row in matrix)
-
-
-def frame(root: Path, name: str, matrix: Array) -> None:
-    write(root / f"{name}_rgb.png")
-    write(root / f"{name}_pose.txt", rows(matrix) + "\n63.6 -21.3 893.7 \n")
 
 
 def calibration(matrix: Array) -> str:
@@ -43,7 +34,7 @@ POSES = {
 
 def tree(root: Path) -> Path:
     for name, matrix in POSES.items():
-        frame(root, name, matrix)
+        biwi_frame(root, name, matrix)
         write(root / name.split("/")[0] / "rgb.cal", calibration(TURN))
         write(root / name.split("/")[0] / "depth.cal", "1 2 3")
     write(root / "01.obj", "# a mesh")
@@ -83,7 +74,7 @@ def test_the_matrix_is_the_files_and_the_angles_are_hopenets(tmp_path: Path) -> 
 def test_rounding_of_the_file_is_undone(tmp_path: Path) -> None:
     tree(tmp_path)
     rough = np.round(POSES["01/frame_00004"], 4)
-    frame(tmp_path, "01/frame_00004", rough)
+    biwi_frame(tmp_path, "01/frame_00004", rough)
     matrix = read_biwi(tmp_path).samples[0].matrix
     assert matrix is not None
     assert np.allclose(matrix @ matrix.T, np.eye(3), atol=1e-12)

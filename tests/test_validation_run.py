@@ -23,7 +23,7 @@ from edgehp.engines import open_engine
 from edgehp.errors import DataError, UsageError
 from edgehp.pose import matrix_from_euler
 from edgehp.validation.run import Detector, Settings, validate
-from tests.dataset_trees import encoded, write
+from tests.dataset_trees import biwi_frame, encoded, write
 from tests.helpers import a_manifest
 from tests.pose_graphs import SPEC, colour_photo, pose_graph
 
@@ -35,16 +35,11 @@ def biwi_tree(root: Path, angles=ANGLES, frames: int = 4) -> Path:
     """BIWI's layout: one sequence for each pose; the photo's colour tells the pose."""
     boxes = {}
     for i, pose in enumerate(angles):
-        folder = root / f"{i + 1:02d}"
-        folder.mkdir(parents=True)
         for k in range(frames):
-            photo = colour_photo(pose)
-            name = f"frame_{k + 3:05d}"
-            cv2.imwrite(str(folder / f"{name}_rgb.png"), cv2.cvtColor(photo, cv2.COLOR_RGB2BGR))
-            rows = [" ".join(f"{v:.6f}" for v in r) for r in matrix_from_euler(pose)]
-            (folder / f"{name}_pose.txt").write_text("\n".join([*rows, "", "1 2 900", ""]))
+            name = f"{i + 1:02d}/frame_{k + 3:05d}"
+            biwi_frame(root, name, matrix_from_euler(pose), colour_photo(pose))
             entry = {"bbox": [20, 15, 70, 75], "type": "test" if i % 2 else "train"}
-            boxes[f"{i + 1:02d}/{name}_rgb.png"] = [entry]
+            boxes[f"{name}_rgb.png"] = [entry]
     (root / "BIWI.json").write_text(json.dumps(boxes))
     return root
 

@@ -12,7 +12,7 @@ import numpy as np
 
 import edgehp
 from edgehp.artifact.check import Artifact, golden_crops, load_artifact
-from edgehp.artifact.manifest import Comparison, Manifest, StepTime
+from edgehp.artifact.manifest import Comparison, Manifest
 from edgehp.artifact.write import ArtifactWriter
 from edgehp.device import DeviceProbe, HostProbe
 from edgehp.engines import open_engine
@@ -103,11 +103,12 @@ def finish(
         warnings = (*plan.warnings, *built.warnings, *found)
         for warning in warnings:
             logger.warning("%s", warning)
+        here = [msgspec.structs.replace(t, name=f"{t.name}, on the device") for t in steps.times]
         completed = msgspec.structs.replace(
             completed,
             build=msgspec.structs.replace(
                 manifest.build,
-                steps=(*manifest.build.steps, *_marked(steps.times)),
+                steps=(*manifest.build.steps, *here),
                 warnings=warnings,
                 int8_against_fp16=comparison,
             ),
@@ -196,7 +197,3 @@ def _against_half(
     crops = batch_of(held_out, built.engine.best_batch)
     with tempfile.TemporaryDirectory() as folder:
         return against_half(plan, place, model, built, crops, Path(folder))
-
-
-def _marked(times: list[StepTime]) -> tuple[StepTime, ...]:
-    return tuple(msgspec.structs.replace(t, name=f"{t.name}, on the device") for t in times)

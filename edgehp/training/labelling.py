@@ -284,13 +284,7 @@ def read_labels(folders: Iterable[Path]) -> dict[str, Label]:
         path = folder / LABELS
         if not path.is_file():
             raise DataError(f"{folder}: no {LABELS}; expected a folder written by 'edgehp label'")
-        header, *rows = _rows(read_bytes(path, "labels", limit=_LARGEST), path) or [[]]
-        if header[: len(_COMMON)] != _COMMON:
-            raise DataError(f"{path}: unknown columns {header[:5]}; not a label file")
-        for number, row in enumerate(rows, 2):
-            label = _parse(row, len(header))
-            if label is None:
-                raise DataError(f"{path}: line {number} is damaged; run 'edgehp label' again")
+        for number, label in _parsed(read_bytes(path, "labels", limit=_LARGEST), path):
             if label.name in labels:
                 raise DataError(
                     f"{path}: line {number}: {label.name} is labelled twice\n"
@@ -298,14 +292,6 @@ def read_labels(folders: Iterable[Path]) -> dict[str, Label]:
                 )
             labels[label.name] = label
     return labels
-
-
-def _rows(data: bytes, path: Path) -> list[list[str]]:
-    """The cells of a label file, its header first."""
-    try:
-        return list(csv.reader(io.StringIO(decode_text(data, str(path)), newline="")))
-    except csv.Error as e:
-        raise DataError(f"{path}: not valid CSV: {e}; run 'edgehp label' again") from e
 
 
 def _header(names: Sequence[str]) -> list[str]:
@@ -317,17 +303,28 @@ def _row(label: Label) -> list[str]:
     return [label.name, *(f"{v:.6f}" for v in numbers)]
 
 
-def _parse(row: Sequence[str], columns: int) -> Label | None:
-    if len(row) != columns:
-        return None
+def _parsed(
+    data: bytes, path: Path, header: Sequence[str] | None = None
+) -> Iterator[tuple[int, Label]]:
+    """The labels of a file with their lines' numbers; its columns are `header`, where known."""
     try:
-        values = np.array([float(v) for v in row[1:]])
-    except ValueError:
-        return None
-    if not np.all(np.isfinite(values)):
-        return None
-    matrix = pose.project_to_rotation(values[3:12].reshape(3, 3))
-    return Label(row[0], matrix, float(values[12]), values[13:].reshape(-1, len(_PER_TEACHER)))
+        found, *rows = csv.reader(io.StringIO(decode_text(data, str(path)), newline=""))
+    except (csv.Error, ValueError) as e:
+        raise DataError(f"{path}: not valid CSV: {e}; run 'edgehp label' again") from e
+    if header is not None and found != header:
+        raise DataError(f"{path}: other columns than this ensemble writes; use a new folder")
+    if found[: len(_COMMON)] != _COMMON:
+        raise DataError(f"{path}: unknown columns {found[:5]}; not a label file")
+    for number, row in enumerate(rows, 2):
+        try:
+            values = np.array([float(v) for v in row[1:]])
+        except ValueError:
+            values = np.array([np.nan])
+        if len(row) != len(found) or not np.isfinite(values).all():
+            raise DataError(f"{path}: line {number} is damaged; remove it or use a new folder")
+        matrix = pose.project_to_rotation(values[3:12].reshape(3, 3))
+        teachers = values[13:].reshape(-1, len(_PER_TEACHER))
+        yield number, Label(row[0], matrix, float(values[12]), teachers)
 
 
 def _resume(path: Path, names: Sequence[str]) -> set[str]:
@@ -340,16 +337,11 @@ def _resume(path: Path, names: Sequence[str]) -> set[str]:
         return set()
     data = read_bytes(path, "labels", limit=_LARGEST)
     whole = data[: data.rfind(b"\n") + 1]
-    rows = _rows(whole, path)
-    if not rows or rows[0] != header:
-        raise DataError(f"{path}: other columns than this ensemble writes; use a new folder")
-    for number, row in enumerate(rows[1:], 2):
-        if _parse(row, len(header)) is None:
-            raise DataError(f"{path}: line {number} is damaged; remove it or use a new folder")
+    done = {label.name for _, label in _parsed(whole, path, header)}
     if len(whole) < len(data):
         with path.open("r+b") as raw:
             raw.truncate(len(whole))
-    return {row[0] for row in rows[1:]}
+    return done
 
 
 def _describe(teachers: Sequence[Description], depths: Sequence[int]) -> list[dict[str, Any]]:
