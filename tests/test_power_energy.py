@@ -16,7 +16,7 @@ from edgehp.benchmark.power.base import (
     Sample,
     energy_over,
 )
-from edgehp.benchmark.power.jetson import total_of
+from edgehp.benchmark.power.jetson import rails_of
 from edgehp.errors import MeasurementError
 
 PERIOD = 0.1
@@ -107,8 +107,8 @@ def test_not_a_number_is_no_energy() -> None:
 
 def test_there_is_no_total_where_no_rail_is_the_whole() -> None:
     rails = ("VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO")
-    total, why = total_of(rails)
-    assert total == () and all(name in why for name in rails)
+    info = rails_of("ina3221", rails, PERIOD)
+    assert info.total == () and all(name in info.includes for name in rails)
 
 
 class DyingMeter:

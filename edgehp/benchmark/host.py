@@ -12,6 +12,7 @@ import re
 import resource
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,6 +46,7 @@ def describe_host(root: Path = SYSTEM_ROOT) -> dict[str, Any]:
     Host names and paths are left out: a report is shown to others.
     """
     jetson, quota = find_jetson(root), cpu_quota(root)
+    low, high = _mhz(root, "scaling_min_freq"), _mhz(root, "scaling_max_freq")
     gpu = [_devfreq_gpu(root, name) for name in ("min_freq", "max_freq")]
     # Imported here: a cold start is measured before anything has read the libraries.
     import cv2
@@ -62,8 +64,8 @@ def describe_host(root: Path = SYSTEM_ROOT) -> dict[str, Any]:
         "power_mode": None
         if jetson is None
         else power_mode_of(run(POWER_MODE_COMMAND, 10.0).stdout),
-        "governors": sorted(_each(root, "scaling_governor")),
-        "cpu_mhz_limits": _limits(root),
+        "governors": sorted(set(_each(root, "scaling_governor"))),
+        "cpu_mhz_limits": [min(low), max(high)] if low and high else None,
         "cpu_quota": None if quota is None else quota.processors,
         "gpu_mhz_limits": None if None in gpu else gpu,
         "emc_mhz": _emc_mhz(root),
@@ -151,25 +153,21 @@ def peak_memory_mib() -> float:
     return peak / 1024
 
 
-def _each(root: Path, name: str) -> set[str]:
+def _each(root: Path, name: str) -> list[str]:
+    """What the file `name` of each processor's clock says."""
     found = (root / "sys/devices/system/cpu").glob(f"cpu[0-9]*/cpufreq/{name}")
-    return {text.strip() for p in found if (text := read_text(p)) is not None}
+    return [text.strip() for p in found if (text := read_text(p))]
 
 
-def _limits(root: Path) -> list[float] | None:
-    low, high = _each(root, "scaling_min_freq"), _each(root, "scaling_max_freq")
-    if not low or not high:
-        return None
-    return [min(float(v) for v in low) / 1e3, max(float(v) for v in high) / 1e3]
+def _mhz(root: Path, name: str) -> list[float]:
+    return [int(khz) / 1000 for khz in _each(root, name) if khz.isdigit()]
 
 
 def _versions() -> dict[str, str]:
     found = {}
     for name in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -227,20 +225,18 @@ class HostState:
 def read_host(root: Path = SYSTEM_ROOT, clock: Callable[[], float] = perf_counter) -> HostState:
     """Read the machine's state from its ``/proc`` and ``/sys``."""
     temperatures, trips = _zones(root)
-    own = os.times()
-    quota = cpu_quota(root)
-    gpu_mhz = _devfreq_gpu(root, "cur_freq")
+    own, quota = os.times(), cpu_quota(root)
     load = next((root / "sys/class/devfreq").glob("*gpu*/device/load"), None)
     per_mille = None if load is None else read_integer(load)
     return HostState(
         time=clock(),
         temperatures=temperatures,
         trips=trips,
-        mhz=_clocks(root),
+        mhz=tuple(_mhz(root, "scaling_cur_freq")),
         busy_s=_busy(root),
         own_s=own.user + own.system + own.children_user + own.children_system,
         throttles=_counters(root),
-        gpu_mhz=gpu_mhz,
+        gpu_mhz=_devfreq_gpu(root, "cur_freq"),
         gpu_load=None if per_mille is None else per_mille / 1000,
         quota_stops=None if quota is None else quota.stops,
     )
@@ -326,14 +322,6 @@ def _zones(root: Path) -> tuple[dict[str, float], dict[str, float]]:
         if passive:
             trips[name] = min(passive) / 1000
     return temperatures, trips
-
-
-def _clocks(root: Path) -> tuple[float, ...]:
-    found = []
-    for path in (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq"):
-        if (khz := read_integer(path)) is not None:
-            found.append(khz / 1000)
-    return tuple(found)
 
 
 def _devfreq_gpu(root: Path, name: str) -> float | None:

@@ -192,14 +192,6 @@ class GraphCost(Record, frozen=True):
     activation_bytes: int
     layers: int
 
-    def least_bytes(self, batch: int) -> float:
-        """Bytes an image if activations stay on the chip; weights are shared by the batch."""
-        return self.weight_bytes / batch + self.input_output_bytes
-
-    def layer_bytes(self, batch: int) -> float:
-        """Bytes an image if every layer goes through memory."""
-        return self.least_bytes(batch) + self.activation_bytes
-
 
 def graph_cost(graph: Path, precision: str) -> GraphCost:
     """Count the work of a deployed ONNX graph for one image.
@@ -355,10 +347,9 @@ def place(work: GraphCost, peaks: Roof, images_per_s: float, batch: int) -> Plac
     """
     reached = work.operations * images_per_s
     ends = {}
-    for name, count in (
-        ("least", work.least_bytes(batch)),
-        ("layer by layer", work.layer_bytes(batch)),
-    ):
+    # Activations stay on the chip, weights are shared by the batch; or all goes through memory.
+    least = work.weight_bytes / batch + work.input_output_bytes
+    for name, count in (("least", least), ("layer by layer", least + work.activation_bytes)):
         intensity = work.operations / count
         roof, side = peaks.ops_per_s, None
         if peaks.bandwidth_gb_s is not None:

@@ -14,7 +14,7 @@ INA3221 channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
@@ -48,35 +48,32 @@ _MEANING = {
 }
 
 
-def describe_rail(name: str) -> str:
-    """What hangs on a rail, as far as it is documented."""
-    return _MEANING.get(name, "not documented here")
-
-
-def total_of(names: Sequence[str]) -> tuple[tuple[str, ...], str]:
-    """The rails that make up the total, and what is inside it or why there is none.
+def rails_of(meter: str, names: Iterable[str], period_s: float) -> MeterInfo:
+    """What a meter of these rails sees, and which of them make up the total.
 
     A measured input of the whole module is the total. AGX modules have none: there it is the sum
     that NVIDIA documents, of rails that are disjoint (``VDDQ_VDD2_1V8AO`` is behind
     ``VIN_SYS_5V0`` and not added).
     """
-    for name in _INPUTS:
-        if name in names:
-            return (name,), f"{name}: {describe_rail(name)}"
-    if set(_AGX_SUM) <= set(names):
-        return _AGX_SUM, (
+    rails = {name: _MEANING.get(name, "not documented here") for name in names}
+    total: tuple[str, ...] = ()
+    if inputs := [name for name in _INPUTS if name in rails]:
+        total = (inputs[0],)
+    elif rails.keys() >= set(_AGX_SUM):
+        total = _AGX_SUM
+    elif _JTOP_SUM in rails:
+        total = (_JTOP_SUM,)
+    listed = "; ".join(f"{n}: {rails[n]}" for n in total or rails)
+    if total == _AGX_SUM:
+        includes = (
             f"{' + '.join(_AGX_SUM)}: the sum that NVIDIA documents for AGX modules, which measure "
             "no input of the whole module; losses before these rails are not in it"
         )
-    if _JTOP_SUM in names:
-        return (_JTOP_SUM,), f"{_JTOP_SUM}: {describe_rail(_JTOP_SUM)}"
-    listed = "; ".join(f"{n}: {describe_rail(n)}" for n in names)
-    return (), f"no total: this board measures no input of the whole module, only {listed}"
-
-
-def _info(name: str, rails: Sequence[str], period_s: float) -> MeterInfo:
-    meanings = {rail: describe_rail(rail) for rail in rails}
-    return MeterInfo(name, POWER, meanings, *total_of(rails), period_s)
+    elif total:
+        includes = listed
+    else:
+        includes = f"no total: this board measures no input of the whole module, only {listed}"
+    return MeterInfo(meter, POWER, rails, total, includes, period_s)
 
 
 _CHANNELS = (1, 2, 3)
@@ -97,7 +94,7 @@ class Ina3221Meter(Meter):
         self._channels = _channels(root)
         if not self._channels:
             raise EnvironmentalError("no INA3221 power monitor with a connected rail in sysfs")
-        self.info = _info("ina3221", tuple(self._channels), _PERIOD_S)
+        self.info = rails_of("ina3221", self._channels, _PERIOD_S)
         self.read()
 
     def read(self) -> Sample:
@@ -173,7 +170,7 @@ class JtopMeter(Meter):
         if not rails:
             self.close()
             raise EnvironmentalError("jetson-stats sees no power rail on this board")
-        self.info = _info("jtop", tuple(rails), period)
+        self.info = rails_of("jtop", rails, period)
 
     def read(self) -> Sample:
         """Watts of every rail.

@@ -8,7 +8,6 @@ appear under the same name. Readable by root only, since CVE-2020-8694.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -27,37 +26,6 @@ _MEANING = {
 }
 
 
-@dataclass
-class _Domain:
-    """A counter that starts again at zero, read as one that does not.
-
-    Attributes:
-        name: for people.
-        path: the file that holds the count.
-        modulus: the value at which it starts again.
-    """
-
-    name: str
-    path: Path
-    modulus: int
-    _last: int | None = None
-    _counted: int = 0
-
-    def count(self) -> int:
-        """Microjoules since the first reading; it must be read more than once a wrap.
-
-        Raises:
-            MeasurementError: it no longer answers.
-        """
-        value = read_integer(self.path)
-        if value is None:
-            raise MeasurementError(f"the RAPL counter {self.name} no longer answers")
-        if self._last is not None:
-            self._counted += (value - self._last) % self.modulus
-        self._last = value
-        return self._counted
-
-
 class RaplMeter(Meter):
     """Every readable domain."""
 
@@ -68,55 +36,50 @@ class RaplMeter(Meter):
             EnvironmentalError: there are none, or they may not be read.
         """
         self._clock = clock
-        found = _domains(root)
+        # Domain -> the file that holds its count, and the value at which that starts again.
+        found: dict[str, tuple[Path, int]] = {}
+        for path in sorted((root / "sys/class/powercap").glob("intel-rapl:*")):
+            name = (read_text(path / "name", 64) or "").strip()
+            # intel-rapl:0:2 is the part "dram" of intel-rapl:0, "package-0".
+            if path.name.count(":") == 2:
+                name = f"{name}-{path.name.split(':')[1]}"
+            if name and (largest := read_integer(path / "max_energy_range_uj")):
+                found[name] = path / "energy_uj", largest
         if not found:
             raise EnvironmentalError(
                 "no RAPL energy counter: not an x86 processor, or a virtual machine"
             )
-        self._domains = [d for d in found if read_integer(d.path) is not None]
+        self._domains = {n: d for n, d in found.items() if read_integer(d[0]) is not None}
         if not self._domains:
             raise EnvironmentalError(
                 "the RAPL energy counters can be read by root only: run as root, or allow it with "
                 "chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj"
             )
+        self._last: dict[str, int] = {}
+        self._counted = dict.fromkeys(self._domains, 0)
         # Cores are inside the package, psys around it: adding either would count twice.
-        total = tuple(d.name for d in self._domains if d.name.startswith(("package", "dram")))
+        total = tuple(name for name in self._domains if name.startswith(("package", "dram")))
+        included = f"{', '.join(total)}: not the board, disks or the power supply"
         self.info = MeterInfo(
             "rapl",
             ENERGY,
-            {d.name: _meaning(d.name) for d in self._domains},
+            {n: _MEANING.get(n.rsplit("-", 1)[0], "not documented here") for n in self._domains},
             total,
-            f"{', '.join(total)}: not the board, disks or the power supply"
-            if total
-            else "no total: no package counter can be read",
+            included if total else "no total: no package counter can be read",
             _PERIOD_S,
         )
 
     def read(self) -> Sample:
-        """Joules of every domain since the first reading.
+        """Joules of every domain since the first reading; it must be read more than once a wrap.
 
         Raises:
             MeasurementError: a counter no longer answers.
         """
         before = self._clock()
-        joules = {domain.name: domain.count() * 1e-6 for domain in self._domains}
+        for name, (path, modulus) in self._domains.items():
+            if (value := read_integer(path)) is None:
+                raise MeasurementError(f"the RAPL counter {name} no longer answers")
+            self._counted[name] += (value - self._last.get(name, value)) % modulus
+            self._last[name] = value
+        joules = {name: count * 1e-6 for name, count in self._counted.items()}
         return Sample((before + self._clock()) / 2, joules)
-
-
-def _domains(root: Path) -> list[_Domain]:
-    found = []
-    base = root / "sys/class/powercap"
-    for path in sorted(base.glob("intel-rapl:*")):
-        name = (read_text(path / "name", 64) or "").strip()
-        largest = read_integer(path / "max_energy_range_uj")
-        if not name or not largest:
-            continue
-        # intel-rapl:0:2 is the part "dram" of intel-rapl:0, "package-0".
-        if path.name.count(":") == 2:
-            name = f"{name}-{path.name.split(':')[1]}"
-        found.append(_Domain(name, path / "energy_uj", largest))
-    return found
-
-
-def _meaning(name: str) -> str:
-    return _MEANING.get(name.rsplit("-", 1)[0], "not documented here")
