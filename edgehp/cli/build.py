@@ -332,11 +332,10 @@ def _print(result: BuildResult, validate_on: Path | None, threads: int | None) -
         rows.append(("measured on", f"{accuracy.count} crops of {accuracy.dataset}"))
         rows.append(("measured with", accuracy.measured_with))
     print_table(("what", "result"), rows)
-    values = manifest.to_dict()
-    if (mixed := mixed_text(values)) is not None:
+    if (mixed := mixed_text(manifest)) is not None:
         click.echo("")
         say(mixed)
-    if subsets := gate_rows(values):
+    if subsets := gate_rows(manifest):
         click.echo("")
         print_table(PARTS, subsets, range(1, 5))
     _verdict(result, validate_on, threads)

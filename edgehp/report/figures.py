@@ -1,6 +1,6 @@
 """What one artifact comes to: the figures of a verdict or a row of a fleet, and its tables.
 
-The tables are those of pages and of terminals: rows of text from reports and manifests as JSON.
+The tables are those of pages and of terminals: rows of text from reports and manifests.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgehp.artifact.manifest import Accuracy, Manifest, SubsetRecord
 from edgehp.benchmark.power.base import TOTAL
 from edgehp.benchmark.report import BenchmarkReport, number
 from edgehp.benchmark.run import END_TO_END
@@ -86,7 +87,7 @@ def figures(material: Material) -> Figures:
     for report in material.validations:
         found |= _validated(report)
     if material.manifest is not None:
-        found = _built(material.manifest) | found | {"name": material.manifest["name"]}
+        found = _built(material.manifest) | found | {"name": material.manifest.name}
     for measured in material.benchmarks:
         subject = measured.subjects["artifact"]
         if material.manifest is None:
@@ -103,17 +104,16 @@ def figures(material: Material) -> Figures:
     return Figures(**found)
 
 
-def _built(manifest: Any) -> dict[str, Any]:
-    precision = manifest["precision"]
-    found = {
-        "target": manifest["target"]["name"],
-        "precision": precision["reached"] or f"{precision['asked']} asked",
+def _built(manifest: Manifest) -> dict[str, Any]:
+    precision, gate = manifest.precision, manifest.accuracy
+    found: dict[str, Any] = {
+        "name": manifest.name,
+        "target": manifest.target.name,
+        "precision": precision.reached or f"{precision.asked} asked",
     }
-    accuracy = manifest.get("accuracy")
-    if accuracy:
-        found |= {k: accuracy[k] for k in ("drop", "dataset")}
-        found |= {"interval": tuple(accuracy["interval"]), "limit": accuracy["max_drop"]}
-        found["mae"] = accuracy["artifact"]
+    if gate is not None:
+        found |= {"drop": gate.drop, "interval": gate.interval, "limit": gate.max_drop}
+        found |= {"dataset": gate.dataset, "mae": gate.artifact}
     return found
 
 
@@ -195,42 +195,29 @@ def accuracy_rows(report: Mapping[str, Any]) -> Rows:
     Intervals are of 95 %.
     """
     reference, artifact = report["reference_accuracy"], report.get("artifact_accuracy")
-    drop = report.get("drop")
-    rows: Rows = []
+    drop = report.get("drop") or {}
+    one, two = reference["overall"], artifact["overall"] if artifact else None
 
-    def add(name: str, before: float, after: float | None, change: Any) -> None:
-        rows.append((name, f"{before:.3f}", "-" if after is None else f"{after:.3f}", change))
+    def row(name: str, before: float, after: float | None, change: Any) -> tuple[str, ...]:
+        shown = "-" if after is None else f"{after:.3f}"
+        return name, f"{before:.3f}", shown, _interval(change) if change else "-"
 
-    one = reference["overall"]
-    two = artifact["overall"] if artifact else None
-
-    change = _interval(drop["overall"]) if drop else "-"
-    add("MAE", one["mae_mean"], two and two["mae_mean"], change)
+    rows = [row("MAE", one["mae_mean"], two and two["mae_mean"], drop.get("overall"))]
     # Reports of earlier releases have none.
     ends = [report.get("reference_mae"), report.get("artifact_mae")]
     if any(ends):
         rows.append(("MAE, 95 % interval", *("-" if e is None else _ends(e) for e in ends), ""))
     for i, angle in enumerate(_ANGLES):
-        change = _interval(drop["angles"][i]) if drop else "-"
-        add(f"MAE {angle}", one["mae"][i], two and two["mae"][i], change)
-    add(
-        "geodesic",
-        one["geodesic"],
-        two and two["geodesic"],
-        _interval(drop["geodesic"]) if drop else "-",
-    )
-    add("MAEV", one["maev"], two and two["maev"], "-")
+        change = drop and drop["angles"][i]
+        rows.append(row(f"MAE {angle}", one["mae"][i], two and two["mae"][i], change))
+    for name, key in (("geodesic", "geodesic"), ("MAEV", "maev")):
+        rows.append(row(name, one[key], two and two[key], drop.get(key)))
     for i, band in enumerate(reference["bands"]):
-        if band["summary"] is None:
-            continue
-        after = artifact["bands"][i]["summary"]["mae_mean"] if artifact else None
-        banded = drop["bands"][i]["drop"] if drop else None
-        add(
-            f"|yaw| {band['low']:g} to {band['high']:g}° ({band['summary']['frames']})",
-            band["summary"]["mae_mean"],
-            after,
-            _interval(banded) if banded else "-",
-        )
+        if (summary := band["summary"]) is not None:
+            after = artifact["bands"][i]["summary"]["mae_mean"] if artifact else None
+            name = f"|yaw| {band['low']:g} to {band['high']:g}° ({summary['frames']})"
+            change = drop and drop["bands"][i]["drop"]
+            rows.append(row(name, summary["mae_mean"], after, change))
     return rows
 
 
@@ -243,15 +230,8 @@ def breakdown_rows(report: Mapping[str, Any]) -> Rows:
     if not drop:
         return []
     frames = report["reference_accuracy"]["overall"]["frames"]
-    rows = [
-        _part(
-            "all",
-            frames,
-            drop["overall"],
-            drop["mean_difference_overall"],
-            drop["spread_difference_overall"],
-        )
-    ]
+    apart = drop["mean_difference_overall"], drop["spread_difference_overall"]
+    rows = [_part("all", frames, drop["overall"], *apart)]
     for band in drop["bands"]:
         if band["drop"] is not None:
             name = f"|yaw| {band['low']:g} to {band['high']:g}°"
@@ -265,53 +245,39 @@ def breakdown_rows(report: Mapping[str, Any]) -> Rows:
     return rows
 
 
-def gate_rows(manifest: Mapping[str, Any] | None) -> Rows:
+def gate_rows(manifest: Manifest) -> Rows:
     """What the build's gate measured, as `breakdown_rows`."""
-    accuracy = (manifest or {}).get("accuracy")
-    if not accuracy or not accuracy.get("subsets"):
+    gate = manifest.accuracy
+    if gate is None or not gate.subsets:
         return []
 
-    def row(name: str, values: Mapping[str, Any]) -> tuple[str, ...]:
-        low, high = values["interval"]
-        interval = {"value": values["drop"], "low": low, "high": high}
-        apart = values["difference"], values["spread_difference"]
-        return _part(name, values["count"], interval, *apart)
+    def row(name: str, of: Accuracy | SubsetRecord) -> tuple[str, ...]:
+        interval = {"value": of.drop, "low": of.interval[0], "high": of.interval[1]}
+        return _part(name, of.count, interval, of.difference, of.spread_difference)
 
-    return [row("all", accuracy), *(row(s["name"], s) for s in accuracy["subsets"])]
+    return [row("all", gate), *(row(s.name, s) for s in gate.subsets)]
 
 
-def float_layers(manifest: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """Layers that the accuracy gate keeps in floating point."""
-    mixed = ((manifest or {}).get("precision") or {}).get("mixed")
-    return tuple(mixed["float_layers"]) if mixed else ()
-
-
-def mixed_text(manifest: Mapping[str, Any] | None) -> str | None:
+def mixed_text(manifest: Manifest) -> str | None:
     """Which layers stay in floating point and what that costs, in a sentence; None for none."""
-    mixed = ((manifest or {}).get("precision") or {}).get("mixed")
-    if not mixed:
+    if (mixed := manifest.precision.mixed) is None:
         return None
-    cost = mixed["predicted_ms"] - mixed["predicted_all_int8_ms"]
     text = (
-        f"To keep the drop, {', '.join(mixed['float_layers'])} stay in "
-        f"{mixed['float_precision'].upper()}; INT8 throughout dropped by "
-        f"{mixed['all_int8_drop']:+.4f} degrees. Predicted cost: {number(cost, 3)} ms on "
-        f"{number(mixed['predicted_all_int8_ms'], 3)} ms ({mixed['latency_model']})."
+        f"To keep the drop, {', '.join(mixed.float_layers)} stay in "
+        f"{mixed.float_precision.upper()}; INT8 throughout dropped by "
+        f"{mixed.all_int8_drop:+.4f} degrees. Predicted cost: {number(mixed.predicted_cost_ms)} "
+        f"ms on {number(mixed.predicted_all_int8_ms)} ms ({mixed.latency_model})."
     )
-    if mixed["measured_ms"] is not None and mixed["measured_all_int8_ms"] is not None:
+    if mixed.measured_ms is not None and mixed.measured_all_int8_ms is not None:
         text += (
-            f" Measured: {number(mixed['measured_ms'], 3)} ms against "
-            f"{number(mixed['measured_all_int8_ms'], 3)} ms."
+            f" Measured: {number(mixed.measured_ms)} ms against "
+            f"{number(mixed.measured_all_int8_ms)} ms."
         )
     return text
 
 
 def _part(
-    name: str,
-    frames: int,
-    drop: Mapping[str, Any],
-    angles: float | None,
-    spread: float | None,
+    name: str, frames: int, drop: Mapping[str, Any], angles: float | None, spread: float | None
 ) -> tuple[str, ...]:
     apart = ("-" if v is None else f"{v:.4f}" for v in (angles, spread))
     return (name, str(frames), _interval(drop, 4), *apart)

@@ -14,7 +14,7 @@ import cv2
 import msgspec
 
 from edgehp.artifact.check import read_manifest
-from edgehp.artifact.manifest import MANIFEST_NAME
+from edgehp.artifact.manifest import MANIFEST_NAME, Manifest
 from edgehp.benchmark.report import SCHEMA_VERSION as BENCHMARK_SCHEMA
 from edgehp.benchmark.report import BenchmarkReport
 from edgehp.benchmark.run import SCENARIOS
@@ -67,13 +67,13 @@ class Material:
     Attributes:
         benchmarks: reports of kind ``benchmark``, by scenario.
         validations: reports of kind ``validation``.
-        manifest: of the artifact, as a dictionary; None where no directory was given.
+        manifest: of the artifact; None where no directory was given.
         sensitivity: of each layer; empty if not measured.
     """
 
     benchmarks: tuple[BenchmarkReport, ...]
     validations: tuple[Mapping[str, Any], ...]
-    manifest: Mapping[str, Any] | None
+    manifest: Manifest | None
     sensitivity: tuple[Layer, ...] = ()
 
 
@@ -144,7 +144,7 @@ def gather(sources: Sequence[Path]) -> Material:
             reports.append(read_report(source))
             continue
         if (source / MANIFEST_NAME).is_file():
-            manifest = read_manifest(source).to_dict()
+            manifest = read_manifest(source)
         for path in sorted([*source.glob("*.json"), *source.glob("reports/*.json")]):
             if path.name == MANIFEST_NAME:
                 continue

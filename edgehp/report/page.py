@@ -25,7 +25,6 @@ from edgehp.report.figures import (
     accuracy_rows,
     breakdown_rows,
     figures,
-    float_layers,
     gate_rows,
     mixed_text,
     verdict,
@@ -181,12 +180,14 @@ def _sections(material: Material, faces: Path | None) -> Iterator[Section]:
         )
     yield from map(_benchmark, material.benchmarks)
     degrees = "degrees, on the held-out crops; |angles| and |spread| are mean absolute differences"
-    if gate := gate_rows(material.manifest):
+    manifest = material.manifest
+    if manifest is not None and (gate := gate_rows(manifest)):
         yield Section("Accuracy at the build", degrees, parts=[Part(headers=PARTS, rows=gate)])
-    if mixed := mixed_text(material.manifest):
-        yield Section("Layers in floating point", mixed)
+    if manifest is not None and (text := mixed_text(manifest)):
+        yield Section("Layers in floating point", text)
     if material.sensitivity:
-        kept = float_layers(material.manifest)
+        mixed = None if manifest is None else manifest.precision.mixed
+        kept = () if mixed is None else mixed.float_layers
         layers = sorted(material.sensitivity, key=lambda x: -x.degrees)
         rows = [
             (x.name, f"{x.degrees:.4f}", "-" if x.gain is None else f"{x.gain:+.4f}")
@@ -200,8 +201,8 @@ def _sections(material: Material, faces: Path | None) -> Iterator[Section]:
                 Part(headers=headers, rows=rows),
             ],
         )
-    if material.manifest is not None:
-        yield Section("Manifest", parts=[Part(rows=manifest_rows(material.manifest))])
+    if manifest is not None:
+        yield Section("Manifest", parts=[Part(rows=manifest_rows(manifest.to_dict()))])
 
 
 def _benchmark(report: BenchmarkReport) -> Section:
