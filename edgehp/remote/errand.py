@@ -157,7 +157,7 @@ class _Job:
             status, error = 1, f"{e.filename or self.board.name}: {e.strerror or e}"
         finally:
             # A fault of this program shows its traceback as well.
-            if status == INTERRUPTED or (status and self.stop.pressed):
+            if status == INTERRUPTED or (status and self.stop.presses):
                 status, error = INTERRUPTED, "interrupted"
             elif status > _KILLED:
                 error = error or f"the command was killed by signal {status - _KILLED}"

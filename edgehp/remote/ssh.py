@@ -148,45 +148,35 @@ class Stop:
 
     Attributes:
         gently: how the first press asks what goes on to end, None where it is killed at once.
+        presses: how often somebody wanted an end.
     """
 
     def __init__(self) -> None:
         self.gently: Callable[[], None] | None = None
-        self._lock, self._presses = threading.Lock(), 0
+        self.presses, self._lock = 0, threading.Lock()
         self._process: subprocess.Popen[Any] | None = None
-
-    @property
-    def pressed(self) -> bool:
-        """Whether somebody wants an end."""
-        return self._presses > 0
 
     def press(self) -> None:
         """End what is going on and let nothing begin; a second time, at once."""
         with self._lock:
-            self._presses += 1
-            if self._presses == 1 and self.gently is not None:
+            self.presses += 1
+            if self.presses == 1 and self.gently is not None:
                 self.gently()
             elif self._process is not None:
                 self._process.kill()
 
     def check(self) -> None:
         """Raise `EnvironmentalError` where it was pressed."""
-        if self.pressed:
+        if self.presses:
             raise EnvironmentalError("interrupted")
 
     def start(
         self, command: Sequence[str], hint: str, *, anyway: bool = False, **how: Any
     ) -> subprocess.Popen[Any]:
-        """Start a program that a press ends, with its output in pipes.
-
-        Args:
-            command: its words.
-            hint: what to do where it cannot be started.
-            anyway: whether it begins although this was pressed.
-            how: as `subprocess.Popen` takes it.
+        """Start a program that a press ends; `anyway` also where this was pressed before.
 
         Raises:
-            EnvironmentalError: it cannot be started, or this was pressed.
+            EnvironmentalError: it cannot be started (`hint` says what to do), or this was pressed.
         """
         pipe = subprocess.PIPE
         with self._lock:
@@ -295,11 +285,7 @@ class Link:
         logger.debug("%s: %s, edgehp %s", host, self.folder, self.version)
 
     def _said(self, expected: str, doing: str) -> str:
-        """What follows the word that is expected next.
-
-        Raises:
-            EnvironmentalError: the board says why there is no such word, or nothing any more.
-        """
+        """What follows the word that is expected next; an error says why there is none."""
         word, _, rest = _line(self._stdout.readline(1 << 16)).partition(" ")
         if word == expected:
             return rest
@@ -317,11 +303,7 @@ class Link:
         raise self._lost(doing)
 
     def send(self, files: Mapping[str, Path], going: Step) -> None:
-        """Put files into the folder, and let the command begin.
-
-        Args:
-            files: by their paths below it, with ``/``.
-            going: is told of the bytes that are on their way.
+        """Put files into the folder, by their paths below it, and let the command begin.
 
         Raises:
             EnvironmentalError: the connection was lost, and the folder with it; no space there.
@@ -345,14 +327,10 @@ class Link:
         threading.Thread(target=self._keep_alive, daemon=True).start()
 
     def run(self, tell: Callable[[str], None], limit_s: float | None = None) -> int:
-        """The exit status of the command, at its end.
-
-        Args:
-            tell: gets each line of its stdout.
-            limit_s: seconds that it may take; None for as long as it takes.
+        """The exit status of the command, at its end; `tell` gets each line of its stdout.
 
         Raises:
-            EnvironmentalError: it took too long, or the connection was lost; the folder is gone.
+            EnvironmentalError: it took longer than `limit_s`, or the connection was lost.
         """
         timer = None if limit_s is None else self._after(limit_s, self.stop)
         try:
@@ -381,23 +359,25 @@ class Link:
             EnvironmentalError: the connection was lost, it cannot be read there, or what came is
                 nothing one would ask for.
         """
-        host = self.board.host
         with TemporaryFile() as archive:
             ended, tail = None, b""
             while ended is None and (data := self._stdout.read1(_PIECE)):
                 archive.write(data)
                 if archive.tell() > MOST_BACK:
-                    raise EnvironmentalError(f"{host} sent more than {MOST_BACK >> 30} GiB")
+                    raise EnvironmentalError(
+                        f"{self.board.host} sent more than {MOST_BACK >> 30} GiB"
+                    )
                 tail = (tail + data)[-32:]
                 ended = self._end.search(tail)
             if ended is None:
                 raise self._lost("fetching results")
             if int(ended[1]):
+                said = self._last_words or int(ended[1])
                 raise EnvironmentalError(
-                    f"{host}: its results cannot be read there: {self._last_words or int(ended[1])}"
+                    f"{self.board.host}: its results cannot be read there: {said}"
                 )
             archive.seek(0)
-            unpack(archive, into, host)
+            unpack(archive, into, self.board.host)
 
     def _lost(self, doing: str) -> EnvironmentalError:
         """The error for a connection that ended while `doing`."""
@@ -470,10 +450,7 @@ def encode(script: str) -> str:
 
 
 def ssh_command(log: Path) -> list[str]:
-    """The program and its options: ``$EDGEHP_SSH``, else ``ssh``.
-
-    Args:
-        log: the file that gets ssh's own messages.
+    """The program and its options: ``$EDGEHP_SSH``, else ``ssh``; `log` gets its own messages.
 
     Raises:
         UsageError: the variable holds no command.
@@ -506,13 +483,7 @@ _REASONS = {
 
 
 def connection_error(host: str, doing: str, text: str) -> EnvironmentalError:
-    """Why there is no connection, in one sentence with a remedy.
-
-    Args:
-        host: of the board.
-        doing: what was going on, ``"connecting"`` or such as ``"sending files"``.
-        text: what ssh has said.
-    """
+    """Why there is no connection while `doing`, where ssh has said `text`, with a remedy."""
     last = next((line for line in reversed(text.splitlines()) if line.strip()), "no reason given")
     sentence = next((s for said, s in _REASONS.items() if re.search(said, text)), None)
     if sentence is None and doing == "connecting":

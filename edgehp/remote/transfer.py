@@ -47,14 +47,10 @@ def files_below(path: Path) -> Iterator[Path]:
 
 
 def pack(files: Mapping[str, Path], write: Callable[[bytes], None], piece: int) -> None:
-    """Write an archive of files.
-
-    Args:
-        files: by their names in it.
-        write: takes the archive in pieces; a `BrokenPipeError` of its is passed on.
-        piece: bytes of each.
+    """Write an archive of files, by their names in it, in pieces of so many bytes.
 
     Raises:
+        BrokenPipeError: of `write`.
         DataError: a file changed or went away meanwhile.
     """
     stream: Any = SimpleNamespace(write=write)
@@ -73,12 +69,7 @@ def pack(files: Mapping[str, Path], write: Callable[[bytes], None], piece: int) 
 
 
 def unpack(archive: Any, into: Path, host: str) -> None:
-    """Bring what a board has sent into the empty folder `into`.
-
-    Args:
-        archive: a file of bytes, at its beginning.
-        into: gets it.
-        host: of the board, for messages.
+    """Unpack the file of bytes that the board `host` has sent into the empty folder `into`.
 
     Raises:
         EnvironmentalError: it is damaged, or something in it is nothing one would ask for.
