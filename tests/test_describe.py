@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgehp import pose
 from edgehp.cli.describe import command
 from edgehp.crop import IMAGENET_MEAN, IMAGENET_STD
-from edgehp.errors import CheckpointError, DataError
+from edgehp.errors import CheckpointError, DataError, UsageError
 from edgehp.networks.describe import read_off, try_all
 from edgehp.networks.described import deployed_graph
 from edgehp.networks.description import load_description
@@ -285,6 +285,19 @@ def test_what_is_no_pose_network_is_refused(photos: Path, tmp_path: Path) -> Non
     nan = answer_net(tmp_path / "nan.onnx", {"f": np.full(3, np.nan)})
     with pytest.raises(CheckpointError, match="not finite"):
         described(nan, "--photos", photos)
+
+
+def test_a_description_that_was_corrected_is_not_written_over(tmp_path: Path) -> None:
+    net, toml = answer_net(tmp_path / "net.onnx", {"f": np.zeros(3)}), tmp_path / "net.toml"
+    described(net, "-o", toml)
+    as_written = toml.read_text()
+    described(net, "-o", toml)
+    assert toml.read_text() == as_written
+    for text in (as_written.replace("square", "stretch"), as_written + "\n", ""):
+        toml.write_text(text)
+        with pytest.raises(UsageError, match=r"not as 'edgehp describe' wrote it.*\nhint:"):
+            described(net, "-o", toml)
+        assert toml.read_text() == text
 
 
 def test_a_free_size_is_asked_for(tmp_path: Path) -> None:

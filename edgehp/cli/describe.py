@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 _PHOTOS = 64
 _SHOWN = 5
 _FILL_IN = f"  {FILL_IN}"
+_SEAL = "# SHA-256 of the lines above, as 'edgehp describe' wrote them: "
 
 
 @subcommand(
@@ -69,6 +71,11 @@ def command(
 
     if photos is None and (dataset is not None or boxes is not None):
         raise UsageError("--dataset and --boxes say what the photos are; --photos where they are")
+    if output is not None and output.exists() and not _is_unchanged(output):
+        raise UsageError(
+            f"{output} exists and is not as 'edgehp describe' wrote it: it may hold corrections\n"
+            "hint: give another file with --output, or remove this one"
+        )
     with step("open"):
         found = read_off(network, input_size)
     trials = None
@@ -82,11 +89,24 @@ def command(
     if output is None:
         click.echo(text, nl=False)
     else:
-        write_output(output, text)
+        write_output(output, _sealed(text))
         say("\n".join(line[2:] for line in _best(trials)) if trials else "not tried on photos")
         click.echo(f"written to {output}")
     if trials is not None and not trials.clear:
         logger.warning("%s", _unclear(trials))
+
+
+def _sealed(text: str) -> str:
+    """A description with a last line that tells whether anybody changed it since."""
+    return f"{text}{_SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def _is_unchanged(path: Path) -> bool:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    return text == _sealed(text.rpartition(_SEAL)[0])
 
 
 def _faces(
