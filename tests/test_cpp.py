@@ -91,13 +91,23 @@ def photos(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def run(program: Path, *arguments: object, status: int = 0) -> str:
+def run(
+    program: Path, *arguments: object, status: int = 0, said: bool = False, text: str = ""
+) -> str:
+    """What the program prints, or says on standard error."""
     done = subprocess.run(
         [program, *map(str, arguments)],
-        capture_output=True, text=True, check=False, env=SANITIZED,
+        input=text, capture_output=True, text=True, check=False, env=SANITIZED,
     )  # fmt: skip
     assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout if status == 0 else done.stderr
+    return done.stderr if said else done.stdout
+
+
+def listed(folder: Path, photo: Path, *boxes: object) -> Path:
+    """A list of these boxes of a photo."""
+    path = folder / "boxes.json"
+    path.write_text(json.dumps({photo.name: [{"bbox": box} for box in boxes]}))
+    return path
 
 
 def test_the_modules_that_run_the_same_engines_are_those_of_the_targets(repo: Path) -> None:
@@ -175,11 +185,8 @@ def test_a_network_without_bins_has_no_spread(
 
     box = "3,4,90,95"
     python = CliRunner().invoke(command, [str(photos[0]), "--artifact", str(path), "--boxes", box])
-    (tmp_path / "boxes.json").write_text(
-        json.dumps({photos[0].name: [{"bbox": [float(x) for x in box.split(",")]}]})
-    )
-    pose = programs / "example/edgehp-pose"
-    ours = json.loads(run(pose, path, "--boxes", tmp_path / "boxes.json", photos[0]))
+    boxes = listed(tmp_path, photos[0], [float(x) for x in box.split(",")])
+    ours = json.loads(run(programs / "example/edgehp-pose", path, "--boxes", boxes, photos[0]))
     theirs = json.loads(python.stdout)
     for name in ("pitch", "yaw", "roll"):
         assert abs(ours["angles"][name] - theirs["angles"].pop(name)) <= 0.0101
@@ -218,11 +225,8 @@ def test_tensorrt_answers_batches_of_any_size(
     path = plan({"dla": how["dla"]} if "dla" in how else {}, **how)
     picture = cv2.imread(str(photos[0]))
     boxes = [[10 + 7 * i, 20, 60 + 7 * i, 80] for i in range(7)]
-    (tmp_path / "boxes.json").write_text(
-        json.dumps({photos[0].name: [{"bbox": box} for box in boxes]})
-    )
-    pose = programs / "example/edgehp-pose"
-    lines = run(pose, path, "--boxes", tmp_path / "boxes.json", photos[0]).splitlines()
+    pose, names = programs / "example/edgehp-pose", listed(tmp_path, photos[0], *boxes)
+    lines = run(pose, path, "--boxes", names, photos[0]).splitlines()
     assert len(lines) == len(boxes)
     how_cut = read_manifest(path).preprocessing
     for line, box in zip(map(json.loads, lines), boxes, strict=True):
@@ -248,7 +252,7 @@ def test_tensorrt_engines_that_do_not_fit_are_refused(
 ) -> None:  # fmt: skip
     if gpu:
         monkeypatch.setitem(SANITIZED, "DOUBLE_GPU", gpu)
-    said = run(programs / "example/edgehp-pose", plan(recipe, **how), status=status)
+    said = run(programs / "example/edgehp-pose", plan(recipe, **how), status=status, said=True)
     assert words in said, said
 
 
@@ -257,7 +261,7 @@ def test_engines_of_other_runtimes_are_refused_with_a_hint(
     programs: Path, artifact: Path, tmp_path: Path, kind: str
 ) -> None:
     path = altered(artifact, tmp_path, {}, engine={"kind": kind, "versions": {kind: "1.7"}})
-    said = run(programs / "example/edgehp-pose", path, status=5)
+    said = run(programs / "example/edgehp-pose", path, status=5, said=True)
     assert f"is for {kind}, which is not built into this program" in said
     assert "hint: build the artifact for OpenVINO or TensorRT" in said
 
@@ -274,23 +278,13 @@ def test_the_program_prints_the_lines_of_predict(
         corners = np.concatenate([at, at + size], axis=1)
         corners = corners[corners[:, 2:].min(axis=1) > 2]
         boxes[photo.name] = [{"bbox": c} for c in [[1, 2, 30.5, 40.25], *corners.round(2).tolist()]]
-    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
-    python = CliRunner().invoke(
-        command,
-        [
-            str(photos[0].parent),
-            "--artifact",
-            str(resnet),
-            "--boxes",
-            str(tmp_path / "boxes.json"),
-        ],
-    )
-    done = subprocess.run(
-        [programs / "example/edgehp-pose", resnet, "--boxes", tmp_path / "boxes.json", *photos],
-        capture_output=True, text=True, check=False, env=SANITIZED,
-    )  # fmt: skip
-    assert done.returncode == 1, done.stderr  # the last photo is not in the list
-    ours, theirs = done.stdout.splitlines(), python.stdout.splitlines()
+    names = tmp_path / "boxes.json"
+    names.write_text(json.dumps(boxes))
+    arguments = [photos[0].parent, "--artifact", resnet, "--boxes", names]
+    theirs = CliRunner().invoke(command, list(map(str, arguments))).stdout.splitlines()
+    # The last photo is not in the list.
+    pose = programs / "example/edgehp-pose"
+    ours = run(pose, resnet, "--boxes", names, *photos, status=1).splitlines()
     assert len(ours) == len(theirs)
     for a, b in zip(map(json.loads, ours), map(json.loads, theirs), strict=True):
         for key in ("angles", "spread"):
@@ -359,12 +353,8 @@ class Refusals:
     def run(self, programs: Path) -> list[tuple[int, str]]:
         """What the C++ library says of all of them."""
         lines = "".join(json.dumps(case) + "\n" for case in self.cases)
-        done = subprocess.run(
-            [programs / "check_artifacts"],
-            input=lines, capture_output=True, text=True, check=False, env=SANITIZED,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        found = [json.loads(line) for line in done.stdout.splitlines()]
+        said = run(programs / "check_artifacts", text=lines)
+        found = [json.loads(line) for line in said.splitlines()]
         return [(f["status"], f["error"]) for f in found]
 
     def compare(self, programs: Path) -> None:
@@ -444,19 +434,16 @@ def test_what_is_wrong_is_said_in_the_same_words(programs: Path, refusals: Refus
     ):  # fmt: skip
         r.replaced(r.copy(), data)
 
-    def put(*keys: Any, value: Any) -> Callable[[Any], None]:
+    def put(*keys: Any, **new: Any) -> Callable[[Any], None]:
+        """Gives what is at these keys the new value; without one it is removed."""
+
         def change(values: Any) -> None:
             for key in keys[:-1]:
                 values = values[key]
-            values[keys[-1]] = value
-
-        return change
-
-    def remove(*keys: Any) -> Callable[[Any], None]:
-        def change(values: Any) -> None:
-            for key in keys[:-1]:
-                values = values[key]
-            del values[keys[-1]]
+            if new:
+                values[keys[-1]] = new["value"]
+            else:
+                del values[keys[-1]]
 
         return change
 
@@ -469,8 +456,8 @@ def test_what_is_wrong_is_said_in_the_same_words(programs: Path, refusals: Refus
         return change
 
     for change in (
-        remove("golden"), remove("golden", "file"), remove("engine", "files"),
-        remove("files", 0, "sha256"), put("state", value="complete\n"),
+        put("golden"), put("golden", "file"), put("engine", "files"),
+        put("files", 0, "sha256"), put("state", value="complete\n"),
         put("state", value="broken"),
         put("engine", value=None), put("engine", value=[]), put("files", value=[]),
         put("files", value={"a": 1}), put("files", 0, value=None),
@@ -599,12 +586,9 @@ def test_boxes_that_cannot_be_right_are_refused_in_the_same_words(
     for box in (
         [1e7, 0, 2e7, 10], [300, 300, 400, 400], [-9e4, -9e4, 9e4, 9e4], [-50, -50, -10.5, -10],
     ):  # fmt: skip
-        (tmp_path / "boxes.json").write_text(json.dumps({photos[0].name: [{"bbox": box}]}))
-        pose, boxes = programs / "example/edgehp-pose", tmp_path / "boxes.json"
-        done = subprocess.run(
-            [pose, artifact, "--boxes", boxes, photos[0]],
-            capture_output=True, text=True, check=False, env=SANITIZED,
-        )  # fmt: skip
+        boxes = listed(tmp_path, photos[0], box)
+        pose = programs / "example/edgehp-pose"
+        said = run(pose, artifact, "--boxes", boxes, photos[0], status=1)
         with pytest.raises(EdgehpError) as refused:
             crop_face(photo, Box(*box), how)
-        assert json.loads(done.stdout)["problem"] == str(refused.value)
+        assert json.loads(said)["problem"] == str(refused.value)

@@ -184,10 +184,13 @@ def test_no_face_is_a_record_with_that_state(engine):
 
 
 def test_a_folder_reports_what_it_cannot_read_and_goes_on(tmp_path):
-    write_photo(tmp_path / "b.png", colour_photo((1, 2, 3)))
+    photo = colour_photo((1, 2, 3))
+    write_photo(tmp_path / "b.png", photo)
+    cv2.imwrite(str(tmp_path / "c.png"), photo[..., 0])
     (tmp_path / "a.jpg").write_bytes(b"\xff\xd8 not a photo")
-    a, b = parse_source(str(tmp_path)).frames()
-    assert a.photo is None and "a.jpg" in a.problem and b.photo is not None
+    a, b, c = parse_source(str(tmp_path)).frames()
+    assert a.photo is None and "a.jpg" in a.problem and np.array_equal(b.photo, photo)
+    assert np.array_equal(c.photo, np.dstack([photo[..., 0]] * 3))
 
 
 def test_a_photo_is_turned_as_its_exif_says_unless_boxes_need_it_as_stored(tmp_path):

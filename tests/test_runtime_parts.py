@@ -207,19 +207,6 @@ def test_pictures_of_heads_also_near_infrared_ones_are_no_fault(repo):
 # --- sources --------------------------------------------------------------------------------------
 
 
-def test_a_folder_plays_its_photos_and_gives_the_unreadable_as_no_frame(tmp_path):
-    cv2.imwrite(str(tmp_path / "a.png"), picture())
-    (tmp_path / "b.png").write_bytes(b"not a photo")
-    cv2.imwrite(str(tmp_path / "c.png"), picture()[..., 0])
-    source = parse_source(str(tmp_path), 10.0)
-    capture = source.open()
-    got = [capture.read() for _ in range(4)]
-    assert [g for g, _ in got] == [True, True, True, False] and not source.live
-    assert np.array_equal(got[0][1], picture()) and got[2][1].shape == picture().shape
-    with pytest.raises(DataError, match=r"b\.png"):
-        as_rgb(got[1][1])
-
-
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
