@@ -25,7 +25,6 @@ from edgehp.errors import (
     UsageError,
 )
 from edgehp.shipping import disk, repository, slots
-from edgehp.shipping.fetch import Pace
 from edgehp.shipping.offers import Offer, read_memory
 from edgehp.shipping.signature import read_public_key
 from tests import ship_parts as parts
@@ -490,11 +489,11 @@ def test_endless_files_on_a_stick(fleet: Fleet, root: Path) -> None:
     refused(fleet, root, CompatibilityError, "endless data", "timestamp")
 
 
-def test_data_that_drips(fleet: Fleet, root: Path) -> None:
+def test_data_that_drips(fleet: Fleet, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgehp.shipping.fetch._GRACE_S", 0.2)
     with served(fleet.public) as (url, wire):
         wire.drip = {"timestamp": 0.02}
-        pace = Pace(silence_s=5, grace_s=0.2, bytes_per_s=10_000)
-        refused(fleet, root, EnvironmentalError, "bytes a second", where=url, pace=pace)
+        refused(fleet, root, EnvironmentalError, "bytes a second", where=url)
 
 
 @pytest.mark.parametrize("role", ["timestamp", "snapshot", "targets", "root"])

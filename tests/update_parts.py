@@ -15,7 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 from edgehp.shipping import repository, slots
-from edgehp.shipping.fetch import Pace, open_source
+from edgehp.shipping.fetch import open_source
 from edgehp.shipping.update import Update, update
 from tests import ship_parts as parts
 
@@ -77,12 +77,11 @@ class Fleet:
         *,
         device: Any = None,
         selftest: Any = parts.here,
-        pace: Pace | None = None,
         trust: Any = None,
         device_id: str | None = None,
     ) -> Update:
         return update(
-            open_source(str(where or self.public), pace),
+            open_source(str(where or self.public)),
             self.root_metadata,
             self.signer.trust if trust is None else trust,
             root,

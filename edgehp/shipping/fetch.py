@@ -24,25 +24,13 @@ from edgehp.shipping import disk
 logger = logging.getLogger(__name__)
 
 _CHUNK = 256 * 1024
+# How slow a server may be: the longest wait for a connection and for the next byte, in seconds, and
+# the least mean speed of a file, of which nothing is said before so many seconds.
+_SILENCE_S, _GRACE_S, _BYTES_PER_S = 30.0, 60.0, 1000.0
 
 
 class MissingError(DataError):
     """The repository has no such file."""
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How slow a server may be.
-
-    Attributes:
-        silence_s: longest wait for a connection, and for the next byte.
-        grace_s: nothing is said about the speed before.
-        bytes_per_s: least mean speed of a file after that.
-    """
-
-    silence_s: float = 30.0
-    grace_s: float = 60.0
-    bytes_per_s: float = 1000.0
 
 
 @dataclass(frozen=True)
@@ -96,24 +84,17 @@ class HttpSource:
     """A repository on a web server. What it says is believed by signatures alone, TLS or not.
 
     Attributes:
-        url: without a login.
-        pace: how slow it may be.
+        name: the URL, without a login.
         login: ``USER:PASSWORD``, sent to that server alone; empty for none.
     """
 
-    url: str
-    pace: Pace = field(default_factory=Pace)
+    name: str
     login: str = field(default="", repr=False)
-
-    @property
-    def name(self) -> str:
-        """The URL."""
-        return self.url
 
     @contextmanager
     def pieces(self, path: str, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
         """As of a folder, by a range where `start` is not 0; from 0 where that cannot be."""
-        url = f"{self.url.rstrip('/')}/{urllib.parse.quote(path)}"
+        url = f"{self.name.rstrip('/')}/{urllib.parse.quote(path)}"
         response, begin = self._open(url, start)
         try:
             yield begin, self._read(response, url)
@@ -142,7 +123,7 @@ class HttpSource:
                 # Not for the server that a redirection leads to.
                 secret = base64.b64encode(self.login.encode()).decode()
                 request.add_unredirected_header("Authorization", f"Basic {secret}")
-            response = opener.open(request, timeout=self.pace.silence_s)
+            response = opener.open(request, timeout=_SILENCE_S)
         except urllib.error.HTTPError as e:
             e.close()
             if start and e.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -178,7 +159,8 @@ class HttpSource:
             return self._open(url, 0)
         return response, start
 
-    def _read(self, response: http.client.HTTPResponse, url: str) -> Iterator[bytes]:
+    @staticmethod
+    def _read(response: http.client.HTTPResponse, url: str) -> Iterator[bytes]:
         began, count = time.monotonic(), 0
         promised = response.headers.get("Content-Length", "")
         while True:
@@ -192,10 +174,10 @@ class HttpSource:
                 break
             count += len(piece)
             seconds = time.monotonic() - began
-            if seconds > self.pace.grace_s and count < seconds * self.pace.bytes_per_s:
+            if seconds > _GRACE_S and count < seconds * _BYTES_PER_S:
                 raise EnvironmentalError(
                     f"{url} came at {count / seconds:.0f} bytes a second, expected "
-                    f"{self.pace.bytes_per_s:.0f} at least\n"
+                    f"{_BYTES_PER_S:.0f} at least\n"
                     "hint: use a better connection or a USB stick"
                 )
             yield piece
@@ -210,7 +192,7 @@ class HttpSource:
 Source = DirectorySource | HttpSource
 
 
-def open_source(repository: str, pace: Pace | None = None) -> Source:
+def open_source(repository: str) -> Source:
     """The repository behind a URL (``http://``, ``https://``, ``file://``) or the path of a folder.
 
     Raises:
@@ -219,8 +201,7 @@ def open_source(repository: str, pace: Pace | None = None) -> Source:
     parts = urllib.parse.urlsplit(repository)
     if parts.scheme in ("http", "https"):
         login, _, place = parts.netloc.rpartition("@")
-        url = parts._replace(netloc=place).geturl()
-        return HttpSource(url, pace or Pace(), urllib.parse.unquote(login))
+        return HttpSource(parts._replace(netloc=place).geturl(), urllib.parse.unquote(login))
     folder = Path(urllib.parse.unquote(parts.path) if parts.scheme == "file" else repository)
     if not (folder / "metadata").is_dir():
         raise DataError(

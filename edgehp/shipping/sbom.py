@@ -241,15 +241,13 @@ class _Document:
         self._objects.add(element)
         return element
 
-    def _relate(self, kind: str, *to: Any, comment: str | None = None) -> None:
-        self._relation(self._network, kind, *to, comment=comment)
-
-    def _relation(self, source: Any, kind: str, *to: Any, comment: str | None = None) -> None:
+    def _relate(self, kind: str, *to: Any, source: Any = None, comment: str | None = None) -> None:
+        """Relate `source`, the network by default, to what is given."""
         self._count += 1
         relation = self._element(
             "Relationship",
             f"relation-{self._count}",
-            from_=source.spdxId,
+            from_=(source or self._network).spdxId,
             to=[element.spdxId for element in to],
             relationshipType=getattr(self._model.RelationshipType, kind),
         )
@@ -275,7 +273,7 @@ class _Document:
         else:
             kind, value = "simplelicensing_SimpleLicensingText", "simplelicensing_licenseText"
         declared = self._element(kind, f"license-{self._count}", **{value: text})
-        self._relation(element, "hasDeclaredLicense", declared)
+        self._relate("hasDeclaredLicense", declared, source=element)
 
     def _hash(self, sha256: str) -> Any:
         return self._model.Hash(algorithm=self._model.HashAlgorithm.sha256, hashValue=sha256)
