@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,18 +83,13 @@ def main(
     data = join_datasets("faces", [read_faces(p) for p in photos])
     train, held = split(with_labels(data.samples, read_labels(labels)), HELD_BACK)
     truth = with_labels(open_dataset("aflw2000", aflw2000, boxes=boxes).samples)
-    seen = spec.preprocessing
+    load = partial(Faces.load, preprocessing=spec.preprocessing, device=device, workers=workers)
+    tested = {"held": held, "aflw2000": truth}
     study = _Study(
         spec,
-        Faces.load(train, seen, device, workers=workers),
-        {
-            "held": Faces.load(held, seen, device, margin=1, workers=workers),
-            "aflw2000": Faces.load(truth, seen, device, margin=1, workers=workers),
-        },
-        {
-            "held": Faces.load(held, seen, device, workers=workers),
-            "aflw2000": Faces.load(truth, seen, device, workers=workers),
-        },
+        load(train),
+        {name: load(items, margin=1) for name, items in tested.items()},
+        {name: load(items) for name, items in tested.items()},
         start,
         out,
         options,
@@ -109,21 +105,17 @@ def main(
     )
 
 
+@dataclass
 class _Study:
     """All networks of a seed, each trained once and kept."""
 
-    def __init__(
-        self,
-        spec: NetworkSpec,
-        faces: Faces,
-        tests: dict[str, Faces],
-        wide: dict[str, Faces],
-        start: Path | None,
-        out: Path,
-        options: dict[str, Any],
-    ) -> None:
-        self.spec, self.faces, self.tests, self.wide = spec, faces, tests, wide
-        self.start, self.out, self.options = start, out, options
+    spec: NetworkSpec
+    faces: Faces
+    tests: dict[str, Faces]
+    wide: dict[str, Faces]
+    start: Path | None
+    out: Path
+    options: dict[str, Any]
 
     def seed(self, seed: int) -> dict[str, dict[str, Any]]:
         rvc = RvcObjective(self.spec.bins)

@@ -14,14 +14,22 @@ import multiprocessing
 import os
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+
+import cv2
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 from rendering.occlusions import KINDS  # noqa: E402
-from rendering.samples import RenderedSample, encode, write_zip  # noqa: E402
 
+from edgehp.files import replacing  # noqa: E402
+
+# The same samples always give the same bytes.
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+_MATRIX = ",".join(f"r{i}{j}" for i in range(3) for j in range(3))
+HEADER = f"image,width,height,x_min,y_min,x_max,y_max,pitch,yaw,roll,{_MATRIX},nir,seed"
 _studio = None
 
 
@@ -35,24 +43,33 @@ def _start(side: int, box_share: float) -> None:
 
 
 def _render(
-    job: tuple[int, int, tuple[float, float, float, float], int, str],
-) -> tuple[RenderedSample, bytes]:
+    job: tuple[str, int, tuple[float, float, float, float], int, str],
+) -> tuple[str, str, bytes]:
+    """The name of a picture, its row of ``labels.csv`` and its JPEG file."""
     from rendering.scene import Ranges
 
-    index, seed, ranges, quality, occlusion = job
+    name, seed, ranges, quality, occlusion = job
     if _studio is None:
         raise RuntimeError("the worker was not started with _start")
     r = _studio.shoot(seed, Ranges(*ranges), occlusion=occlusion)
-    size = (r.image.shape[1], r.image.shape[0])
-    sample = RenderedSample(f"{index:05d}.jpg", size, r.box, r.angles, r.matrix, r.nir, seed)
-    return sample, encode(r.image, quality)
+    # Enough digits that the matrix stays a rotation.
+    values = [f"{v:.2f}" for v in r.box] + [f"{v:.6f}" for v in r.angles]
+    values += [f"{v:.9f}" for v in r.matrix.ravel()]
+    height, width = r.image.shape[:2]
+    row = ",".join([name, f"{width}", f"{height}", *values, f"{int(r.nir)}", f"{seed}"])
+    bgr = cv2.cvtColor(r.image, cv2.COLOR_RGB2BGR)
+    good, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not good:
+        raise RuntimeError("OpenCV could not encode a JPEG")
+    return name, row, data.tobytes()
 
 
-def render(args: argparse.Namespace) -> Iterator[tuple[RenderedSample, bytes]]:
+def render(args: argparse.Namespace) -> Iterator[tuple[str, str, bytes]]:
     """Samples in the order of their seeds, whatever the number of processes."""
     ranges = (args.pitch, args.yaw, args.roll, args.nir)
     jobs = [
-        (i, args.first_seed + i, ranges, args.quality, args.occlusion) for i in range(args.count)
+        (f"{i:05d}.jpg", args.first_seed + i, ranges, args.quality, args.occlusion)
+        for i in range(args.count)
     ]
     context = multiprocessing.get_context("spawn")
     begin = time.monotonic()
@@ -62,6 +79,19 @@ def render(args: argparse.Namespace) -> Iterator[tuple[RenderedSample, bytes]]:
             if k % 100 == 0 or k == args.count:
                 rate = k / (time.monotonic() - begin)
                 print(f"{k}/{args.count} heads, {rate:.1f} a second", file=sys.stderr, flush=True)
+
+
+def write_zip(path: Path, samples: Iterator[tuple[str, str, bytes]]) -> int:
+    """Write ``NAME/NNNNN.jpg`` and ``NAME/labels.csv``; nothing is left of a failed attempt."""
+    name, lines = path.stem, [HEADER]
+    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for image, row, data in samples:
+            archive.writestr(zipfile.ZipInfo(f"{name}/{image}", _EPOCH), data)
+            lines.append(row)
+        info = zipfile.ZipInfo(f"{name}/labels.csv", _EPOCH)
+        info.compress_type = zipfile.ZIP_DEFLATED
+        archive.writestr(info, "\n".join(lines) + "\n")
+    return len(lines) - 1
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

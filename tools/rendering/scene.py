@@ -51,9 +51,7 @@ class Rendered:
         angles: (pitch, yaw, roll) degrees, convention ``"aflw2000"``.
         matrix: [3, 3], canonical form of `edgehp.pose`.
         points: [n, 2] pixels of the mesh's named points.
-        translation: [3] metres, the face's centre in the camera frame.
         nir: pseudo near-infrared.
-        seed: the picture's seed.
     """
 
     image: Image
@@ -61,9 +59,7 @@ class Rendered:
     angles: Array
     matrix: Array
     points: dict[str, tuple[float, float]]
-    translation: Array
     nir: bool
-    seed: int
 
 
 def draw_angles(rng: np.random.Generator, ranges: Ranges) -> Array:
@@ -109,7 +105,7 @@ class Studio:
         head = self._identity(rng)
         head, eye_angle = self._gaze(rng, head)
         placed = self._turn(rng, head, angles, matrix)
-        focal, placed, centre = self._camera(rng, placed)
+        focal, placed = self._camera(rng, placed)
         surface = self._surface(rng, placed, eye_angle, focal, nir)
         if occlusion != "none":
             o = make_occlusion(
@@ -127,7 +123,7 @@ class Studio:
         points = {
             k: (float(pixels[i, 0]), float(pixels[i, 1])) for k, i in self.model.mesh.points.items()
         }
-        return Rendered(image, box, angles, matrix, points, centre, nir, seed)
+        return Rendered(image, box, angles, matrix, points, nir)
 
     def _identity(self, rng: np.random.Generator) -> Array:
         """A person with an expression, upright and facing us in the head frame of the labels."""
@@ -196,7 +192,7 @@ class Studio:
         turned = d * c + np.cross(rotvec, d) * s + rotvec * (d @ rotvec)[:, None] * (1 - c)
         return np.asarray(turned @ body.T)
 
-    def _camera(self, rng: np.random.Generator, placed: Array) -> tuple[float, Array, Array]:
+    def _camera(self, rng: np.random.Generator, placed: Array) -> tuple[float, Array]:
         """Distance, focal length for the wanted size of the box, the box near the centre."""
         outline = self.model.mesh.outline
         distance = float(np.exp(rng.uniform(np.log(0.55), np.log(3.0))))
@@ -212,7 +208,7 @@ class Studio:
             middle = (q.max(0) + q.min(0)) / 2 - (0, 0.105 * float(np.ptp(q[:, 1])))
             shift = (offset / focal - middle) * distance
             placed = placed + np.array([*shift, 0.0])
-        return focal, placed, placed[outline].mean(0)
+        return focal, placed
 
     def _project(self, placed: Array, focal: float) -> Array:
         xy = placed[:, :2] / np.maximum(placed[:, 2:], 0.01)
