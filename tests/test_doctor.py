@@ -39,20 +39,16 @@ def answering(result: RunResult) -> Probe:
 
 def states(**problems: str | None) -> list[PackageState]:
     """Every package works, but for those given: a problem, or None for not installed."""
-    extras: dict[str, list[str]] = {}
-    for extra in {BASE, *(needs.extra for needs in NEEDS.values())}:
-        for name in requirements(extra):
-            extras.setdefault(name, []).append(extra)
     return [
         PackageState(
             name,
             None if name in problems and problems[name] is None else "1.0",
             problems.get(name),
-            tuple(extras[name]),
-            commands_of(name, extras[name]),
+            extras := tuple(extra for _, extra in asked),
+            commands_of(name, extras),
             how_to_install(name) if name in problems else None,
         )
-        for name in sorted(extras)
+        for name, asked in sorted(requirements().items())
     ]
 
 
@@ -146,9 +142,10 @@ def test_package_that_crashes_stops_its_command_and_no_other() -> None:
 
 def test_needs_are_extras_of_the_package_and_every_command_has_its_own() -> None:
     assert set(NEEDS) == set(COMMANDS)
+    brought = {(extra, name) for name, asked in requirements().items() for _, extra in asked}
     for needs in NEEDS.values():
-        assert requirements(needs.extra), needs
-        assert set(needs.only) <= set(requirements(needs.extra))
+        assert needs.extra in {extra for extra, _ in brought}, needs
+        assert {(needs.extra, name) for name in needs.only} <= brought
 
 
 def test_what_is_needed_is_read_from_the_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,8 +192,8 @@ def test_engines_are_judged_where_they_are_opened() -> None:
 
 
 def test_broken_base_is_not_ok(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    only_base = {name: [(versions, BASE)] for name, versions in requirements(BASE).items()}
-    monkeypatch.setattr("edgehp.doctor.report._asked", lambda: only_base)
+    only_base = {name: asked for name, asked in requirements().items() if asked[0][1] == BASE}
+    monkeypatch.setattr("edgehp.doctor.report.requirements", lambda: only_base)
 
     def runner(command: Sequence[str], timeout: float) -> RunResult:
         broken = "cv2" in command[-1]
@@ -214,7 +211,7 @@ def test_command_gives_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # One package and no engine: each is imported in a process of its own.
-    monkeypatch.setattr("edgehp.doctor.report._asked", lambda: {"click": [(">=8", BASE)]})
+    monkeypatch.setattr("edgehp.doctor.report.requirements", lambda: {"click": [(">=8", BASE)]})
     monkeypatch.setattr("edgehp.doctor.report.ENGINE_KINDS", ("onnxruntime",))
     with pytest.raises(SystemExit) as leaving:
         main(["doctor", "--json"])

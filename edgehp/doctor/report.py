@@ -10,6 +10,7 @@ import platform
 import sys
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
@@ -89,30 +90,21 @@ NEEDS = {
 }
 
 
-def requirements(extra: str) -> dict[str, str]:
-    """Distribution -> versions that edgehp asks for on this machine, such as ``">=1.17"``.
+def requirements() -> dict[str, list[tuple[str, str]]]:
+    """Distribution -> versions (``">=1.17"``) and extra, by each extra that asks for it here.
 
-    Args:
-        extra: of edgehp, or `BASE`.
+    `BASE` is first; the extra of edgehp's own developers is left out.
     """
     # Not above: its own absence is one of the things that are said here.
     from packaging.requirements import Requirement
 
-    found = {}
-    for line in metadata.requires("edgehp") or ():
-        row = Requirement(line)
-        inside = row.marker is None or row.marker.evaluate({"extra": extra})
-        if inside and (extra == BASE) == ("extra" not in str(row.marker)):
-            found[row.name] = str(row.specifier)
-    return found
-
-
-def _asked() -> dict[str, list[tuple[str, str]]]:
-    """Distribution -> versions and extra, by each extra but that of edgehp's own developers."""
+    lines = [Requirement(line) for line in metadata.requires("edgehp") or ()]
     rows: dict[str, list[tuple[str, str]]] = {}
     for extra in (BASE, *(metadata.metadata("edgehp").get_all("Provides-Extra") or ())):
-        for name, versions in requirements(extra).items() if extra != "dev" else ():
-            rows.setdefault(name, []).append((versions, extra))
+        for row in lines if extra != "dev" else ():
+            inside = row.marker is None or row.marker.evaluate({"extra": extra})
+            if inside and (extra == BASE) == ("extra" not in str(row.marker)):
+                rows.setdefault(row.name, []).append((str(row.specifier), extra))
     return rows
 
 
@@ -124,7 +116,7 @@ def how_to_install(module: str) -> str:
     """What to do to have `module` (``"cv2"``, ``"onnx.helper"``), as a clause for people."""
     missing = module.partition(".")[0]
     # The reader of requirements may be what is missing.
-    for name, asked in _asked().items() if missing != "packaging" else ():
+    for name, asked in requirements().items() if missing != "packaging" else ():
         of_it = _module_of(name)
         if of_it and (module == of_it or module.startswith(f"{of_it}.")):
             extra = asked[0][1]
@@ -194,12 +186,9 @@ def _state(name: str, asked: list[tuple[str, str]], probe: Probe) -> PackageStat
     """The state of a package that extras ask for, each with the versions that it takes."""
     from packaging.specifiers import SpecifierSet
 
-    module = _module_of(name)
-    try:
-        version: str | None = metadata.version(name)
-    except metadata.PackageNotFoundError:
-        version = None
-    problem = None
+    module, version, problem = _module_of(name), None, None
+    with suppress(metadata.PackageNotFoundError):
+        version = metadata.version(name)
     if module is not None:
         found = probe.python_code(IMPORT_CODE.format(module=module, missing=MISSING))
         if found.problem is None:
@@ -232,7 +221,7 @@ def commands_of(name: str, extras: Collection[str]) -> tuple[str, ...]:
 
 def find_packages(probe: Probe) -> tuple[PackageState, ...]:
     """The state of every package of every extra; each is imported in a process of its own."""
-    rows = _asked()
+    rows = requirements()
     with ThreadPoolExecutor(max_workers=2) as pool:
         return tuple(pool.map(lambda name: _state(name, rows[name], probe), rows))
 
