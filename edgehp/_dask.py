@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from edgehp import __version__
 from edgehp._installed import install_extra
-from edgehp.cluster import Lost, do_shard
+from edgehp.cluster import Lost, Pool, do_shard
 from edgehp.errors import EdgehpError, EnvironmentalError, UsageError
 
 try:
@@ -71,52 +71,47 @@ def _on_worker(token: str, threads: int, shard: Sequence[Any]) -> list[Any]:
     return do_shard(cargo.pickled, cargo.folder, threads, shard, cargo.stop)
 
 
-class _Cluster:
-    """A connection to the scheduler."""
+def _pool(client: Client, address: str, token: str, threads: int) -> Pool:
+    """A connection to the scheduler as what works on shards."""
+    executor = client.get_executor(pure=False)
+    gone = EnvironmentalError(
+        f"the Dask scheduler at {address} went away\n"
+        "hint: start it again and repeat the command; what was done is kept"
+    )
 
-    def __init__(self, client: Client, address: str, token: str, threads: int) -> None:
-        self._client, self._address = client, address
-        self._token, self._threads = token, threads
-        self._executor = client.get_executor(pure=False)
-
-    @property
-    def window(self) -> int:
-        try:
-            # Workers come and go.
-            return 2 * max(1, sum(map(int, self._client.nthreads().values())))
-        except OSError as e:
-            raise self._gone() from e
-
-    def submit(self, shard: Sequence[Any]) -> Future[list[Any]]:
+    def submit(shard: Sequence[Any]) -> Future[list[Any]]:
         answer: Future[list[Any]] = Future()
 
         def pass_on(done: Future[list[Any]]) -> None:
             # Dask takes back what a scheduler that is gone had promised.
-            error = self._gone() if done.cancelled() else done.exception()
+            error = gone if done.cancelled() else done.exception()
             if error is None:
                 answer.set_result(done.result())
             else:
                 answer.set_exception(Lost() if isinstance(error, KilledWorker) else error)
 
-        begun = self._executor.submit(_on_worker, self._token, self._threads, shard)
+        begun = executor.submit(_on_worker, token, threads, shard)
         begun.add_done_callback(pass_on)
         return answer
 
-    def look(self) -> None:
-        if self._client.status != "running":
-            raise self._gone()
+    def window() -> int:
+        try:
+            # Workers come and go.
+            return 2 * max(1, sum(map(int, client.nthreads().values())))
+        except OSError as e:
+            raise gone from e
 
-    def _gone(self) -> EnvironmentalError:
-        return EnvironmentalError(
-            f"the Dask scheduler at {self._address} went away\n"
-            "hint: start it again and repeat the command; what was done is kept"
-        )
+    def look() -> None:
+        if client.status != "running":
+            raise gone
+
+    return Pool(submit, window, look)
 
 
 @contextmanager
 def connected(
     address: str, pickled: bytes, files: Mapping[str, Path], threads: int
-) -> Iterator[_Cluster]:
+) -> Iterator[Pool]:
     """Join the cluster of the scheduler at `address` for one piece of work.
 
     Raises:
@@ -151,7 +146,7 @@ def connected(
                 f"hint: install edgehp {__version__} there, in the environment of 'dask worker'"
             ) from e
         try:
-            yield _Cluster(client, address, token, threads)
+            yield _pool(client, address, token, threads)
         finally:
             if client.status == "running":
                 with suppress(OSError):  # it may go away now

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
@@ -88,18 +88,19 @@ class Lost(Exception):  # noqa: N818 - an answer of a pool, not a fault
     """The worker died while it worked on the shard."""
 
 
-class Pool(Protocol):
-    """Something that works on shards."""
+@dataclass(frozen=True)
+class Pool:
+    """Something that works on shards.
 
-    @property
-    def window(self) -> int:
-        """How many shards may be begun at a time."""
+    Attributes:
+        submit: begins a shard; its future may raise `Lost`.
+        window: says how many shards may be begun at a time.
+        look: raises `EnvironmentalError` where nothing will ever answer.
+    """
 
-    def submit(self, shard: Sequence[Any]) -> Future[list[Any]]:
-        """Begin a shard; its future may raise `Lost`."""
-
-    def look(self) -> None:
-        """Raise `EnvironmentalError` where nothing will ever answer."""
+    submit: Callable[[Sequence[Any]], Future[list[Any]]]
+    window: Callable[[], int]
+    look: Callable[[], None] = lambda: None
 
 
 def run_shards(
@@ -150,7 +151,7 @@ def run_shards(
             waiting[pool.submit(ready)] = shard, refused
 
         while True:
-            while len(waiting) < pool.window and (shard := next(shards, None)) is not None:
+            while len(waiting) < pool.window() and (shard := next(shards, None)) is not None:
                 begin(shard)
             if not waiting and again:
                 begin(again.pop(0))
@@ -206,83 +207,55 @@ def _opened(pickled: bytes, folder: Path | None) -> Callable[[Any], Any]:
     return function
 
 
-@contextmanager
-def _pool(work: Work[Any, Any], workers: Workers, threads: int) -> Iterator[Pool]:
+def _pool(work: Work[Any, Any], workers: Workers, threads: int) -> AbstractContextManager[Pool]:
     pickled = pickle.dumps(work)
     if workers.address is not None:
         from edgehp._dask import connected
 
-        with connected(workers.address, pickled, work.files, threads) as pool:
-            yield pool
-    elif workers.processes:
-        with _Processes(workers.processes, pickled, threads) as processes:
-            yield processes
-    else:
-        yield _Here(pickled, threads)
+        return connected(workers.address, pickled, work.files, threads)
+    if workers.processes:
+        return _processes(workers.processes, pickled, threads)
 
-
-class _Here:
-    """This process itself."""
-
-    window = 1
-
-    def __init__(self, pickled: bytes, threads: int) -> None:
-        self._pickled, self._threads = pickled, threads
-
-    def submit(self, shard: Sequence[Any]) -> Future[list[Any]]:
+    def do(shard: Sequence[Any]) -> Future[list[Any]]:
         future: Future[list[Any]] = Future()
-        future.set_result(do_shard(self._pickled, None, self._threads, shard))
+        future.set_result(do_shard(pickled, None, threads, shard))
         return future
 
-    def look(self) -> None:
-        pass
+    return nullcontext(Pool(do, lambda: 1))
 
 
-class _Processes:
-    """Processes of this machine, each in a pool of its own.
+@contextmanager
+def _processes(count: int, pickled: bytes, threads: int) -> Iterator[Pool]:
+    """Processes of this machine, all of which end with the block, whatever they are doing.
 
-    In one pool of them all, a process that is killed would take the shards of the others with it.
+    Each is in a pool of its own: in one of them all, a process that is killed would take the shards
+    of the others with it.
     """
+    # Threads of the engines do not survive a fork.
+    context, own = get_context("spawn"), threading.local()
+    leash, held = context.Pipe(duplex=False)
+    pools: list[ProcessPoolExecutor] = []
 
-    def __init__(self, count: int, pickled: bytes, threads: int) -> None:
-        # Threads of the engines do not survive a fork.
-        self._context = get_context("spawn")
-        self._leash, self._held = self._context.Pipe(duplex=False)
-        self._pickled, self._threads = pickled, threads
-        self._own = threading.local()
-        self._pools: list[ProcessPoolExecutor] = []
-        self._hands = ThreadPoolExecutor(count, "edgehp-worker")
-        self.window = 2 * count
-
-    def submit(self, shard: Sequence[Any]) -> Future[list[Any]]:
-        return self._hands.submit(self._work, shard)
-
-    def _work(self, shard: Sequence[Any]) -> list[Any]:
-        pool: ProcessPoolExecutor | None = getattr(self._own, "pool", None)
-        if pool is None:
-            pool = self._own.pool = ProcessPoolExecutor(
-                1, self._context, initializer=_held_by, initargs=(self._leash,)
-            )
-            self._pools.append(pool)
+    def do(shard: Sequence[Any]) -> list[Any]:
+        if getattr(own, "pool", None) is None:
+            own.pool = ProcessPoolExecutor(1, context, initializer=_held_by, initargs=(leash,))
+            pools.append(own.pool)
         try:
-            return pool.submit(do_shard, self._pickled, None, self._threads, shard).result()
+            found: list[Any] = own.pool.submit(do_shard, pickled, None, threads, shard).result()
         except BrokenProcessPool as e:
-            self._own.pool = None
+            own.pool = None
             raise Lost from e
+        return found
 
-    def look(self) -> None:
-        pass
-
-    def __enter__(self) -> _Processes:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End all processes at once, whatever they are doing."""
-        self._held.close()
-        self._hands.shutdown(cancel_futures=True)
-        for pool in self._pools:
+    hands = ThreadPoolExecutor(count, "edgehp-worker")
+    try:
+        yield Pool(lambda shard: hands.submit(do, shard), lambda: 2 * count)
+    finally:
+        held.close()
+        hands.shutdown(cancel_futures=True)
+        for pool in pools:
             pool.shutdown()
-        self._leash.close()
+        leash.close()
 
 
 def _held_by(leash: Connection) -> None:

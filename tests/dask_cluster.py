@@ -20,8 +20,8 @@ from pathlib import Path
 
 from edgehp.datasets.stores import FilePhoto
 from edgehp.errors import DataError
+from tests.processes import REPO
 
-REPO = Path(__file__).resolve().parent.parent
 TLS = "distributed.comm.tls"
 
 
@@ -129,15 +129,6 @@ class Cluster:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def children(pid: int) -> list[int]:
-    try:
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    except OSError:
-        return []
-    found = [int(p) for p in text.split()]
-    return found + [g for p in found for g in children(p)]
 
 
 @dataclass(frozen=True)

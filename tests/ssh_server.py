@@ -6,16 +6,15 @@ import getpass
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).resolve().parent.parent
+from tests.processes import REPO, children, eventually, free_port, listens
+
 EDGEHP = f"{sys.executable} -m edgehp"
 PROGRAM = f"{sys.executable} {REPO / 'tests' / 'board_program.py'}"
 TENSORRT = f"{sys.executable} {REPO / 'tests' / 'board_tensorrt.py'}"
@@ -39,7 +38,7 @@ class Server:
         self.temporary = self.folder / "tmp"
         self.temporary.mkdir(parents=True)
         self.sshd = need_sshd()
-        self.port = _free_port()
+        self.port = free_port()
         self.client_key = _key(folder / "client")
         host_key = _key(self.folder / "host")
         self.host_key = host_key.with_suffix(".pub").read_text().split()[:2]
@@ -78,14 +77,10 @@ class Server:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
             start_new_session=True,
         )
-        for _ in range(200):
-            if self.process.poll() is not None:
-                pytest.skip(f"sshd does not run here: {log.read_text()[-300:]}")
-            with socket.socket() as s:
-                if s.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.05)
-        raise RuntimeError(f"sshd does not answer: {log.read_text()}")
+        ended = self.process.poll
+        assert eventually(lambda: ended() is not None or listens(self.port), 10), log.read_text()
+        if ended() is not None:
+            pytest.skip(f"sshd does not run here: {log.read_text()[-300:]}")
 
     def stop(self) -> None:
         self.drop()
@@ -95,16 +90,8 @@ class Server:
 
     def connections(self) -> list[int]:
         """The server's processes for connections, not the commands they run."""
-        if self.process is None:
-            return []
-        found, todo = [], [self.process.pid]
-        while todo:
-            parent = todo.pop()
-            for child in _children(parent):
-                if _name(child).startswith("sshd"):
-                    found.append(child)
-                    todo.append(child)
-        return found
+        found = [] if self.process is None else children(self.process.pid)
+        return [pid for pid in found if _name(pid).startswith("sshd")]
 
     def signal(self, number: int) -> None:
         """Send a signal to every connection's process."""
@@ -122,11 +109,7 @@ class Server:
 
     def tidy(self, seconds: float = 15) -> bool:
         """Whether no folder and no command is left there, after some time at most."""
-        for _ in range(int(seconds * 10)):
-            if not self.leftovers() and not self._hangs():
-                return True
-            time.sleep(0.1)
-        return False
+        return eventually(lambda: not self.leftovers() and not self._hangs(), seconds)
 
     def _hangs(self) -> bool:
         path = Path(f"/proc/{self.hanging}/cmdline")
@@ -155,20 +138,6 @@ def _key(path: Path) -> Path:
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)], check=True
         )
     return path
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    except OSError:
-        return []
-    return [int(p) for p in text.split()]
 
 
 def _name(pid: int) -> str:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,10 @@ from tests.dask_cluster import (
     KillingPhoto,
     Sleeping,
     certificates,
-    children,
     environment,
 )
 from tests.faces import teacher_toml, write_faces
+from tests.processes import children, eventually
 from tests.test_validation_run import artifact_of, biwi_tree
 
 dask = pytest.importorskip("dask", reason="clusters need the extra 'cluster'")
@@ -226,15 +226,6 @@ if __name__ == "__main__":
     time.sleep(0.5)
     assert len(list(tmp_path.glob("pid-*"))) == count
     assert not list(cluster.folder.rglob("edgehp-*"))
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 30) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def alive(pid: int) -> bool:

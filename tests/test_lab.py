@@ -8,21 +8,20 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.processes import REPO, eventually, free_port, listens
 from tests.ship_parts import tiny_artifact
-from tests.ssh_server import EDGEHP, PROGRAM, REPO, Server
+from tests.ssh_server import EDGEHP, PROGRAM, Server
 
 pytestmark = pytest.mark.slow
 
@@ -38,16 +37,12 @@ def labgrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("labgrid")
     venv.create(folder, with_pip=False, symlinks=True)
     # The tests' own pip installs into it: making a second one takes longer than using it.
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--disable-pip-version-check",
-        "--python",
-        folder / "bin/python",
-    ]
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python"]
     done = subprocess.run(
-        [*pip, "install", "-q", "labgrid>=26"], capture_output=True, text=True, timeout=300
+        [*pip, folder / "bin/python", "install", "-q", "labgrid>=26"],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     if done.returncode:
         pytest.skip(f"labgrid cannot be installed here: {done.stderr[-300:]}")
@@ -71,10 +66,11 @@ class Lab:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def edgehp(self, *words: object, more: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    def bench(
+        self, *words: object, artifact: Path | None = None, program: str = PROGRAM
+    ) -> subprocess.Popen[str]:
         """``edgehp bench`` on a board of the lab, as a user starts it."""
-        program = " ".join([PROGRAM, *more])
-        command = ["bench", self.artifact, "--power", "none", *words, "--remote-command", program]
+        command = ["bench", artifact or self.artifact, *words, "--remote-command", program]
         return subprocess.Popen(
             [sys.executable, "-m", "edgehp", *map(str, command)],
             stdout=subprocess.PIPE,
@@ -104,35 +100,22 @@ def lab(labgrid: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab
     )
     relays: list[str] = []
     power = http.server.HTTPServer(("127.0.0.1", 0), relay(relays))
-    (folder / "exporter.yaml").write_text(
-        json.dumps(
-            {
-                board.name: {
-                    "NetworkService": {
-                        "address": "127.0.0.1",
-                        "username": getpass.getuser(),
-                        "port": board.port,
-                    },
-                    # Only the first can be switched.
-                    **(
-                        {
-                            "NetworkPowerPort": {
-                                "model": "rest",
-                                "host": f"http://127.0.0.1:{power.server_port}/{{index}}",
-                                "index": 1,
-                            }
-                        }
-                        if board is boards[0]
-                        else {}
-                    ),
-                }
-                for board in boards
+    exported: dict[str, dict[str, object]] = {
+        board.name: {
+            "NetworkService": {
+                "address": "127.0.0.1",
+                "username": getpass.getuser(),
+                "port": board.port,
             }
-        )
-    )
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{s.getsockname()[1]}"
+        }
+        for board in boards
+    }
+    # Only the first can be switched.
+    url = f"http://127.0.0.1:{power.server_port}/{{index}}"
+    exported["orin-1"]["NetworkPowerPort"] = {"model": "rest", "host": url, "index": 1}
+    (folder / "exporter.yaml").write_text(json.dumps(exported))
+    port = free_port()
+    address = f"127.0.0.1:{port}"
     environment = {
         **os.environ,
         "PATH": f"{labgrid}:{os.environ['PATH']}",
@@ -159,7 +142,7 @@ def lab(labgrid: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab
                     )
                 )  # fmt: skip
             if command[0] == "labgrid-coordinator":
-                assert eventually(lambda: listens(address))
+                assert eventually(lambda: listens(port))
 
         def make(board: Server) -> None:
             found.client("-p", board.name, "create")
@@ -193,23 +176,8 @@ def relay(seen: list[str]) -> type[http.server.BaseHTTPRequestHandler]:
     return Relay
 
 
-def listens(address: str) -> bool:
-    host, _, port = address.partition(":")
-    with socket.socket() as s:
-        return s.connect_ex((host, int(port))) == 0
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 60) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.2)
-    return False
-
-
 def test_a_board_is_reserved_used_and_given_back(lab: Lab) -> None:
-    process = lab.edgehp("--lab", TAG, "--json", "--output", "one")
+    process = lab.bench("--lab", TAG, "--json", "--output", "one")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert json.loads(out)["folder"].endswith("one")
@@ -219,7 +187,7 @@ def test_a_board_is_reserved_used_and_given_back(lab: Lab) -> None:
 
 
 def test_all_boards_one_of_them_switched_off_first(lab: Lab) -> None:
-    process = lab.edgehp("--lab", TAG, "--all", "--power-cycle", "--output", "all")
+    process = lab.bench("--lab", TAG, "--all", "--power-cycle", "--output", "all")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 5
     rows = {line.split()[0]: line for line in out.splitlines()[-2:]}
@@ -233,10 +201,12 @@ def test_all_boards_one_of_them_switched_off_first(lab: Lab) -> None:
 def test_who_waits_is_told_its_place_and_may_leave(lab: Lab) -> None:
     for board in lab.boards:
         (board.temporary / "hangs").unlink(missing_ok=True)
-    first = [lab.edgehp("--lab", f"name={b.name}", more=("mode:hang=60",)) for b in lab.boards]
+    first = [
+        lab.bench("--lab", f"name={b.name}", program=f"{PROGRAM} mode:hang=60") for b in lab.boards
+    ]
     for board in lab.boards:
         assert eventually((board.temporary / "hangs").exists)
-    waiting = lab.edgehp("--lab", TAG)
+    waiting = lab.bench("--lab", TAG)
     assert waiting.stderr is not None
     assert waiting.stderr.readline() == f"{TAG}: waits: 1 of 1 in the queue\n"
     waiting.send_signal(signal.SIGINT)
@@ -254,7 +224,7 @@ def test_who_waits_is_told_its_place_and_may_leave(lab: Lab) -> None:
 
 
 def test_a_board_that_the_lab_does_not_have(lab: Lab) -> None:
-    process = lab.edgehp("--lab", "target=thor")
+    process = lab.bench("--lab", "target=thor")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 5
     assert "the lab has no board with target=thor\nhint: 'labgrid-client -v places'" in err
@@ -264,17 +234,13 @@ def test_a_board_that_the_lab_does_not_have(lab: Lab) -> None:
 def test_a_cold_start_after_each_power_cycle(lab: Lab, tmp_path: Path) -> None:
     lab.relays.clear()
     artifact = tiny_artifact(tmp_path / "tiny")
-    words = [artifact, "--scenario", "cold-start", "--starts", 2, "--threads", 1, "--allow-invalid"]
-    words += ["--lab", "name=orin-1", "--power-cycle", "--remote-command", EDGEHP]
-    done = subprocess.run(
-        [sys.executable, "-m", "edgehp", "bench", *map(str, words)],
-        env=lab.environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    words = ["--scenario", "cold-start", "--starts", 2, "--threads", 1, "--allow-invalid"]
+    words += ["--lab", "name=orin-1", "--power-cycle"]
+    process = lab.bench(*words, artifact=artifact, program=EDGEHP)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
     assert lab.relays == ["0", "1"] * 2
-    assert done.stdout.count("median of 1") == 2
+    assert out.count("median of 1") == 2
     report = json.loads((artifact / "reports" / "bench-cold-start.json").read_text())
     assert len(report["starts"]) == report["scenario"]["starts"] == 2
     assert lab.free()

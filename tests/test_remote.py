@@ -26,7 +26,8 @@ from edgehp.remote import boards, ssh
 from edgehp.shipping.bundle import make_bundle
 from tests import build_parts, ship_parts
 from tests.board_tensorrt import MODULE
-from tests.ssh_server import EDGEHP, PROGRAM, REPO, TENSORRT, Server
+from tests.processes import REPO, eventually
+from tests.ssh_server import EDGEHP, PROGRAM, TENSORRT, Server
 
 # ruff: noqa: SIM905
 BENCH = "bench --power none --threads 1 --duration 1 --idle 0 --warm-up 1 --allow-invalid".split()
@@ -80,13 +81,9 @@ class Rack:
     def running(self, board: Server) -> None:
         """Wait until a command hangs on the board."""
         mark = board.temporary / "hangs"
-        for _ in range(1200):
-            if mark.exists():
-                board.hanging = int(mark.read_text())
-                mark.unlink()
-                return
-            time.sleep(0.05)
-        raise AssertionError(f"nothing runs on {board.name}")
+        assert eventually(mark.exists), f"nothing runs on {board.name}"
+        board.hanging = int(mark.read_text())
+        mark.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -423,14 +420,12 @@ def test_options_that_do_not_fit_together(rack: Rack, run, tmp_path: Path) -> No
 
 
 def test_a_connection_lost_while_sending_leaves_nothing(rack: Rack, run, tmp_path: Path) -> None:
-    (tmp_path / "faces.zip").write_bytes(bytes(50_000_000))
+    (tmp_path / "faces.zip").touch()
+    os.truncate(tmp_path / "faces.zip", 10**9)
 
     def drop() -> None:
-        for _ in range(1200):
-            if list(rack.orin.temporary.rglob("faces.zip")):
-                rack.orin.drop()
-                return
-            time.sleep(0.01)
+        assert eventually(lambda: list(rack.orin.temporary.rglob("faces.zip")))
+        rack.orin.drop()
 
     thread = threading.Thread(target=drop)
     thread.start()

@@ -91,18 +91,13 @@ def _wrap(cell: str, width: int) -> list[str]:
 
 
 def _fit(widths: list[int], floors: list[int], right: Collection[int], width: int) -> list[int]:
-    """Narrower columns where all together are wider than `width`: the widest of text first."""
+    """Narrower columns where all together are wider than `width`: always the widest of text."""
     widths = list(widths)
-    room = width - 2 * (len(widths) - 1)
-    while sum(widths) > room:
+    while sum(widths) > width - 2 * (len(widths) - 1):
         able = [i for i, w in enumerate(widths) if i not in right and w > floors[i]]
         if not able:
             break
-        widest = max(able, key=lambda i: widths[i])
-        rest = sorted((widths[i] for i in able if i != widest), reverse=True)
-        over = sum(widths) - room
-        least = max(floors[widest], min(widths[widest] - 1, *rest[:1], widths[widest]))
-        widths[widest] = max(least, widths[widest] - over)
+        widths[max(able, key=lambda i: widths[i])] -= 1
     return widths
 
 
