@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from edgehp.benchmark.host import HostState, describe_host, read_host
-from edgehp.benchmark.power.base import energy_over
+from edgehp.benchmark.power.base import Sample, energy_over
 from edgehp.benchmark.power.jetson import Ina3221Meter, JtopMeter
 from edgehp.benchmark.power.nvml import GpuState, NvmlMeter
 from edgehp.benchmark.roofline import BOARDS, peaks_for
@@ -77,13 +77,11 @@ def test_figures_are_of_the_active_mode_or_it_is_named(board: Jetson) -> None:
 
 
 def test_power_is_that_of_the_module_or_a_documented_sum(board: Jetson, tree: Path) -> None:
-    now = 100.0
-    meter = Ina3221Meter(tree, lambda: now)
+    meter = Ina3221Meter(tree)
     samples = []
-    for factor in (1.0, 1.0, 2.0, 2.0, 2.0):
+    for i, factor in enumerate((1.0, 1.0, 2.0, 2.0, 2.0)):
         board.set_power(tree, factor)
-        samples.append(meter.read())
-        now += 0.125
+        samples.append(Sample(100.0 + i / 8, meter.values()))
     energy = energy_over(meter.info, samples, [(100.0, 100.5)])
     # A line between the second and the third sample, which are an eighth of a second apart.
     assert energy.joules["total"] == pytest.approx(board.watts * 0.8125, rel=1e-3)
@@ -187,7 +185,7 @@ def test_the_load_of_others_is_a_reason(board: Jetson, tree: Path) -> None:
 def test_gpus_count_their_energy_and_tell_their_clocks(gpu: Board) -> None:
     meter = NvmlMeter(module=gpu.nvml())
     assert (meter.info.kind, meter.info.total) == ("energy", ("gpu",))
-    assert [meter.read().values["gpu"] for _ in range(2)] == pytest.approx([7.0, 14.0])
+    assert [meter.values()["gpu"] for _ in range(2)] == pytest.approx([7.0, 14.0])
     state = GpuState(module=gpu.nvml(others=1)).fill(HostState(0.0))
     assert (state.gpu_mhz, state.temperatures) == (gpu.mhz, {"GPU": 61.0})
     assert (state.reasons, state.conditions) == ((), ())

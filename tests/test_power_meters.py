@@ -12,7 +12,7 @@ import pytest
 
 from edgehp.benchmark import power
 from edgehp.benchmark.power import open_meter
-from edgehp.benchmark.power.base import PowerRecorder, energy_over
+from edgehp.benchmark.power.base import PowerRecorder, Sample, energy_over
 from edgehp.benchmark.power.jetson import Ina3221Meter, JtopMeter
 from edgehp.benchmark.power.nvml import NvmlMeter
 from edgehp.benchmark.power.rapl import RaplMeter
@@ -21,20 +21,10 @@ from edgehp.errors import DataError, EnvironmentalError, MeasurementError, Usage
 from tests.boards import GPUS, JETSONS, NVMLError, put
 
 
-class Clock:
-    """Seconds that pass only when told to."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def test_ina3221_that_goes_away_is_an_error(tmp_path: Path) -> None:
     root = JETSONS["NX kit, 6.0"].write(tmp_path)
     meter = Ina3221Meter(root)
-    assert set(meter.read().values) == {"VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"}
+    assert set(meter.values()) == {"VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"}
     for file in root.glob("sys/bus/i2c/devices/1-0040/hwmon/hwmon*/curr*_input"):
         file.unlink()
     with pytest.raises(MeasurementError, match="no longer answer"):
@@ -48,8 +38,6 @@ def rapl(root: Path, name: str, domain: str, count: int, largest: int = 10**9) -
 
 
 def test_rapl_counts_over_a_wrap_and_adds_no_part_twice(tmp_path: Path) -> None:
-    clock = Clock()
-
     def count(i: int) -> None:
         # 40 W of the package, whose counter wraps after a quarter of a second; 5 W of the memory.
         rapl(tmp_path, "intel-rapl:0", "package-0", 990_000_000 + i * 4_000_000)
@@ -58,13 +46,12 @@ def test_rapl_counts_over_a_wrap_and_adds_no_part_twice(tmp_path: Path) -> None:
         rapl(tmp_path, "intel-rapl:1", "psys", 0)
 
     count(0)
-    meter = RaplMeter(tmp_path, clock)
+    meter = RaplMeter(tmp_path)
     assert meter.info.total == ("package-0", "dram-0")
     samples = []
     for i in range(41):
         count(i)
-        samples.append(meter.read())
-        clock.now += 0.1
+        samples.append(Sample(100 + i / 10, meter.values()))
     energy = energy_over(meter.info, samples, [(100.05, 103.05)])
     assert energy.joules["total"] == pytest.approx(3 * 45, rel=0.01)
     assert energy.joules["psys"] == pytest.approx(0)
@@ -104,7 +91,7 @@ def test_nvml_without_a_counter_reads_power() -> None:
     nvml = fake_nvml(nvmlDeviceGetTotalEnergyConsumption=NVMLError("not supported"))
     meter = NvmlMeter(module=nvml)
     assert meter.info.kind == "power"
-    assert meter.read().values["gpu"] == pytest.approx(70.0)
+    assert meter.values()["gpu"] == pytest.approx(70.0)
 
 
 @pytest.mark.parametrize("second", [4_000_000, NVMLError("GPU is lost")])
@@ -182,7 +169,7 @@ def log(tmp_path: Path) -> Path:
 
 
 def opened(path: Path) -> CsvMeter:
-    return CsvMeter(path, clock=Clock(), wall=lambda: 1000.0)
+    return CsvMeter(path, clock=lambda: 100.0, wall=lambda: 1000.0)
 
 
 def append(path: Path, data: str | bytes) -> None:
@@ -263,7 +250,7 @@ def test_a_csv_without_the_columns_is_refused(tmp_path: Path, header: bytes) -> 
     ("printed", "words"), [("none", "found no numbers"), ("230.1 V 41.5 W", "found 2 numbers")]
 )
 def test_a_command_prints_watts_or_is_refused(printed: str, words: str) -> None:
-    assert CommandMeter("echo power 41.5 W").read().values == {"wall": 41.5}
+    assert CommandMeter("echo power 41.5 W").values() == {"wall": 41.5}
     with pytest.raises(EnvironmentalError, match=f"expected a number of watts: .*{words}"):
         CommandMeter(f"echo {printed}")
     with pytest.raises(EnvironmentalError, match="failed"):

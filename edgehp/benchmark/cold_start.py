@@ -26,7 +26,7 @@ from edgehp.files import plain
 
 REPORT = "bench-cold-start"
 STAGES = ("python", "imports", "artifact", "engine", "answer")
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 # The clock first: all that is imported counts. `-I` and the folders that this process imports from,
 # as the current folder must not lend modules.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
@@ -62,21 +62,31 @@ class Sample:
     values: Mapping[str, float]
 
 
-class Meter(Protocol):
-    """An opened meter. It is read by one thread."""
+class Meter:
+    """An opened meter. It is read by one thread.
+
+    A kind of meter gives its `info` and `values`; one whose readings have a time of their own, or
+    may be missing, has a `read` of its own.
+    """
 
     info: MeterInfo
 
-    def read(self) -> Sample | None:
-        """One reading; None where there is no new one.
+    def values(self) -> dict[str, float]:
+        """Watts, or joules since it was opened, by rail.
 
         Raises:
             MeasurementError: the meter stopped working.
         """
+        raise NotImplementedError
+
+    def read(self) -> Sample | None:
+        """One reading; None where there is no new one. Errors as of `values`."""
+        before = perf_counter()
+        values = self.values()
+        return Sample((before + perf_counter()) / 2, values)
 
     def close(self) -> None:
         """Let go of what it holds; calling it again does nothing."""
-        return
 
 
 Array = npt.NDArray[np.float64]

@@ -14,7 +14,7 @@ INA3221 channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
@@ -84,26 +84,20 @@ _PERIOD_S = 0.1
 class Ina3221Meter(Meter):
     """All connected rails of all INA3221 of a board, and its INA238."""
 
-    def __init__(self, root: Path = SYSTEM_ROOT, clock: Callable[[], float] = perf_counter) -> None:
+    def __init__(self, root: Path = SYSTEM_ROOT) -> None:
         """Find the rails.
 
         Raises:
             EnvironmentalError: there are none, or they may not be read.
         """
-        self._clock = clock
         self._channels = _channels(root)
         if not self._channels:
             raise EnvironmentalError("no INA3221 power monitor with a connected rail in sysfs")
         self.info = rails_of("ina3221", self._channels, _PERIOD_S)
-        self.read()
+        self.values()
 
-    def read(self) -> Sample:
-        """Watts of every rail that answers.
-
-        Raises:
-            MeasurementError: none does.
-        """
-        before = self._clock()
+    def values(self) -> dict[str, float]:
+        """Watts of every rail that answers."""
         watts = {}
         for rail, files in self._channels.items():
             volts, amperes = map(read_integer, files)
@@ -111,7 +105,7 @@ class Ina3221Meter(Meter):
                 watts[rail] = volts * amperes * 1e-6
         if not watts:
             raise MeasurementError("the INA3221 power monitors no longer answer")
-        return Sample((before + self._clock()) / 2, watts)
+        return watts
 
 
 def _channels(root: Path) -> dict[str, tuple[Path, Path]]:
@@ -137,17 +131,15 @@ _JTOP_PERIOD_S = 0.2
 class JtopMeter(Meter):
     """The rails that jtop's service publishes, in milliwatts there, in watts here."""
 
-    def __init__(self, module: Any = None, clock: Callable[[], float] = perf_counter) -> None:
+    def __init__(self, module: Any = None) -> None:
         """Connect to the service.
 
         Args:
             module: stands for the package ``jtop``; imported when omitted.
-            clock: monotonic seconds.
 
         Raises:
             EnvironmentalError: the package or its service is missing.
         """
-        self._clock = clock
         try:
             self._package = import_module("jtop") if module is None else module
         except ImportError as e:
@@ -173,11 +165,7 @@ class JtopMeter(Meter):
         self.info = rails_of("jtop", rails, period)
 
     def read(self) -> Sample:
-        """Watts of every rail.
-
-        Raises:
-            MeasurementError: the service went away.
-        """
+        """Watts of every rail, at the time the service gave them."""
         try:
             # Waits for the service's next reading, so that none is taken twice.
             if not self._jtop.ok():
@@ -187,7 +175,7 @@ class JtopMeter(Meter):
             raise MeasurementError(
                 f"the service of jetson-stats stopped during the run ({e})"
             ) from e
-        return Sample(self._clock(), {n: mw / 1000 for n, mw in rails.items()})
+        return Sample(perf_counter(), {n: mw / 1000 for n, mw in rails.items()})
 
     def close(self) -> None:
         """Disconnect."""

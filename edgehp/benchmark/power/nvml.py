@@ -11,12 +11,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
-from time import perf_counter
 from typing import Any
 
 from edgehp._installed import install_extra
 from edgehp.benchmark.host import HostState
-from edgehp.benchmark.power.base import ENERGY, POWER, Meter, MeterInfo, Sample
+from edgehp.benchmark.power.base import ENERGY, POWER, Meter, MeterInfo
 from edgehp.errors import EnvironmentalError, MeasurementError
 
 # The counter moves about every 100 ms; reading faster only repeats values.
@@ -37,17 +36,15 @@ THROTTLE_REASONS = {
 class NvmlMeter(Meter):
     """The energy counter of CUDA's first GPU, or its power where there is no counter."""
 
-    def __init__(self, module: Any = None, clock: Callable[[], float] = perf_counter) -> None:
+    def __init__(self, module: Any = None) -> None:
         """Open the driver's library.
 
         Args:
             module: stands for the package ``pynvml``; imported when omitted.
-            clock: monotonic seconds.
 
         Raises:
             EnvironmentalError: the package, the driver or the GPU is missing.
         """
-        self._clock = clock
         self._nvml, self._handle = _open(module)
         self._joules_at_open = self._counter()
         kind = POWER if self._joules_at_open is None else ENERGY
@@ -62,21 +59,14 @@ class NvmlMeter(Meter):
             _PERIOD_S,
         )
 
-    def read(self) -> Sample:
-        """Joules since it was opened, or watts.
-
-        Raises:
-            MeasurementError: the driver no longer answers, or was loaded anew.
-        """
-        before = self._clock()
+    def values(self) -> dict[str, float]:
+        """Joules since it was opened, or watts."""
         if self._joules_at_open is None:
-            value = self._watts()
-        else:
-            counted = self._counter()
-            if counted is None or counted < self._joules_at_open:
-                raise MeasurementError("the GPU's energy counter stopped or was set back")
-            value = counted - self._joules_at_open
-        return Sample((before + self._clock()) / 2, {"gpu": value})
+            return {"gpu": self._watts()}
+        counted = self._counter()
+        if counted is None or counted < self._joules_at_open:
+            raise MeasurementError("the GPU's energy counter stopped or was set back")
+        return {"gpu": counted - self._joules_at_open}
 
     def close(self) -> None:
         """Let go of the library."""

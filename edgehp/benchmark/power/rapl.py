@@ -7,11 +7,9 @@ appear under the same name. Readable by root only, since CVE-2020-8694.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
 
-from edgehp.benchmark.power.base import ENERGY, Meter, MeterInfo, Sample
+from edgehp.benchmark.power.base import ENERGY, Meter, MeterInfo
 from edgehp.device import SYSTEM_ROOT, read_integer, read_text
 from edgehp.errors import EnvironmentalError, MeasurementError
 
@@ -29,13 +27,12 @@ _MEANING = {
 class RaplMeter(Meter):
     """Every readable domain."""
 
-    def __init__(self, root: Path = SYSTEM_ROOT, clock: Callable[[], float] = perf_counter) -> None:
+    def __init__(self, root: Path = SYSTEM_ROOT) -> None:
         """Find the domains.
 
         Raises:
             EnvironmentalError: there are none, or they may not be read.
         """
-        self._clock = clock
         # Domain -> the file that holds its count, and the value at which that starts again.
         found: dict[str, tuple[Path, int]] = {}
         for path in sorted((root / "sys/class/powercap").glob("intel-rapl:*")):
@@ -69,17 +66,11 @@ class RaplMeter(Meter):
             _PERIOD_S,
         )
 
-    def read(self) -> Sample:
-        """Joules of every domain since the first reading; it must be read more than once a wrap.
-
-        Raises:
-            MeasurementError: a counter no longer answers.
-        """
-        before = self._clock()
+    def values(self) -> dict[str, float]:
+        """Joules of every domain since the first reading; it must be read more than once a wrap."""
         for name, (path, modulus) in self._domains.items():
             if (value := read_integer(path)) is None:
                 raise MeasurementError(f"the RAPL counter {name} no longer answers")
             self._counted[name] += (value - self._last.get(name, value)) % modulus
             self._last[name] = value
-        joules = {name: count * 1e-6 for name, count in self._counted.items()}
-        return Sample((before + self._clock()) / 2, joules)
+        return {name: count * 1e-6 for name, count in self._counted.items()}

@@ -24,6 +24,7 @@ _NUMBER = re.compile(r"[-+]?\d+(?:[.,]\d+)*(?:[eE][-+]?\d+)?")
 # Both clocks are at network time: further apart, the time is in another unit or zone.
 _LARGEST_SHIFT_S = 86_400.0
 _BYTES_A_LINE = 1 << 16
+_PERIOD_S = 1.0
 
 
 class CsvMeter(Meter):
@@ -37,7 +38,6 @@ class CsvMeter(Meter):
     def __init__(
         self,
         path: Path,
-        period_s: float = 1.0,
         clock: Callable[[], float] = perf_counter,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -66,7 +66,7 @@ class CsvMeter(Meter):
         self._to_clock = clock() - wall()
         self._rest = b""
         self._last = -math.inf
-        self.info = MeterInfo("csv", POWER, _WALL, ("wall",), _INCLUDES, period_s, True)
+        self.info = MeterInfo("csv", POWER, _WALL, ("wall",), _INCLUDES, _PERIOD_S, True)
 
     def read(self) -> Sample | None:
         """The next row, at the time it says, or None where there is none yet.
@@ -122,9 +122,7 @@ def _header(path: Path, line: bytes) -> list[str]:
 class CommandMeter(Meter):
     """A command that prints watts, run once a sample: one number, with the unit W or none."""
 
-    def __init__(
-        self, command: str, period_s: float = 1.0, clock: Callable[[], float] = perf_counter
-    ) -> None:
+    def __init__(self, command: str) -> None:
         """Try the command once.
 
         Raises:
@@ -137,32 +135,25 @@ class CommandMeter(Meter):
             raise UsageError(f"--power command:{command!r} cannot be read: {e}") from e
         if not self._words:
             raise UsageError("--power command: needs a command that prints watts")
-        self._clock = clock
-        self.info = MeterInfo("command", POWER, _WALL, ("wall",), _INCLUDES, period_s)
+        self.info = MeterInfo("command", POWER, _WALL, ("wall",), _INCLUDES, _PERIOD_S)
         try:
-            self.read()
+            self.values()
         except MeasurementError as e:
             raise EnvironmentalError(str(e)) from e
 
-    def read(self) -> Sample:
-        """Run it.
-
-        Raises:
-            MeasurementError: it fails, hangs, or prints something else than watts.
-        """
-        before = self._clock()
+    def values(self) -> dict[str, float]:
+        """Run it: watts at the wall."""
         try:
             done = subprocess.run(self._words, capture_output=True, timeout=10, check=True)
         except (OSError, subprocess.SubprocessError) as e:
             raise MeasurementError(f"the power command failed: {e}") from e
         text = done.stdout.decode("utf-8", "replace").strip()
         try:
-            watts = parse_watts(text)
+            return {"wall": parse_watts(text)}
         except ValueError as e:
             raise MeasurementError(
                 f"the power command printed {text[:60]!r}, expected a number of watts: {e}"
             ) from e
-        return Sample((before + self._clock()) / 2, {"wall": watts})
 
 
 def parse_watts(text: str) -> float:
