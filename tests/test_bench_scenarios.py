@@ -64,6 +64,12 @@ class TestedEngine:
     def close(self) -> None:
         pass
 
+    def __enter__(self) -> TestedEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
 
 class StreamingTestEngine(TestedEngine):
     def stream(self, batches: Iterable[np.ndarray]) -> Iterator[Prediction]:
