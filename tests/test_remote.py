@@ -412,6 +412,7 @@ def test_options_that_do_not_fit_together(rack: Rack, run, tmp_path: Path) -> No
     assert run("bench", "--host", "orin", "--hosts", "hosts")[0] == 2
     assert run("bench", "--remote-command", "x")[0] == 2
     assert run("bench", "--host", "orin", "--all")[0] == 2
+    assert run("validate", rack.artifact, "--remote-data-root", "x")[0] == 2
     assert run("bench", "--host", "orin", "--lab", "target=x")[0] == 2
     code, _, err = run("bench", "--host", "-oProxyCommand=touch pwned")
     assert code == 2

@@ -62,6 +62,12 @@ def loudness() -> int:
     return 0 if context is None else int(context.meta.get(_LOUDNESS, 0))
 
 
+def typed(name: str) -> bool:
+    """Whether the user typed the parameter: others may come from the project file or a recipe."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is click.core.ParameterSource.COMMANDLINE
+
+
 def note(text: str, *, always: bool = False) -> None:
     """Say something beside the results on stderr; ``--quiet`` leaves it out unless `always`."""
     if not always and loudness() < 0:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgehp.cli._command import PATH, live, loudness, note
+from edgehp.cli._command import PATH, live, loudness, note, typed
 from edgehp.cli._output import print_json, print_table, say, styled
 from edgehp.errors import UsageError
 
@@ -66,9 +66,8 @@ _OPTIONS = {
     ),
 }
 _ERROR = "edgehp: error: "
-_TYPED = click.core.ParameterSource.COMMANDLINE
 # Where values come from that the board does not have by itself.
-_SAID = (_TYPED, click.core.ParameterSource.DEFAULT_MAP)
+_SAID = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.DEFAULT_MAP)
 
 
 def over_ssh(
@@ -120,8 +119,8 @@ def over_ssh(
         for name, option in reversed(_OPTIONS.items()):
             if name != "all_boards" or own_all == name:
                 decorated = option(decorated)
-        typed: F = decorated
-        return typed
+        found: F = decorated
+        return found
 
     return decorate
 
@@ -130,7 +129,7 @@ def _boards(own: Mapping[str, Any]) -> Sequence[Board]:
     """The boards that the user named."""
     from edgehp.remote.boards import parse_board, parse_lab, read_boards
 
-    context, command = click.get_current_context(), own["remote_command"]
+    command = own["remote_command"]
     if sum(own[name] is not None for name in ("host", "hosts", "lab")) > 1:
         raise UsageError("give one of --host, --hosts and --lab")
     if own["lab"] is not None:
@@ -150,7 +149,7 @@ def _boards(own: Mapping[str, Any]) -> Sequence[Board]:
     if own["host"] is not None:
         return (parse_board(own["host"], command),)
     for name in ("remote_command", "remote_timeout"):
-        if context.get_parameter_source(name) is _TYPED:
+        if typed(name):
             raise UsageError(f"--{name.replace('_', '-')} belongs to --host, --hosts or --lab")
     return ()
 

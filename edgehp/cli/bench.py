@@ -18,6 +18,7 @@ from edgehp.cli._command import (
     photo_depth_option,
     subcommand,
     threads_option,
+    typed,
 )
 from edgehp.cli._output import conclude, print_json, print_table, say, styled
 from edgehp.cli._remote import over_ssh, sent_artifact
@@ -241,9 +242,8 @@ def _check_scenarios(scenarios: tuple[str, ...]) -> None:
         raise UsageError(f"--scenario {COLD} stands alone: others would warm up the machine")
     for parameter in context.command.params:
         name = str(parameter.name)
-        typed = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
         wrong = name not in _COLD_OPTIONS and name in context.params if cold else name == "starts"
-        if typed and wrong:
+        if wrong and typed(name):
             flag = max(parameter.opts, key=len)
             raise UsageError(f"{flag} {'is not for' if cold else 'is for'} --scenario {COLD}")
 

@@ -20,6 +20,7 @@ from edgehp.cli._command import (
     skip_bad_option,
     subcommand,
     threads_option,
+    typed,
     weights_option,
     with_weights,
 )
@@ -259,9 +260,8 @@ def _request(given: Mapping[str, Any]) -> BuildRequest:
     from edgehp.pipeline.plan import BuildRequest
 
     network = with_weights(given["network"], given["weights"])
-    source = click.get_current_context().get_parameter_source("max_drop")
-    typed = source is click.core.ParameterSource.COMMANDLINE
-    return BuildRequest.from_options({**given, "network": network}, max_drop_typed=typed)
+    options = {**given, "network": network}
+    return BuildRequest.from_options(options, max_drop_typed=typed("max_drop"))
 
 
 def _build(given: Mapping[str, Any], name: str = "build") -> BuildResult:

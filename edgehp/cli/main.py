@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -149,24 +150,15 @@ def _termination_interrupts() -> Iterator[list[int]]:
         if len(arrived) == 1:
             raise KeyboardInterrupt
 
-    if before is not signal.SIG_DFL:
-        yield arrived
-        return
-    try:
+    # The main thread alone has handlers.
+    ours = before is signal.SIG_DFL and threading.current_thread() is threading.main_thread()
+    if ours:
         signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread, which alone has handlers
-        yield arrived
-        return
     try:
         yield arrived
     finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _run(arguments: Sequence[str] | None) -> int:
-    start_logging()
-    with _termination_interrupts() as arrived:
-        return _code(arguments, arrived)
+        if ours:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _code(arguments: Sequence[str] | None, arrived: Sequence[int]) -> int:
@@ -221,4 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: always.
     """
-    sys.exit(_run(arguments))
+    start_logging()
+    with _termination_interrupts() as arrived:
+        code = _code(arguments, arrived)
+    sys.exit(code)

@@ -24,6 +24,7 @@ from edgehp.cli._command import (
     skip_bad_option,
     subcommand,
     threads_option,
+    typed,
     weights_option,
     with_weights,
     worker_options,
@@ -37,9 +38,7 @@ from edgehp.progress import Step, step
 if TYPE_CHECKING:
     from edgehp.cli._remote import Changes
     from edgehp.remote.errand import Parcel
-    from edgehp.validation.run import ValidationReport
     from edgehp.validation.session import Item
-    from edgehp.validation.statistics import GateResult
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +173,7 @@ def command(
     from edgehp.cluster import Workers
     from edgehp.files import write_output
     from edgehp.validation.session import Request, validations
+    from edgehp.validation.statistics import check_drop
 
     options["network"] = with_weights(options["network"], options.pop("weights"))
     where, network = Workers(workers, cluster), options["network"]
@@ -185,7 +185,7 @@ def command(
         # Each would take all processors, and be in the way of the others.
         options["threads"] = max(1, (os.cpu_count() or 1) // where.processes)
     several = len(datasets) > 1
-    if cluster is None and remote_data_root is not None:
+    if cluster is None and typed("remote_data_root"):
         raise UsageError("--remote-data-root belongs to --host, --hosts, --lab or --cluster")
     if cluster is not None:
         data_root = None if remote_data_root is None else Path(remote_data_root)
@@ -202,18 +202,21 @@ def command(
             "what the artifact loses against FP32; the MAE itself is of renderings, not of people."
         )
     places = _places(pairs, output, network)
-    results: dict[int, ValidationReport | EdgehpError] = {}
+    results: dict[int, dict[str, Any] | EdgehpError] = {}
     unwritten: EnvironmentalError | None = None
     written: list[Path] = []
     several_steps = step("validate", len(pairs), "validations")
     with several_steps if len(pairs) > 1 else nullcontext(Step("")) as going:
         for i, result in validations(request, pairs, where):
-            results[i] = result
             going.advance()
-            place = places[i]
-            if isinstance(result, EdgehpError) or place is None:
+            if isinstance(result, EdgehpError):
+                results[i] = result
                 continue
-            values = _values(result, max_drop)
+            values = results[i] = result.to_dict()
+            if result.drop is not None:
+                values["gate"] = asdict(check_drop(result.drop.overall, max_drop))
+            if (place := places[i]) is None:
+                continue
             text = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False)
             try:
                 write_output(place, text + "\n")
@@ -223,14 +226,14 @@ def command(
             else:
                 written.append(place)
     ordered = [results[i] for i in range(len(pairs))]
-    for result in ordered:
-        unlike = None if isinstance(result, EdgehpError) else result.appearance
+    for report in ordered:
+        unlike = None if isinstance(report, EdgehpError) else report["appearance"]
         if unlike is not None and unlike["warning"]:
             logger.warning("%s", unlike["warning"])
     if len(pairs) == 1:
         if isinstance(ordered[0], EdgehpError):
             raise ordered[0]
-        failed = _one(ordered[0], max_drop, as_json)
+        failed = _one(ordered[0], as_json)
     else:
         failed = _many(pairs, ordered, network, max_drop, as_json)
     if written and not as_json:
@@ -277,21 +280,9 @@ def _places(pairs: Sequence[Item], output: Path | None, network: str | None) -> 
     return places
 
 
-def _gate(result: ValidationReport, max_drop: float) -> GateResult | None:
-    from edgehp.validation.statistics import check_drop
-
-    return None if result.drop is None else check_drop(result.drop.overall, max_drop)
-
-
-def _values(result: ValidationReport, max_drop: float) -> dict[str, Any]:
-    """A report as it is written and printed, with the answer of the gate."""
-    gate = _gate(result, max_drop)
-    return result.to_dict() | ({} if gate is None else {"gate": asdict(gate)})
-
-
 def _many(
     pairs: Sequence[Item],
-    results: Sequence[ValidationReport | EdgehpError],
+    results: Sequence[dict[str, Any] | EdgehpError],
     network: str | None,
     max_drop: float,
     as_json: bool,
@@ -310,19 +301,17 @@ def _many(
             cells += [None] * 5 + [styled("ERROR", "red")]
             click.echo(f"edgehp: error: {name} on {cells[1]}: {result}", err=True)
         else:
-            row["report"] = _values(result, max_drop)
-            gate, drop = _gate(result, max_drop), result.drop
-            passed = gate is None or gate.passed
-            over += not passed
-            word = styled("PASS", "green") if passed else styled("FAIL", "red")
-            cells += [
-                result.protocol["frames"],
-                f"{result.reference_mae.value:.3f}",
-                None if result.artifact_mae is None else f"{result.artifact_mae.value:.3f}",
-                None if drop is None else f"{drop.overall.value:+.4f}",
-                None if drop is None else f"{drop.overall.low:+.4f}..{drop.overall.high:+.4f}",
-                None if gate is None else word,
-            ]
+            row["report"] = result
+            cells += [result["protocol"]["frames"], f"{result['reference_mae']['value']:.3f}"]
+            mae = result["artifact_mae"]
+            cells.append(None if mae is None else f"{mae['value']:.3f}")
+            if (gate := result.get("gate")) is None:
+                cells += [None] * 3
+            else:
+                drop = result["drop"]["overall"]
+                cells += [f"{drop['value']:+.4f}", f"{drop['low']:+.4f}..{drop['high']:+.4f}"]
+                cells.append(styled("PASS", "green") if gate["passed"] else styled("FAIL", "red"))
+                over += not gate["passed"]
         rows.append(cells)
         document.append(row)
     if as_json:
@@ -340,19 +329,19 @@ def _many(
     )
 
 
-def _one(result: ValidationReport, max_drop: float, as_json: bool) -> AccuracyError | None:
+def _one(report: Mapping[str, Any], as_json: bool) -> AccuracyError | None:
     """Print one report in full; the error where it fails the gate."""
-    gate = _gate(result, max_drop)
+    gate = report.get("gate")
     if as_json:
-        print_json(_values(result, max_drop))
+        print_json(report)
     else:
-        _print(result.to_dict())
+        _print(report)
         if gate is not None:
-            word, colour = ("PASS", "green") if gate.passed else ("FAIL", "red")
-            conclude(word, colour, f"{gate.sentence}.")
-    if gate is None or gate.passed:
+            word, colour = ("PASS", "green") if gate["passed"] else ("FAIL", "red")
+            conclude(word, colour, f"{gate['sentence']}.")
+    if gate is None or gate["passed"]:
         return None
-    return AccuracyError(f"{gate.sentence}\nhint: {gate.hint}")
+    return AccuracyError(f"{gate['sentence']}\nhint: {gate['hint']}")
 
 
 def _print(report: Mapping[str, Any]) -> None:

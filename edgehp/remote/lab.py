@@ -122,11 +122,10 @@ class Lab:
         Raises:
             EnvironmentalError: no labgrid, no coordinator, or no such board.
         """
-        wanted = [tag.partition("=")[::2] for tag in tags]
         found = [
-            place["name"]
-            for place in _places(self._client("-v", "places"))
-            if all(place.get(key) == value for key, value in wanted)
+            name
+            for name, shown in _shown("Place", self._client("-v", "places")).items()
+            if {*tags} <= {f"name={name}", *shown.get("tags", "").split(", ")}
         ]
         if not found:
             raise EnvironmentalError(
@@ -164,10 +163,10 @@ class Lab:
 
     def _queue(self) -> str:
         """The place in the queue of those who want the same, in words."""
-        found = _reservations(self._client("reservations"))
-        own = next((r for r in found if r.get("token") == self._token), {})
-        same = [r for r in found if r.get("main") == own.get("main")]
-        queue = [r.get("token") for r in same if r.get("state") == "waiting"]
+        found = _shown("Reservation", self._client("reservations"))
+        wanted = found.get(self._token, {}).get("main")
+        same = (t for t, shown in found.items() if shown.get("main") == wanted)
+        queue = [token for token in same if found[token].get("state") == "waiting"]
         if self._token not in queue:
             return "reserved"
         return f"waits: {queue.index(self._token) + 1} of {len(queue)} in the queue"
@@ -203,26 +202,13 @@ def _failed(command: Sequence[str], err: str) -> EnvironmentalError:
     return EnvironmentalError(f"{' '.join(command)}: {last.removeprefix(f'{CLIENT}: Error: ')}")
 
 
-def _places(text: str) -> list[dict[str, str]]:
-    """Each place of ``labgrid-client -v places``: its tags, and ``name``."""
-    found = []
-    for name, block in re.findall(r"^Place '(.*)':\n((?:  .*\n?)*)", text, re.MULTILINE):
-        tags = re.search(r"^  tags: (.*)$", block, re.MULTILINE)
-        pairs = (pair.partition("=") for pair in (tags[1].split(", ") if tags else ()))
-        found.append({key: value for key, _, value in pairs} | {"name": name})
-    return found
+def _shown(kind: str, text: str) -> dict[str, dict[str, str]]:
+    """What ``labgrid-client`` shows of each place or reservation, in its order, by its name.
 
-
-def _reservations(text: str) -> list[dict[str, str]]:
-    """Each reservation that ``labgrid-client`` shows, in the order of the queue.
-
-    ``main`` is what its filter asks for.
+    Of a key that is there twice it is the first value: ``main`` is what a reservation's filter asks
+    for, and later what it got.
     """
-    found = []
-    for block in re.split(r"^Reservation ", text, flags=re.MULTILINE)[1:]:
-        values: dict[str, str] = {}
-        for key, value in re.findall(r"^ +(\w+): (.+)$", block, re.MULTILINE):
-            # The filters come before the allocations, which have the same key.
-            values.setdefault(key, value)
-        found.append(values)
-    return found
+    return {
+        name: dict(reversed(re.findall(r"^ +(\w+): (.+)$", block, re.MULTILINE)))
+        for name, block in re.findall(rf"^{kind} '(.*)':\n((?:  .*\n?)*)", text, re.MULTILINE)
+    }
