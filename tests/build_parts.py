@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import onnx
+from msgspec.structs import replace
 from onnx import numpy_helper
 
 from edgehp.networks.checkpoint import save_weights

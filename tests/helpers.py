@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
+from msgspec.structs import replace
 
 from edgehp.artifact.manifest import (
     BuildRecord,

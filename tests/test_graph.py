@@ -5,15 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
+from msgspec.structs import replace
 
 from edgehp.errors import CheckpointError, DataError, EnvironmentalError, UsageError
 from edgehp.networks import graph as graph_module
@@ -110,11 +109,9 @@ def test_a_bgr_network_gets_its_colours_swapped_inside(
 ) -> None:
     weights, spec = small
     # Unequal constants, so that swapping the channels without them would show too.
-    rgb = msgspec.structs.replace(
-        spec.preprocessing, mean=(120.0, 110.0, 100.0), std=(50.0, 60.0, 70.0)
-    )
+    rgb = replace(spec.preprocessing, mean=(120.0, 110.0, 100.0), std=(50.0, 60.0, 70.0))
     spec = replace(spec, preprocessing=rgb)
-    swapped = replace(spec, preprocessing=msgspec.structs.replace(rgb, colour="BGR"))
+    swapped = replace(spec, preprocessing=replace(rgb, colour="BGR"))
     crops = random_crops(8, 32)
     as_bgr = run_onnx(build_graph(weights, swapped), crops)
     assert np.abs(np.subtract(as_bgr, run_torch(weights, swapped, crops))).max() < TOLERANCE
@@ -298,7 +295,7 @@ def test_what_cannot_be_built_is_refused(small: tuple[Weights, NetworkSpec]) -> 
     with pytest.raises(UsageError, match="opset 16"):
         build_graph(weights, spec, 16)
     changes = {"colour": "GREY", "mean": (1.0,), "std": (1.0,)}
-    grey = replace(spec, preprocessing=msgspec.structs.replace(spec.preprocessing, **changes))
+    grey = replace(spec, preprocessing=replace(spec.preprocessing, **changes))
     with pytest.raises(UsageError, match="three channels"):
         build_graph(weights, grey)
 

@@ -10,14 +10,13 @@ import subprocess
 import sys
 import warnings
 import zipfile
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from msgspec.structs import replace as changed
+from msgspec.structs import replace
 
 from edgehp.networks.checkpoint import save_weights
 from tests import build_parts, helpers
@@ -145,7 +144,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Networks.
     weights, spec = helpers.random_network(size=build_parts.SIZE, seed=3)
     # As edgehp's own networks.
-    spec = replace(spec, preprocessing=changed(spec.preprocessing, box_rule="square"))
+    spec = replace(spec, preprocessing=replace(spec.preprocessing, box_rule="square"))
     for name in ("kd-resnet18-112", "kd-resnet18", "net", "imagenet", "imagenet-resnet18"):
         save_weights(folder / f"{name}.safetensors", weights, spec)
     state = {k: torch.from_numpy(v) for k, v in weights.items()}

@@ -6,12 +6,12 @@ import math
 import pickle
 import re
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from safetensors import numpy as safetensors
 
 from edgehp.errors import CheckpointError, EnvironmentalError, UsageError

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
-import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace as changed_spec
 
 from edgehp import pose
 from edgehp.crop import Box, Preprocessing, crop_face
@@ -45,7 +45,7 @@ from edgehp.training.objectives import (  # noqa: E402
 )
 from edgehp.training.runs import Run, train_base, train_final  # noqa: E402
 
-SPEC = replace(KD_RESNET, name="tiny", preprocessing=Preprocessing(size=32, box_rule="square"))
+SPEC = changed_spec(KD_RESNET, name="tiny", preprocessing=Preprocessing(size=32, box_rule="square"))
 # Colours carry the pose here, so nothing may change them.
 STILL = Augmentation(
     rotate=0, flip=0, light=0, grey=0, dark=0, blur=0, sharpen=0, coarse=0, noise=0, occlude=0
@@ -277,8 +277,8 @@ def test_a_base_network_becomes_a_teacher_over_offsets(tmp_path: Path, faces: Da
 
 
 def test_a_teacher_of_other_crops_is_refused() -> None:
-    stretched = msgspec.structs.replace(SPEC.preprocessing, box_rule="stretch")
-    student = replace(SPEC, preprocessing=stretched)
+    stretched = changed_spec(SPEC.preprocessing, box_rule="stretch")
+    student = changed_spec(SPEC, preprocessing=stretched)
     with pytest.raises(DataError, match="box_rule 'square', the student by 'stretch'"):
         OnlineDistillation([(torch.nn.Identity(), SPEC)], student)
 
@@ -298,7 +298,7 @@ def test_kl_is_zero_at_the_mean_of_the_teachers_and_positive_elsewhere() -> None
 
 
 def test_teachers_of_other_bins_and_signs_keep_their_mean() -> None:
-    student = replace(EHPNET, preprocessing=SPEC.preprocessing)
+    student = changed_spec(EHPNET, preprocessing=SPEC.preprocessing)
     logits = gaussian_labels(torch.tensor([[-30.3, 10.0, 41.7]]), SPEC.bins, 3.0).log()
     objective = OnlineDistillation([(torch.nn.Identity(), SPEC)], student)
     labels = objective.soft_labels(logits.clamp_min(-60))
@@ -318,16 +318,16 @@ class _Seen(torch.nn.Module):
 
 def test_teachers_see_the_crop_as_they_were_trained() -> None:
     crops = torch.randint(0, 256, (2, 3, 32, 32)).float()
-    wanted = replace(
+    wanted = changed_spec(
         SPEC,
-        preprocessing=msgspec.structs.replace(
+        preprocessing=changed_spec(
             SPEC.preprocessing, colour="BGR", mean=(127.5,) * 3, std=(128.0,) * 3
         ),
     )
     teacher = _Seen()
     OnlineDistillation([(teacher, wanted)], SPEC).soft_labels(normalize(crops, SPEC))
     torch.testing.assert_close(teacher.images, normalize(crops, wanted), atol=1e-5, rtol=1e-4)
-    smaller = replace(SPEC, preprocessing=msgspec.structs.replace(SPEC.preprocessing, size=16))
+    smaller = changed_spec(SPEC, preprocessing=changed_spec(SPEC.preprocessing, size=16))
     OnlineDistillation([(teacher, smaller)], SPEC).soft_labels(normalize(crops, SPEC))
     assert teacher.images.shape == (2, 3, 16, 16)
 

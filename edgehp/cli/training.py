@@ -203,12 +203,12 @@ def student_spec(network: str, size: int, licence: str = "") -> NetworkSpec:
 
     if network == "ehpnet":
         preprocessing = changed(EHPNET.preprocessing, size=size)
-        return replace(EHPNET, preprocessing=preprocessing, licence=licence)
+        return changed(EHPNET, preprocessing=preprocessing, licence=licence)
     depth = network.removeprefix("kd-resnet")
     if not depth.isdecimal():
         raise UsageError(f"network {network!r} is neither ehpnet nor kd-resnet18 ... 152")
     suffix = "" if size == KD_RESNET.preprocessing.size else f"-{size}"
-    return replace(
+    return changed(
         KD_RESNET,
         name=f"kd-resnet{depth}{suffix}",
         depth=int(depth),

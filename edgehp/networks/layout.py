@@ -17,10 +17,11 @@ own; the flat layout of the published code for arXiv 2210.13705 (``conv1.*``, ``
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from edgehp.errors import CheckpointError
 from edgehp.networks.spec import EHPNET, KD_RESNET, RESNET_STAGES, NetworkSpec

@@ -7,16 +7,15 @@ same file gives the torch module, the ONNX graph and the hash in the manifest.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from edgehp.crop import Preprocessing
 from edgehp.errors import DataError, UsageError
-from edgehp.files import json_digest, parse_json
+from edgehp.files import Record, json_digest, parse_json, plain, to_record
 from edgehp.pose import CONVENTIONS
 
 # In the metadata of weights and graphs.
@@ -33,8 +32,7 @@ RESNET_STAGES: dict[int, tuple[tuple[int, int, int, int], bool]] = {
 ARCHITECTURES = ("kd-resnet", "ehpnet")
 
 
-@dataclass(frozen=True)
-class Bins:
+class Bins(Record, frozen=True):
     """Evenly spaced bin values of a regression-via-classification (RvC) head, in degrees.
 
     `first` and `last` are the values that the softmax expectation is taken over: bin centres for
@@ -56,8 +54,7 @@ class Bins:
         return np.linspace(self.first, self.last, self.count)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DeployedSpec:
+class DeployedSpec(Record, frozen=True, kw_only=True):
     """What is known of any deployed network, one of others too.
 
     Attributes:
@@ -74,7 +71,8 @@ class DeployedSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for JSON."""
-        return {**asdict(self), "preprocessing": self.preprocessing.to_dict()}
+        values: dict[str, Any] = plain(self)
+        return values
 
     def to_json(self) -> str:
         """As `SPEC_KEY` holds it; the same specification gives the same text."""
@@ -85,29 +83,14 @@ class DeployedSpec:
         """The inverse of `to_json`, of a `NetworkSpec` too.
 
         Raises:
-            DataError: no JSON object, or as of `from_dict`.
+            DataError: no JSON object, a key is missing or unknown, or a value makes no sense.
         """
         where = f"the specification in the metadata ({SPEC_KEY})"
-        return cls.from_dict(parse_json(text.encode(), dict[str, Any], where))
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> DeployedSpec:
-        """The inverse of `to_dict`, of a `NetworkSpec` too.
-
-        Raises:
-            DataError: a key is missing or unknown, or a value makes no sense.
-        """
-        kind = NetworkSpec if "architecture" in values else cls
+        values = parse_json(text.encode(), dict[str, Any], where)
         try:
-            return kind(
-                **{
-                    **values,
-                    "bins": None if values["bins"] is None else Bins(**values["bins"]),
-                    "preprocessing": Preprocessing.from_dict(values["preprocessing"]),
-                }
-            )
-        except (KeyError, TypeError, UsageError) as e:
-            raise DataError(f"network specification: {e}") from e
+            return to_record(values, NetworkSpec if "architecture" in values else cls, where)
+        except UsageError as e:
+            raise DataError(f"{where}: {e}") from e
 
     @property
     def digest(self) -> str:
@@ -115,8 +98,7 @@ class DeployedSpec:
         return json_digest(self.to_dict())
 
 
-@dataclass(frozen=True, kw_only=True)
-class NetworkSpec(DeployedSpec):
+class NetworkSpec(DeployedSpec, frozen=True, kw_only=True):
     """A head-pose network that can be built from its weights, in plain data.
 
     Attributes:
@@ -147,7 +129,7 @@ class NetworkSpec(DeployedSpec):
 
     def with_size(self, size: int) -> NetworkSpec:
         """The same network for another input size in pixels."""
-        return replace(self, preprocessing=msgspec.structs.replace(self.preprocessing, size=size))
+        return replace(self, preprocessing=replace(self.preprocessing, size=size))
 
 
 # Sheka & Samun, arXiv 2108.09183: 198 bins of one degree, softmax expectation over the centres,
