@@ -109,7 +109,8 @@ class Records(Sink):
 
 
 @pytest.fixture
-def opener(tmp_path) -> Callable[[], OpenedNetwork]:
+def opener(tmp_path, monkeypatch) -> Callable[[], OpenedNetwork]:
+    monkeypatch.setattr("edgehp.runtime.engine._PAUSE_S", 0.0)
     path = pose_graph(tmp_path / "net.onnx")
     return partial(open_network, str(path), kind="onnxruntime", threads=1)
 
@@ -120,7 +121,7 @@ FAST = Settings(capture=CaptureSettings(retry_first=0.02, retry_longest=0.1, hea
 def run(source, opener, enough=lambda _: False, settings=FAST, tracker=None, **options):
     """Run until enough; the records and the summary."""
     sink = Records(enough)
-    host = EngineHost(opener, pause=0.02, longest=0.05)
+    host = EngineHost(opener)
     runtime = Runtime(source, host, tracker or FixedBox(BOX), [sink], settings, **options)
     sink.runtime = runtime
     late = threading.Timer(WAIT, runtime.stop, ("late",))
@@ -540,7 +541,7 @@ def test_a_lost_gpu_ends_the_process_at_once(opener):
         network = opener()
         return replace(network, engine=Broken(network.engine, [None, None]))
 
-    host = EngineHost(again, pause=0)
+    host = EngineHost(again)
     assert "fell off the bus" in fault_of(host)
     with pytest.raises(GpuLostError, match="719"):
         for _ in range(500):
@@ -604,7 +605,7 @@ def test_an_engine_that_is_opened_too_late_is_closed(opener):
         asked.set()
         return replace(network, engine=Broken(network.engine, [None, None]))
 
-    host = EngineHost(slowly, pause=0)
+    host = EngineHost(slowly)
     for _ in range(2):
         fault_of(host)
     ending = threading.Thread(target=host.close)
@@ -663,7 +664,7 @@ def test_crops_are_those_of_the_engine_that_is_open_now(opener):
         engine=Seeing(second.engine, []),
         preprocessing=msgspec.structs.replace(second.preprocessing, size=32),
     )
-    host = EngineHost(iter([first, second]).__next__, pause=0)
+    host = EngineHost(iter([first, second]).__next__)
     assert "fell off the bus" in fault_of(host)
     # It is opened in another thread.
     while not seen:

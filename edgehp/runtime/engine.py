@@ -16,6 +16,8 @@ from edgehp.errors import EdgehpError, EnvironmentalError
 
 logger = logging.getLogger(__name__)
 
+# Seconds before a failed engine is first opened again, doubled each time, at most.
+_PAUSE_S, _LONGEST_S = 0.2, 5.0
 # A GPU that fell off the bus does not come back to this process: give up and be started again.
 _ATTEMPTS = 6
 # A driver that is missing is waited for so long, seconds, and counts as no attempt.
@@ -75,22 +77,14 @@ class EngineHost:
         faults: how often it failed.
     """
 
-    def __init__(
-        self, opener: Callable[[], OpenedNetwork], pause: float = 0.2, longest: float = 5.0
-    ) -> None:
-        """Open it; a first failure is the caller's.
-
-        Args:
-            opener: opens and tests the engine.
-            pause: seconds before it is first opened again; doubled each time.
-            longest: the longest pause, seconds.
+    def __init__(self, opener: Callable[[], OpenedNetwork]) -> None:
+        """Open and test it by `opener`; a first failure is the caller's.
 
         Raises:
             EdgehpError: it cannot be opened.
         """
         self._opener = opener
-        self._first, self._longest = pause, longest
-        self._pause, self._next = pause, 0.0
+        self._pause, self._next = _PAUSE_S, 0.0
         self._attempts = 0
         self._why = ""
         self._gone_since: float | None = None
@@ -133,7 +127,7 @@ class EngineHost:
             raise self._failed(f"the engine failed: {e}") from e
         if not answer.finite.all():
             raise self._failed("the engine gave something else than numbers")
-        self._attempts, self._pause, self._gone_since = 0, self._first, None
+        self._attempts, self._pause, self._gone_since = 0, _PAUSE_S, None
         return answer
 
     def close(self) -> None:
@@ -152,7 +146,7 @@ class EngineHost:
         logger.warning("%s; opened again in %.1f s", why, self._pause)
         self._broken, self._opened = self._opened, None
         self._next = time.monotonic() + self._pause
-        self._pause = min(2 * self._pause, self._longest)
+        self._pause = min(2 * self._pause, _LONGEST_S)
         return EngineFaultError(why)
 
     def _reopened(self) -> OpenedNetwork:
