@@ -86,11 +86,8 @@ def test_confidence_falls_with_the_spread_and_is_half_at_ten_degrees():
 # --- drawing --------------------------------------------------------------------------------------
 
 
-def test_a_frontal_face_has_red_right_green_down_and_blue_as_a_point():
+def test_the_axes_of_a_frontal_face_and_of_one_that_turns():
     assert axis_ends((0, 0, 0)) == pytest.approx(np.array([[1, 0], [0, 1], [0, 0]]))
-
-
-def test_the_axes_turn_the_right_way():
     s = np.sin(np.radians(30))
     up, left = axis_ends((30, 0, 0))[2], axis_ends((0, 30, 0))[2]
     assert up == pytest.approx((0, -s))  # +pitch: the nose goes up

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from edgehp.errors import DataError, EdgehpError, EnvironmentalError, without_password
+from edgehp.runtime.settings import CaptureSettings
 from edgehp.runtime.sources import Capture, Source, TimedCapture
 
 logger = logging.getLogger(__name__)
@@ -72,25 +73,19 @@ class CaptureThread:
     """Reads a source in a thread of its own; a context manager that starts and stops it."""
 
     def __init__(
-        self,
-        source: Source,
-        *,
-        every_frame: bool = False,
-        retry_first: float = 0.2,
-        retry_longest: float = 5.0,
+        self, source: Source, settings: CaptureSettings, *, every_frame: bool = False
     ) -> None:
         """Nothing is opened yet.
 
         Args:
             source: what to read.
+            settings: when a lost camera is opened again.
             every_frame: wait until the loop has taken a frame instead of dropping it, and do not
                 play at the file's rate; for files.
-            retry_first: seconds before a lost camera is first opened again; doubled each time.
-            retry_longest: the longest pause between attempts, seconds.
         """
         self.source = source
         self._every_frame = every_frame and not source.live
-        self._first, self._longest = retry_first, retry_longest
+        self._first, self._longest = settings.retry_first, settings.retry_longest
         self._stop = threading.Event()
         self._changed = threading.Condition()
         self._slot: CapturedFrame | None = None

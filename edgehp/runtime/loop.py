@@ -129,12 +129,7 @@ class Runtime:
             EnvironmentalError: the camera's driver hangs, the engine cannot be opened again, or a
                 run with a limit has no camera.
         """
-        capture = CaptureThread(
-            self.source,
-            every_frame=self.every_frame,
-            retry_first=self.settings.capture.retry_first,
-            retry_longest=self.settings.capture.retry_longest,
-        )
+        capture = CaptureThread(self.source, self.settings.capture, every_frame=self.every_frame)
         reason = "failed"
         try:
             with capture:
