@@ -201,3 +201,11 @@ def quick_bundle(path: Path, artifact: Path, signer: Signer) -> Path:
     """A bundle of an artifact without the package model-signing, which takes seconds to import."""
     path.write_bytes(pack(signer, artifact.name, files_of(artifact)))
     return path
+
+
+def bundle(folder: Path, name: str, signer: Signer, **options: Any) -> Path:
+    """The bundle of a tiny artifact in `folder`, made where it is not there yet."""
+    path = folder / f"{name}.edgehp"
+    if not path.exists():
+        quick_bundle(path, tiny_artifact(folder / name, **options), signer)
+    return path

@@ -28,8 +28,7 @@ class Car:
         return self.folder / "root"
 
     def bundle(self, name: str, **options: float) -> Path:
-        artifact = parts.tiny_artifact(self.folder / name, **options)
-        return parts.quick_bundle(self.folder / f"{name}.edgehp", artifact, self.signer)
+        return parts.bundle(self.folder, name, self.signer, **options)
 
     def call(self, script: str, *arguments: object, **environment: str) -> tuple[int, str]:
         done = subprocess.run(

@@ -38,11 +38,7 @@ class Shop:
     root: Path
 
     def bundle(self, name: str, **options: Any) -> Path:
-        path = self.folder / f"{name}.edgehp"
-        if not path.exists():
-            artifact = parts.tiny_artifact(self.folder / name, **options)
-            parts.quick_bundle(path, artifact, self.signer)
-        return path
+        return parts.bundle(self.folder, name, self.signer, **options)
 
     def install(self, *names: str, **options: Any) -> slots.Slot:
         found = [parts.install(self.bundle(n), self.signer, self.root, **options) for n in names]
@@ -565,8 +561,7 @@ def test_the_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     signer = parts.new_signer(tmp_path)
-    artifact = parts.tiny_artifact(tmp_path / "one")
-    parts.quick_bundle(tmp_path / "one.edgehp", artifact, signer)
+    parts.bundle(tmp_path, "one", signer)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EDGEHP_ROOT", str(tmp_path / "root"))
 

@@ -61,12 +61,13 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scene]:
 def slot_scenes(folder: Path) -> dict[str, Scene]:
     """Two slots in use, and a third bundle."""
     signer, root = parts.new_signer(folder), folder / "root"
-    for name in ("one", "two", "three", "late"):
-        artifact = parts.tiny_artifact(folder / name, deferred=name == "late")
-        parts.quick_bundle(folder / f"{name}.edgehp", artifact, signer)
+    bundles = {
+        name: parts.bundle(folder, name, signer, deferred=name == "late")
+        for name in ("one", "two", "three", "late")
+    }
 
     def install(name: str, root: Path) -> slots.Slot:
-        return parts.install(folder / f"{name}.edgehp", signer, root)
+        return parts.install(bundles[name], signer, root)
 
     def again(root: Path) -> None:
         assert install("one", root).artifact_name == "one"

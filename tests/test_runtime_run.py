@@ -818,8 +818,7 @@ def two_slots(tmp_path: Path, offset: float = 0.0) -> Path:
 
     signer, root = ship_parts.new_signer(tmp_path), tmp_path / "root"
     for name, off in (("first", 0.0), ("second", offset)):
-        artifact = ship_parts.tiny_artifact(tmp_path / name, offset=off)
-        bundle = ship_parts.quick_bundle(tmp_path / f"{name}.bundle", artifact, signer)
+        bundle = ship_parts.bundle(tmp_path, name, signer, offset=off)
         ship_parts.install(bundle, signer, root)
     return root
 

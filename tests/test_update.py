@@ -153,15 +153,13 @@ def test_a_deferred_one_is_for_its_board_alone(fleet: Fleet, root: Path) -> None
     fleet.release("late", deferred=True)
     assert fleet.update(root).slot is not None
     assert name_here(root) == "late"
-    offer = Offer("late-3.edgehp", 3, "0" * 64, "late", "n", "int8", 1, *_deferred("orin-nx-16gb"))
-    assert "Orin NX" in str(offer.misfit(parts.Device()))
-    assert "nonesuch" in str(
-        structs.replace(offer, target=_deferred("nonesuch")[0]).misfit(parts.Device())
-    )
+    for target, words in (("orin-nx-16gb", "Orin NX"), ("nonesuch", "nonesuch")):
+        assert words in str(deferred(target).misfit(parts.Device()))
 
 
-def _deferred(name: str) -> tuple[TargetRecord, None]:
-    return TargetRecord(name), None
+def deferred(target: str) -> Offer:
+    content = "0" * 64
+    return Offer("a-3.edgehp", 3, content, "a", "n", "int8", 1, TargetRecord(target), None)
 
 
 def test_what_failed_here_is_not_offered_again(fleet: Fleet, root: Path) -> None:
@@ -244,8 +242,8 @@ def test_installed_by_hand_counts(fleet: Fleet, root: Path) -> None:
 # --- staged rollout -------------------------------------------------------------------------------
 
 
-def test_a_share_of_the_devices_is_drawn_by_a_hash_of_their_ids(fleet: Fleet) -> None:
-    offer = Offer("late-3.edgehp", 3, "0" * 64, "late", "n", "int8", 1, *_deferred("cpu"))
+def test_a_share_of_the_devices_is_drawn_by_a_hash_of_their_ids() -> None:
+    offer = deferred("cpu")
     ids = [f"device-{i}" for i in range(2000)]
 
     def offered(content: str, share: int) -> set[str]:
@@ -439,25 +437,12 @@ def test_freeze(fleet: Fleet, root: Path) -> None:
     assert "UTC" in message
 
 
-def _mixed_snapshot(fleet: Fleet) -> None:
-    shutil.copyfile(fleet.metadata / "2.snapshot.json", fleet.metadata / "3.snapshot.json")
-
-
-def _longer_snapshot(fleet: Fleet) -> None:
-    _mixed_snapshot(fleet)
-    with (fleet.metadata / "3.snapshot.json").open("a") as file:
-        file.write(" " * 1000)
-
-
-def _mixed_targets(fleet: Fleet) -> None:
-    shutil.copyfile(fleet.metadata / "2.targets.json", fleet.metadata / "3.targets.json")
-
-
-@pytest.mark.parametrize("mix", [_mixed_snapshot, _longer_snapshot, _mixed_targets])
-def test_mix_and_match(fleet: Fleet, root: Path, mix: Callable[[Fleet], None]) -> None:
+@pytest.mark.parametrize(("of", "longer"), [("snapshot", 0), ("snapshot", 1000), ("targets", 0)])
+def test_mix_and_match(fleet: Fleet, root: Path, of: str, longer: int) -> None:
     fleet.update(root)
     fleet.release("three")
-    mix(fleet)
+    old = (fleet.metadata / f"2.{of}.json").read_bytes()
+    (fleet.metadata / f"3.{of}.json").write_bytes(old + b" " * longer)
     refused(fleet, root, CompatibilityError, "mix and match")
 
 
@@ -577,9 +562,7 @@ def test_all_keys_of_the_repository_put_nothing_on_a_device(
     fleet: Fleet, root: Path, tmp_path: Path
 ) -> None:
     thief = parts.new_signer(tmp_path, "thief")
-    artifact = parts.tiny_artifact(tmp_path / "evil")
-    bundle = parts.quick_bundle(tmp_path / "evil.edgehp", artifact, thief)
-    repository.add(fleet.public, bundle, thief.trust)
+    repository.add(fleet.public, parts.bundle(tmp_path, "evil", thief), thief.trust)
     fleet.publish()
     refused(fleet, root, CompatibilityError, "sign")
     # Not held against the content: it says nothing about it.

@@ -43,11 +43,7 @@ class Fleet:
         return self.public / "metadata"
 
     def bundle(self, name: str, **options: Any) -> Path:
-        path = self.folder / f"{name}.edgehp"
-        if not path.exists():
-            artifact = parts.tiny_artifact(self.folder / "artifacts" / name, **options)
-            parts.quick_bundle(path, artifact, self.signer)
-        return path
+        return parts.bundle(self.folder, name, self.signer, **options)
 
     def add(self, name: str, *, share: int = 100, **options: Any) -> str:
         bundle = self.bundle(name, **options)
@@ -95,7 +91,6 @@ class Fleet:
 def new_fleet(folder: Path, *names: str) -> Fleet:
     """A fleet whose repository publishes bundles of these names, one after another."""
     folder.mkdir(exist_ok=True)
-    (folder / "artifacts").mkdir()
     root = repository.init(folder / "repository", folder / "keys")
     given = folder / "root.json"
     shutil.copyfile(root, given)
