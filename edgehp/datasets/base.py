@@ -93,19 +93,14 @@ class Skips:
     def __init__(self, skip_bad: bool = False) -> None:
         """Raise on the first bad sample, or collect them where `skip_bad`."""
         self.skip_bad = skip_bad
-        self._found: list[Skip] = []
-
-    @property
-    def found(self) -> tuple[Skip, ...]:
-        """The skips so far, in order."""
-        return tuple(self._found)
+        self.found: list[Skip] = []
 
     def add(self, name: str, error: DataError) -> None:
         """Record that `name` is skipped because of `error`, or raise it."""
         if not self.skip_bad:
             raise error
         logger.warning("skipped %s: %s", name, error)
-        self._found.append(Skip(name, str(error)))
+        self.found.append(Skip(name, str(error)))
 
     @contextmanager
     def guard(self, name: str) -> Iterator[None]:
@@ -179,7 +174,7 @@ def build_dataset(
     Raises:
         DataError: no samples are left, or two have the same name.
     """
-    skipped = skips.found if isinstance(skips, Skips) else tuple(skips)
+    skipped = tuple(skips.found if isinstance(skips, Skips) else skips)
     if not samples:
         why = f"; {len(skipped)} were skipped, the first: {skipped[0].reason}" if skipped else ""
         if filtered := more.get("filtered"):

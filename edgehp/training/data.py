@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import msgspec
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from edgehp import pose
 from edgehp.crop import Preprocessing, crop_face
-from edgehp.datasets.base import MAX_ANGLE, Sample, Skips
+from edgehp.datasets.base import MAX_ANGLE, Sample, Skips, prefetch
 from edgehp.errors import DataError, UsageError
 from edgehp.training.augment import Augmentation, cut, draw, photometric
 from edgehp.training.labelling import Label
@@ -104,21 +103,16 @@ class Faces:
                 box_scale=spec.box_scale * margin,
             )
 
-        def face(item: TrainingItem) -> npt.NDArray[np.uint8] | DataError:
-            try:
-                return crop_face(item.sample.load(), item.sample.box, spec)
-            except DataError as e:
-                return e
+        def face(item: TrainingItem) -> tuple[TrainingItem, npt.NDArray[np.uint8]]:
+            return item, crop_face(item.sample.load(), item.sample.box, spec)
 
         crops = np.empty((len(items), spec.size, spec.size, 3), np.uint8)
         kept: list[TrainingItem] = []
-        with ThreadPoolExecutor(workers) as pool:
-            for item, crop in zip(items, pool.map(face, items), strict=True):
-                if isinstance(crop, DataError):
-                    skips.add(item.sample.name, crop)
-                else:
-                    crops[len(kept)] = crop
-                    kept.append(item)
+        for item, crop in prefetch(
+            items, face, workers=workers, on_bad=lambda i, e: skips.add(i.sample.name, e)
+        ):
+            crops[len(kept)] = crop
+            kept.append(item)
         if not kept:
             raise DataError(f"none of the {len(items)} photos can be used")
         return cls(
