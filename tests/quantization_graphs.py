@@ -14,19 +14,45 @@ SIZE = 16
 BINS = 12
 
 
+class Draft:
+    """Nodes and constants of a graph, added one by one; every node is called as its output."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def constant(self, name: str, values: npt.ArrayLike, kind: type = np.float32) -> str:
+        self.constants.append(numpy_helper.from_array(np.asarray(values, kind), name))
+        return name
+
+    def node(self, kind: str, name: str, *inputs: str, **attributes: object) -> str:
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def normalised(self) -> str:
+        """The crops as [N, 3, S, S], about zero."""
+        x = self.node("Cast", "to_float", "crops", to=TensorProto.FLOAT)
+        x = self.node("Transpose", "to_nchw", x, perm=[0, 3, 1, 2])
+        x = self.node("Sub", "centred", x, self.constant("mean", np.full((1, 3, 1, 1), 120.0)))
+        factor = self.constant("factor", np.full((1, 3, 1, 1), 1 / 58))
+        return self.node("Mul", "normalised", x, factor)
+
+    def model(self, *outputs: str, opset: int = 17) -> onnx.ModelProto:
+        """The graph from crops of `SIZE` pixels to these outputs, [N, 3] each."""
+        opsets = [helper.make_opsetid("", opset)]
+        crops = helper.make_tensor_value_info("crops", TensorProto.UINT8, ["batch", SIZE, SIZE, 3])
+        found = [helper.make_tensor_value_info(o, TensorProto.FLOAT, ["batch", 3]) for o in outputs]
+        graph = helper.make_graph(self.nodes, "small", [crops], found, self.constants)
+        return helper.make_model(
+            graph, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets)
+        )
+
+
 def small_network(seed: int = 0, opset: int = 17) -> onnx.ModelProto:
     """Stem, an identity block, a downsampling block, pooling, head, decode: 16 and 32 channels."""
     rng = np.random.default_rng(seed)
-    nodes: list[onnx.NodeProto] = []
-    constants: list[onnx.TensorProto] = []
-
-    def constant(name: str, values: npt.ArrayLike, kind: type = np.float32) -> str:
-        constants.append(numpy_helper.from_array(np.asarray(values, kind), name))
-        return name
-
-    def node(kind: str, name: str, *inputs: str, **attributes: object) -> str:
-        nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
-        return name
+    draft = Draft()
+    node, constant = draft.node, draft.constant
 
     def conv(name: str, x: str, cin: int, cout: int, k: int, stride: int = 1) -> str:
         w = rng.normal(0, np.sqrt(2 / (cin * k * k)), (cout, cin, k, k))
@@ -35,11 +61,7 @@ def small_network(seed: int = 0, opset: int = 17) -> onnx.ModelProto:
             "Conv", name, x, *inputs, kernel_shape=[k, k], strides=[stride] * 2, pads=[k // 2] * 4
         )
 
-    x = node("Cast", "to_float", "crops", to=TensorProto.FLOAT)
-    x = node("Transpose", "to_nchw", x, perm=[0, 3, 1, 2])
-    x = node("Sub", "centred", x, constant("mean", np.full((1, 3, 1, 1), 120.0)))
-    x = node("Mul", "normalised", x, constant("factor", np.full((1, 3, 1, 1), 1 / 58)))
-    x = node("Relu", "relu", conv("conv1", x, 3, 16, 3, 2))
+    x = node("Relu", "relu", conv("conv1", draft.normalised(), 3, 16, 3, 2))
     x = node("MaxPool", "maxpool", x, kernel_shape=[3, 3], strides=[1, 1], pads=[1] * 4)
     for block, cin, cout in (("a", 16, 16), ("b", 16, 32)):
         stride = 1 if cin == cout else 2
@@ -59,20 +81,7 @@ def small_network(seed: int = 0, opset: int = 17) -> onnx.ModelProto:
     square = node("Mul", "deviation.squared", node("Mul", "deviation.weighted", p, d), d)
     node("Squeeze", "angles", mean, axis)
     node("Sqrt", "spread", node("ReduceSum", "variance", square, axis, keepdims=0))
-    opsets = [helper.make_opsetid("", opset)]
-    graph = helper.make_graph(
-        nodes,
-        "small",
-        [helper.make_tensor_value_info("crops", TensorProto.UINT8, ["batch", SIZE, SIZE, 3])],
-        [
-            helper.make_tensor_value_info(o, TensorProto.FLOAT, ["batch", 3])
-            for o in ("angles", "spread")
-        ],
-        constants,
-    )
-    return helper.make_model(
-        graph, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets)
-    )
+    return draft.model("angles", "spread", opset=opset)
 
 
 def node_of(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
@@ -106,14 +115,8 @@ _KEPT: list[Any] = []
 
 def rtx_plan(model: onnx.ModelProto) -> int:
     """Size in bytes of the engine that TensorRT-RTX builds; a refusal fails the test."""
-    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    net = builder.create_network()
-    parser = trt.OnnxParser(net, logger)
-    assert parser.parse(model.SerializeToString()), [
-        parser.get_error(i).desc() for i in range(parser.num_errors)
-    ]
+    trt, net = parse_rtx(model)
+    builder = _KEPT[-1][0]
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
     size = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value

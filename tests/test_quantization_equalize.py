@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from edgehp.quantization.compare import Comparison
 from edgehp.quantization.equalize import equalize
@@ -14,7 +13,7 @@ from edgehp.quantization.qdq import Emitter
 from edgehp.quantization.rounding import round_layers
 from edgehp.quantization.table import calibrate
 from tests.helpers import random_crops
-from tests.quantization_graphs import SIZE, small_network
+from tests.quantization_graphs import SIZE, Draft, small_network
 
 CROPS = random_crops(24, SIZE)
 
@@ -23,16 +22,8 @@ CROPS = random_crops(24, SIZE)
 def network() -> onnx.ModelProto:
     """A separable network whose channels differ by a factor of a hundred."""
     rng = np.random.default_rng(3)
-    nodes: list[onnx.NodeProto] = []
-    constants: list[onnx.TensorProto] = []
-
-    def node(kind: str, name: str, *inputs: str, **attributes: object) -> str:
-        nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
-        return name
-
-    def constant(name: str, values: np.ndarray) -> str:
-        constants.append(numpy_helper.from_array(np.asarray(values, np.float32), name))
-        return name
+    draft = Draft()
+    node, constant = draft.node, draft.constant
 
     def conv(name: str, x: str, cin: int, k: int, uneven: np.ndarray, group: int = 1) -> str:
         w = rng.normal(0, np.sqrt(2 / (cin * k * k)), (32, cin, k, k))
@@ -43,26 +34,13 @@ def network() -> onnx.ModelProto:
         return node("Conv", name, x, *given, pads=[k // 2] * 4, group=group)
 
     sizes = np.geomspace(1, 0.01, 32)
-    x = node("Cast", "to_float", "crops", to=TensorProto.FLOAT)
-    x = node("Transpose", "to_nchw", x, perm=[0, 3, 1, 2])
-    x = node("Sub", "centred", x, constant("mean", np.full((1, 3, 1, 1), 120.0)))
-    x = node("Mul", "normalised", x, constant("factor", np.full((1, 3, 1, 1), 1 / 58)))
-    x = node("Relu", "relu0", conv("first", x, 3, 3, sizes))
+    x = node("Relu", "relu0", conv("first", draft.normalised(), 3, 3, sizes))
     x = node("Relu", "relu1", conv("depthwise", x, 1, 3, rng.permutation(1 / sizes), group=32))
     x = node("Relu", "relu2", conv("pointwise", x, 32, 1, np.ones(32)))
     x = node("Flatten", "features", node("GlobalAveragePool", "pooled", x), axis=1)
     head = constant("head.weight", rng.normal(0, 2, (3, 32)))
     node("Gemm", "angles", x, head, constant("head.bias", np.zeros(3)), transB=1)
-    opsets = [helper.make_opsetid("", 17)]
-    graph = helper.make_graph(
-        nodes,
-        "separable",
-        [helper.make_tensor_value_info("crops", TensorProto.UINT8, ["batch", SIZE, SIZE, 3])],
-        [helper.make_tensor_value_info("angles", TensorProto.FLOAT, ["batch", 3])],
-        constants,
-    )
-    version = helper.find_min_ir_version_for(opsets)
-    return helper.make_model(graph, opset_imports=opsets, ir_version=version)
+    return draft.model("angles")
 
 
 def test_the_network_is_the_same_and_its_int8_nearer(network: onnx.ModelProto) -> None:
