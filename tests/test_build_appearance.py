@@ -98,7 +98,6 @@ def validated(result: BuildResult, faces: Path) -> ValidationReport:
             reference,
             tested,
             read_faces(faces),
-            tested.preprocessing,
             Settings(resamples=200),
             calibration=calibration_check(tested, shipped_heads=False),
         )

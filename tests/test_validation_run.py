@@ -69,7 +69,6 @@ def run(
         contender(tmp_path / "reference.onnx", "reference", **(reference or {})),
         other,
         open_dataset("biwi", root),
-        SPEC.preprocessing,
         Settings(**{"robustness": False, "resamples": 500, **settings}),
         detector=detector,
     )
@@ -111,7 +110,7 @@ def test_both_engines_see_the_same_crops_batch_by_batch(biwi, tmp_path):
     engine = contender(tmp_path / "n.onnx").engine
     data = open_dataset("biwi", biwi)
     a, b = (OpenedNetwork(Watch(engine, n), n, None, SPEC.preprocessing) for n in "ab")
-    validate(a, b, data, SPEC.preprocessing, Settings(batch=7, resamples=200))
+    validate(a, b, data, Settings(batch=7, resamples=200))
     assert [len(c) for c in seen["a"]] == [7] * 12 + [3] * 4
     assert all(np.array_equal(x, y) for x, y in zip(seen["a"], seen["b"], strict=True))
 
@@ -161,7 +160,7 @@ def test_a_damaged_photo_stops_or_is_listed(biwi, tmp_path):
 def test_an_engine_of_another_input_size_is_refused(biwi, tmp_path):
     small = contender(tmp_path / "small.onnx", size=32)
     with pytest.raises(UsageError, match=r"32 pixels.*48"):
-        validate(small, None, open_dataset("biwi", biwi), SPEC.preprocessing)
+        validate(small, None, open_dataset("biwi", biwi))
 
 
 # --- reports -------------------------------------------------------------------------------------
@@ -233,7 +232,7 @@ def test_aflw2000_in_its_layout_with_the_published_boxes(shared_data, tmp_path):
     data = read_aflw2000(shared_data / "AFLW2000")
     still = contender(tmp_path / "n.onnx", constant=(0.0, 0.0, 0.0))
     settings = Settings(limit=60, robustness=False, resamples=200)
-    found = validate(still, None, data, SPEC.preprocessing, settings)
+    found = validate(still, None, data, settings)
     truth = np.stack([s.angles for s in data.samples])[spaced(593, 60)]
     assert found.reference_accuracy.overall.mae == pytest.approx(np.abs(truth).mean(axis=0))
     assert len(data) == 593

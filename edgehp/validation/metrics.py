@@ -118,21 +118,13 @@ def measure_accuracy(
         worst: how many of the worst frames to name.
 
     Raises:
-        DataError: no frames, shapes that do not agree, or a prediction that is not finite.
+        DataError: a prediction is not finite.
     """
     p = np.asarray(predicted, np.float64)
     s = None if spread is None else np.asarray(spread, np.float64)
     t = np.asarray(truth, np.float64)
     m = np.asarray(matrices, np.float64)
     n = len(names)
-    if n == 0:
-        raise DataError("no frames to measure the accuracy on")
-    rows = [a.shape for a in (p, t, s) if a is not None]
-    if set(rows) != {(n, 3)} or m.shape != (n, 3, 3):
-        raise DataError(
-            f"expected [{n}, 3] predictions, angles and spreads and [{n}, 3, 3] rotations, found "
-            f"{', '.join(str(list(r)) for r in (*rows, m.shape))}"
-        )
     bad = ~np.isfinite(p if s is None else np.concatenate([p, s], axis=1)).all(axis=1)
     if bad.any():
         raise DataError(

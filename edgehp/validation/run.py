@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from edgehp.artifact.manifest import Appearance
 from edgehp.artifact.open import OpenedNetwork
-from edgehp.crop import Box, Preprocessing, crop_face
+from edgehp.crop import Box, crop_face
 from edgehp.datasets.base import Dataset, Sample, Skips, digest_of, prefetch, spaced
 from edgehp.engines.base import Crops, Prediction
 from edgehp.errors import DataError, UsageError
@@ -231,24 +231,10 @@ class _Seen:
     looks: list[Array] = field(default_factory=list)
 
 
-def group_of(dataset: str) -> tuple[Callable[[str], str] | None, str]:
-    """How frames of a data set depend on each other.
-
-    Returns:
-        A function from a frame's name to its group, None where frames are independent; and what
-        a group is. Frames of a BIWI sequence are one person in one video: resampling them singly
-        would give an interval several times too narrow.
-    """
-    if dataset == "biwi":
-        return (lambda name: name.split("/")[0]), "sequence"
-    return None, "frame"
-
-
 def validate(
     reference: OpenedNetwork,
     artifact: OpenedNetwork | None,
     dataset: Dataset,
-    preprocessing: Preprocessing,
     settings: Settings | None = None,
     *,
     detector: Detector | None = None,
@@ -260,10 +246,9 @@ def validate(
     only one batch of them is kept.
 
     Args:
-        reference: the FP32 network.
+        reference: the FP32 network, whose preprocessing cuts the crops.
         artifact: what is compared with it; None measures the network alone.
         dataset: labelled samples.
-        preprocessing: of the network.
         settings: the default ones when omitted.
         detector: finds the boxes in place of the data set's; misses are counted and listed, and
             the figures are of the other frames.
@@ -273,7 +258,7 @@ def validate(
         DataError: a photo cannot be used, no frame is left, or the data set has no labels.
         UsageError: an engine of another input size.
     """
-    settings = settings or Settings()
+    settings, preprocessing = settings or Settings(), reference.preprocessing
     contenders = {"reference": reference} | ({"artifact": artifact} if artifact else {})
     for contender in contenders.values():
         if contender.engine.input_size != preprocessing.size:
@@ -378,8 +363,11 @@ def _figures(
     names = [s.name for s in seen.used]
     truth = np.stack([s.angles for s in seen.used if s.angles is not None])
     matrices = np.stack([s.matrix for s in seen.used if s.matrix is not None])
-    grouping, unit = group_of(dataset)
-    groups = None if grouping is None else np.array([grouping(n) for n in names])
+    groups, unit = None, "frame"
+    if dataset == "biwi":
+        # Frames of a sequence are one person in one video: resampling them singly would give an
+        # interval several times too narrow.
+        groups, unit = np.array([n.split("/")[0] for n in names]), "sequence"
 
     def interval(values: Array, mask: npt.NDArray[np.bool_] | None = None) -> Interval:
         chosen = slice(None) if mask is None else mask

@@ -188,7 +188,6 @@ def _validated(request: Request) -> ValidationReport:
             base,
             tested,
             data,
-            base.preprocessing,
             request,
             detector=detector,
             calibration=calibration_check(tested, request.shipped_heads),
