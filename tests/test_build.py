@@ -22,6 +22,7 @@ from edgehp.artifact import golden_crops, load_artifact, newest_artifact, verify
 from edgehp.artifact.manifest import Comparison
 from edgehp.artifact.open import open_artifact, open_reference
 from edgehp.cli.build import command
+from edgehp.cli.sensitivity import command as sensitivity_command
 from edgehp.device import HostProbe
 from edgehp.driver import Gpu
 from edgehp.engines import open_engine
@@ -217,6 +218,8 @@ def test_what_to_run_there_is_short_where_nothing_was_asked_for() -> None:
 def test_a_limit_without_the_search_is_repeated_without_it(small_request: BuildRequest) -> None:
     with pytest.raises(EnvironmentalError, match=r"--max-drop 90\.0 .*--no-mixed"):
         build(replace(small_request, target="v100"), device=Somewhere())
+    with pytest.raises(UsageError, match="--mixed"):
+        BuildRequest("cpu", precision="fp32", mixed=True)
 
 
 @pytest.mark.parametrize("option", ["calibration", "validate_on"])
@@ -504,6 +507,8 @@ def test_the_command_line_without_quantisation(small_request: BuildRequest, tmp_
     assert manifest.calibration is None
     assert manifest.accuracy is not None
     assert manifest.accuracy.drop == pytest.approx(0, abs=1e-4)
+    refused = CliRunner().invoke(sensitivity_command, [values["path"]]).exception
+    assert isinstance(refused, UsageError) and "INT8 artifact" in str(refused)
 
 
 def test_a_network_of_64_pixels_at_48(tmp_path: Path) -> None:

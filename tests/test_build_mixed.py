@@ -188,11 +188,6 @@ def test_a_limit_that_was_typed_is_searched_for(
     assert [r.mixed for r in seen] == [searched]
 
 
-def test_other_precisions_have_nothing_to_mix() -> None:
-    with pytest.raises(UsageError, match="--mixed"):
-        BuildRequest("cpu", precision="fp32", mixed=True)
-
-
 def test_the_sensitivity_command_needs_the_artifact_only(
     plain: BuildResult, tmp_path: Path
 ) -> None:
@@ -215,14 +210,6 @@ def test_the_sensitivity_command_needs_the_artifact_only(
     assert [x.name for x in gather([plain.path]).sensitivity] == [
         r["name"] for r in values["layers"]
     ]
-
-
-def test_a_float_artifact_has_no_sensitivity(request_: BuildRequest, tmp_path: Path) -> None:
-    request = replace(request_, precision="fp32", calibration=None, mixed=False, output=tmp_path)
-    path = build(request).path
-    result = CliRunner().invoke(sensitivity_command, [str(path)])
-    assert isinstance(result.exception, UsageError)
-    assert "INT8 artifact" in str(result.exception)
 
 
 @pytest.mark.parametrize("value", ['"much"', "null"])
