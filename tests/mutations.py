@@ -25,7 +25,8 @@ import numpy as np
 import onnx
 
 from edgehp.benchmark.host import peak_memory_mib
-from edgehp.datasets import open_dataset, read_faces
+from edgehp.datasets import open_dataset
+from edgehp.datasets.faces import read_faces
 from edgehp.errors import EdgehpError
 from edgehp.images import decode_photo
 from edgehp.networks.description import load_description

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from edgehp.crop import Box
-from edgehp.datasets import Dataset, read_faces
+from edgehp.datasets.base import Dataset
+from edgehp.datasets.faces import read_faces
 from edgehp.datasets.lists import load_boxes, parse_table
 from edgehp.errors import DataError
 from edgehp.pose import geodesic_degrees, matrix_from_euler

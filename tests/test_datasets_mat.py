@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgehp.crop import Box
-from edgehp.datasets import Dataset
+from edgehp.datasets.base import Dataset
 from edgehp.datasets.pose_mat import box_from_landmarks, read_300w_lp, read_aflw2000, read_mat
 from edgehp.errors import DataError
 from edgehp.pose import geodesic_degrees, matrix_from_euler

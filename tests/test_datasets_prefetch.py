@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from edgehp.datasets import prefetch
+from edgehp.datasets.base import prefetch
 from edgehp.errors import DataError
 
 

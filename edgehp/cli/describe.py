@@ -116,8 +116,7 @@ def _faces(
     import numpy as np
 
     from edgehp.crop import crop_face
-    from edgehp.datasets import prefetch
-    from edgehp.datasets.base import spaced
+    from edgehp.datasets.base import prefetch, spaced
     from edgehp.progress import step
 
     labelled = [(s, s.angles) for s in data.samples if s.angles is not None]
