@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +22,8 @@ from edgehp.engines.base import constant_types
 from edgehp.engines.build import BuildOptions, build_engine, quantised_convolutions
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
 from edgehp.networks.graph import build_graph, graph_bytes
+from edgehp.quantization.qdq import Emitter
+from edgehp.quantization.table import calibrate
 from tests.helpers import random_crops, random_network
 from tests.tensorrt_bindings.graphs import tiny_graph
 
@@ -135,18 +140,9 @@ def test_damaged_files_are_refused(kind: str, graph: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_graph_is_refused(kind: str, tmp_path: Path) -> None:
-    from onnx import TensorProto, helper
-
-    value = helper.make_tensor_value_info
-    node = helper.make_node("Relu", ["x"], ["y"])
-    inputs = [value("x", TensorProto.FLOAT, ["n", 3])]
-    outputs = [value("y", TensorProto.FLOAT, ["n", 3])]
-    other = helper.make_graph([node], "other", inputs, outputs)
+    text = '<ir_version: 8, opset_import: ["" : 17]> other (float[n, 3] x) => (float[n, 3] y) '
     path = tmp_path / "other.onnx"
-    opsets = [helper.make_opsetid("", 17)]
-    path.write_bytes(
-        helper.make_model(other, opset_imports=opsets, ir_version=8).SerializeToString()
-    )
+    onnx.save(onnx.parser.parse_model(text + "{ y = Relu (x) }"), path)
     with pytest.raises(DataError, match="expected one input 'crops'"):
         open_engine(kind, path)
 
@@ -174,29 +170,22 @@ def test_unknown_engines_are_named() -> None:
 
 
 @pytest.fixture(scope="module")
-def quantised(graph: Path) -> Path:
-    """The graph with Q/DQ nodes in OpenVINO's flavor."""
-    return _quantised(graph, "cpu")
-
-
-def _quantised(graph: Path, flavor: str) -> Path:
-    import onnx
-
-    from edgehp.quantization.qdq import Emitter
-    from edgehp.quantization.table import calibrate
-
+def quantised(graph: Path) -> dict[str, Path]:
+    """The graph with Q/DQ nodes, in the flavor of each engine."""
     model = onnx.load(str(graph))
     table = calibrate(model, list(random_crops(8, SIZE, 1)), methods=("minmax",), threads=1)
-    path = graph.with_name(f"quantised-{flavor}.onnx")
-    path.write_bytes(graph_bytes(Emitter(model, flavor)(table, "minmax")))
-    return path
+    paths = {}
+    for kind, flavor in (("openvino", "cpu"), ("onnxruntime", "onnxruntime")):
+        paths[kind] = graph.with_name(f"quantised-{kind}.onnx")
+        paths[kind].write_bytes(graph_bytes(Emitter(model, flavor)(table, "minmax")))
+    return paths
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_quantised_graph_really_runs_in_int8(kind: str, graph: Path, tmp_path: Path) -> None:
-    flavor = "cpu" if kind == "openvino" else kind
-    quantised = _quantised(graph, flavor)
-    out = tmp_path / "engine.onnx"
+def test_a_quantised_graph_really_runs_in_int8(
+    kind: str, quantised: dict[str, Path], tmp_path: Path
+) -> None:
+    quantised, out = quantised[kind], tmp_path / "engine.onnx"
     report = build_engine(kind, quantised, out, BuildOptions(precision="int8", threads=1))
     assert report.audit.convolutions.get("int8") == len(quantised_convolutions(quantised)) > 0
     assert report.audit.reached == "int8"
@@ -207,13 +196,13 @@ def test_a_quantised_graph_really_runs_in_int8(kind: str, graph: Path, tmp_path:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_precision_and_graph_must_fit(
-    kind: str, graph: Path, quantised: Path, tmp_path: Path
+    kind: str, graph: Path, quantised: dict[str, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "engine.onnx"
     with pytest.raises(DataError, match="no convolution of the graph has Q/DQ"):
         build_engine(kind, graph, out, BuildOptions(precision="int8"))
     with pytest.raises(DataError, match="convolutions of the graph have Q/DQ nodes"):
-        build_engine(kind, quantised, out, BuildOptions(precision="fp32"))
+        build_engine(kind, quantised[kind], out, BuildOptions(precision="fp32"))
     with pytest.raises(UsageError, match="no fp16"):
         build_engine(kind, graph, out, BuildOptions(precision="fp16"))
     assert not out.exists()
@@ -236,3 +225,31 @@ def test_types_of_constants_are_found_without_onnx(graph: Path, tmp_path: Path) 
     for content in (b"", b"not a graph" * 50, path.read_bytes()[:40]):
         path.write_bytes(content)
         assert not constant_types(path)
+
+
+@pytest.mark.parametrize("used_by_others", [False, True])
+def test_openvino_is_imported_without_its_telemetry(tmp_path: Path, used_by_others: bool) -> None:
+    """Nothing is reported, and nothing else about it changes."""
+    pytest.importorskip("openvino_telemetry")
+    code = (
+        "import sys\n"
+        "from edgehp.engines.openvino import check_available; check_available()\n"
+        f"{'import openvino_telemetry.backend.backend_ga4' * used_by_others}\n"
+        "import openvino\n"
+        # Whether the telemetry's sender was loaded.
+        "print('backend_ga4' in ' '.join(sys.modules), len(openvino.Core().available_devices))"
+    )
+    # Neither a consent file nor CI's variables, which silence it too.
+    env = {k: v for k, v in os.environ.items() if k not in ("CI", "TF_BUILD", "JENKINS_URL")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**env, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    loaded, devices = done.stdout.split()
+    assert loaded == str(used_by_others)
+    assert int(devices) >= 1
+    assert not list(tmp_path.iterdir()), "a consent or statistics file was written"

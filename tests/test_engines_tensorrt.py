@@ -22,10 +22,11 @@ from edgehp.engines.audit import LayerPrecision, PrecisionAudit
 from edgehp.engines.base import TimedEngine
 from edgehp.engines.build import BuildOptions
 from edgehp.engines.cuda import Cuda, GpuLostError, check_cuda_package
-from edgehp.engines.tensorrt import TensorRtEngine
 from edgehp.engines.tensorrt_build import check_support, timing_cache_path
-from edgehp.engines.trt import audit_network, read_inspection
+from edgehp.engines.trt import audit_network, newest_opset, read_inspection, require_parsable
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
+from edgehp.pipeline.pipeline import build
+from edgehp.pipeline.plan import BuildRequest
 from edgehp.quantization.qdq import Emitter
 from edgehp.quantization.table import calibrate
 from tests.boards import JETSONS
@@ -33,6 +34,7 @@ from tests.driver.adapter_checks import crops_of, open_double
 from tests.driver.double import Driver, load_double
 from tests.driver.tensorrt import TensorRtDouble, expected
 from tests.helpers import random_crops
+from tests.pose_graphs import pose_graph
 from tests.quantization_graphs import SIZE as GRAPH_SIZE
 from tests.quantization_graphs import parse_rtx, small_network
 
@@ -61,10 +63,7 @@ def cuda() -> Cuda:
 
 
 @pytest.mark.parametrize("batch", [None, 1, 3])
-def test_every_batch_size_gives_the_networks_answer(
-    driver: Driver, trt: TensorRtDouble, batch: int | None
-) -> None:
-    del driver
+def test_every_batch_size_gives_the_networks_answer(trt: TensorRtDouble, batch: int | None) -> None:
     with open_double(trt, cuda(), batch) as engine:
         for turn, count in enumerate((8, 3, 8, 1, 2, 3, 9, 17, 8)):
             crops = crops_of(count, turn)
@@ -101,8 +100,8 @@ def test_upload_inference_and_download_are_timed_on_the_gpu(
     driver.fail("", 0)
 
 
-def test_an_engine_for_larger_batches_takes_a_single_crop(driver: Driver) -> None:
-    del driver
+@pytest.mark.usefixtures("driver")
+def test_an_engine_for_larger_batches_takes_a_single_crop() -> None:
     crops = crops_of(1)
     with open_double(TensorRtDouble((2, 2, 4)), cuda(), 2) as engine:
         np.testing.assert_allclose(engine.infer(crops).spread, expected(crops, 2)[1], rtol=1e-5)
@@ -139,8 +138,7 @@ def test_a_failed_opening_frees_everything(
     assert driver.live == 0
 
 
-def test_tensorrts_reasons_are_told(driver: Driver, trt: TensorRtDouble) -> None:
-    del driver
+def test_tensorrts_reasons_are_told(trt: TensorRtDouble) -> None:
     with open_double(trt, cuda()) as engine:
         trt.fails_run = True
         with pytest.raises(EnvironmentalError, match="run the engine: shapes or addresses"):
@@ -163,8 +161,9 @@ def test_a_lost_gpu_is_told_as_one(driver: Driver, trt: TensorRtDouble, status: 
     engine.close()
 
 
-def test_other_engines_are_refused(driver: Driver, trt: TensorRtDouble) -> None:
-    del driver
+def test_other_engines_and_batches_are_refused(trt: TensorRtDouble) -> None:
+    with pytest.raises(UsageError, match="batch size 9 asked for, the engine was built for 1 to 8"):
+        open_double(trt, cuda(), 9)
     trt.outputs = ("boxes",)
     with pytest.raises(DataError, match="expected one input 'crops'"):
         open_double(trt, cuda())
@@ -172,14 +171,6 @@ def test_other_engines_are_refused(driver: Driver, trt: TensorRtDouble) -> None:
     again.input_type = again.DataType.FLOAT
     with pytest.raises(DataError, match="uint8"):
         open_double(again, cuda())
-
-
-def test_a_batch_the_engine_was_not_built_for_is_refused(
-    driver: Driver, trt: TensorRtDouble
-) -> None:
-    del driver
-    with pytest.raises(UsageError, match="batch size 9 asked for, the engine was built for 1 to 8"):
-        open_double(trt, cuda(), 9)
 
 
 def test_without_a_graph_it_runs_and_says_so(driver: Driver, trt: TensorRtDouble) -> None:
@@ -190,8 +181,7 @@ def test_without_a_graph_it_runs_and_says_so(driver: Driver, trt: TensorRtDouble
         np.testing.assert_allclose(engine.infer(crops).spread, expected(crops, 1)[1], rtol=1e-5)
 
 
-def test_info_comes_from_the_engine(driver: Driver, trt: TensorRtDouble) -> None:
-    del driver
+def test_info_comes_from_the_engine(trt: TensorRtDouble) -> None:
     with open_double(trt, cuda(), 2) as engine:
         info = engine.info
     assert (info.kind, info.version, info.device) == ("tensorrt", "10.3.0", "Double GPU")
@@ -218,11 +208,9 @@ def test_what_a_version_cannot_do_is_refused(
         check_support(version, capability, BuildOptions(**options))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("version", "capability"), [("8.6.2", "8.7"), ("10.4.0", "7.0"), ("11.4.1", "12.0")]
-)
-def test_what_a_version_can_do_is_let_through(version: str, capability: str) -> None:
-    check_support(version, capability, BuildOptions(compute_capabilities=(capability,)))
+def test_what_a_version_can_do_is_let_through() -> None:
+    for version, capability in (("8.6.2", "8.7"), ("10.4.0", "7.0"), ("11.4.1", "12.0")):
+        check_support(version, capability, BuildOptions(compute_capabilities=(capability,)))
 
 
 def test_the_inspectors_words_are_understood() -> None:
@@ -241,39 +229,39 @@ def test_the_inspectors_words_are_understood() -> None:
             "Inputs": [{"Format/Datatype": "Channel major FP16 format"}],
         },
         {"Name": "heads", "LayerType": "gemm", "Inputs": [{"Format/Datatype": "Float"}]},
+        {"Name": "more", "LayerType": "gemm", "Inputs": [{"Format/Datatype": "Row BFloat16"}]},
     ]
     audit = read_inspection(json.dumps({"Layers": layers}))
     assert [(r.kind, r.precision) for r in audit.rows] == [
         ("Convolution", "int8"),
         ("Convolution", "fp16"),
         ("gemm", "fp32"),
+        ("gemm", "bf16"),
     ]
     with pytest.raises(CompatibilityError, match="1 in fp16, 1 in int8"):
         audit.require("int8", 2, "the engine")
     audit.require("int8", 1, "the engine")
+    # An engine without details is opaque, not fine.
+    audit = read_inspection(json.dumps({"Layers": ["conv1", "conv2"]}))
+    assert audit.reached == "unknown"
+    with pytest.raises(CompatibilityError, match="none found"):
+        audit.require("int8", 2, "the engine")
+
+
+def convolutions(source: str, *names: str) -> PrecisionAudit:
+    return PrecisionAudit(source, tuple(LayerPrecision(n, "Convolution", "int8") for n in names))
 
 
 def test_convolutions_inside_fused_layers_come_from_the_network() -> None:
-    engine = PrecisionAudit(
-        "engine inspector", (LayerPrecision("conv1 + relu", "Convolution", "int8"),)
-    )
-    network = PrecisionAudit(
-        "parsed network",
-        tuple(LayerPrecision(n, "Convolution", "int8") for n in ("conv1", "layer1.0.conv1")),
-    )
-    audit = engine.completed_by(network)
+    engine = convolutions("engine inspector", "conv1 + relu")
+    audit = engine.completed_by(convolutions("parsed network", "conv1", "layer1.0.conv1"))
     assert [r.layer for r in audit.rows] == ["conv1 + relu", "layer1.0.conv1"]
     assert "parsed network" in audit.rows[1].detail
     assert audit.opaque == "1 convolutions are inside fused layers"
-
-
-@pytest.mark.parametrize(
-    "name", ["a.conv1 || b.conv1", "a.conv1 + relu || b.conv1", "{ForeignNode[a.conv1...b.conv1]}"]
-)
-def test_layers_inside_joined_names_are_not_counted_again(name: str) -> None:
-    engine = PrecisionAudit("inspector", (LayerPrecision(name, "Convolution", "int8"),))
-    rows = (LayerPrecision(n, "Convolution", "int8") for n in ("a.conv1", "b.conv1"))
-    assert engine.completed_by(PrecisionAudit("parsed network", tuple(rows))) is engine
+    # Those whose names are joined are not counted again.
+    for name in ("a || b", "a + relu || b", "{ForeignNode[a...b]}"):
+        engine = convolutions("engine inspector", name)
+        assert engine.completed_by(convolutions("parsed network", "a", "b")) is engine
 
 
 def test_each_layer_of_a_dla_engine_says_where_it_runs() -> None:
@@ -283,11 +271,6 @@ def test_each_layer_of_a_dla_engine_says_where_it_runs() -> None:
     )
     audit = PrecisionAudit("engine inspector", rows).placed(1, ["softmax", "to_float"])
     assert [r.detail for r in audit.rows] == ["DLA core 1", "GPU: tactic"]
-
-
-def test_bfloat16_is_not_called_float() -> None:
-    layer = {"Name": "c", "LayerType": "gemm", "Inputs": [{"Format/Datatype": "Row BFloat16"}]}
-    assert read_inspection(json.dumps({"Layers": [layer]})).rows[0].precision == "bf16"
 
 
 def test_timings_are_kept_by_gpu_version_and_options(
@@ -436,29 +419,12 @@ def test_volta_gets_int8_by_ranges_or_the_truth(
 
 @pytest.mark.parametrize(("device", "core"), [(None, 0), ("dla:1", 1)])
 def test_dla_core_is_set_before_the_engine_is_read(
-    driver: Driver, trt: TensorRtDouble, tmp_path: Path, device: str | None, core: int
+    trt: TensorRtDouble, device: str | None, core: int
 ) -> None:
-    del driver
     trt.dla_cores = 2
-
-    class Engine(TensorRtEngine):
-        def _open_cuda(self, device: str | None, wait: str) -> Cuda:
-            return cuda()
-
-        def _import(self) -> TensorRtDouble:
-            return trt
-
-    (tmp_path / "plan").write_bytes(b"plan")
-    Engine(tmp_path / "plan", device=device).close()
+    open_double(trt, cuda(), device=device).close()
     assert trt.dla == core
     assert trt.violations == []
-
-
-def test_an_engine_without_details_is_opaque_not_fine() -> None:
-    audit = read_inspection(json.dumps({"Layers": ["conv1", "conv2"]}))
-    assert audit.reached == "unknown"
-    with pytest.raises(CompatibilityError, match="none found"):
-        audit.require("int8", 2, "the engine")
 
 
 def test_a_crashing_driver_is_reported_not_suffered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -496,3 +462,29 @@ def test_stubs_alone_are_not_tensorrt(tmp_path: Path, monkeypatch: pytest.Monkey
             import_tensorrt()
     finally:
         sys.modules.pop("tensorrt", None)
+
+
+def test_operator_sets_and_element_types_are_refused(tmp_path: Path) -> None:
+    known = {"8.6.2": 17, "9.2": 19, "10.3.0.30": 20, "10.16.2.10": 24, "11.5": 25}
+    assert {version: newest_opset(version) for version in known} == known
+    model = onnx.load(pose_graph(tmp_path / "net.onnx"))
+    with pytest.raises(CompatibilityError, match=r"set 18; TensorRT 8\.6 of orin reads at most 17"):
+        require_parsable(model, "8.6", "orin")
+    require_parsable(model, "10.3", "orin")
+    cast = next(n for n in model.graph.node if n.op_type == "Cast")
+    for name, version in (("BFLOAT16", "8.6"), ("INT4", "9.2"), ("UINT4", "11.5")):
+        cast.attribute[0].i = onnx.TensorProto.DataType.Value(name)
+        model.opset_import[0].version = 17
+        with pytest.raises(CompatibilityError, match=f"holds {name}, which TensorRT {version}"):
+            require_parsable(model, version, "orin")
+
+
+def test_a_deferred_build_is_refused_before_its_work(tmp_path: Path) -> None:
+    path = pose_graph(tmp_path / "net.onnx")
+    model = onnx.load(path)
+    model.opset_import[0].version = 25
+    onnx.save(model, path)
+    request = BuildRequest("orin-agx-64gb", network=str(path), output=tmp_path / "dist", defer=True)
+    with pytest.raises(CompatibilityError, match=r"TensorRT 10\.16\.2\.10 of orin"):
+        build(request)
+    assert not list((tmp_path / "dist").glob("*"))

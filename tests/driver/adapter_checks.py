@@ -26,7 +26,9 @@ from tests.driver.tensorrt import KERNEL, SIZE, TensorRtDouble, expected
 from tests.test_gpu_crop import against_opencv, as_form, scene
 
 
-def open_double(trt: TensorRtDouble, cuda: Cuda, batch: int | None = None) -> TensorRtEngine:
+def open_double(
+    trt: TensorRtDouble, cuda: Cuda, batch: int | None = None, device: str | None = None
+) -> TensorRtEngine:
     """The engine of edgehp with this module in TensorRT's place."""
 
     class Engine(TensorRtEngine):
@@ -39,7 +41,7 @@ def open_double(trt: TensorRtDouble, cuda: Cuda, batch: int | None = None) -> Te
     with tempfile.TemporaryDirectory() as folder:
         plan = Path(folder) / "plan"
         plan.write_bytes(b"plan")
-        return Engine(plan, batch=batch)
+        return Engine(plan, batch=batch, device=device)
 
 
 def crops_of(count: int, seed: int = 0) -> np.ndarray:
