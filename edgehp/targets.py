@@ -267,8 +267,8 @@ def resolve_target(
         )
         return Resolution(load_target(ORIN_DEFAULT, directory), note)
     orins = [load_target(each, directory) for each in names]
-    found = target_of_part(module.part_number, directory)
-    if found in orins:
+    found = next((t for t in orins if module.part_number in t.module_ids), None)
+    if found is not None:
         return Resolution(found, f"'{ORIN}' is {found.name}: this is a {module.description}")
     # Without a part number: the family, and the smallest memory that holds what Linux sees. A part
     # that no target names is another module: p3701-0008 has an AGX Orin's memory, not its clocks.
@@ -282,7 +282,8 @@ def resolve_target(
         and module.memory_gib <= target.memory_gb
     ]
     if not sized:
-        fitting = [found] if found is not None else orins
+        other = target_of_part(module.part_number, directory)
+        fitting = [other] if other is not None else orins
         raise UsageError(
             f"'{ORIN}': this Jetson calls itself {module.description!r}, which is no Orin module "
             f"known here\nhint: name the target: {', '.join(target.name for target in fitting)}"
