@@ -5,8 +5,6 @@ Every worker imports this module, for the work that it gets: nothing heavy is im
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import os
 import re
 import signal
@@ -17,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from edgehp.datasets.stores import FilePhoto
 from edgehp.errors import DataError
@@ -26,41 +25,14 @@ TLS = "distributed.comm.tls"
 
 
 def certificates(folder: Path) -> dict[str, str]:
-    """Dask's settings for a CA of our own and one certificate of it that all use."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
+    """Dask's settings for one certificate of our own that all use."""
+    from distributed import Security
 
-    now = datetime.datetime.now(datetime.timezone.utc)
-    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
-    names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, n)]) for n in ("ca", "node")]
+    made: Any = Security.temporary()
     folder.mkdir(parents=True, exist_ok=True)
-    for i, file in enumerate(("ca.pem", "node.pem")):
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(names[i])
-            .issuer_name(names[0])
-            .public_key(keys[i].public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=i == 0, path_length=None), critical=True)
-            .add_extension(
-                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
-                critical=False,
-            )
-            .sign(keys[0], hashes.SHA256())
-        )
-        (folder / file).write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    (folder / "key.pem").write_bytes(
-        keys[1].private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    values = {f"{TLS}.ca-file": str(folder / "ca.pem")}
+    (folder / "node.pem").write_text(made.tls_ca_file)
+    (folder / "key.pem").write_text(made.tls_client_key)
+    values = {f"{TLS}.ca-file": str(folder / "node.pem")}
     for role in ("scheduler", "worker", "client"):
         values[f"{TLS}.{role}.cert"] = str(folder / "node.pem")
         values[f"{TLS}.{role}.key"] = str(folder / "key.pem")

@@ -123,8 +123,16 @@ def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]
     return invoke
 
 
-def bench(*words: object, program: str = PROGRAM) -> list[object]:
+def words_of(*words: object, program: str = PROGRAM) -> list[object]:
     return [*BENCH, *words, "--remote-command", program]
+
+
+@pytest.fixture
+def bench(rack: Rack, run: Callable[..., Any]) -> Callable[..., tuple[int, str, str]]:
+    """``edgehp bench`` of the rack's artifact on one board."""
+    return lambda host, *words, program=PROGRAM: run(
+        *words_of(rack.artifact, "--host", host, *words, program=program)
+    )
 
 
 def program(*modes: str) -> str:
@@ -134,7 +142,7 @@ def program(*modes: str) -> str:
 def test_a_benchmark_runs_there_and_its_report_lands_here(rack: Rack, run, tmp_path) -> None:
     artifact = ship_parts.tiny_artifact(tmp_path / "dist" / "tiny")
     # Without a name it is the newest here that travels.
-    code, out, err = run(*bench("--against", "none", "--host", "orin", program=EDGEHP))
+    code, out, err = run(*words_of("--against", "none", "--host", "orin", program=EDGEHP))
     assert code == 0, err
     report = artifact / "reports" / REPORT
     assert json.loads(report.read_text())["kind"] == "benchmark"
@@ -145,13 +153,11 @@ def test_a_benchmark_runs_there_and_its_report_lands_here(rack: Rack, run, tmp_p
     assert re.search(r"^edgehp: orin: send: [\d.]+ s$", err, re.M)
 
 
-def test_what_travels_is_the_artifact_and_the_frames(rack: Rack, run, tmp_path: Path) -> None:
+def test_what_travels_is_the_artifact_and_the_frames(rack: Rack, bench, tmp_path: Path) -> None:
     (tmp_path / "my frames.zip").write_bytes(b"zip")
     (rack.artifact / "reports").mkdir(exist_ok=True)
     (rack.artifact / "reports" / "old.json").write_text("{}")
-    code, out, _ = run(
-        *bench(rack.artifact, "--host", "xavier", "--frames", "my frames.zip", "--json")
-    )
+    code, out, _ = bench("xavier", "--frames", "my frames.zip", "--json")
     assert code == 0
     said = json.loads(out)
     manifest = load_artifact(rack.artifact).manifest
@@ -170,44 +176,39 @@ def test_what_travels_is_the_artifact_and_the_frames(rack: Rack, run, tmp_path: 
     assert said["folder"] == str(rack.artifact / "reports")
 
 
-def test_the_exit_code_is_that_of_the_command_there(rack: Rack, run, tmp_path) -> None:
-    words = bench(rack.artifact, "--host", "orin", "--output", tmp_path, program=program("exit=3"))
-    found, _, err = run(*words)
-    assert found == 3
+def test_the_exit_code_is_that_of_the_command_there(bench, tmp_path) -> None:
+    code, _, err = bench("orin", "--output", tmp_path, program=program("exit=3"))
+    assert code == 3
     assert "orin: error: found this, expected that" in err
     assert err.count("found this") == 1
     # A gate that was missed has a report too.
     assert json.loads((tmp_path / REPORT).read_text()) == {"state": "complete"}
 
 
-def test_an_unknown_host_key_is_refused_whatever_the_users_ssh_says(
-    rack: Rack, run, monkeypatch
+def test_no_other_host_key_is_accepted_whatever_the_users_ssh_says(
+    rack: Rack, bench, monkeypatch
 ) -> None:
     rack.known_hosts.write_text("")
     monkeypatch.setenv("EDGEHP_SSH", rack.ssh("-o", "StrictHostKeyChecking=no"))
-    code, out, err = run(*bench(rack.artifact, "--host", "orin"))
+    code, out, err = bench("orin")
     assert (code, out) == (5, "")
     assert err.count("\n") == 1
     assert "not among your known hosts" in err
     assert "ssh orin" in err
     assert rack.known_hosts.read_text() == ""
-
-
-def test_a_changed_host_key_is_refused_as_such(rack: Rack, run) -> None:
     words = rack.orin.known().split()
     rack.known_hosts.write_text(f"{words[0]} {' '.join(rack.xavier.host_key)}\n")
-    code, _, err = run(*bench(rack.artifact, "--host", "orin"))
+    code, _, err = bench("orin")
     assert code == 5
     assert "not the one in your known hosts" in err
 
 
-def test_a_board_without_edgehp_or_with_another(rack: Rack, run) -> None:
-    code, _, err = run(*BENCH, rack.artifact, "--host", "orin")
+def test_a_board_without_edgehp_or_with_another(bench, run) -> None:
+    code, _, err = bench("orin", program="edgehp")
     assert code == 5
     assert "edgehp was not found on orin" in err
     assert "--remote-command" in err
-    words = bench(rack.artifact, "--host", "orin", program=program("version=0.0.7"))
-    code, _, err = run(*words)
+    code, _, err = bench("orin", program=program("version=0.0.7"))
     assert code == 5
     assert err == (
         f"edgehp: error: orin has edgehp 0.0.7, this machine {__version__}: install the same "
@@ -223,20 +224,20 @@ def test_a_board_without_edgehp_or_with_another(rack: Rack, run) -> None:
     ]
 
 
-def test_a_board_that_is_not_there(rack: Rack, run) -> None:
+def test_a_board_that_is_not_there(rack: Rack, bench) -> None:
     rack.config.write_text(rack.config.read_text() + "\nHost off\n  HostName 127.0.0.1\n  Port 1\n")
-    code, _, err = run(*bench(rack.artifact, "--host", "off"))
+    code, _, err = bench("off")
     assert code == 5
     assert "off cannot be reached" in err
     assert "refused" in err
 
 
-def test_a_board_that_falls_silent_is_noticed(rack: Rack, run, monkeypatch) -> None:
+def test_a_board_that_falls_silent_is_noticed(rack: Rack, bench, monkeypatch) -> None:
     options = ("-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=2")
     monkeypatch.setenv("EDGEHP_SSH", rack.ssh(*options))
     thread = rack.when_running(rack.orin, lambda: rack.orin.signal(signal.SIGSTOP))
     started = time.monotonic()
-    code, _, err = run(*bench(rack.artifact, "--host", "orin", program=program("hang=60")))
+    code, _, err = bench("orin", program=program("hang=60"))
     thread.join()
     assert code == 5
     assert "the connection to orin was lost" in err
@@ -253,7 +254,9 @@ def test_one_of_two_boards_vanishes_and_costs_its_own_row(
         f"# the rack\norin {program('hang=2')}\nxavier {program('hang=60')}\n\nnowhere.invalid\n"
     )
     thread = rack.when_running(rack.xavier, rack.xavier.drop)
-    code, out, err = run(*bench(rack.artifact, "--hosts", hosts, "--output", tmp_path / "reports"))
+    code, out, err = run(
+        *words_of(rack.artifact, "--hosts", hosts, "--output", tmp_path / "reports")
+    )
     thread.join()
     assert code == 5
     rows = {line.split()[0]: line for line in out.splitlines()[-3:]}
@@ -269,7 +272,7 @@ def test_one_of_two_boards_vanishes_and_costs_its_own_row(
 def test_many_boards_as_json(rack: Rack, run, tmp_path) -> None:
     hosts = tmp_path / "hosts"
     hosts.write_text(f"orin {program('exit=6')}\nxavier\n")
-    code, out, _ = run(*bench(rack.artifact, "--hosts", hosts, "--json", "--output", tmp_path))
+    code, out, _ = run(*words_of(rack.artifact, "--hosts", hosts, "--json", "--output", tmp_path))
     assert code == 6
     rows = json.loads(out)
     assert [(r["host"], r["exit_code"], r["error"]) for r in rows] == [
@@ -284,8 +287,8 @@ def test_many_boards_as_json(rack: Rack, run, tmp_path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_what_stops_here_stops_there(rack: Rack, tmp_path: Path, number: signal.Signals) -> None:
-    words = bench(rack.artifact, "--host", "orin", "--output", tmp_path, program=program("hang=60"))
-    process = rack.start(*words, text=True)
+    words = (rack.artifact, "--host", "orin", "--output", tmp_path)
+    process = rack.start(*words_of(*words, program=program("hang=60")), text=True)
     rack.running(rack.orin)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
@@ -304,7 +307,7 @@ def test_a_reader_here_that_has_enough_does_not_stop_the_command_there(
 ) -> None:
     options = ("--host", "orin", "--output", tmp_path)
     process = rack.start(
-        *bench(rack.artifact, *options, program=program("lines=2000")), stdout=subprocess.PIPE
+        *words_of(rack.artifact, *options, program=program("lines=2000")), stdout=subprocess.PIPE
     )
     assert process.stdout is not None and process.stderr is not None
     process.stdout.readline()
@@ -315,12 +318,9 @@ def test_a_reader_here_that_has_enough_does_not_stop_the_command_there(
     assert (tmp_path / REPORT).exists()
 
 
-def test_a_command_that_takes_too_long(rack: Rack, run) -> None:
-    words = bench(
-        rack.artifact, "--host", "orin", "--remote-timeout", 1, program=program("hang=60")
-    )
+def test_a_command_that_takes_too_long(bench) -> None:
     began = time.monotonic()
-    code, _, err = run(*words)
+    code, _, err = bench("orin", "--remote-timeout", 1, program=program("hang=60"))
     assert code == 5
     assert "did not end on orin within 1 s" in err
     # It is stopped, not waited for.
@@ -330,7 +330,7 @@ def test_a_command_that_takes_too_long(rack: Rack, run) -> None:
 def test_an_altered_artifact_does_not_travel(rack: Rack, run, tmp_path: Path) -> None:
     copy = ship_parts.tiny_artifact(tmp_path / "tiny")
     (copy / "engine.onnx").write_bytes((copy / "engine.onnx").read_bytes()[:-1] + b"?")
-    code, _, err = run(*bench(copy, "--host", "orin"))
+    code, _, err = run(*words_of(copy, "--host", "orin"))
     assert code == 4
     assert "was changed" in err
 
@@ -420,7 +420,7 @@ def test_options_that_do_not_fit_together(rack: Rack, run, tmp_path: Path) -> No
     assert run("bench", "--hosts", "missing")[0] == 1
 
 
-def test_a_connection_lost_while_sending_leaves_nothing(rack: Rack, run, tmp_path: Path) -> None:
+def test_a_connection_lost_while_sending_leaves_nothing(rack: Rack, bench, tmp_path: Path) -> None:
     (tmp_path / "faces.zip").touch()
     os.truncate(tmp_path / "faces.zip", 10**9)
 
@@ -430,7 +430,7 @@ def test_a_connection_lost_while_sending_leaves_nothing(rack: Rack, run, tmp_pat
 
     thread = threading.Thread(target=drop)
     thread.start()
-    code, out, err = run(*bench(rack.artifact, "--frames", "faces.zip", "--host", "orin", "--json"))
+    code, out, err = bench("orin", "--frames", "faces.zip", "--json")
     thread.join()
     assert (code, out) == (5, "")
     assert "the connection to orin was lost while sending files" in err
@@ -458,10 +458,10 @@ with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as tar:
     ],
 )
 def test_a_board_that_sends_something_else(
-    rack: Rack, run, tmp_path: Path, name: str, code: int, words: str
+    rack: Rack, bench, tmp_path: Path, name: str, code: int, words: str
 ) -> None:
     (rack.rogue.folder / "bin" / "name").write_text(name)
-    found, _, err = run(*bench(rack.artifact, "--host", "rogue", "--output", tmp_path / "out"))
+    found, _, err = bench("rogue", "--output", tmp_path / "out")
     assert found == code
     assert words in err
     assert not list(tmp_path.rglob("*"))
