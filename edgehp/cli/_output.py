@@ -8,12 +8,13 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import click
 
+T = TypeVar("T")
 _STYLED = re.compile(r"((?:\x1b\[[0-9;]*m)+)(.*?)(\x1b\[0m)", re.DOTALL)
 # Longer words may be cut: paths and hashes.
 _LONGEST_WORD = 20
@@ -159,6 +160,13 @@ def print_table(
 ) -> None:
     """Print `format_table` on stdout."""
     click.echo(format_table(headers, rows, right))
+
+
+def print_columns(
+    rows: Iterable[T], columns: Mapping[str, Callable[[T], object]], right: Collection[int] = ()
+) -> None:
+    """Print a table by its columns: their titles, and what each shows of a row."""
+    print_table([*columns], [[show(row) for show in columns.values()] for row in rows], right)
 
 
 def _plain(value: object) -> Any:

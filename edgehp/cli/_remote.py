@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgehp.cli._command import PATH, live, loudness, note, typed
-from edgehp.cli._output import print_json, print_table, say, styled
+from edgehp.cli._output import print_columns, print_json, say, styled
 from edgehp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -291,18 +291,15 @@ def print_outcomes(outcomes: Sequence[Outcome], as_json: bool) -> None:
         for o in outcomes:
             if o.stdout:
                 click.echo(f"{o.board.name}\n{'-' * len(o.board.name)}\n{o.stdout}\n")
-        print_table(
-            ("board", "state", "exit", "seconds", "what"),
-            [
-                (
-                    o.board.name,
-                    styled("FAILED", "red") if o.exit_code else styled("ok", "green"),
-                    o.exit_code,
-                    f"{o.seconds:.1f}",
-                    o.error or ", ".join(map(str, o.results)) or None,
-                )
-                for o in outcomes
-            ],
+        print_columns(
+            outcomes,
+            {
+                "board": lambda o: o.board.name,
+                "state": lambda o: styled(*(("FAILED", "red") if o.exit_code else ("ok", "green"))),
+                "exit": lambda o: o.exit_code,
+                "seconds": lambda o: f"{o.seconds:.1f}",
+                "what": lambda o: o.error or ", ".join(map(str, o.results)) or None,
+            },
             right=(2, 3),
         )
     if failed := [o.board.name for o in outcomes if o.exit_code]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
 from edgehp.cli._command import json_option, loudness, subcommand
-from edgehp.cli._output import print_json, print_table, styled
+from edgehp.cli._output import print_columns, print_json, print_table, styled
 from edgehp.cli._remote import over_ssh
 from edgehp.errors import EnvironmentalError, UsageError
 from edgehp.progress import step
 
 if TYPE_CHECKING:
-    from edgehp.doctor.report import Diagnosis
+    from edgehp.doctor.report import Diagnosis, PackageState
 
 
 def _machine(found: Diagnosis) -> list[tuple[str, str]]:
@@ -45,53 +46,40 @@ def _machine(found: Diagnosis) -> list[tuple[str, str]]:
     return rows
 
 
-def _line(problem: str) -> str:
-    """A reason and its hint in one line."""
-    return problem.replace("\nhint: ", "; ")
-
-
 def _print_packages(found: Diagnosis, verbose: bool) -> None:
     """Packages, engines, the commands that cannot run (all of them with -v), and the verdict."""
-    headers = ["package", "version", "state"]
-    rows = [
-        [
-            state.name,
-            state.version,
-            styled("ok", "green")
-            if state.works
-            else styled(state.problem or "not installed", "yellow"),
-        ]
-        for state in found.packages
-    ]
-    if verbose:
-        headers.append("needed by")
-        for row, state in zip(rows, found.packages, strict=True):
-            every = len(state.commands) == len(found.commands)
-            row.append("every command" if every else " ".join(state.commands) or "optional")
-    print_table(headers, rows)
+    ok = styled("ok", "green")
+
+    def needed_by(state: PackageState) -> str:
+        every = len(state.commands) == len(found.commands)
+        return "every command" if every else " ".join(state.commands) or "optional"
+
+    columns: dict[str, Callable[[PackageState], object]] = {
+        "package": lambda s: s.name,
+        "version": lambda s: s.version,
+        "state": lambda s: ok if s.works else styled(s.problem or "not installed", "yellow"),
+    }
+    print_columns(found.packages, columns | ({"needed by": needed_by} if verbose else {}))
     click.echo()
-    print_table(
-        ["engine", "state", "why"],
-        [
-            (e.kind, styled("ok", "green"), "")
-            if e.problem is None
-            else (e.kind, styled("not here", "yellow"), _line(e.problem))
-            for e in found.engines
-        ],
+    print_columns(
+        found.engines,
+        {
+            "engine": lambda e: e.kind,
+            "state": lambda e: ok if e.problem is None else styled("not here", "yellow"),
+            # A reason and its hint in one line.
+            "why": lambda e: (e.problem or "").replace("\nhint: ", "; "),
+        },
     )
     cannot = [state for state in found.commands if not state.ok]
     if shown := found.commands if verbose else cannot:
         click.echo()
-        print_table(
-            ["command", "state", "what to do"],
-            [
-                (
-                    state.name,
-                    styled("ok", "green") if state.ok else styled("cannot run", "red"),
-                    "; ".join(state.remedies) or None,
-                )
-                for state in shown
-            ],
+        print_columns(
+            shown,
+            {
+                "command": lambda c: c.name,
+                "state": lambda c: ok if c.ok else styled("cannot run", "red"),
+                "what to do": lambda c: "; ".join(c.remedies) or None,
+            },
         )
     all_, able = len(found.commands), len(found.commands) - len(cannot)
     verdict = styled(f"{able} of {all_} commands can run here", "yellow" if cannot else "green")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from edgehp.cli._command import PATH, json_option, subcommand, threads_option
-from edgehp.cli._output import print_json, print_table
+from edgehp.cli._output import print_columns, print_json
 from edgehp.progress import step
 
 
@@ -89,20 +89,17 @@ def _print(values: dict[str, Any], kept: tuple[str, ...]) -> None:
         f"{full['worst']:.2f})\nms: {values['latency_model']}\n"
     )
     rows = sorted(values["layers"], key=lambda r: (-r["gain"], -r["degrees"]))
-    print_table(
-        ("layer", "operator", "alone", "its spread", "gain", "INT8 ms", "float ms"),
-        [
-            (
-                f"{r['name']} *" if r["name"] in kept else r["name"],
-                r["operator"],
-                f"{r['degrees']:.4f}",
-                _number(r["alone"]["spread"]),
-                f"{r['gain']:+.4f}",
-                f"{r['int8_ms']:.4f}",
-                f"{r['float_ms']:.4f}",
-            )
-            for r in rows
-        ],
+    print_columns(
+        rows,
+        {
+            "layer": lambda r: f"{r['name']} *" if r["name"] in kept else r["name"],
+            "operator": lambda r: r["operator"],
+            "alone": lambda r: f"{r['degrees']:.4f}",
+            "its spread": lambda r: _number(r["alone"]["spread"]),
+            "gain": lambda r: f"{r['gain']:+.4f}",
+            "INT8 ms": lambda r: f"{r['int8_ms']:.4f}",
+            "float ms": lambda r: f"{r['float_ms']:.4f}",
+        },
         range(2, 7),
     )
     click.echo(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgehp.cli._command import Group, json_option, note
-from edgehp.cli._output import print_json, print_table, say
+from edgehp.cli._output import print_columns, print_json, print_table, say
 
 if TYPE_CHECKING:
     from edgehp.targets import Target, Verdict
@@ -65,19 +65,16 @@ def command(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         print_json([target.to_dict() for target in targets])
         return
-    print_table(
-        ["target", "what it is", "engine", "compute", "precisions", "run for real"],
-        [
-            (
-                target.name,
-                target.title,
-                target.engine,
-                " ".join(target.compute_capabilities) or None,
-                _precisions(target),
-                target.verified,
-            )
-            for target in targets
-        ],
+    print_columns(
+        targets,
+        {
+            "target": lambda t: t.name,
+            "what it is": lambda t: t.title,
+            "engine": lambda t: t.engine,
+            "compute": lambda t: " ".join(t.compute_capabilities) or None,
+            "precisions": _precisions,
+            "run for real": lambda t: t.verified,
+        },
     )
     orin = resolve_target("orin").note
     click.echo()
@@ -104,21 +101,18 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
     for title, rows in (("power mode", target.power_modes), ("board", target.boards)):
         if rows:
             click.echo()
-            print_table(
-                [title, "INT8 TOPS", "FP16 TFLOPS", "GB/s", "MHz", "SMs", "W", "default"],
-                [
-                    (
-                        row.name,
-                        row.int8_tops,
-                        row.fp16_tflops,
-                        row.bandwidth_gb_s,
-                        row.gpu_mhz,
-                        row.sms,
-                        row.power_w,
-                        "default" if row.default else None,
-                    )
-                    for row in rows
-                ],
+            print_columns(
+                rows,
+                {
+                    title: lambda row: row.name,
+                    "INT8 TOPS": lambda row: row.int8_tops,
+                    "FP16 TFLOPS": lambda row: row.fp16_tflops,
+                    "GB/s": lambda row: row.bandwidth_gb_s,
+                    "MHz": lambda row: row.gpu_mhz,
+                    "SMs": lambda row: row.sms,
+                    "W": lambda row: row.power_w,
+                    "default": lambda row: "default" if row.default else None,
+                },
                 right=range(1, 7),
             )
             for source in dict.fromkeys(row.source for row in rows):
@@ -126,18 +120,17 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
                 say(f"{names}: {source}")
     if target.jetpack:
         click.echo()
-        print_table(
-            ["JetPack", "L4T", "TensorRT", "CUDA", "Ubuntu", "Python", "usable"],
-            [
-                (
-                    row.jetpack,
-                    f"{row.l4t_first} to {row.l4t_last}" if row.l4t_last else f">= {row.l4t_first}",
-                    row.tensorrt if row.verified else f"{row.tensorrt} (not verified)",
-                    row.cuda,
-                    row.ubuntu,
-                    row.python,
-                    "yes" if row.usable else "no: Python too old",
-                )
-                for row in target.jetpack
-            ],
+        print_columns(
+            target.jetpack,
+            {
+                "JetPack": lambda j: j.jetpack,
+                "L4T": lambda j: (
+                    f"{j.l4t_first} to {j.l4t_last}" if j.l4t_last else f">= {j.l4t_first}"
+                ),
+                "TensorRT": lambda j: j.tensorrt + ("" if j.verified else " (not verified)"),
+                "CUDA": lambda j: j.cuda,
+                "Ubuntu": lambda j: j.ubuntu,
+                "Python": lambda j: j.python,
+                "usable": lambda j: "yes" if j.usable else "no: Python too old",
+            },
         )
