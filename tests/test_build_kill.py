@@ -99,8 +99,8 @@ def _build(folder: Path) -> list[str]:
     return arguments
 
 
-def _killed(arguments: list[str], environment: dict[str, str], step: str) -> None:
-    """Run a build until it reports `step` as done, and kill it there and then."""
+def _at(arguments: list[str], environment: dict[str, str], step: str) -> subprocess.Popen[str]:
+    """A build that has just reported `step` as done."""
     build = subprocess.Popen(
         arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
     )
@@ -109,28 +109,23 @@ def _killed(arguments: list[str], environment: dict[str, str], step: str) -> Non
     for line in build.stderr:
         lines.append(line)
         if f" {step}: " in line:
-            build.kill()
             break
-    build.wait()
-    build.stderr.close()
     assert f" {step}: " in lines[-1], "".join(lines)
+    return build
+
+
+def _killed(arguments: list[str], environment: dict[str, str], step: str) -> None:
+    """Run a build until it reports `step` as done, and kill it there and then."""
+    build = _at(arguments, environment, step)
+    build.kill()
+    build.communicate()
 
 
 def test_a_build_ended_by_sigterm_leaves_nothing(tmp_path: Path, repo: Path) -> None:
     arguments = _build(tmp_path)
-    build = subprocess.Popen(
-        arguments,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        env=_environment(repo),
-    )
-    assert build.stderr is not None
-    for line in build.stderr:
-        if " graph: " in line:
-            assert any((tmp_path / "dist").iterdir())
-            build.terminate()
-            break
+    build = _at(arguments, _environment(repo), "graph")
+    assert any((tmp_path / "dist").iterdir())
+    build.terminate()
     _, rest = build.communicate(timeout=120)
     assert build.returncode == 130
     assert "edgehp: error: ended by SIGTERM; what was unfinished is removed\n" in rest

@@ -160,7 +160,6 @@ def test_the_command_labels_counts_and_lists_skips(
         (('kind = "euler"', 'kind = "eulers"'), "eulers"),
         (('["pitch", "yaw", "roll"]', '["pitch", "yaw", "yaw"]'), "no order"),
         (('convention = "aflw2000"', 'convention = "AFLW"'), "unknown pose convention"),
-        (('"colour.onnx"', '"other.onnx"'), "other.onnx is not in"),
         (("[input]", "weight = -1\n[input]"), "'weight' is -1; .* > 0"),
         (("[output]", "[grid]\nsize = 2\n[output]"), "odd"),
         (("[output]", "[grid]\nsize = 15\nstep = 0.5\n[output]"), "off the face"),
@@ -181,9 +180,6 @@ def test_networks_that_are_not_as_described_are_refused(tmp_path: Path) -> None:
     text = path.read_text()
     path.write_text(text.replace("[input]", '[input]\nname = "images"'))
     with pytest.raises(CheckpointError, match="no input 'images', found x"):
-        Teacher(load_description(path))
-    path.write_text(text.replace('kind = "euler"', 'kind = "euler"\nname = "pose"'))
-    with pytest.raises(CheckpointError, match="no output 'pose', found angles"):
         Teacher(load_description(path))
     (tmp_path / "colour.onnx").write_bytes(b"not a network")
     path.write_text(text)
