@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgehp.datasets.stores import FilePhoto
+from edgehp.datasets.stores import Photo
 from edgehp.errors import DataError
 from tests.processes import REPO
 
@@ -104,7 +104,7 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class KillingPhoto(FilePhoto):
+class KillingPhoto(Photo):
     """A photo that kills whoever reads it."""
 
     def read(self) -> bytes:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edgehp.datasets.stores import Archive, FilePhoto, ZipPhoto
+from edgehp.datasets.stores import Archive, Photo, open_archive, open_store
 from edgehp.errors import DataError
 from edgehp.files import read_bytes
 from edgehp.images import decode_photo, find_photos
@@ -261,16 +261,20 @@ def test_huge_dimensions_are_refused_before_memory_is_taken() -> None:
 
 def test_file_errors_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.jpg.*No such file"):
-        FilePhoto(tmp_path / "absent.jpg").read()
+        Photo(tmp_path / "absent.jpg").read()
     with pytest.raises(DataError, match=r"void\.jpg.*empty"):
-        FilePhoto(write(tmp_path / "void.jpg", b"")).read()
+        Photo(write(tmp_path / "void.jpg", b"")).read()
 
 
-def test_zip_survives_pickling(tmp_path: Path) -> None:
+def test_a_photo_in_a_zip_survives_pickling_and_another_zip(tmp_path: Path) -> None:
     path = zip_of(tmp_path / "a.zip", {"a/0.jpg": encoded()})
-    source = pickle.loads(pickle.dumps(ZipPhoto(Archive(path), "a/0.jpg")))
+    source = pickle.loads(pickle.dumps(open_store(path).photo("a/0.jpg")))
     assert source.read() == encoded()
     assert source.where.endswith("a.zip:a/0.jpg")
+    # Opened once, and anew where the file at its place is another one.
+    assert open_archive(path) is open_archive(path)
+    zip_of(path, {"a/0.jpg": encoded(suffix=".png")})
+    assert source.read() == encoded(suffix=".png")
 
 
 def test_zips_of_powershell_and_macos_are_read(

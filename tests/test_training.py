@@ -19,7 +19,7 @@ from msgspec.structs import replace as changed_spec
 from edgehp import pose
 from edgehp.crop import Box, Preprocessing, crop_face
 from edgehp.datasets.base import Dataset, Skips
-from edgehp.datasets.stores import SentPhoto
+from edgehp.datasets.stores import Photo
 from edgehp.errors import DataError, UsageError
 from edgehp.networks.description import load_description
 from edgehp.networks.spec import EHPNET, KD_RESNET
@@ -103,7 +103,9 @@ def test_photos_are_left_out_where_they_are_damaged_and_held_back_by_name(
     faces: Dataset, caplog: pytest.LogCaptureFixture
 ) -> None:
     items = items_of(faces)
-    bad = replace(items[3], sample=replace(items[3].sample, source=SentPhoto("here", b"no photo")))
+    bad = replace(
+        items[3], sample=replace(items[3].sample, source=Photo(Path("here"), data=b"no photo"))
+    )
     items[3] = bad
     device = torch.device("cpu")
     with pytest.raises(DataError, match="here: expected a JPEG"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from edgehp.crop import Box
 from edgehp.datasets.base import Dataset, PoseSamples, Sample, Skips, labels_from_angles
 from edgehp.datasets.lists import BoxList, find_boxes, require_split
-from edgehp.datasets.stores import FilePhoto, inside
+from edgehp.datasets.stores import Photo, inside
 from edgehp.errors import DataError
 from edgehp.files import stand_in
 from edgehp.pose import to_aflw2000
@@ -91,7 +91,7 @@ def read_aflw(
             published = to_aflw2000(face.angles, "aflw")
             matrix, angles = labels_from_angles(published, f"{database}: face {face.face_id}")
             if found.keeps(face.name, angles):
-                found.samples.append(Sample(face.name, FilePhoto(photo), box, matrix, angles))
+                found.samples.append(Sample(face.name, Photo(photo), box, matrix, angles))
     found.refuse_degrees(f"{database}: the faces", "table FacePose")
     return found.dataset(
         "FaceRect of aflw.sqlite" if listed is None else listed.source,

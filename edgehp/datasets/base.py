@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.crop import Box
-from edgehp.datasets.stores import PhotoSource
+from edgehp.datasets.stores import Photo
 from edgehp.errors import DataError
 from edgehp.images import Image, decode_photo
 from edgehp.pose import matrix_from_euler
@@ -51,7 +51,7 @@ class Sample:
     """
 
     name: str
-    source: PhotoSource = field(repr=False)
+    source: Photo = field(repr=False)
     box: Box | None = None
     matrix: Array | None = field(default=None, repr=False)
     angles: Array | None = None

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from edgehp.datasets.base import Dataset, PoseSamples, Sample
 from edgehp.datasets.lists import find_boxes, require_split
-from edgehp.datasets.stores import FilePhoto
+from edgehp.datasets.stores import Photo
 from edgehp.errors import DataError
 from edgehp.files import decode_text, read_bytes
 from edgehp.pose import euler_from_matrix, project_to_rotation, require_rotation
@@ -90,7 +90,7 @@ def read_biwi(
             matrix.flags.writeable = angles.flags.writeable = False
             if found.keeps(name, angles):
                 box = entries[0].box
-                found.samples.append(Sample(name, FilePhoto(photo), box, matrix, angles))
+                found.samples.append(Sample(name, Photo(photo), box, matrix, angles))
     return found.dataset(
         listed.source,
         split=split,

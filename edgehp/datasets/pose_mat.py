@@ -23,7 +23,7 @@ import numpy.typing as npt
 from edgehp.crop import Box
 from edgehp.datasets.base import Dataset, PoseSamples, Sample, labels_from_angles
 from edgehp.datasets.lists import BoxList, find_boxes
-from edgehp.datasets.stores import FilePhoto
+from edgehp.datasets.stores import Photo
 from edgehp.errors import DataError
 from edgehp.files import read_bytes, require_utf8
 from edgehp.images import is_apple_double, report_left_out
@@ -179,7 +179,7 @@ def _read(
             matrix, angles = labels_from_angles(truth.angles, str(photo))
             if found.keeps(own, angles):
                 box = _box(own, photo, boxes, truth)
-                found.samples.append(Sample(own, FilePhoto(photo), box, matrix, angles))
+                found.samples.append(Sample(own, Photo(photo), box, matrix, angles))
     found.refuse_degrees(f"{root}: the .mat files", "Pose_Para")
     return found.dataset(LANDMARK_RULE if boxes is None else boxes.source, **more)
 

@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from edgehp.errors import DataError
 from edgehp.files import read_bytes, stand_in
@@ -23,51 +22,59 @@ _LARGEST_MEMBER = 256 * 2**20
 
 
 @dataclass(frozen=True)
-class FilePhoto:
-    """A photo in a file of its own."""
+class Photo:
+    """Where the bytes of an encoded photo come from.
+
+    Attributes:
+        path: of its file, or of the zip that it is in.
+        member: its name in the zip; None where it is a file of its own.
+        data: the photo itself, where it was sent here from another machine.
+    """
 
     path: Path
+    member: str | None = None
+    data: bytes | None = field(default=None, repr=False)
 
     @property
     def where(self) -> str:
-        """The file's path."""
-        return str(self.path)
+        """Its place, for messages."""
+        return str(self.path) if self.member is None else f"{self.path}:{self.member}"
 
     def read(self) -> bytes:
         """The encoded photo.
 
         Raises:
-            DataError: missing, unreadable or too large.
+            DataError: missing, unreadable, damaged, encrypted or too large.
         """
-        return read_bytes(self.path, "a photo")
+        if self.data is not None:
+            return self.data
+        if self.member is None:
+            return read_bytes(self.path, "a photo")
+        return open_archive(self.path).read(self.member)
 
 
-@dataclass(frozen=True)
-class ZipPhoto:
-    """A photo inside a zip file."""
+def photo_for(source: Photo, here: Path | None, there: Path | None) -> Photo:
+    """A photo as another machine can read it.
 
-    archive: Archive
-    member: str
+    Args:
+        source: the photo.
+        here: a folder or zip that is on the other machine too; None to send the photo itself.
+        there: its place on the other machine.
 
-    @property
-    def where(self) -> str:
-        """The zip's path and the member's name."""
-        return f"{self.archive.path}:{self.member}"
-
-    def read(self) -> bytes:
-        """The encoded photo.
-
-        Raises:
-            DataError: the member is damaged, encrypted or too large.
-        """
-        return self.archive.read(self.member)
+    Raises:
+        DataError: not below `here`, or, where it is sent, missing, unreadable or too large.
+    """
+    if here is None or there is None:
+        return replace(source, data=source.read())
+    if not source.path.is_relative_to(here):
+        raise DataError(
+            f"{source.where}: not a photo below {here}, so where it is elsewhere is unknown"
+        )
+    return replace(source, path=there / source.path.relative_to(here))
 
 
 class Archive:
-    """A zip file read member by member, never extracted; names have ``/``.
-
-    Usable from threads, across ``fork`` and after pickling: every process opens the file anew,
-    since processes that share one file description would move each other's read position.
+    """A zip file read member by member, never extracted; names have ``/``. Usable from threads.
 
     Attributes:
         path: of the zip.
@@ -82,10 +89,22 @@ class Archive:
             DataError: missing, not a zip, or with encrypted or duplicate members.
         """
         self.path = path
-        self._reset()
+        self._lock = threading.Lock()
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except OSError as e:
+            raise DataError(f"{path}: cannot open the zip: {e.strerror or e}") from e
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as e:
+            with path.open("rb") as file:
+                other = stand_in(file.read(512))
+            if other is not None:
+                raise DataError(f"{path} is {other}") from e
+            raise DataError(
+                f"{path}: expected a folder of photos or a complete zip of them: {e}"
+            ) from e
         self._members: dict[str, str] = {}
         self.left_out = Counter[str]()
-        for info in self._open().infolist():
+        for info in self._zip.infolist():
             # PowerShell 5 writes names with backslashes.
             name = info.filename.replace("\\", "/")
             if info.is_dir() or name.endswith("/"):
@@ -108,35 +127,9 @@ class Archive:
         """The zip's path."""
         return str(self.path)
 
-    def photo(self, name: str) -> ZipPhoto:
+    def photo(self, name: str) -> Photo:
         """A photo, not yet read."""
-        return ZipPhoto(self, name)
-
-    def _reset(self) -> None:
-        self._lock = threading.Lock()
-        self._zip: zipfile.ZipFile | None = None
-        self._process = -1
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """By its place: what it becomes in another process is opened once there."""
-        return _opened, (self.path,)
-
-    def _open(self) -> zipfile.ZipFile:
-        if self._zip is None:
-            try:
-                self._zip = zipfile.ZipFile(self.path)
-            except OSError as e:
-                raise DataError(f"{self.path}: cannot open the zip: {e.strerror or e}") from e
-            except (zipfile.BadZipFile, NotImplementedError, ValueError) as e:
-                with self.path.open("rb") as file:
-                    other = stand_in(file.read(512))
-                if other is not None:
-                    raise DataError(f"{self.path} is {other}") from e
-                raise DataError(
-                    f"{self.path}: expected a folder of photos or a complete zip of them: {e}"
-                ) from e
-            self._process = os.getpid()
-        return self._zip
+        return Photo(self.path, name)
 
     def read(self, name: str) -> bytes:
         """The bytes of one member, its checksum verified.
@@ -145,17 +138,14 @@ class Archive:
             DataError: no such member, or it is damaged or too large.
         """
         where = f"{self.path}:{name}"
-        if self._process != os.getpid():
-            self._reset()  # after a fork another thread's lock may be locked for ever
         with self._lock:
-            archive = self._open()
             try:
-                info = archive.getinfo(self._members[name])
+                info = self._zip.getinfo(self._members[name])
                 if info.file_size > _LARGEST_MEMBER:
                     raise DataError(
                         f"{where}: {info.file_size} bytes, expected <= {_LARGEST_MEMBER}"
                     )
-                return archive.read(info)
+                return self._zip.read(info)
             except KeyError:
                 raise DataError(f"{where}: no such member in the zip") from None
             except (zipfile.BadZipFile, zlib.error, EOFError) as e:
@@ -164,63 +154,24 @@ class Archive:
                 raise DataError(f"{where}: cannot read the zip member: {e}") from e
 
 
-class _Elsewhere(Archive):
-    """A zip that is on another machine, and opened by whoever unpickles this."""
+def open_archive(path: Path) -> Archive:
+    """The zip at `path`, opened once in each process, and anew where the file is another one.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-
-@lru_cache(maxsize=16)
-def _opened(path: Path) -> Archive:
-    return Archive(path)
-
-
-@dataclass(frozen=True)
-class SentPhoto:
-    """A photo that was sent here.
-
-    Attributes:
-        where: where it was read.
-        data: the encoded photo.
-    """
-
-    where: str
-    data: bytes = field(repr=False)
-
-    def read(self) -> bytes:
-        """The encoded photo."""
-        return self.data
-
-
-# Where the bytes of one encoded photo come from.
-PhotoSource = FilePhoto | ZipPhoto | SentPhoto
-
-
-def photo_for(source: PhotoSource, here: Path | None, there: Path | None) -> PhotoSource:
-    """A photo as another machine can read it.
-
-    Args:
-        source: the photo.
-        here: a folder or zip that is on the other machine too; None to send the photo itself.
-        there: its place on the other machine.
+    Processes that share one file description would move each other's read position.
 
     Raises:
-        DataError: not below `here`, or, where it is sent, missing, unreadable or too large.
+        DataError: as of `Archive`.
     """
-    if here is None or there is None:
-        return SentPhoto(source.where, source.read())
     try:
-        if isinstance(source, FilePhoto):
-            return FilePhoto(there / source.path.relative_to(here))
-        if isinstance(source, ZipPhoto):
-            path = there / source.archive.path.relative_to(here)
-            return replace(source, archive=_Elsewhere(path))
-    except ValueError:
-        pass
-    raise DataError(
-        f"{source.where}: not a photo below {here}, so where it is elsewhere is unknown"
-    )
+        status = path.stat()
+    except OSError as e:
+        raise DataError(f"{path}: cannot open the zip: {e.strerror or e}") from e
+    return _opened(path, os.getpid(), (status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=64)
+def _opened(path: Path, process: int, file: tuple[int, int, int]) -> Archive:
+    return Archive(path)
 
 
 class Folder:
@@ -248,9 +199,9 @@ class Folder:
         """
         return read_bytes(self.path / name, "a list")
 
-    def photo(self, name: str) -> FilePhoto:
+    def photo(self, name: str) -> Photo:
         """A photo, not yet read."""
-        return FilePhoto(self.path / name)
+        return Photo(self.path / name)
 
 
 Store = Archive | Folder
@@ -262,7 +213,7 @@ def open_store(path: Path) -> Store:
     Raises:
         DataError: a file that is not a complete zip, or as of `edgehp.images.files_below`.
     """
-    return Folder(path) if path.is_dir() else Archive(path)
+    return Folder(path) if path.is_dir() else open_archive(path)
 
 
 def plain_name(name: str) -> str:
