@@ -389,7 +389,7 @@ FIELDS: dict[str, tuple[Any, ...]] = {
 NAMES = ("../../evil/x", "/etc/evil", "..", "", "a/b", "x\n", "-rf", "x" * 300)
 
 
-def test_every_field_of_an_offer_is_checked_where_it_enters(fleet: Fleet, tmp_path: Path) -> None:
+def test_every_field_from_outside_is_checked_where_it_enters(fleet: Fleet, tmp_path: Path) -> None:
     """Whatever is wrong with a bundle that is newer, it is not taken for one."""
 
     def spoil(signed: Any) -> None:
