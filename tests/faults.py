@@ -105,8 +105,11 @@ def calls_of(action: Callable[[], object]) -> int:
 def scratch() -> Iterator[Path]:
     """A folder in memory where there is one: some disks take long to remove thousands of them."""
     place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=place) as name:
-        yield Path(name)
+    folder = Path(tempfile.mkdtemp(dir=place))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 def deaths(
