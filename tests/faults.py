@@ -4,20 +4,18 @@
 
 Two layers, both without a compiler or privileges.
 
-`killed` runs an action in a forked child that dies by SIGKILL right before its n-th call of a
+`deaths` runs an action in a forked child that dies by SIGKILL right before its n-th call of a
 function of ``os`` (or of `open`); a write can also die half way. What the kernel had accepted is
 kept, as after a crash of the process.
 
-`recorded` runs an action here and notes, after every such call, what the folder holds and what was
-flushed. `Recording.after_cut` then says what may be found there after a power cut at that moment,
-by rules harsher than those of any journalling file system:
+`cuts` runs an action here and notes, after every such call, what the folder holds and what was
+flushed. Then it makes what may be found there after a power cut at each moment, by rules harsher
+than those of any journalling file system:
 
 - content that was not flushed with fsync is old, torn, zeros, or there;
 - an entry of a folder (new file, removal, rename) that was not flushed by fsync of that folder did
   happen or did not, each independently of the others and of their order;
 - a rename is atomic; flushing a file does not keep its name.
-
-`deaths` and `cuts` give the folders that are found after each, one at a time.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +45,6 @@ CALLS = (
     "fstat", "statvfs", "listdir", "scandir", "utime", "chmod",
 )  # fmt: skip
 _NEVER = 10**9
-
-
-@dataclass(frozen=True)
-class Killed:
-    """What became of a child: whether it was killed, and how many calls it made if not."""
-
-    killed: bool
-    calls: int
 
 
 @contextmanager
@@ -68,10 +58,14 @@ def no_flush() -> Iterator[None]:
         os.fsync = real
 
 
-def killed(action: Callable[[], object], point: int) -> Killed:
+def killed(action: Callable[[], object], point: int) -> int | None:
     """Run `action` in a child that dies before its file-system call number `point`, from 0.
 
-    Flushing is left out in the child: for a process that dies it changes nothing.
+    Flushing is left out in the child: for a process that dies it changes nothing. A write counts as
+    two calls: before it, and half way.
+
+    Returns:
+        None if it was killed, else how many calls it made.
 
     Raises:
         AssertionError: the action raised.
@@ -90,15 +84,10 @@ def killed(action: Callable[[], object], point: int) -> Killed:
         told = pipe.read().decode()
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-        return Killed(True, point)
+        return None
     if not told.isdigit():
         raise AssertionError(f"the child failed at point {point}:\n{told}")
-    return Killed(False, int(told))
-
-
-def calls_of(action: Callable[[], object]) -> int:
-    """How many points `killed` has for `action`; a write counts as two: before it and half way."""
-    return killed(action, _NEVER).calls
+    return int(told)
 
 
 @contextmanager
@@ -118,11 +107,11 @@ def deaths(
     """Copies of `source` after `action` was killed in them at every n-th call, and at the last."""
     with scratch() as folder:
         counted = shutil.copytree(source, folder / "counted")
-        count = calls_of(lambda: action(counted))
+        count = killed(lambda: action(counted), _NEVER) or 0
         for point in [*range(first % every, count - 1, every), count - 1]:
             # The copy is made here, so that every call of the child belongs to the action.
             copy = shutil.copytree(source, folder / str(point))
-            assert killed(lambda: action(copy), point).killed  # noqa: B023
+            assert killed(lambda: action(copy), point) is None  # noqa: B023
             yield point, copy
             shutil.rmtree(copy)
 
@@ -133,11 +122,13 @@ def cuts(
     """What a copy of `source` may be after power cuts during `action`, every state once."""
     with scratch() as folder:
         copy = shutil.copytree(source, folder / "copy")
-        recording = recorded(lambda: action(copy), copy)
+        recorder = _Recorder(copy)
+        with _hooked(recorder.before, recorder.after):
+            action(copy)
         seen = set()
-        for moment in range(len(recording)):
+        for number, moment in enumerate(recorder.moments):
             for each in how:
-                state = recording.after_cut(moment, each, rng)
+                state = moment.after_cut(each, rng)
                 if (key := hash(tuple(state.items()))) in seen:
                     continue
                 seen.add(key)
@@ -147,11 +138,11 @@ def cuts(
                         (found / path).mkdir()
                     else:
                         (found / path).write_bytes(content)
-                yield f"{each} at {moment}", found
+                yield f"{each} at {number}", found
                 shutil.rmtree(found)
     # One that always found the same would prove nothing. A flush ends in a state that was possible
     # before it, so that a short action has fewer states than calls.
-    assert 2 * len(seen) > len(recording)
+    assert 2 * len(seen) > len(recorder.moments)
 
 
 def _in_child(action: Callable[[], object], point: int, writing: int) -> None:
@@ -231,48 +222,27 @@ _Change = tuple[int, str, "int | None"]
 class _Moment:
     """The disk after one call: what is flushed, and what only the kernel knows."""
 
+    root: int
     entries: dict[int, dict[str, int]]
     pending: list[list[_Change]]
     flushed: dict[int, bytes]
     contents: dict[int, bytes]
 
-
-@dataclass
-class Recording:
-    """What happened to a folder, call by call.
-
-    Attributes:
-        names: of the calls after which something had changed.
-    """
-
-    names: list[str] = field(default_factory=list)
-    _moments: list[_Moment] = field(default_factory=list)
-    _root: int = 0
-
-    def __len__(self) -> int:
-        return len(self._moments)
-
-    def after_cut(self, moment: int, how: str, rng: random.Random) -> dict[str, bytes | None]:
-        """What may be found after a power cut at `moment`: contents by path, None of a folder.
+    def after_cut(self, how: str, rng: random.Random) -> dict[str, bytes | None]:
+        """What may be found after a power cut now: contents by path, None of a folder.
 
         Args:
-            moment: 0 is before anything happened.
             how: ``"nothing"`` that was not flushed is there, ``"everything"`` is, ``"names"``
                 (all entries, no content), or ``"random"``.
             rng: for ``"random"``, and for where torn files are torn.
         """
-        at = self._moments[moment]
-        entries = {folder: dict(names) for folder, names in at.entries.items()}
-        for operation in at.pending:
+        entries = {folder: dict(names) for folder, names in self.entries.items()}
+        for operation in self.pending:
             if how in ("everything", "names") or (how == "random" and rng.random() < 0.5):
-                for folder, name, found in operation:
-                    if found is None:
-                        entries.setdefault(folder, {}).pop(name, None)
-                    else:
-                        entries.setdefault(folder, {})[name] = found
+                _apply(operation, entries)
         contents = {
-            key: _after_cut(at.flushed.get(key, b""), data, how, rng)
-            for key, data in at.contents.items()
+            key: _after_cut(self.flushed.get(key, b""), data, how, rng)
+            for key, data in self.contents.items()
         }
 
         def below(folder: int, path: str) -> Iterator[tuple[str, bytes | None]]:
@@ -283,7 +253,15 @@ class Recording:
                 else:
                     yield from below(found, f"{path}/{name}")
 
-        return dict(below(self._root, "."))
+        return dict(below(self.root, "."))
+
+
+def _apply(operation: list[_Change], entries: dict[int, dict[str, int]]) -> None:
+    for folder, name, found in operation:
+        if found is None:
+            entries.setdefault(folder, {}).pop(name, None)
+        else:
+            entries.setdefault(folder, {})[name] = found
 
 
 def _after_cut(flushed: bytes, current: bytes, how: str, rng: random.Random) -> bytes:
@@ -302,38 +280,27 @@ def _after_cut(flushed: bytes, current: bytes, how: str, rng: random.Random) -> 
     )[choice]
 
 
-def recorded(action: Callable[[], object], root: Path) -> Recording:
-    """Run `action` and record what happens to the folder `root`; what is in it counts as flushed.
-
-    Objects are told apart by their inodes, and the folder is read after every call, so that
-    changes are seen however they were made.
-    """
-    recorder = _Recorder(root)
-    with _hooked(recorder.before, recorder.after):
-        action()
-    return recorder.recording
-
-
 class _Recorder:
-    """Compares the folder with what it was after the call before."""
+    """Compares a folder, after every call, with what it was after the call before.
+
+    Objects are told apart by their inodes, so that changes are seen however they were made. What is
+    there at first counts as flushed.
+    """
 
     def __init__(self, root: Path) -> None:
         self._path = str(root)
         self._objects: dict[int, int] = {}
         self._next = 1
-        self._names: dict[int, dict[str, int]] = {}
         self._contents: dict[int, bytes] = {}
         self._stamps: dict[int, tuple[int, int]] = {}
         self._synced: int | None = None
-        self.recording = Recording()
-        self._flushed_names: dict[int, dict[str, int]] = {}
+        self.moments: list[_Moment] = []
         self._pending: list[list[_Change]] = []
-        self._flushed: dict[int, bytes] = {}
         self._names, self._contents = self._read()
-        self.recording._root = self._objects[os.stat(self._path).st_ino]
+        self._root = self._objects[os.stat(self._path).st_ino]
         self._flushed_names = {k: dict(v) for k, v in self._names.items()}
         self._flushed = dict(self._contents)
-        self._keep("start")
+        self._keep()
 
     def before(self, name: str, arguments: tuple[Any, ...]) -> None:
         self._synced = None
@@ -350,7 +317,7 @@ class _Recorder:
             self._flush(self._objects[self._synced])
             changed = True
         if changed:
-            self._keep(name)
+            self._keep()
 
     def _flush(self, key: int) -> None:
         if key in self._contents:
@@ -361,24 +328,17 @@ class _Recorder:
             if not any(folder == key for folder, _, _ in operation):
                 kept.append(operation)
                 continue
-            for folder, name, found in operation:
-                names = self._flushed_names.setdefault(folder, {})
-                if found is None:
-                    names.pop(name, None)
-                else:
-                    names[name] = found
+            _apply(operation, self._flushed_names)
         self._pending = kept
 
-    def _keep(self, name: str) -> None:
-        self.recording.names.append(name)
-        self.recording._moments.append(
+    def _keep(self) -> None:
+        names = {k: dict(v) for k, v in self._flushed_names.items()}
+        # Of everything ever seen: a file whose removal was lost is still there.
+        before = self.moments[-1].contents if self.moments else {}
+        self.moments.append(
             _Moment(
-                {k: dict(v) for k, v in self._flushed_names.items()},
-                [list(operation) for operation in self._pending],
-                dict(self._flushed),
-                # Of everything ever seen: a file whose removal was lost is still there.
-                {**(self.recording._moments[-1].contents if self.recording._moments else {}),
-                 **self._contents},
+                self._root, names, list(self._pending), dict(self._flushed),
+                {**before, **self._contents},
             )
         )  # fmt: skip
 
