@@ -25,13 +25,7 @@ from edgehp.datasets.faces import read_rendered
 from edgehp.errors import DataError, EnvironmentalError, UsageError, without_password
 from edgehp.pose import geodesic_degrees, matrix_from_euler
 from edgehp.runtime.capture import CaptureThread, Complaints
-from edgehp.runtime.detection import (
-    BackgroundDetection,
-    DetectedFace,
-    InlineDetection,
-    network_box,
-    overlap,
-)
+from edgehp.runtime.detection import DetectedFace, Detection, network_box, overlap
 from edgehp.runtime.filter import RotationFilter, lag_seconds, rotation_exp, rotation_log
 from edgehp.runtime.frames import FrameHealth, as_rgb, nv12_picture
 from edgehp.runtime.output import Metrics, PipeSink, SocketSink, Watchdog
@@ -379,7 +373,7 @@ class Detector:
 
 def test_the_detector_is_asked_now_and_then_and_near_the_face_only():
     whole, near = Detector(Box(150, 80, 250, 180)), Detector(Box(60, 60, 160, 160))
-    tracker = FaceTracker(InlineDetection(whole, near), every=5)
+    tracker = FaceTracker(Detection(whole, near), every=5)
     photo = cv2.cvtColor(scene(), cv2.COLOR_GRAY2RGB)
     faces = [tracker.update(photo) for _ in range(12)]
     assert [f.detected for f in faces] == [True, *[False] * 4, True, *[False] * 4, True, False]
@@ -392,7 +386,7 @@ def test_the_detector_is_asked_now_and_then_and_near_the_face_only():
 
 def test_a_face_that_the_detector_no_longer_sees_is_given_up():
     whole, near = Detector(Box(150, 80, 250, 180)), Detector(None)
-    tracker = FaceTracker(InlineDetection(whole, near), every=3, patience=2)
+    tracker = FaceTracker(Detection(whole, near), every=3, patience=2)
     photo = cv2.cvtColor(scene(), cv2.COLOR_GRAY2RGB)
     there = [tracker.update(photo) is not None for _ in range(6)]
     assert there == [True, True, True, True, False, True] and len(near.sizes) == 2
@@ -407,7 +401,7 @@ def held_tracker():
             hold.wait(20)
             return super().detect(photo)
 
-    detection = BackgroundDetection(Slow(Box(150, 80, 250, 180)), Detector(None))
+    detection = Detection(Slow(Box(150, 80, 250, 180)), Detector(None), beside=True)
     return hold, detection, FaceTracker(detection)
 
 
@@ -474,8 +468,8 @@ def test_a_detector_that_fails_is_an_error_and_not_an_empty_car(error):
     failing = Failing(None), Failing(None)
     photo = cv2.cvtColor(scene(), cv2.COLOR_GRAY2RGB)
     with pytest.raises(EnvironmentalError):
-        FaceTracker(InlineDetection(*failing)).update(photo)
-    tracker = FaceTracker(BackgroundDetection(*failing))
+        FaceTracker(Detection(*failing)).update(photo)
+    tracker = FaceTracker(Detection(*failing, beside=True))
 
     def fails() -> bool:
         try:

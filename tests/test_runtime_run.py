@@ -36,12 +36,7 @@ from edgehp.engines.base import Prediction
 from edgehp.engines.cuda import GpuLostError
 from edgehp.errors import DataError, EnvironmentalError
 from edgehp.pose import geodesic_degrees, matrix_from_euler
-from edgehp.runtime.detection import (
-    BackgroundDetection,
-    DetectedFace,
-    InlineDetection,
-    overlap,
-)
+from edgehp.runtime.detection import DetectedFace, Detection, overlap
 from edgehp.runtime.engine import EngineFaultError, EngineHost
 from edgehp.runtime.loop import Runtime
 from edgehp.runtime.output import Sink, Watchdog
@@ -339,7 +334,7 @@ def test_a_detector_that_fails_for_a_moment_is_told_and_asked_again(opener):
             return [DetectedFace(BOX, 0.9)]
 
     # In the loop's own thread: on a busy machine the flow of this texture carries no box for long.
-    tracker = FaceTracker(InlineDetection(Faulty(), Faulty()), every=1)
+    tracker = FaceTracker(Detection(Faulty(), Faulty()), every=1)
     records, summary = run(
         live(), opener, lambda r: "detector_fault" in states(r) and states(r)[-1] == "ok",
         tracker=tracker,
@@ -376,7 +371,7 @@ def test_before_the_detector_has_looked_nobody_is_said_to_be_missing(opener, pau
         opened.append(None)
         return Camera(lambda n: None if gone.is_set() and len(opened) == 1 else good(n))
 
-    tracker = FaceTracker(BackgroundDetection(Nobody(), Nobody()), every=1)
+    tracker = FaceTracker(Detection(Nobody(), Nobody(), beside=True), every=1)
     settings = struct_replace(
         FAST, capture=struct_replace(FAST.capture, retry_first=pause, retry_longest=pause)
     )

@@ -42,13 +42,7 @@ from edgehp.crop import Box  # noqa: E402
 from edgehp.engines.base import Crops, Engine, Prediction  # noqa: E402
 from edgehp.files import resource_dir  # noqa: E402
 from edgehp.pose import geodesic_degrees, matrix_from_euler  # noqa: E402
-from edgehp.runtime.detection import (  # noqa: E402
-    BackgroundDetection,
-    CenterFace,
-    InlineDetection,
-    find_weights,
-    overlap,
-)
+from edgehp.runtime.detection import CenterFace, Detection, find_weights, overlap  # noqa: E402
 from edgehp.runtime.engine import EngineHost  # noqa: E402
 from edgehp.runtime.filter import lag_seconds, rotation_exp, rotation_log  # noqa: E402
 from edgehp.runtime.loop import Runtime, Summary  # noqa: E402
@@ -90,8 +84,8 @@ class SlowEngine:
 
 def tracker(inline: bool) -> FaceTracker:
     weights = find_weights()
-    kind = InlineDetection if inline else BackgroundDetection
-    return FaceTracker(kind(CenterFace(weights), CenterFace(weights, side=160)))
+    whole, near = CenterFace(weights), CenterFace(weights, side=160)
+    return FaceTracker(Detection(whole, near, beside=not inline))
 
 
 def live(video: Path) -> Source:

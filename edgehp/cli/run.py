@@ -225,12 +225,7 @@ def _tested(artifact: Path | None, threads: int | None) -> OpenedNetwork:
 
 
 def _tracker(boxes: str | None, settings: Settings, inline: bool) -> Tracker:
-    from edgehp.runtime.detection import (
-        BackgroundDetection,
-        CenterFace,
-        InlineDetection,
-        find_weights,
-    )
+    from edgehp.runtime.detection import CenterFace, Detection, find_weights
     from edgehp.runtime.tracking import FaceTracker, FixedBox
 
     if boxes is not None:
@@ -239,9 +234,10 @@ def _tracker(boxes: str | None, settings: Settings, inline: bool) -> Tracker:
         return FixedBox(parse_box(boxes))
     weights = find_weights()
     score = settings.tracking.min_face_score
-    detection = (InlineDetection if inline else BackgroundDetection)(
+    detection = Detection(
         CenterFace(weights, threshold=score, side=_WHOLE),
         CenterFace(weights, threshold=score, side=_REGION),
+        beside=not inline,
     )
     return FaceTracker(detection, settings.tracking.every, settings.tracking.patience)
 

@@ -218,15 +218,16 @@ class Found:
     error: EdgehpError | None = None
 
 
-class InlineDetection:
-    """Runs the detectors in the caller's thread: every frame waits, results do not depend on time.
+class Detection:
+    """Runs the detectors, one job at a time: in the caller's thread, or in one beside it.
 
-    Two detectors, because a region needs fewer pixels than a whole frame, and OpenCV's network must
-    keep one input shape.
+    In the caller's every frame waits, and results do not depend on time. Two detectors, because a
+    region needs fewer pixels than a whole frame, and OpenCV's network must keep one input shape.
     """
 
-    def __init__(self, whole: FaceDetector, region: FaceDetector) -> None:
+    def __init__(self, whole: FaceDetector, region: FaceDetector, *, beside: bool = False) -> None:
         self._whole, self._region = whole, region
+        self._pool = ThreadPoolExecutor(1, "detection") if beside else None
         self._answer: Future[Found] | None = None
 
     @property
@@ -236,7 +237,11 @@ class InlineDetection:
 
     def request(self, job: Job) -> None:
         """Start the job; only while not busy."""
-        self._answer = self._start(job)
+        if self._pool is not None:
+            self._answer = self._pool.submit(self._find, job)
+        else:
+            self._answer = Future[Found]()
+            self._answer.set_result(self._find(job))
 
     def poll(self) -> Found | None:
         """The answer to the last job, once it is there."""
@@ -247,11 +252,8 @@ class InlineDetection:
 
     def close(self) -> None:
         """Stop after the job in work."""
-
-    def _start(self, job: Job) -> Future[Found]:
-        done = Future[Found]()
-        done.set_result(self._find(job))
-        return done
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
     def _find(self, job: Job) -> Found:
         faces: tuple[DetectedFace, ...] = ()
@@ -280,18 +282,3 @@ class InlineDetection:
             )
             for f in self._region.detect(np.ascontiguousarray(part))
         ]
-
-
-class BackgroundDetection(InlineDetection):
-    """Runs the detectors in a thread of their own, one job at a time."""
-
-    def __init__(self, whole: FaceDetector, region: FaceDetector) -> None:
-        super().__init__(whole, region)
-        self._pool = ThreadPoolExecutor(1, "detection")
-
-    def close(self) -> None:
-        """Stop after the job in work."""
-        self._pool.shutdown(cancel_futures=True)
-
-    def _start(self, job: Job) -> Future[Found]:
-        return self._pool.submit(self._find, job)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.crop import Box
-from edgehp.runtime.detection import DetectedFace, InlineDetection, Job, network_box, overlap
+from edgehp.runtime.detection import DetectedFace, Detection, Job, network_box, overlap
 
 Image = npt.NDArray[np.uint8]
 
@@ -90,7 +90,7 @@ class FixedBox(Tracker):
 class FaceTracker(Tracker):
     """Detects, carries along, detects again."""
 
-    def __init__(self, detection: InlineDetection, every: int = 15, patience: int = 2) -> None:
+    def __init__(self, detection: Detection, every: int = 15, patience: int = 2) -> None:
         """No face yet.
 
         Args:
