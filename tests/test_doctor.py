@@ -52,21 +52,12 @@ def states(**problems: str | None) -> list[PackageState]:
     ]
 
 
-def test_native_crash_is_reported_not_suffered() -> None:
-    found = Probe().python_code("import ctypes; ctypes.string_at(0)")
-    assert found.problem == "crashed with SIGSEGV"
-
-
-def test_what_does_not_end_or_start_is_reported() -> None:
+def test_what_does_not_end_start_or_survive_is_reported() -> None:
     found = run([sys.executable, "-c", "import time; time.sleep(60)"], timeout=0.5)
     assert found.code is None and "0.5 s" in str(found.problem)
+    found = Probe().python_code("import ctypes; ctypes.string_at(0)")
+    assert found.problem == "crashed with SIGSEGV"
     assert run(["/nonexistent/program"]).problem is not None
-
-
-@pytest.mark.parametrize("answer", ["", "{}", '{"version": 13000, "gpus": [1]}'])
-def test_unreadable_driver_answer(answer: str) -> None:
-    nvidia = find_nvidia(answering(RunResult(0, answer, "", None)))
-    assert nvidia.problem is not None and not nvidia.gpus
 
 
 def test_driver_with_a_gpu(tmp_path: Path) -> None:
@@ -78,6 +69,9 @@ def test_driver_with_a_gpu(tmp_path: Path) -> None:
     nvidia = find_nvidia(Probe(root=tmp_path, runner=probe.runner))
     assert (nvidia.driver, nvidia.cuda, nvidia.problem) == ("535.129.03", "12.2", None)
     assert nvidia.gpus[0].compute_capability == "7.0"
+    for answer in ("", "{}", '{"version": 13000, "gpus": [1]}'):
+        nvidia = find_nvidia(answering(RunResult(0, answer, "", None)))
+        assert "gave no answer" in str(nvidia.problem) and not nvidia.gpus
 
 
 def test_cpu_features_from_a_tree(tmp_path: Path) -> None:

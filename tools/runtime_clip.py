@@ -121,37 +121,28 @@ def _background(rng: np.random.Generator, size: tuple[int, int]) -> npt.NDArray[
     return np.asarray(cv2.resize(coarse, size, interpolation=cv2.INTER_CUBIC), np.float32)
 
 
-def packaged_head(archive: Path, number: int = 0, largest: float = 15.0) -> Head:
-    """A packaged rendered head in colour that looks about straight ahead."""
+def packaged_head(archive: Path) -> Head:
+    """The first packaged rendered head in colour that looks about straight ahead."""
     name = f"{archive.stem}/labels.csv"
     rows = read_table(open_store(archive).read(name), name).rows
     infrared = {f"{archive.stem}/{row['image']}" for _, row in rows if row["nir"] == "1"}
-    found = 0
-    for sample in read_rendered(archive).samples:
-        if (
-            sample.name in infrared
-            or sample.angles is None
-            or sample.matrix is None
-            or sample.box is None
-        ):
+    for s in read_rendered(archive).samples:
+        if s.name in infrared or s.angles is None or s.matrix is None or s.box is None:
             continue
-        if np.abs(sample.angles).max() > largest:
-            continue
-        if found == number:
-            return Head(sample.load(), sample.box, sample.matrix)
-        found += 1
-    raise ValueError(f"{archive}: fewer than {number + 1} such heads")
+        if np.abs(s.angles).max() <= 15:
+            return Head(s.load(), s.box, s.matrix)
+    raise ValueError(f"{archive}: no such head")
 
 
-def rendered_heads(seed: int, count: int, fps: float = FPS, side: int = 384) -> list[Head]:
+def rendered_heads(seed: int, count: int) -> list[Head]:
     """One person who turns the head smoothly; needs `anny` and `moderngl`."""
     from rendering.heads import HeadModel
     from rendering.scene import Ranges, Studio
 
-    studio = Studio(HeadModel(), side, 0.62)
+    studio = Studio(HeadModel(), 384, 0.62)
     heads = []
     for number in range(count):
-        t = number / fps
+        t = number / FPS
         angles = np.array(
             [14 * np.sin(1.7 * t + 1), 38 * np.sin(1.1 * t), 6 * np.sin(2.3 * t + 2)], np.float64
         )
