@@ -19,7 +19,7 @@ from tests.bench_artifact import make_artifact
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_artifact(tmp_path_factory.mktemp("cold"))
+    return make_artifact(tmp_path_factory.mktemp("cold"), small=True)
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,7 @@ def test_starts_are_timed_from_process_to_answer(
 def test_a_start_that_fails_is_the_error_of_opening(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    altered = make_artifact(tmp_path)
+    altered = make_artifact(tmp_path, small=True)
     graph = altered / "engine.onnx"
     graph.write_bytes(graph.read_bytes()[:-1] + b"?")
     code, _, err = bench(capsys, altered, "--starts", 1)

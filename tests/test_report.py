@@ -162,7 +162,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory, benchmark_report: Benchma
     """An artifact with both reports, from which ``edgehp report`` has made its page."""
     pytest.importorskip("matplotlib")
     pytest.importorskip("jinja2")
-    folder = make_artifact(tmp_path_factory.mktemp("dist"))
+    folder = make_artifact(tmp_path_factory.mktemp("dist"), small=True)
     write_report(benchmark_report.to_dict(), folder / "reports", "bench-single-stream")
     write_report(validation_report(), folder / "reports", "validation")
     (folder / "notes.json").write_text("[]")
@@ -226,7 +226,7 @@ def test_the_verdict_of_an_artifact(
     write_report(partial.to_dict(), tmp_path, "bench")
     claims = claims_of(tmp_path)
     assert claims["Measurement"].good is False and "interrupted" in claims["Measurement"].text
-    nothing = claims_of(make_artifact(tmp_path / "other"))
+    nothing = claims_of(make_artifact(tmp_path / "other", small=True))
     assert nothing["Speed"].text == "not measured" and nothing["Power"].good is None
 
 
