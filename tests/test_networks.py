@@ -25,16 +25,21 @@ from edgehp.networks.checkpoint import (
     save_weights,
 )
 from edgehp.networks.graph import build_graph, graph_bytes
-from edgehp.networks.layout import Weights, expected_shapes
+from edgehp.networks.layout import Weights, expected_shapes, infer_spec
 from edgehp.networks.spec import EHPNET, KD_RESNET, NetworkSpec
-from tests.helpers import random_network
 
 Network = tuple[Weights, NetworkSpec]
 
 
+def some_weights(spec: NetworkSpec) -> Weights:
+    rng = np.random.default_rng(0)
+    shapes = expected_shapes(spec)
+    return {k: rng.uniform(0.1, 1, shape).astype(np.float32) for k, shape in shapes.items()}
+
+
 @pytest.fixture(scope="module")
 def small() -> Network:
-    return random_network("kd-resnet18", 32)
+    return some_weights(KD_RESNET), KD_RESNET
 
 
 def equal(a: Weights, b: Weights) -> bool:
@@ -54,8 +59,6 @@ def save_torch(path: Path, content: Any) -> None:
 
 def test_parameter_counts() -> None:
     pytest.importorskip("torch")
-    from edgehp.networks.checkpoint import build_module
-
     for spec, count in ((KD_RESNET, 11_481_234), (EHPNET, 11_266_170)):
         module = build_module(spec)
         assert sum(p.numel() for p in module.parameters()) == count
@@ -91,20 +94,41 @@ def test_bfloat16_is_read(small: Network, tmp_path: Path) -> None:
     assert all(np.allclose(loaded[k], v, rtol=1 / 128) for k, v in small[0].items())
 
 
-@pytest.mark.parametrize("wrap", ["bare", "state_dict", "model", "module"])
-def test_published_layout_loads_unchanged(small: Network, tmp_path: Path, wrap: str) -> None:
-    content: dict[str, Any] = {
-        **small[0],
-        "encoder_net.model.bn1.num_batches_tracked": np.array(7),
-    }
-    if wrap == "module":
-        content = {f"module.{k}": v for k, v in content.items()}
-    elif wrap != "bare":
-        content = {wrap: content, "epoch": 3}
-    save_torch(tmp_path / "net.pth", content)
-    weights, spec = load_weights(tmp_path / "net.pth")
+# As published, and as trainers write them, under all names that files have.
+@pytest.mark.parametrize(
+    ("suffix", "layout"),
+    [
+        (".pth", lambda s: s | {"encoder_net.model.bn1.num_batches_tracked": np.array(7)}),
+        (".pt", lambda s: {"state_dict": s, "epoch": 3}),
+        (".pth.tar", lambda s: {"model": s, "epoch": 3}),
+        (".pkl", lambda s: {f"module.{k}": v for k, v in s.items()}),
+        (".pth", lambda s: {f"_orig_mod.{k}": v for k, v in s.items()}),
+        (".pth", lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()}),
+        (".ckpt", lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}, "epoch": 3}),
+        (".tar", lambda s: {"model_state_dict": s, "optimizer_state_dict": {"state": {}}}),
+        (
+            ".pth",
+            lambda s: {"n_averaged": np.array(7)} | {f"module.{k}": v for k, v in s.items()},
+        ),
+        (".pth", lambda s: {"ema": {"module": s}}),
+    ],
+    ids=[
+        *("bare", "state_dict", "6drepnet-model", "module", "compiled", "ddp-compiled"),
+        *("lightning", "6drepnet", "swa", "nested"),
+    ],
+)
+def test_checkpoints_load_unchanged(
+    small: Network, tmp_path: Path, suffix: str, layout: Any
+) -> None:
+    path = tmp_path / f"net{suffix}"
+    save_torch(path, layout(small[0]))
+    weights, spec = load_weights(path)
     assert spec == KD_RESNET
     assert equal(weights, small[0])
+
+
+def test_a_checkpoint_becomes_a_module(small: Network, tmp_path: Path) -> None:
+    save_torch(tmp_path / "net.pth", small[0])
     module, _ = load_module(tmp_path / "net.pth")
     assert not module.training
     state = module.state_dict()
@@ -112,7 +136,7 @@ def test_published_layout_loads_unchanged(small: Network, tmp_path: Path, wrap: 
 
 
 def test_the_flat_layout_of_ehpnet_loads(tmp_path: Path) -> None:
-    weights, _ = random_network("ehpnet", 32)
+    weights = some_weights(EHPNET)
     flat = {
         re.sub(r"^heads\.", "fc_", k).replace("neck.0.", "linear.").removeprefix("backbone."): v
         for k, v in weights.items()
@@ -135,8 +159,6 @@ def test_the_flat_layout_of_ehpnet_loads(tmp_path: Path) -> None:
     ],
 )
 def test_the_depth_is_told_by_the_names(depth: int, parameters: int) -> None:
-    from edgehp.networks.layout import infer_spec
-
     shapes = expected_shapes(replace(KD_RESNET, depth=depth))
     spec = infer_spec(shapes, "x")
     assert (spec.depth, spec.name) == (depth, f"kd-resnet{depth}")
@@ -274,27 +296,6 @@ def test_networks_are_found_by_name_and_path(
     assert graph_bytes(from_graph.graph()) == graph_bytes(build_graph(named.weights, named.spec))
     with pytest.raises(UsageError, match=r"did you mean 'kd-resnet18'"):
         resolve_network("kd-resnet81")
-
-
-@pytest.mark.parametrize(
-    "layout",
-    [
-        lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
-        lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
-        lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}, "epoch": 3},
-        lambda s: {"model_state_dict": s, "optimizer_state_dict": {"state": {}}},
-        lambda s: {"n_averaged": np.array(7)} | {f"module.{k}": v for k, v in s.items()},
-        lambda s: {"ema": {"module": s}},
-    ],
-    ids=["compiled", "ddp-compiled", "lightning", "6drepnet", "swa", "nested"],
-)
-@pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".pth.tar", ".pkl"])
-def test_checkpoints_as_trainers_write_them(
-    small: Network, tmp_path: Path, layout: Any, suffix: str
-) -> None:
-    path = tmp_path / f"a{suffix}"
-    save_torch(path, layout(small[0]))
-    assert equal(load_weights(path, small[1])[0], small[0])
 
 
 def test_averaged_weights_are_taken_aloud_and_raw_ones_by_key(
