@@ -88,9 +88,8 @@ class Cuda:
         self._device = self._call("cuDeviceGet", index)
         name = self._call("cuDeviceGetName", 256, self._device)
         self.name = name.split(b"\0")[0].decode(errors="replace")
-        names = driver.CUdevice_attribute
         major, minor, integrated = (
-            int(self._call("cuDeviceGetAttribute", names(number), self._device))
+            int(self._call("cuDeviceGetAttribute", self._attribute(number), self._device))
             for number in (75, 76, _INTEGRATED)
         )
         self.compute_capability = f"{major}.{minor}"
@@ -99,8 +98,18 @@ class Cuda:
             self._call("cuDevicePrimaryCtxSetFlags", self._device, WAITS[wait])
         self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
         self._open = True
-        status, flags, _ = driver.cuDevicePrimaryCtxGetState(self._device)
-        self.waiting = _SCHEDULING.get(int(flags) & 7, "unknown") if not int(status) else "unknown"
+        try:
+            flags, _ = self._call("cuDevicePrimaryCtxGetState", self._device)
+            self.waiting = _SCHEDULING.get(int(flags) & 7, "unknown")
+        except EnvironmentalError:
+            self.waiting = "unknown"
+
+    def _attribute(self, number: int) -> Any:
+        """A ``CUdevice_attribute`` by its number in cuda.h."""
+        return self._driver.CUdevice_attribute(number)
+
+    def _pop(self) -> None:
+        self._driver.cuCtxPopCurrent()
 
     def _call(self, function: str, *arguments: Any) -> Any:
         try:
@@ -111,17 +120,19 @@ class Cuda:
             _, text = self._driver.cuGetErrorString(status)
             reason = text.decode() if text else "unknown error"
             raise _failure(function, int(status), f"{getattr(status, 'name', status)}: {reason}")
-        return values[0] if values else None
+        return values[0] if len(values) == 1 else tuple(values)
 
     @contextmanager
     def current(self) -> Iterator[None]:
         """The primary context is current in the calling thread within the `with` block."""
+        if not self._open:
+            raise EnvironmentalError("the GPU's context is closed")
         self._call("cuCtxPushCurrent", self._context)
         try:
             yield
         finally:
             # Without a check: the failure inside the block is the one to report.
-            self._driver.cuCtxPopCurrent()
+            self._pop()
 
     def buffer(self, size: int) -> Buffer:
         """New memory of `size` bytes on both sides; one and the same on an integrated GPU."""
@@ -246,9 +257,7 @@ class Cuda:
 
     def free_memory(self) -> tuple[int, int]:
         """Bytes of device memory that are free, and that there are."""
-        status, free, total = self._driver.cuMemGetInfo()
-        if int(status):
-            raise _failure("cuMemGetInfo", int(status), str(getattr(status, "name", status)))
+        free, total = self._call("cuMemGetInfo")
         return int(free), int(total)
 
     def close(self) -> None:
@@ -277,124 +286,93 @@ class PyCuda(Cuda):
                 f"pycuda cannot choose how the processor waits, {wait!r} was asked for\n"
                 "hint: install cuda-bindings"
             )
-        self._driver = driver
+        # pycuda destroys streams and events with their last reference.
         self._streams: dict[int, Any] = {}
-        self._do(driver.init)
-        device = self._do(driver.Device, index)
-        self.name = str(self._do(device.name))
-        names = driver.device_attribute
-        major, minor, integrated = (
-            int(self._do(device.get_attribute, name))
-            for name in (
-                names.COMPUTE_CAPABILITY_MAJOR,
-                names.COMPUTE_CAPABILITY_MINOR,
-                names.INTEGRATED,
-            )
-        )
-        self.compute_capability = f"{major}.{minor}"
-        self.integrated = bool(integrated)
-        self.waiting = "as the driver chooses"
-        self._primary: Any = self._do(device.retain_primary_context)
+        self._functions = self._driver_functions(driver)
+        super().__init__(index, driver)
 
-    def _do(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def _attribute(self, number: int) -> Any:
+        return self._driver.device_attribute.values[number]
+
+    def _pop(self) -> None:
+        self._driver.Context.pop()
+
+    def _driver_functions(self, cuda: Any) -> dict[str, Callable[..., Any]]:
+        """The driver's functions that `Cuda` calls, in pycuda's words."""
+        streams = self._streams
+
+        def new_stream(flags: int) -> int:
+            stream = cuda.Stream(flags)
+            return int(streams.setdefault(int(stream.handle), stream).handle)
+
+        def memory(address: int, size: int) -> Any:
+            return (ctypes.c_uint8 * size).from_address(address)
+
+        return {
+            "cuInit": cuda.init,
+            "cuDeviceGet": cuda.Device,
+            "cuDeviceGetName": lambda size, device: str(device.name()).encode(),
+            "cuDeviceGetAttribute": lambda attribute, device: device.get_attribute(attribute),
+            "cuDevicePrimaryCtxGetState": lambda device: (0, 1),
+            "cuDevicePrimaryCtxRetain": lambda device: device.retain_primary_context(),
+            "cuCtxPushCurrent": lambda context: context.push(),
+            "cuMemHostAlloc": lambda size, flags: cuda.pagelocked_empty(size, "u1", "C", flags),
+            "cuMemAlloc": cuda.mem_alloc,
+            "cuMemFree": lambda handle: handle.free(),
+            "cuMemGetInfo": cuda.mem_get_info,
+            "cuMemcpyHtoDAsync": lambda to, host, size, stream: cuda.memcpy_htod_async(
+                to, memory(host, size), streams[stream]
+            ),
+            "cuMemcpyDtoHAsync": lambda host, source, size, stream: cuda.memcpy_dtoh_async(
+                memory(host, size), source, streams[stream]
+            ),
+            "cuMemsetD8Async": lambda to, value, size, stream: cuda.memset_d8_async(
+                to, value, size, streams[stream]
+            ),
+            "cuStreamCreate": new_stream,
+            "cuStreamDestroy": streams.pop,
+            "cuStreamSynchronize": lambda stream: streams[stream].synchronize(),
+            "cuEventCreate": cuda.Event,
+            "cuEventRecord": lambda event, stream: event.record(streams[stream]),
+            "cuEventSynchronize": lambda event: event.synchronize(),
+            "cuEventElapsedTime": lambda start, end: start.time_till(end),
+            "cuEventDestroy": lambda event: None,
+        }
+
+    def _call(self, function: str, *arguments: Any) -> Any:
         try:
-            return function(*arguments)
+            return self._functions[function](*arguments)
         except self._driver.Error as e:
-            name = getattr(function, "__name__", str(function))
             # pycuda tells the error by its text alone.
             sticky = any(word in str(e) for word in ("illegal", "launch", "misaligned"))
-            raise _failure(name, 719 if sticky else 1, str(e)) from e
-
-    @contextmanager
-    def current(self) -> Iterator[None]:
-        """Push the primary context for the block, and pop it after it."""
-        if self._primary is None:
-            raise EnvironmentalError("the GPU's context is closed")
-        self._do(self._primary.push)
-        try:
-            yield
-        finally:
-            self._driver.Context.pop()
+            raise _failure(function, 719 if sticky else 1, str(e)) from e
 
     def buffer(self, size: int) -> Buffer:
         """Pinned memory of `size` bytes: mapped on an integrated GPU, else beside device memory."""
-        flags = self._driver.host_alloc_flags.DEVICEMAP
-        host = self._do(self._driver.pagelocked_empty, size, np.uint8, "C", flags)
+        host = self._call("cuMemHostAlloc", size, self._driver.host_alloc_flags.DEVICEMAP)
         if self.integrated:
             return Buffer(host, int(host.base.get_device_pointer()), True, (host.base,))
-        memory = self._do(self._driver.mem_alloc, size)
+        memory = self._call("cuMemAlloc", size)
         return Buffer(host, int(memory), False, (host.base, memory))
 
     def free(self, buffer: Buffer) -> None:
         """Free what `buffer` allocated."""
         for handle in reversed(buffer.handles):
-            self._do(handle.free)
-
-    def upload(self, buffer: Buffer, size: int, stream: int) -> None:
-        """Copy the first `size` bytes to the device in the stream; mapped memory needs none."""
-        if not buffer.mapped:
-            copy, host = self._driver.memcpy_htod_async, buffer.host[:size]
-            self._do(copy, buffer.address, host, self._streams[stream])
-
-    def download(self, buffer: Buffer, size: int, stream: int) -> None:
-        """Copy the first `size` bytes back in the stream; mapped memory needs none."""
-        if not buffer.mapped:
-            copy, host = self._driver.memcpy_dtoh_async, buffer.host[:size]
-            self._do(copy, host, buffer.address, self._streams[stream])
-
-    def fill(self, buffer: Buffer, value: int, stream: int) -> None:
-        """Set every byte on the device to `value`, in the stream."""
-        size = buffer.host.nbytes
-        self._do(self._driver.memset_d8_async, buffer.address, value, size, self._streams[stream])
-
-    def new_stream(self) -> int:
-        """A stream that does not wait for the default one."""
-        stream = self._do(self._driver.Stream, _NON_BLOCKING)
-        self._streams[int(stream.handle)] = stream
-        return int(stream.handle)
-
-    def free_stream(self, stream: int) -> None:
-        """Forget a stream: pycuda destroys it with its last reference."""
-        del self._streams[stream]
-
-    def synchronize(self, stream: int) -> None:
-        """Wait for everything in the stream."""
-        self._do(self._streams[stream].synchronize)
-
-    def new_event(self) -> Any:
-        """An event that keeps the time."""
-        return self._do(self._driver.Event)
-
-    def record(self, event: Any, stream: int, captured: bool = False) -> None:
-        """Record the event in the stream; nothing is ever captured here."""
-        self._do(event.record, self._streams[stream])
-
-    def elapsed_ms(self, start: Any, end: Any) -> float:
-        """Milliseconds between two recorded events; waits for the second."""
-        self._do(end.synchronize)
-        return float(self._do(start.time_till, end))
-
-    def free_event(self, event: Any) -> None:
-        """Nothing to do: pycuda destroys an event with its last reference."""
+            self._call("cuMemFree", handle)
 
     def capture(self, stream: int, work: Callable[[], None]) -> Any:
         """Not offered by pycuda: look at `has_graphs` first."""
         raise EnvironmentalError("pycuda has no CUDA graphs\nhint: install cuda-bindings")
 
-    def free_memory(self) -> tuple[int, int]:
-        """Bytes of device memory that are free, and that there are."""
-        free, total = self._do(self._driver.mem_get_info)
-        return int(free), int(total)
-
     def close(self) -> None:
         """Release the primary context; calling it again does nothing."""
-        context, self._primary = self._primary, None
-        if context is None:
+        if not self._open:
             return
+        self._open = False
         # Where it is current any thread may release it; elsewhere pycuda leaks it without a word.
-        self._do(context.push)
+        self._call("cuCtxPushCurrent", self._context)
         self._streams.clear()
-        self._do(context.detach)
+        self._context.detach()
         # pycuda's cuda.hpp believes that this popped it, which is true of other contexts only.
         ctypes.CDLL("libcuda.so.1").cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
 

@@ -228,7 +228,9 @@ def check_pycuda(trt: TensorRtDouble, cuda: Cuda) -> None:
             cuda.capture(0, lambda: None)
         for status, kind in ((1, EnvironmentalError), (700, GpuLostError)):
             trt.driver.fail("cuStreamSynchronize", status)
-            with pytest.raises(EnvironmentalError, match="CUDA synchronize failed") as caught:
+            with pytest.raises(
+                EnvironmentalError, match="CUDA cuStreamSynchronize failed"
+            ) as caught:
                 engine.infer(crops_of(1))
             assert type(caught.value) is kind
             # Its frames hold pycuda's stream.
