@@ -148,6 +148,32 @@ def test_no_ssh_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("lacks", "words"),
+    [
+        ("TMPDIR=/nowhere", "orin: no private folder can be made there .*; free space"),
+        ("PATH=few", "orin: the command 'mktemp' is missing there .Debian, Ubuntu: coreutils"),
+    ],
+)
+def test_what_a_board_must_have(
+    lacks: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By a client that reaches this machine without a server."""
+    for tool in ("sh", "base64"):
+        (tmp_path / "few" / tool).parent.mkdir(exist_ok=True)
+        (tmp_path / "few" / tool).symlink_to(str(shutil.which(tool)))
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f'#!/bin/sh\nfor last; do :; done\nexport {lacks}\neval "$last"\n')
+    ssh.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EDGEHP_SSH", str(ssh))
+    with (
+        pytest.raises(EnvironmentalError, match=words),
+        connected(Board("orin"), [], Stop(), str),
+    ):
+        pass
+
+
 def test_what_ssh_says_steers_no_terminal() -> None:
     error = connection_error("orin", "connecting", "first\nlast \x1b[2Jwords\n\n")
     assert str(error).startswith("orin cannot be reached (last [2Jwords): check")

@@ -212,13 +212,15 @@ class _Job:
                 status = link.run(self._tell, errand.timeout_s)
             finally:
                 self.stop.gently = None
-            if any(parcel.keep is not None for parcel in self._parcels.values()):
-                with self._doing("fetch"), tempfile.TemporaryDirectory(prefix="edgehp-") as folder:
-                    link.fetch(Path(folder))
-                    for below, parcel in self._parcels.items():
-                        found = Path(folder, below)
-                        if parcel.keep is not None and found.exists():
-                            self._results += parcel.keep(found)
+            # To its end also where nothing is awaited: the folder must not go before that.
+            awaited = any(parcel.keep is not None for parcel in self._parcels.values())
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="edgehp-"))
+            with self._doing("fetch") if awaited else nullcontext():
+                link.fetch(Path(folder))
+                for below, parcel in self._parcels.items():
+                    found = Path(folder, below)
+                    if parcel.keep is not None and found.exists():
+                        self._results += parcel.keep(found)
         return status
 
     @contextmanager

@@ -119,7 +119,8 @@ case $1 in "~/"*) first=$HOME/${1#"~/"}; shift; set -- "$first" "$@" ;; esac
 printf 'folder %s\\n' "$d"
 text=$(timeout 60 "$@" --version 2>"$d/version" </dev/null)
 rc=$?
-[ "$rc" = 0 ] || { printf 'missing %s\\n' "$(tail -n 1 "$d/version")"; exit 0; }
+why=$(tail -n 1 "$d/version")
+[ "$rc" = 0 ] || { printf 'missing %s\\n' "${why:-exit code $rc}"; exit 0; }
 printf 'version %s\\n' "$(printf %s "$text" | tail -n 1)"
 while n=$(timeout PATIENCE head -c 8) && [ "${n:-0}" -gt 0 ]; do
     timeout PATIENCE head -c "$n" || break
@@ -292,7 +293,7 @@ class Link:
         host, command = self.board.host, " ".join(self.board.command)
         if word == "missing":
             raise EnvironmentalError(
-                f"edgehp was not found on {host}: {command!r} ended with: {rest or 'an error'}\n"
+                f"edgehp was not found on {host}: {command!r} ended with: {rest}\n"
                 f"hint: install edgehp {__version__} there, or say where it is with "
                 "--remote-command"
             )
