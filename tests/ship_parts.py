@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -18,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from edgehp.artifact.manifest import EngineRecord, Golden, Manifest, PrecisionRecord
 from edgehp.artifact.write import ArtifactWriter
 from edgehp.driver import Gpu
-from edgehp.shipping import slots
+from edgehp.shipping import slots, update
 from edgehp.shipping.bundle import pack_front, verify_bundle
 from edgehp.shipping.selftest import SelfTestResult, self_test
 from edgehp.shipping.signature import PublicKey, read_public_key
@@ -52,12 +55,25 @@ def here(artifact: Path) -> SelfTestResult:
     return self_test(artifact, Device())
 
 
-def install(bundle: Path, signer: Signer, root: Path, **options: Any) -> slots.Slot:
+@contextmanager
+def on_device(device: Device | None = None, selftest: Any = here) -> Iterator[None]:
+    """All inside runs on this device, and its self-tests in this process."""
+    names = {"HostProbe": lambda: device or Device(), "run_self_test": selftest}
+    with patch.multiple(slots, **names), patch.object(update, "HostProbe", names["HostProbe"]):
+        yield
+
+
+def install(bundle: Path, signer: Signer, root: Path, **how: Any) -> slots.Slot:
     """Verify and install a bundle on `Device`."""
-    found: dict[str, Any] = {
-        "device": Device(), "selftest": here, "finisher": finish_tiny, **options,
-    }  # fmt: skip
-    return slots.install(verify_bundle(bundle, signer.trust), root, **found)
+    finisher = how.pop("finisher", finish_tiny)
+    with on_device(**how):
+        return slots.install(verify_bundle(bundle, signer.trust), root, finisher=finisher)
+
+
+def rollback(root: Path, selftest: Any = here) -> slots.Slot:
+    """Go back on `Device`."""
+    with on_device(selftest=selftest):
+        return slots.rollback(root)
 
 
 def started_whole(root: Path) -> str:

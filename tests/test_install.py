@@ -45,7 +45,7 @@ class Shop:
         return found[-1]
 
     def rollback(self, **options: Any) -> slots.Slot:
-        return slots.rollback(self.root, **{"selftest": parts.here, **options})
+        return parts.rollback(self.root, **options)
 
     def boot(self) -> slots.Boot[SelfTestResult]:
         return start(self.root)

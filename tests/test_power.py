@@ -84,7 +84,7 @@ def slot_scenes(folder: Path) -> dict[str, Scene]:
         "install": scene(lambda root: install("three", root), "two", "three"),
         # Nearly twice as many calls, most of them of the writer that `edgehp build` uses too.
         "install deferred": scene(lambda root: install("late", root), "two", "late", every=24),
-        "rollback": scene(lambda r: slots.rollback(r, selftest=parts.here), "one", "two"),
+        "rollback": scene(parts.rollback, "one", "two"),
         "boot": scene(lambda root: slots.boot(root, parts.here), "two"),
         # There is nothing to return to yet: nothing is installed, or a whole slot is.
         "first": Scene(folder / "empty", lambda root: install("one", root),

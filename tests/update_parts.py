@@ -71,21 +71,14 @@ class Fleet:
         root: Path,
         where: str | Path | None = None,
         *,
-        device: Any = None,
-        selftest: Any = parts.here,
         trust: Any = None,
         device_id: str | None = None,
+        **how: Any,
     ) -> Update:
-        return update(
-            open_source(str(where or self.public)),
-            self.root_metadata,
-            self.signer.trust if trust is None else trust,
-            root,
-            device=device or parts.Device(),
-            device_id=device_id,
-            selftest=selftest,
-            finisher=parts.finish_tiny,
-        )
+        source = open_source(str(where or self.public))
+        keys = self.signer.trust if trust is None else trust
+        with parts.on_device(**how), patch.object(slots, "_finish", parts.finish_tiny):
+            return update(source, self.root_metadata, keys, root, device_id=device_id)
 
 
 def new_fleet(folder: Path, *names: str) -> Fleet:

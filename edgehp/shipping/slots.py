@@ -31,7 +31,7 @@ from msgspec.structs import replace
 from edgehp.artifact import load_artifact
 from edgehp.artifact.check import check_device, read_manifest
 from edgehp.artifact.manifest import MANIFEST_NAME
-from edgehp.device import DeviceProbe, HostProbe
+from edgehp.device import HostProbe
 from edgehp.errors import (
     AccuracyError,
     CompatibilityError,
@@ -68,12 +68,6 @@ _TRIES = 5
 # How long a start waits for a driver that comes late at boot, and between its tries.
 PATIENCE_S = 60.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 5.0
-
-# Builds the engine of the deferred artifact in this directory, in place.
-Finisher = Callable[[Path], None]
-# From an artifact directory to what its golden vectors gave. Checks hashes and device before it
-# opens the engine, and raises an `EdgehpError` if anything is not right.
-SelfTest = Callable[[Path], SelfTestResult]
 
 
 class Slot(Record, frozen=True, kw_only=True):
@@ -180,12 +174,7 @@ def default_root() -> Path:
 
 
 def install(
-    bundle: VerifiedBundle,
-    root: Path,
-    *,
-    device: DeviceProbe | None = None,
-    selftest: SelfTest | None = None,
-    finisher: Finisher | None = None,
+    bundle: VerifiedBundle, root: Path, *, finisher: Callable[[Path], None] | None = None
 ) -> Slot:
     """Unpack a verified bundle into the slot that is not current, test it and switch to it.
 
@@ -196,9 +185,8 @@ def install(
     Args:
         bundle: see `edgehp.shipping.bundle.verify_bundle`.
         root: made if it does not exist.
-        device: facts about this device; probed when omitted.
-        selftest: runs the golden vectors; `edgehp.shipping.selftest.run_self_test` when omitted.
-        finisher: builds the engine of a deferred artifact; `edgehp build --finish` when omitted.
+        finisher: builds the engine of the deferred artifact in a directory, in place;
+            `edgehp build --finish` when omitted.
 
     Raises:
         CompatibilityError: the bundle is for another device, its file has changed since it was
@@ -208,7 +196,7 @@ def install(
         AccuracyError: an engine built here drops more than the gate allows.
     """
     # Before anything is unpacked; a deferred one is checked by whoever finishes it.
-    check_device(bundle.manifest, device or HostProbe(), str(bundle.path))
+    check_device(bundle.manifest, HostProbe(), str(bundle.path))
     with _installing(root):
         disk.sweep(root / "slots", ".staging-", ".old-")
         disk.sweep(root, f".{_STATE}.")
@@ -228,7 +216,7 @@ def install(
             with step("unpack"):
                 bundle.extract(stage / "artifact")
             try:
-                result = _proved(bundle, stage / "artifact", selftest, finisher)
+                result = _proved(bundle, stage / "artifact", finisher or _finish)
             except (CompatibilityError, AccuracyError) as e:
                 with _state_lock(root):
                     state = read_state(root)
@@ -247,18 +235,15 @@ def install(
 
 
 def _proved(
-    bundle: VerifiedBundle,
-    artifact: Path,
-    selftest: SelfTest | None,
-    finisher: Finisher | None,
+    bundle: VerifiedBundle, artifact: Path, finisher: Callable[[Path], None]
 ) -> SelfTestResult:
     """Build the engine if need be, and test it."""
     if bundle.manifest.state == "deferred":
         with step("build the engine"):
-            (finisher or _finish)(artifact)
+            finisher(artifact)
             disk.flush_tree(artifact)
     with step("self-test"):
-        return (selftest or run_self_test)(artifact)
+        return run_self_test(artifact)
 
 
 def _finish(artifact: Path) -> None:
@@ -339,7 +324,7 @@ def _spare(root: Path, state: State) -> Literal["a", "b"]:
     return _other_than(state.current)
 
 
-def rollback(root: Path, *, selftest: SelfTest | None = None) -> Slot:
+def rollback(root: Path) -> Slot:
     """Verify and test the other slot and switch to it.
 
     Raises:
@@ -356,7 +341,7 @@ def rollback(root: Path, *, selftest: SelfTest | None = None) -> Slot:
         # Before the lock: a runtime that waits for it to `confirm` would miss its watchdog. Slots
         # do not change meanwhile, this is the one installer.
         _check_record(other)
-        (selftest or run_self_test)(other.artifact)
+        run_self_test(other.artifact)
         with _state_lock(root):
             state = read_state(root)
             failed = state.without_failure(other.digest)

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from edgehp.device import DeviceProbe, HostProbe
+from edgehp.device import HostProbe
 from edgehp.errors import AccuracyError, CompatibilityError
 from edgehp.files import sha256_file
 from edgehp.progress import step
@@ -83,10 +83,7 @@ def update(
     trust: Sequence[PublicKey],
     root: Path,
     *,
-    device: DeviceProbe | None = None,
     device_id: str | None = None,
-    selftest: slots.SelfTest | None = None,
-    finisher: slots.Finisher | None = None,
 ) -> Update:
     """Install the newest bundle of a repository that fits this board and is newer than its own.
 
@@ -99,11 +96,8 @@ def update(
         root_metadata: TUF root metadata that came with the device.
         trust: keys, one of which must have signed the bundle.
         root: of the slots; made if it does not exist.
-        device: facts about this device; probed when omitted.
         device_id: tells this device from the others of the fleet in a staged rollout, and never
             leaves it; ``/etc/machine-id`` when omitted, else one that is drawn once.
-        selftest: as in `slots.install`.
-        finisher: as in `slots.install`.
 
     Raises:
         CompatibilityError: the repository or the bundle was refused, or the self-test failed. The
@@ -114,7 +108,7 @@ def update(
         AccuracyError: an engine built here drops more than the gate allows.
         UsageError: `root_metadata` is not what it should be.
     """
-    here = device or HostProbe()
+    here = HostProbe()
     folder = root / FOLDER
     with disk.writing(str(root), "check its owner and the disk, or choose another --root"):
         disk.make_folder(folder)
@@ -147,13 +141,7 @@ def update(
                         f"{chosen.offer.content[:16]}; publish the repository again"
                     )
                 try:
-                    slot = slots.install(
-                        bundle,
-                        root,
-                        device=here,
-                        selftest=selftest,
-                        finisher=finisher,
-                    )
+                    slot = slots.install(bundle, root)
                 except (CompatibilityError, AccuracyError):
                     disk.remove_tree(part)
                     raise
