@@ -66,7 +66,7 @@ def answer_first(began: float, request: str) -> None:
             verify_golden(artifact, engine)
             from edgehp.benchmark.lanes import describe
 
-            subject = plain(describe(opened, artifact.engine.min_batch))
+            subject = plain(describe(opened, artifact.engine.min_batch, {}))
             said = {"times": times, "subject": subject}
     except EdgehpError as e:
         said = {"error": [type(e).__name__, str(e)]}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from types import MappingProxyType
 from typing import NamedTuple
 
 import cv2
@@ -143,6 +142,7 @@ class Lane:
         batch: crops a call.
         crops_on_engine: the engine, if it cuts faces out of frames by itself.
         timed: the engine, if it times the parts of a call.
+        tried: images a second by batch, where the best one was looked for.
     """
 
     role: str
@@ -153,6 +153,7 @@ class Lane:
     batch: int
     crops_on_engine: FrameEngine | None = None
     timed: TimedEngine | None = None
+    tried: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, role: str, engine: Engine, spec: Preprocessing, frames: Frames, batch: int) -> Lane:
@@ -241,12 +242,8 @@ class Subject(Record, frozen=True, kw_only=True):
     tried: dict[int, float]
 
 
-def describe(
-    network: OpenedNetwork,
-    batch: int,
-    tried: Mapping[int, float] = MappingProxyType({}),
-) -> Subject:
-    """What is measured."""
+def describe(network: OpenedNetwork, batch: int, tried: Mapping[int, float]) -> Subject:
+    """What is measured, in calls of `batch` crops."""
     engine, found = network.engine, {}
     if (artifact := network.artifact) is not None:
         manifest = artifact.manifest

@@ -140,13 +140,10 @@ def _open(request: Request, stack: ExitStack) -> _Opened:
     other, other_reason = _other(request, opened, stack, batch)
     frames = camera_frames(found) if photos is None else photos
     networks = {ARTIFACT: opened} | ({REFERENCE: other} if other else {})
-    lanes, tried = _lanes(plan, networks, frames)
+    lanes = _lanes(plan, networks, frames)
     context = Context(
         plan=replace(plan, slice_s=slice_seconds(plan.duration_s, plan.scenario, period)),
-        subjects={
-            lane.role: describe(networks[lane.role], lane.batch, tried.get(lane.role, {}))
-            for lane in lanes
-        },
+        subjects={x.role: describe(networks[x.role], x.batch, x.tried) for x in lanes},
         reference_reason=other_reason,
         source=frames.source,
         preprocessing=opened.preprocessing,
@@ -215,11 +212,8 @@ def _other(
     return stack.enter_context(reference), None
 
 
-def _lanes(
-    plan: Plan, networks: dict[str, OpenedNetwork], frames: Frames
-) -> tuple[list[Lane], dict[str, dict[int, float]]]:
+def _lanes(plan: Plan, networks: dict[str, OpenedNetwork], frames: Frames) -> list[Lane]:
     lanes: list[Lane] = []
-    tried: dict[str, dict[int, float]] = {}
     for role, network in networks.items():
         lane = Lane.of(role, network.engine, network.preprocessing, frames, plan.batch or 1)
         most = _LARGEST_BATCH
@@ -229,12 +223,12 @@ def _lanes(
             raise UsageError(f"batch {lane.batch}: the engine takes at most {most}")
         if plan.scenario == "offline" and plan.batch is None:
             seconds = min(1.0, max(0.2, plan.duration_s / 20))
-            batch, tried[role] = largest_useful_batch(lane, most, seconds)
-            lane = replace(lane, batch=batch)
+            batch, tried = largest_useful_batch(lane, most, seconds)
+            lane = replace(lane, batch=batch, tried=tried)
         elif plan.scenario == "multi-camera" and plan.batch is None:
             lane = replace(lane, batch=min(plan.cameras, most))
         lanes.append(lane)
-    return lanes, tried
+    return lanes
 
 
 def _require_energy(report: BenchmarkReport) -> None:
