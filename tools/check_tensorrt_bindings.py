@@ -72,11 +72,7 @@ def check_types(cache: Path, sources: tuple[Path, ...] = (ENGINES,)) -> str:
     """What mypy says about the adapter with the types of `tensorrt-stubs`; empty if nothing."""
     if importlib.util.find_spec("mypy") is None:
         raise Unavailable("mypy is not installed")
-    directory = cache / "stubs-10.13"
-    if not (directory / "complete").is_file():
-        _download(STUBS, directory)
-        _mend(directory / "tensorrt_bindings" / "tensorrt.pyi")
-        (directory / "complete").touch()
+    directory = _unpacked(STUBS, cache / "stubs-10.13")
     config = directory / "mypy.ini"
     config.write_text(MYPY, encoding="utf-8")
     environment = {**os.environ, "MYPYPATH": f"{directory}{os.pathsep}{REPO}"}
@@ -88,27 +84,15 @@ def check_types(cache: Path, sources: tuple[Path, ...] = (ENGINES,)) -> str:
     return done.stdout.strip() if done.returncode else ""
 
 
-def _mend(path: Path) -> None:
-    """Make the published stubs valid Python: they were generated and never parsed."""
-    text = path.read_text(encoding="utf-8")
-    text = re.sub(r"\bin: ", "in_: ", text)
-    text = text.replace("power: Weights = None, channel_axis: int)", "power: Weights = None)")
-    path.write_text(text, encoding="utf-8")
-
-
 def _bindings(version: str, cache: Path) -> Path:
-    """The unpacked bindings of a version for this Python, downloaded once."""
     tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
-    directory = cache / f"{version}-{tag}"
+    return _unpacked(f"{PACKAGES[version]}=={version}", cache / f"{version}-{tag}")
+
+
+def _unpacked(package: str, directory: Path) -> Path:
+    """The wheel of a package for this Python, downloaded once and unpacked into a directory."""
     if (directory / "complete").is_file():
         return directory
-    _download(f"{PACKAGES[version]}=={version}", directory)
-    (directory / "complete").touch()
-    return directory
-
-
-def _download(package: str, directory: Path) -> None:
-    """Unpack the wheel of a package for this Python into a directory."""
     directory.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(directory)]
     done = _run([*command, "--only-binary", ":all:", package])
@@ -117,6 +101,13 @@ def _download(package: str, directory: Path) -> None:
         raise Unavailable(f"{package} could not be downloaded: {done.stderr[-300:]}")
     with zipfile.ZipFile(wheels[0]) as wheel:
         wheel.extractall(directory)
+    # The published stubs were generated and never parsed: this makes them valid Python.
+    for path in directory.glob("tensorrt_bindings/tensorrt.pyi"):
+        text = re.sub(r"\bin: ", "in_: ", path.read_text(encoding="utf-8"))
+        text = text.replace("power: Weights = None, channel_axis: int)", "power: Weights = None)")
+        path.write_text(text, encoding="utf-8")
+    (directory / "complete").touch()
+    return directory
 
 
 def _stub_libraries(directory: Path) -> Path:
