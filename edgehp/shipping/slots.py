@@ -201,29 +201,32 @@ def install(
         disk.sweep(root / "slots", ".staging-", ".old-")
         disk.sweep(root, f".{_STATE}.")
         state = read_state(root)
-        kept = None if state.current is None else read_slot(root, state.current)
+        kept = read_slot(root, state.current)
         if kept is not None and kept.digest == bundle.digest and is_whole(kept):
             logger.info("%s is installed already, in slot %s", bundle.manifest.name, kept.name)
             return kept
         if bundle.digest in state.failed:
             logger.warning("this bundle was left once because: %s", state.failed[bundle.digest])
         _spare(root, state)
-        factor = _DEFERRED_FACTOR if bundle.manifest.state == "deferred" else 1
-        needed = bundle.size * factor + _SPARE_BYTES
+        deferred = bundle.manifest.state == "deferred"
+        needed = bundle.size * (_DEFERRED_FACTOR if deferred else 1) + _SPARE_BYTES
         disk.require_space(root, needed, "install beside what runs")
         stage = root / "slots" / f".staging-{secrets.token_hex(4)}"
         try:
             with step("unpack"):
                 bundle.extract(stage / "artifact")
             try:
-                result = _proved(bundle, stage / "artifact", finisher or _finish)
+                if deferred:
+                    with step("build the engine"):
+                        (finisher or _finish)(stage / "artifact")
+                        disk.flush_tree(stage / "artifact")
+                with step("self-test"):
+                    result = run_self_test(stage / "artifact")
             except (CompatibilityError, AccuracyError) as e:
                 with _state_lock(root):
                     state = read_state(root)
-                    _write(
-                        root,
-                        replace(state, failed=state.with_failure(bundle.digest, e.sentence)),
-                    )
+                    failed = state.with_failure(bundle.digest, e.sentence)
+                    _write(root, replace(state, failed=failed))
                 raise
             slot = _recorded(bundle, stage, root, result)
             with step("switch"):
@@ -232,18 +235,6 @@ def install(
             # Interruptions too: what was staged is of no use to anybody.
             disk.remove_tree(stage)
             raise
-
-
-def _proved(
-    bundle: VerifiedBundle, artifact: Path, finisher: Callable[[Path], None]
-) -> SelfTestResult:
-    """Build the engine if need be, and test it."""
-    if bundle.manifest.state == "deferred":
-        with step("build the engine"):
-            finisher(artifact)
-            disk.flush_tree(artifact)
-    with step("self-test"):
-        return run_self_test(artifact)
 
 
 def _finish(artifact: Path) -> None:
@@ -372,7 +363,7 @@ def status(root: Path) -> Status:
     if not _is_root(root):
         raise DataError(f"{root}: no such directory; install a bundle with 'edgehp install FILE'")
     state = read_state(root)
-    current = None if state.current is None else read_slot(root, state.current)
+    current = read_slot(root, state.current)
     return Status(
         root=root,
         current=current,
@@ -506,7 +497,7 @@ def confirm(root: Path, slot: Slot | None = None) -> None:
     # As `boot`: a start that could be counted can be confirmed, or it would lead to the other slot.
     with _writing(root), _state_lock_if_possible(root):
         state = read_state(root)
-        current = None if state.current is None else read_slot(root, state.current)
+        current = read_slot(root, state.current)
         if current is None:
             raise _nothing_installed(root)
         if slot is not None and slot.sequence != current.sequence:
@@ -534,7 +525,7 @@ def _counted(root: Path) -> State:
 
 def _chosen(root: Path, state: State, test: Callable[[Path], T]) -> Boot[T]:
     """The current slot if it passes, else the other one; nothing is written."""
-    slot, other = read_slot(root, str(state.current)), read_slot(root, _other_than(state.current))
+    slot, other = read_slot(root, state.current), read_slot(root, _other_than(state.current))
     worn_out = state.starts >= MAX_FAILED_STARTS
     unconfirmed = f"it was started {MAX_FAILED_STARTS} times and never reported to run well"
     if slot is not None and worn_out and (other is None or other.digest in state.failed):
@@ -586,7 +577,7 @@ def _settled(root: Path, state: State, found: Boot[Any]) -> bool:
     with _state_lock_if_possible(root):
         if not _unchanged(root, state):
             return False
-        now, left = read_state(root), read_slot(root, str(state.current))
+        now, left = read_state(root), read_slot(root, state.current)
         failed = now.failed if left is None else now.with_failure(left.digest, found.fell_back)
         _note(root, replace(now, current=found.slot.name, starts=1, failed=failed))
     logger.warning(
@@ -633,8 +624,10 @@ def read_state(root: Path) -> State:
         return found
 
 
-def read_slot(root: Path, name: str) -> Slot | None:
-    """The record of a slot, None where it is empty or its record is damaged."""
+def read_slot(root: Path, name: str | None) -> Slot | None:
+    """The record of a slot, None where there is none, or one that is damaged."""
+    if name is None:
+        return None
     folder = root / "slots" / name
     try:
         values = _content(folder / _RECORD)

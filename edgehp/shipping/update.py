@@ -161,7 +161,7 @@ def _newest_here(root: Path, state: slots.State, lists: Lists, memory: Memory) -
     counts only while the same keys sign the list: whoever had a key that was rotated since may have
     made it as large as they liked.
     """
-    current = None if state.current is None else slots.read_slot(root, state.current)
+    current = slots.read_slot(root, state.current)
     serials = [
         one.offer.serial
         for one in lists.listed
