@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -18,6 +23,19 @@ def eventually(condition: Callable[[], object], seconds: float = 60) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+def python(*words: object, **how: Any) -> subprocess.Popen[Any]:
+    """This Python as a user starts it, with this checkout, and its stderr in a pipe.
+
+    A test runner in the background ignores Ctrl-C, and would pass that on.
+    """
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+        **{"env": {**os.environ, "PYTHONPATH": str(REPO)}, **how},
+    )
 
 
 def free_port() -> int:

@@ -31,7 +31,7 @@ from tests.dask_cluster import (
     environment,
 )
 from tests.faces import teacher_toml, write_faces
-from tests.processes import children, eventually
+from tests.processes import children, eventually, python
 from tests.test_validation_run import artifact_of, biwi_tree
 
 dask = pytest.importorskip("dask", reason="clusters need the extra 'cluster'")
@@ -210,12 +210,7 @@ if __name__ == "__main__":
     list(run_shards(Sleeping(Path({str(tmp_path)!r})), range(100), workers, size=50))
 """
     (tmp_path / "run.py").write_text(script)
-    process = subprocess.Popen(
-        [sys.executable, tmp_path / "run.py"],
-        stderr=subprocess.PIPE,
-        env=environment(tls),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
-    )
+    process = python(tmp_path / "run.py", env=environment(tls))
     assert eventually(lambda: len(list(tmp_path.glob("pid-*"))) >= 2)
     running = children(process.pid)
     process.send_signal(number)

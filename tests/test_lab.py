@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import REPO, eventually, free_port, listens
+from tests.processes import REPO, eventually, free_port, listens, python
 from tests.ship_parts import tiny_artifact
 from tests.ssh_server import EDGEHP, PROGRAM, Server
 
@@ -71,15 +71,8 @@ class Lab:
     ) -> subprocess.Popen[str]:
         """``edgehp bench`` on a board of the lab, as a user starts it."""
         command = ["bench", artifact or self.artifact, *words, "--remote-command", program]
-        return subprocess.Popen(
-            [sys.executable, "-m", "edgehp", *map(str, command)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=self.environment,
-            cwd=self.folder,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
-        )
+        how = {"env": self.environment, "cwd": self.folder, "text": True}
+        return python("-m", "edgehp", *command, stdout=subprocess.PIPE, **how)
 
     def free(self) -> bool:
         """Whether nobody has or wants a board."""

@@ -26,7 +26,7 @@ from edgehp.remote import boards, ssh
 from edgehp.shipping.bundle import make_bundle
 from tests import build_parts, ship_parts
 from tests.board_tensorrt import MODULE
-from tests.processes import REPO, eventually
+from tests.processes import eventually, python
 from tests.ssh_server import EDGEHP, PROGRAM, TENSORRT, Server
 
 # ruff: noqa: SIM905
@@ -58,16 +58,6 @@ class Rack:
 
     def trust(self) -> None:
         self.known_hosts.write_text("".join(f"{b.known()}\n" for b in self.boards))
-
-    def start(self, *words: object, **how: Any) -> subprocess.Popen[Any]:
-        """``edgehp`` as a process of its own, as a user starts it."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "edgehp", *map(str, words)],
-            env={**os.environ, "PYTHONPATH": str(REPO)},
-            stderr=subprocess.PIPE,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
-            **how,
-        )
 
     def ssh(self, *options: str) -> str:
         return " ".join(["ssh", "-F", str(self.config), *options])
@@ -288,7 +278,7 @@ def test_many_boards_as_json(rack: Rack, run, tmp_path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_what_stops_here_stops_there(rack: Rack, tmp_path: Path, number: signal.Signals) -> None:
     words = (rack.artifact, "--host", "orin", "--output", tmp_path)
-    process = rack.start(*words_of(*words, program=program("hang=60")), text=True)
+    process = python("-m", "edgehp", *words_of(*words, program=program("hang=60")), text=True)
     rack.running(rack.orin)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
@@ -305,10 +295,9 @@ def test_what_stops_here_stops_there(rack: Rack, tmp_path: Path, number: signal.
 def test_a_reader_here_that_has_enough_does_not_stop_the_command_there(
     rack: Rack, tmp_path
 ) -> None:
-    options = ("--host", "orin", "--output", tmp_path)
-    process = rack.start(
-        *words_of(rack.artifact, *options, program=program("lines=2000")), stdout=subprocess.PIPE
-    )
+    words = (rack.artifact, "--host", "orin", "--output", tmp_path)
+    command = words_of(*words, program=program("lines=2000"))
+    process = python("-m", "edgehp", *command, stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.readline()
     process.stdout.close()
