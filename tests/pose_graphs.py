@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from msgspec.structs import replace
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from edgehp.networks.graph import DIGEST_KEY, INPUT
 from edgehp.networks.spec import KD_RESNET, SPEC_KEY
@@ -19,6 +21,16 @@ _ZERO = 128.0
 def colour_photo(angles, width: int = 90, height: int = 80) -> np.ndarray:
     """A photo whose red, green, blue are pitch, yaw, roll (whole degrees) + 128."""
     return np.full((height, width, 3), np.asarray(angles) + _ZERO, np.uint8)
+
+
+def graph_of(text: str, constants: Mapping[str, npt.ArrayLike], opset: int = 17) -> onnx.ModelProto:
+    """A model from ONNX's textual form, and its constants: float32, integers int64."""
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> {text}')
+    for name, value in constants.items():
+        array = np.asarray(value)
+        array = array.astype(np.int64 if array.dtype.kind == "i" else np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    return model
 
 
 def pose_graph(
@@ -39,36 +51,27 @@ def pose_graph(
         size: input size.
     """
     spec = SPEC.with_size(size)
-    shift = np.asarray(offset if constant is None else constant, np.float32)
-    constants = {
-        "zero": np.float32(_ZERO),
-        "axes": np.array([1, 2], np.int64),
-        "keep": np.float32(constant is None),
-        "shift": shift,
-        "nothing": np.float32(0),
-        "wide": np.float32(spread),
-    }
-    n = helper.make_node
-    nodes = [
-        n("Cast", [INPUT], ["f"], to=TensorProto.FLOAT),
-        n("Sub", ["f", "zero"], ["c"]),
-        n("ReduceMean", ["c", "axes"], ["m"], keepdims=0),
-        n("Mul", ["m", "keep"], ["s"]),
-        n("Add", ["s", "shift"], ["angles"]),
-        n("Mul", ["angles", "nothing"], ["z"]),
-        n("Add", ["z", "wide"], ["spread"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "colour-reader",
-        [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["N", size, size, 3])],
-        [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3])
-            for name in ("angles", "spread")
-        ],
-        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
+    model = graph_of(
+        f"""
+        reader (uint8[N, {size}, {size}, 3] {INPUT}) => (float[N, 3] angles, float[N, 3] spread) {{
+            f = Cast <to = 1> ({INPUT})
+            c = Sub (f, zero)
+            m = ReduceMean <keepdims = 0> (c, axes)
+            s = Mul (m, keep)
+            angles = Add (s, shift)
+            z = Mul (angles, nothing)
+            spread = Add (z, wide)
+        }}""",
+        {
+            "zero": _ZERO,
+            "axes": [1, 2],
+            "keep": float(constant is None),
+            "shift": np.asarray(offset if constant is None else constant, np.float32),
+            "nothing": 0.0,
+            "wide": float(spread),
+        },
+        opset=18,
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     helper.set_model_props(model, {SPEC_KEY: spec.to_json(), DIGEST_KEY: spec.digest})
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 from click.testing import CliRunner
-from onnx import TensorProto, helper, numpy_helper
 
 from edgehp import pose
 from edgehp.cli.describe import command
@@ -20,7 +20,7 @@ from edgehp.networks.description import load_description
 from edgehp.networks.simplify import run_graph
 from tests.dataset_trees import aflw2000_tree
 from tests.faces import write_faces
-from tests.pose_graphs import pose_graph
+from tests.pose_graphs import graph_of, pose_graph
 from tests.test_described import answer_net
 
 SIZE = 16
@@ -29,55 +29,39 @@ MEAN, STD = np.array(IMAGENET_MEAN), np.array(IMAGENET_STD)
 
 def levels_net(
     path: Path,
-    nodes: list[onnx.NodeProto],
-    outputs: dict[str, tuple[int, ...]],
-    constants: dict[str, np.ndarray],
+    body: str,
+    outputs: dict[str, int],
+    constants: dict[str, npt.ArrayLike],
     *,
     rows: int = 1,
     bgr: bool = False,
 ) -> Path:
-    """A network for ImageNet's normalisation whose `nodes` read the levels of a crop minus 128.
+    """A network for ImageNet's normalisation whose `body` reads the levels of a crop minus 128.
 
     They are ``v`` [N, 3 * rows]: of each band of rows from above its red, green and blue.
     """
-    order = [2, 1, 0] if bgr else [0, 1, 2]
-    n = helper.make_node
-    known = {
-        "std": STD[order].reshape(1, 3, 1, 1),
-        "rest": (MEAN[order] - 128).reshape(1, 3, 1, 1),
-        "order": np.array(order),
-        "flat": np.array([0, -1]),
-        **constants,
-    }
-    before = [
-        n(
-            "AveragePool",
-            ["x"],
-            ["p"],
-            kernel_shape=[SIZE // rows, SIZE],
-            strides=[SIZE // rows, 1],
-        ),
-        n("Mul", ["p", "std"], ["s"]),
-        n("Add", ["s", "rest"], ["c"]),
-        n("Gather", ["c", "order"], ["o"], axis=1),
-        n("Transpose", ["o"], ["t"], perm=[0, 2, 1, 3]),
-        n("Reshape", ["t", "flat"], ["v"]),
-    ]
-    graph = helper.make_graph(
-        [*before, *nodes],
-        "levels",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, SIZE, SIZE])],
-        [
-            helper.make_tensor_value_info(k, TensorProto.FLOAT, ["n", *s])
-            for k, s in outputs.items()
-        ],
-        [
-            numpy_helper.from_array(v.astype(np.int64 if v.dtype.kind == "i" else np.float32), k)
-            for k, v in known.items()
-        ],
+    order, band = [2, 1, 0] if bgr else [0, 1, 2], SIZE // rows
+    model = graph_of(
+        f"""
+        levels (float[n, 3, {SIZE}, {SIZE}] x)
+        => ({", ".join(f"float[n, {width}] {name}" for name, width in outputs.items())}) {{
+            p = AveragePool <kernel_shape = [{band}, {SIZE}], strides = [{band}, 1]> (x)
+            s = Mul (p, std)
+            c = Add (s, rest)
+            o = Gather <axis = 1> (c, order)
+            t = Transpose <perm = [0, 2, 1, 3]> (o)
+            v = Reshape (t, flat)
+            {body}
+        }}""",
+        {
+            "std": STD[order].reshape(1, 3, 1, 1),
+            "rest": (MEAN[order] - 128).reshape(1, 3, 1, 1),
+            "order": order,
+            "flat": [0, -1],
+            **constants,
+        },
     )
-    opset = helper.make_opsetid("", 17)
-    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=9), str(path))
+    onnx.save(model, str(path))
     return path
 
 
@@ -86,8 +70,7 @@ def euler_net(path: Path, order: list[int], factors: list[float], *, bgr: bool =
     weight = np.zeros((3, 3))
     for place, angle in enumerate(order):
         weight[angle, place] = factors[angle]
-    nodes = [helper.make_node("MatMul", ["v", "w"], ["pose"])]
-    return levels_net(path, nodes, {"pose": (3,)}, {"w": weight}, bgr=bgr)
+    return levels_net(path, "pose = MatMul (v, w)", {"pose": 3}, {"w": weight}, bgr=bgr)
 
 
 def crops_of(values: np.ndarray, scale: float = 1.0) -> np.ndarray:
@@ -168,21 +151,15 @@ def _quaternion(path: Path) -> tuple[Path, np.ndarray, np.ndarray, dict[str, obj
     m = matrices
     v = np.stack([m[:, 2, 1] - m[:, 1, 2], m[:, 0, 2] - m[:, 2, 0], m[:, 1, 0] - m[:, 0, 1]], 1)
     v = v / (4 * w[:, None])
-    n = helper.make_node
-    nodes = [
-        n("Mul", ["v", "scale"], ["q"]),
-        n("ReduceSumSquare", ["q"], ["l"], axes=[1], keepdims=1),
-        n("Sub", ["one", "l"], ["ww"]),
-        n("Sqrt", ["ww"], ["wq"]),
-        n("Mul", ["q", "signs"], ["sq"]),
-        n("Concat", ["wq", "sq"], ["pose"], axis=1),
-    ]
-    constants = {
-        "scale": np.array([[0.01]]),
-        "one": np.array([[1.0]]),
-        "signs": np.array([[-1.0, -1.0, 1.0]]),
-    }
-    net = levels_net(path, nodes, {"pose": (4,)}, constants)
+    body = """
+        q = Mul (v, scale)
+        l = ReduceSumSquare <axes = [1], keepdims = 1> (q)
+        ww = Sub (one, l)
+        wq = Sqrt (ww)
+        sq = Mul (q, signs)
+        pose = Concat <axis = 1> (wq, sq)"""
+    constants = {"scale": [[0.01]], "one": [[1.0]], "signs": [[-1.0, -1.0, 1.0]]}
+    net = levels_net(path, body, {"pose": 4}, constants)
     expected = {"kind": "quaternion", "order": ("w", "x", "y", "z"), "signs": (-1, -1, 1)}
     return net, crops_of(v[:, None], 100), angles, expected | {"transposed": False}
 
@@ -192,9 +169,7 @@ def _sixd(path: Path) -> tuple[Path, np.ndarray, np.ndarray, dict[str, object]]:
     angles = some_poses()
     s = np.diag([1, -1, -1])
     matrices = s @ pose.matrix_from_euler(angles) @ s
-    net = levels_net(
-        path, [helper.make_node("Identity", ["v"], ["pose"])], {"pose": (6,)}, {}, rows=2
-    )
+    net = levels_net(path, "pose = Identity (v)", {"pose": 6}, {}, rows=2)
     columns = np.stack([matrices[:, :, 0], matrices[:, :, 1]], 1)
     expected = {"kind": "sixd", "signs": (1, -1, -1), "transposed": False}
     return net, crops_of(columns, 100), angles, expected
@@ -202,19 +177,17 @@ def _sixd(path: Path) -> tuple[Path, np.ndarray, np.ndarray, dict[str, object]]:
 
 def _bins(path: Path) -> tuple[Path, np.ndarray, np.ndarray, dict[str, object]]:
     """Hopenet's: 66 of 3 degrees from -99 on, as yaw, pitch and roll; its yaw turned."""
-    values = np.arange(66) * 3.0 - 99
-    n = helper.make_node
-    nodes, constants = [], {"centres": values[None], "width": np.array([[-0.05]])}
+    constants = {"centres": [np.arange(66) * 3.0 - 99], "width": [[-0.05]]}
+    body = ""
     for name, angle, sign in (("yaw", 1, -1), ("pitch", 0, 1), ("roll", 2, 1)):
-        constants |= {f"{name}.i": np.array([angle]), f"{name}.s": np.array([[float(sign)]])}
-        nodes += [
-            n("Gather", ["v", f"{name}.i"], [f"{name}.a"], axis=1),
-            n("Mul", [f"{name}.a", f"{name}.s"], [f"{name}.b"]),
-            n("Sub", [f"{name}.b", "centres"], [f"{name}.d"]),
-            n("Mul", [f"{name}.d", f"{name}.d"], [f"{name}.q"]),
-            n("Mul", [f"{name}.q", "width"], [name]),
-        ]
-    net = levels_net(path, nodes, dict.fromkeys(("yaw", "pitch", "roll"), (66,)), constants)
+        constants |= {f"{name}_i": [angle], f"{name}_s": [[float(sign)]]}
+        body += f"""
+            {name}_a = Gather <axis = 1> (v, {name}_i)
+            {name}_b = Mul ({name}_a, {name}_s)
+            {name}_d = Sub ({name}_b, centres)
+            {name}_q = Mul ({name}_d, {name}_d)
+            {name} = Mul ({name}_q, width)"""
+    net = levels_net(path, body, dict.fromkeys(("yaw", "pitch", "roll"), 66), constants)
     expected = {"kind": "bins", "order": ("yaw", "pitch", "roll"), "signs": (1, -1, 1)}
     angles = some_poses()
     return net, crops_of(angles[:, None]), angles, expected | {"first": -99.0, "last": 96.0}

@@ -21,6 +21,7 @@ from edgehp.networks.simplify import run_graph
 from edgehp.quantization.graph import GraphView
 from edgehp.quantization.placement import float_operators
 from edgehp.quantization.quantize import QuantizationConfig, quantize
+from tests.pose_graphs import graph_of
 
 SIZE = 16
 
@@ -76,26 +77,21 @@ def answer_net(
 
 def table_net(path: Path, tables: dict[str, np.ndarray]) -> Path:
     """A network that answers a crop of the level 128 + k with row k of each table [K, ...]."""
-    n = helper.make_node
-    nodes = [
-        n("ReduceMean", ["x"], ["level"], axes=[1, 2, 3], keepdims=0),
-        n("Clip", ["level", "low", "high"], ["row"]),
-        n("Round", ["row"], ["whole"]),
-        n("Cast", ["whole"], ["k"], to=TensorProto.INT64),
-        *(n("Gather", [f"{name}.rows", "k"], [name]) for name in tables),
-    ]
+    shapes = {name: ", ".join(map(str, ("n", *t.shape[1:]))) for name, t in tables.items()}
     last = min(len(table) for table in tables.values()) - 1
-    constants = {"low": 0, "high": last} | {f"{k}.rows": table for k, table in tables.items()}
-    value, kind = helper.make_tensor_value_info, TensorProto.FLOAT
-    graph = helper.make_graph(
-        nodes,
-        "table",
-        [value("x", kind, ["n", 3, SIZE, SIZE])],
-        [value(name, kind, ["n", *table.shape[1:]]) for name, table in tables.items()],
-        [numpy_helper.from_array(np.asarray(v, np.float32), k) for k, v in constants.items()],
+    model = graph_of(
+        f"""
+        table (float[n, 3, {SIZE}, {SIZE}] x)
+        => ({", ".join(f"float[{shape}] {name}" for name, shape in shapes.items())}) {{
+            level = ReduceMean <axes = [1, 2, 3], keepdims = 0> (x)
+            row = Clip (level, low, high)
+            whole = Round (row)
+            k = Cast <to = 7> (whole)
+            {" ".join(f"{name} = Gather ({name}_rows, k)" for name in tables)}
+        }}""",
+        {"low": 0.0, "high": float(last)} | {f"{k}_rows": table for k, table in tables.items()},
     )
-    opsets = [helper.make_opsetid("", 17)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), str(path))
+    onnx.save(model, str(path))
     return path
 
 

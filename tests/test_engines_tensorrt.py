@@ -34,7 +34,7 @@ from tests.driver.adapter_checks import crops_of, open_double
 from tests.driver.double import Driver, load_double
 from tests.driver.tensorrt import TensorRtDouble, expected
 from tests.helpers import random_crops
-from tests.pose_graphs import pose_graph
+from tests.pose_graphs import graph_of, pose_graph
 from tests.quantization_graphs import SIZE as GRAPH_SIZE
 from tests.quantization_graphs import parse_rtx, small_network
 
@@ -336,25 +336,10 @@ def test_the_builder_leaves_a_jetson_its_memory(
 
 def test_a_slice_that_fills_has_inputs_that_are_not_there() -> None:
     """As TensorRT parses Pad: the audit must go past them to the convolution behind."""
-    nodes = [
-        onnx.helper.make_node("Pad", ["x", "pads", "value"], ["padded"], name="pad"),
-        onnx.helper.make_node("Conv", ["padded", "w"], ["y"], name="conv"),
-    ]
-    value = onnx.helper.make_tensor_value_info
-    constants = {
-        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
-        "value": np.float32(1),
-        "w": np.ones((4, 3, 3, 3), np.float32),
-    }
-    graph = onnx.helper.make_graph(
-        nodes,
-        "padded",
-        [value("x", 1, [1, 3, 8, 8])],
-        [value("y", 1, None)],
-        [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
-    )
-    opset = [onnx.helper.make_opsetid("", 17)]
-    _, network = parse_rtx(onnx.helper.make_model(graph, opset_imports=opset))
+    text = "padded (float[1, 3, 8, 8] x) => (float[1, 4, 8, 8] y) { p = Pad (x, pads, value)"
+    ones = np.ones((4, 3, 3, 3))
+    pads = {"pads": [0, 0, 1, 1, 0, 0, 1, 1], "value": 1.0, "w": ones}
+    _, network = parse_rtx(graph_of(text + " y = Conv (p, w) }", pads))
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     assert any(layer.get_input(j) is None for layer in layers for j in range(layer.num_inputs))
     assert audit_network(network).convolutions == {"fp32": 1}
