@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from edgehp._installed import import_package
 from edgehp.engines.audit import LayerPrecision, PrecisionAudit
 from edgehp.engines.base import check_file
-from edgehp.errors import DataError, EnvironmentalError, UsageError
+from edgehp.errors import DataError, UsageError
 from edgehp.files import write_output
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -150,13 +151,10 @@ def quantised_convolutions(onnx_path: Path) -> tuple[str, ...]:
         DataError: the file is not an ONNX graph.
         EnvironmentalError: the onnx package is not installed.
     """
-    try:
-        import onnx
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
-    except ImportError as e:
-        raise EnvironmentalError(
-            f"building needs the onnx package ({e}); install it with: pip install onnx"
-        ) from e
+    import_package("onnx", "building an engine needs")
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
+
     try:
         # Weights beside the graph are not needed to see its nodes.
         graph = onnx.load(str(onnx_path), load_external_data=False).graph
@@ -192,10 +190,9 @@ def check_asked(onnx_path: Path, precision: str) -> tuple[str, ...]:
     return quantised
 
 
-_QUANTISED_KINDS = frozenset({"QLinearConv", "ConvInteger"})
-_FLOAT_KINDS = frozenset({"Conv", "FusedConv", "NhwcFusedConv"})
-# onnxruntime's operators outside convolutions that compute in 8 bits.
-_QUANTISED_PREFIXES = ("QLinear", "QGemm", "MatMulInteger", "DynamicQuantize")
+# onnxruntime's operators: convolutions, and all that compute in 8 bits.
+_CONVOLUTIONS = frozenset({"QLinearConv", "ConvInteger", "Conv", "FusedConv", "NhwcFusedConv"})
+_QUANTISED_PREFIXES = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize")
 
 
 def build(kind: str, onnx_path: Path, out_path: Path, options: BuildOptions) -> BuildReport:
@@ -245,11 +242,10 @@ def _audit_onnxruntime(path: Path, options: BuildOptions) -> tuple[PrecisionAudi
         nodes = onnx.load(str(optimised)).graph.node
     rows = []
     for node in nodes:
-        name = node.name or node.output[0]
-        if node.op_type in _QUANTISED_KINDS | _FLOAT_KINDS:
-            precision = "int8" if node.op_type in _QUANTISED_KINDS else "fp32"
-            rows.append(LayerPrecision(name, "Convolution", precision, node.op_type))
+        kind, name = node.op_type, node.name or node.output[0]
+        precision = "int8" if kind.startswith(_QUANTISED_PREFIXES) else "fp32"
+        if kind in _CONVOLUTIONS:
+            rows.append(LayerPrecision(name, "Convolution", precision, kind))
         else:
-            precision = "int8" if node.op_type.startswith(_QUANTISED_PREFIXES) else "fp32"
-            rows.append(LayerPrecision(name, node.op_type, precision))
+            rows.append(LayerPrecision(name, kind, precision))
     return PrecisionAudit("optimised graph", tuple(rows)), version
