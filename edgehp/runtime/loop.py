@@ -150,7 +150,14 @@ class Runtime:
             if self.metrics is not None:
                 self.metrics.close()
             self.watchdog.close()
-            self._wait_for_confirm()
+            if self._confirming is not None:
+                self._confirming.join(_CONFIRM_S)
+                if self._confirming.is_alive():
+                    logger.warning(
+                        "the disk has not taken for %g s that this run went well; the start stays "
+                        "counted",
+                        _CONFIRM_S,
+                    )
         return Summary(reason, totals, dict(self._states))
 
     def _loop(self, capture: CaptureThread) -> str:
@@ -305,16 +312,6 @@ class Runtime:
             )
             self._confirming.start()
             self.confirm = None
-
-    def _wait_for_confirm(self) -> None:
-        if self._confirming is not None:
-            self._confirming.join(_CONFIRM_S)
-            if self._confirming.is_alive():
-                logger.warning(
-                    "the disk has not taken for %g s that this run went well; the start stays "
-                    "counted",
-                    _CONFIRM_S,
-                )
 
     def _stuck(
         self, frame: CapturedFrame, capture: CaptureThread, kind: str, text: str

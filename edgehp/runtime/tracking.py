@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp.crop import Box
-from edgehp.runtime.detection import DetectedFace, Detection, Job, network_box, overlap
+from edgehp.runtime.detection import Detection, Job, network_box, overlap
 
 Image = npt.NDArray[np.uint8]
 
@@ -44,12 +44,10 @@ class TrackedFace:
     Attributes:
         box: as the networks know it, pixels of the frame.
         detected: whether a detector's answer for the face came with this very frame.
-        score: of the last detection; None for a fixed box.
     """
 
     box: Box
     detected: bool
-    score: float | None
 
 
 class Tracker:
@@ -80,7 +78,7 @@ class FixedBox(Tracker):
     """The face is where the user says."""
 
     def __init__(self, box: Box) -> None:
-        self._face = TrackedFace(box, False, None)
+        self._face = TrackedFace(box, False)
 
     def update(self, photo: Image) -> TrackedFace | None:
         """The box, whatever the frame shows."""
@@ -115,7 +113,6 @@ class FaceTracker(Tracker):
     def lose(self) -> None:
         """Forget the face; the answer to a running detection is not used."""
         self._box: Box | None = None  # the detector's own, pixels of the frame
-        self._score = 0.0
         self._grey: Image | None = None
         self._since = self._misses = 0
         self._doubt = False
@@ -153,7 +150,7 @@ class FaceTracker(Tracker):
         fresh = self._take(grey, scale)
         if self._box is None:
             return None
-        return TrackedFace(network_box(self._box), fresh, self._score)
+        return TrackedFace(network_box(self._box), fresh)
 
     def _take(self, grey: Image, scale: float) -> bool:
         """Use the detector's answer if there is one; whether it found the face."""
@@ -163,20 +160,24 @@ class FaceTracker(Tracker):
         if found.error is not None:
             raise found.error
         self._looked = True
-        face = _choose(found.faces, found.region)
-        box = face.box if face is not None else None
+
+        def worth(box: Box) -> float:
+            """The driver is nearest to the middle of a region, else the largest."""
+            return box.width * box.height if found.region is None else overlap(box, found.region)
+
+        box = max((face.box for face in found.faces), key=worth, default=None)
         if box is not None and found.grey is not grey:
             box = carry(box, found.grey, grey, scale)
-        if face is None or box is None:
+        if box is None:
             self._misses += 1
             # A miss in the whole frame is one of no face there was; around a box, patience.
             if found.region is not None and self._misses >= self._patience:
                 self._box = None
             self._doubt = self._box is not None
             return False
-        same = self._box is not None and overlap(self._box, box) > _SAME
-        self._box = _between(self._box, box) if same and self._box is not None else box
-        self._score, self._misses = face.score, 0
+        if self._box is not None and overlap(self._box, box) > _SAME:
+            box = _between(self._box, box)
+        self._box, self._misses = box, 0
         return True
 
 
@@ -234,15 +235,6 @@ def _grey(photo: Image, scale: float) -> Image:
     size = max(1, round(photo.shape[1] * scale)), max(1, round(photo.shape[0] * scale))
     small = cv2.resize(photo, size, interpolation=cv2.INTER_AREA) if scale < 1 else photo
     return np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), np.uint8)
-
-
-def _choose(faces: tuple[DetectedFace, ...], region: Box | None) -> DetectedFace | None:
-    """The driver: around a box the face nearest to its middle, else the largest."""
-    if not faces:
-        return None
-    if region is None:
-        return max(faces, key=lambda f: f.box.width * f.box.height)
-    return max(faces, key=lambda f: overlap(f.box, region))
 
 
 def _between(a: Box, b: Box) -> Box:
