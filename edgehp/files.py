@@ -59,22 +59,19 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
 
-def read_toml(
-    path: str | Path, kind: type[T], *, error: type[EdgehpError] = DataError, limit: int = 0
-) -> T:
-    """Read a TOML file.
+def read_toml(path: str | Path, kind: type[T], *, error: type[EdgehpError] = DataError) -> T:
+    """Read a TOML file of at most 1 MiB.
 
     Args:
         path: a UTF-8 file.
         kind: what it holds, a `Record` or any other type that msgspec converts to.
         error: the class of error to raise.
-        limit: largest size in bytes; 0 means 1 MiB.
 
     Raises:
         EdgehpError: of class `error`: the file cannot be read, is no TOML, or does not fit `kind`.
     """
     path = Path(path)
-    data = read_bytes(path, "a TOML file", limit=limit or _LARGEST_TOML, error=error, empty=True)
+    data = read_bytes(path, "a TOML file", limit=_LARGEST_TOML, error=error, empty=True)
     text = decode_text(data, str(path), error)
     try:
         values = tomllib.loads(text)
@@ -83,12 +80,10 @@ def read_toml(
     return to_record(values, kind, str(path), error)
 
 
-def read_json(
-    path: str | Path, kind: type[T], *, error: type[EdgehpError] = DataError, limit: int = 0
-) -> T:
-    """Read a JSON file; as `read_toml`, where a `limit` of 0 means 64 MiB."""
+def read_json(path: str | Path, kind: type[T], *, error: type[EdgehpError] = DataError) -> T:
+    """Read a JSON file of at most 64 MiB; as `read_toml`."""
     path = Path(path)
-    data = read_bytes(path, "a JSON file", limit=limit or _LARGEST_JSON, error=error)
+    data = read_bytes(path, "a JSON file", limit=_LARGEST_JSON, error=error)
     return parse_json(data, kind, str(path), error)
 
 
@@ -500,15 +495,11 @@ def output_to(path: Path, option: str) -> Iterator[None]:
         ) from e
 
 
-def require_writable(path: Path, option: str = "--output") -> None:
-    """Refuse a file that cannot be written, before the work whose result it is to hold.
+def require_writable(path: Path) -> None:
+    """Refuse an --output that cannot be written, before the work whose result it is to hold.
 
     Nothing is left behind, and missing folders are not made: what is tried is a file in the
     nearest folder that is there.
-
-    Args:
-        path: the file to be.
-        option: what the user chooses the place with, for the message.
 
     Raises:
         EnvironmentalError: it is a folder, or no file can be made there.
@@ -525,7 +516,7 @@ def require_writable(path: Path, option: str = "--output") -> None:
     except OSError as e:
         raise EnvironmentalError(
             f"{path} cannot be written ({e.strerror or e}); nothing was measured: choose another "
-            f"{option}"
+            "--output"
         ) from e
 
 

@@ -133,12 +133,15 @@ def test_toml_is_read_as_strictly(tmp_path: Path) -> None:
         (b" " * 2000, "larger than 1000 bytes"),
     ],
 )
-def test_text_that_is_not_plain_utf8_is_named(tmp_path: Path, data: bytes, message: str) -> None:
+def test_text_that_is_not_plain_utf8_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, message: str
+) -> None:
     path = tmp_path / "x"
     path.write_bytes(data)
-    for read in (read_json, read_toml):
+    for read, largest in ((read_json, "_LARGEST_JSON"), (read_toml, "_LARGEST_TOML")):
+        monkeypatch.setattr(f"edgehp.files.{largest}", 1000)
         with pytest.raises(DataError, match=message):
-            read(path, Document, limit=1000)
+            read(path, Document)
 
 
 def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:

@@ -87,11 +87,11 @@ def self_test(artifact: Path, device: DeviceProbe | None = None) -> SelfTestResu
     return SelfTestResult(worst, golden.tolerance_degrees, latency, golden.max_latency_ms)
 
 
-def run_self_test(artifact: Path, *, timeout_s: float = _TIMEOUT_S) -> SelfTestResult:
+def run_self_test(artifact: Path) -> SelfTestResult:
     """`self_test` in a process of its own, which may crash or hang without harm.
 
     Raises:
-        CompatibilityError: as `self_test`, or the process crashed or took longer than `timeout_s`.
+        CompatibilityError: as `self_test`, or the process crashed or took longer than two minutes.
         DataError, EnvironmentalError: as `self_test`.
     """
     here = str(Path(edgehp.__file__).resolve().parent.parent)
@@ -99,11 +99,11 @@ def run_self_test(artifact: Path, *, timeout_s: float = _TIMEOUT_S) -> SelfTestR
     command = [sys.executable, "-I", "-c", _CODE, json.dumps(folders), str(artifact.resolve())]
     try:
         done = subprocess.run(
-            command, capture_output=True, timeout=timeout_s, check=False, stdin=subprocess.DEVNULL
+            command, capture_output=True, timeout=_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL
         )
     except subprocess.TimeoutExpired as e:
         raise CompatibilityError(
-            f"{artifact}: the self-test gave no answer within {timeout_s:g} s and was stopped; "
+            f"{artifact}: the self-test gave no answer within {_TIMEOUT_S:g} s and was stopped; "
             "build the artifact again"
         ) from e
     except OSError as e:
