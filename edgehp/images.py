@@ -78,8 +78,7 @@ class _Header:
     Attributes:
         width: in pixels, as stored.
         height: in pixels, as stored.
-        bits: of a sample as stored: 8 or 16 (fewer count as 8).
-        significant: of them, those that the file itself calls significant; None if it does not.
+        significant: bits of a sample of 16 that the file itself calls so; None if it does not.
         orientation: EXIF's, 1 to 8.
         turned_by_opencv: whether OpenCV's decoder obeys the orientation whatever it is told.
         unfinished: a JPEG without its end marker.
@@ -87,7 +86,6 @@ class _Header:
 
     width: int
     height: int
-    bits: int = 8
     significant: int | None = None
     orientation: int = 1
     turned_by_opencv: bool = False
@@ -437,7 +435,7 @@ def _png(data: bytes, where: str) -> _Header:
         if kind == b"IEND":
             if size is None:
                 raise DataError(f"{where}: damaged PNG without a header; fetch the file again")
-            return _Header(*size, bits, significant, orientation)
+            return _Header(*size, significant, orientation)
         at = end + 4
     raise _truncated(data, "PNG", where)
 
@@ -463,7 +461,7 @@ def _tiff(data: bytes, where: str) -> _Header:
             f"{where}: a TIFF of {bits} bits a sample, expected whole numbers of 8 or 16"
         )
     width, height = tags.get(256, 0), tags.get(257, 0)
-    return _Header(width, height, bits, None, _valid(tags.get(_ORIENTATION, 1)), True)
+    return _Header(width, height, None, _valid(tags.get(_ORIENTATION, 1)), True)
 
 
 def _webp(data: bytes, where: str) -> _Header:
