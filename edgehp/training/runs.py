@@ -232,14 +232,20 @@ def _train(
         faces = Faces.load(train, size, device, workers=workers, skips=skips)
         validation = Faces.load(held, size, device, margin=1, workers=workers, skips=skips)
         trainer = Trainer(network, run.spec, objective, faces, run.config, run.folder, place)
-        log = _Log(run.folder, trainer.step) if place.rank == 0 else None
+        first = place.rank == 0
+        log = _tensorboard(run.folder, trainer.step) if first else None
         path = run.folder
-        if place.rank == 0 and trainer.epoch == run.config.epochs:  # resumed at its end
+        if first and trainer.epoch == run.config.epochs:  # resumed at its end
             path = write(trainer)
+
+        def curves(step: int, values: Mapping[str, float]) -> None:
+            if log is not None:
+                for name, value in values.items():
+                    log.add_scalar(name, value, step)
 
         def after_epoch(t: Trainer) -> None:
             nonlocal path
-            if place.rank != 0:
+            if not first:
                 return
             v = t.validate(validation)
             t.history.append(
@@ -248,38 +254,25 @@ def _train(
             logger.info("epoch %d, held-back photos: MAE %.3f degrees", t.epoch, v.mean)
             path = write(t)
             write_whole(run.folder / "history.json", json.dumps(t.history, indent=1))
-            if log is not None:
-                log.add(t.step, {"validation/mae": v.mean, "validation/geodesic": v.geodesic})
+            curves(t.step, {"validation/mae": v.mean, "validation/geodesic": v.geodesic})
 
         for progress in trainer.run(after_epoch):
-            if log is not None and progress.step % 10 == 0:
+            if progress.step % 10 == 0:
                 values = {"train/loss": progress.loss, "train/rate": progress.learning_rate}
-                log.add(progress.step, values)
-            if run.report is not None and place.rank == 0:
+                curves(progress.step, values)
+            if run.report is not None and first:
                 run.report(progress)
         if log is not None:
             log.close()
     return RunResult(path, tuple(trainer.history), len(faces), len(validation))
 
 
-class _Log:
-    """TensorBoard's event files, where tensorboard is installed."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        self._writer: Any = None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            logger.info("no tensorboard: the curves are in history.json only")
-            return
-        # After a resumption, events past the checkpoint are superseded.
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
-
-    def add(self, step: int, values: Mapping[str, float]) -> None:
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+def _tensorboard(folder: Path, step: int) -> Any:
+    """A writer of TensorBoard's event files, None where tensorboard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        logger.info("no tensorboard: the curves are in history.json only")
+        return None
+    # After a resumption, events past the checkpoint are superseded.
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step)
