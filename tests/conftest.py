@@ -25,6 +25,14 @@ def find_shared() -> Path | None:
     return candidate.resolve() if (candidate / "data").is_dir() else None
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _garbage_of_the_module_alone() -> None:
+    # The code under test collects garbage dozens of times a build: not through every module that
+    # was imported and all that other tests left, which takes up to half a second each time.
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def repo() -> Path:
     """The root of the checkout."""
@@ -89,13 +97,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if given is None:
         given = int(os.environ.get("EDGEHP_TEST_SEED", random.SystemRandom().randrange(2**31)))
     os.environ["EDGEHP_TEST_SEED"] = str(given)
-
-
-def pytest_collection_finish() -> None:
-    # The code under test collects garbage dozens of times a build: not through every module that
-    # the other test files have imported, which takes up to half a second each time.
-    gc.collect()
-    gc.freeze()
 
 
 def pytest_report_header() -> str:
