@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from edgehp.artifact.manifest import Appearance
 from edgehp.artifact.open import OpenedNetwork
 from edgehp.crop import Box, crop_face
 from edgehp.datasets.base import Dataset, Sample, Skips, digest_of, prefetch, spaced
@@ -21,7 +20,7 @@ from edgehp.errors import DataError, UsageError
 from edgehp.files import finite
 from edgehp.pose import angle_errors, geodesic_degrees, matrix_from_euler
 from edgehp.progress import step
-from edgehp.validation.appearance import ADVICE, CONDITIONS, AppearanceCheck, measure_crops
+from edgehp.validation.appearance import CONDITIONS, AppearanceCheck, measure_crops
 from edgehp.validation.metrics import (
     Accuracy,
     frame_errors,
@@ -201,19 +200,6 @@ class Detector:
     words: str = "detector"
 
 
-@dataclass(frozen=True)
-class CalibrationCheck:
-    """What the frames are held against: the crops that the artifact's scales come from.
-
-    Attributes:
-        appearance: how the calibration crops look.
-        advice: what to do where the frames look unlike them.
-    """
-
-    appearance: Appearance
-    advice: str = ADVICE
-
-
 @dataclass
 class _Seen:
     """What a pass over the frames gathered.
@@ -238,7 +224,7 @@ def validate(
     settings: Settings | None = None,
     *,
     detector: Detector | None = None,
-    calibration: CalibrationCheck | None = None,
+    calibration: Callable[[Array], AppearanceCheck] | None = None,
 ) -> ValidationReport:
     """Measure a network, or an artifact against its reference.
 
@@ -252,7 +238,8 @@ def validate(
         settings: the default ones when omitted.
         detector: finds the boxes in place of the data set's; misses are counted and listed, and
             the figures are of the other frames.
-        calibration: what the frames are held against.
+        calibration: holds how the frames look (`edgehp.validation.appearance.measure_crops`)
+            against the crops that the artifact's scales come from.
 
     Raises:
         DataError: a photo cannot be used, no frame is left, or the data set has no labels.
@@ -309,10 +296,7 @@ def validate(
     }
     if detector is not None:
         protocol["boxes"] = detector.words
-    check = None
-    if calibration is not None:
-        looks = np.concatenate(seen.looks)
-        check = AppearanceCheck.of(calibration.appearance, looks, advice=calibration.advice)
+    check = None if calibration is None else calibration(np.concatenate(seen.looks))
     return ValidationReport(
         protocol=protocol,
         preprocessing=preprocessing.to_dict(),

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from edgehp.errors import EdgehpError, EnvironmentalError, UsageError
 from edgehp.files import resource_dir
 from edgehp.pipeline.crops import SHIPPED_CALIBRATION
 from edgehp.progress import step
+from edgehp.validation.appearance import ADVICE, AppearanceCheck, Values
 from edgehp.validation.run import (
     BoxSource,
-    CalibrationCheck,
     Detector,
     Image,
     Settings,
@@ -257,7 +258,9 @@ def _nearest_face() -> BoxSource:
     return find
 
 
-def calibration_check(tested: OpenedNetwork | None, shipped_heads: bool) -> CalibrationCheck | None:
+def calibration_check(
+    tested: OpenedNetwork | None, shipped_heads: bool
+) -> Callable[[Values], AppearanceCheck] | None:
     """What frames are held against; None where the artifact does not say how its crops look.
 
     Args:
@@ -268,11 +271,11 @@ def calibration_check(tested: OpenedNetwork | None, shipped_heads: bool) -> Cali
     record = None if artifact is None else artifact.manifest.calibration
     if record is None or record.appearance is None:
         return None
-    if not shipped_heads or record.source == SHIPPED_CALIBRATION:
-        return CalibrationCheck(record.appearance)
-    # Calibrated on the user's crops, which are right already: it is the frames that are others.
-    return CalibrationCheck(
-        record.appearance,
-        "these are the rendered heads that edgehp ships; validate on photos of the camera that "
-        "will be used, with --dataset and --data-root",
-    )
+    advice = ADVICE
+    if shipped_heads and record.source != SHIPPED_CALIBRATION:
+        # Calibrated on the user's crops, which are right already: it is the frames that are others.
+        advice = (
+            "these are the rendered heads that edgehp ships; validate on photos of the camera that "
+            "will be used, with --dataset and --data-root"
+        )
+    return partial(AppearanceCheck.of, record.appearance, advice=advice)
