@@ -216,52 +216,32 @@ def _from_flat(name: str) -> str:
 
 
 def infer_spec(shapes: Mapping[str, Shape], source: str) -> NetworkSpec:
-    """The published network whose weights these are, told by canonical names and shapes.
+    """The published network whose weights these are, or the nearest to them, told by their names.
 
     Raises:
-        CheckpointError: neither layout is recognised, the depth is none of ResNet's, or the heads
-            have a number of bins whose values are nowhere written down.
+        CheckpointError: neither layout is recognised, or the heads have a number of bins whose
+            values are nowhere written down.
     """
-    for base in (KD_RESNET, EHPNET):
-        prefix = backbone_prefix(base)
-        if not any(name.startswith(prefix) for name in shapes):
-            continue
-        depth = _depth(shapes, prefix, source)
-        name = f"kd-resnet{depth}" if base.architecture == "kd-resnet" else base.name
-        if base.architecture == "ehpnet" and depth != base.depth:
-            raise CheckpointError(f"{source} holds an EHPNet of depth {depth}; expected ResNet18")
-        head = tuple(shapes.get(f"{heads_prefix(base)}yaw.bias", (base.bins.count,)))
-        if head != (base.bins.count,):
-            raise CheckpointError(
-                f"{source}: heads of shape {list(head)}, expected [{base.bins.count}] as published "
-                f"for {base.architecture}; other bins need a .safetensors file that carries their "
-                "specification"
-            )
-        return replace(base, name=name, depth=depth)
-    first = ", ".join(sorted(shapes)[:_NAMED]) or "nothing"
-    raise CheckpointError(
-        f"{source} holds no network known here: found {len(shapes)} tensors ({first}, ...), "
-        "expected missing names such as encoder_net.model.conv1.weight (KD-ResNet) or "
-        "backbone.conv1.weight (EHPNet)"
+    base = next(
+        (b for b in (KD_RESNET, EHPNET) if any(k.startswith(backbone_prefix(b)) for k in shapes)),
+        None,
     )
-
-
-def _depth(shapes: Mapping[str, Shape], prefix: str, source: str) -> int:
-    counts = tuple(
-        sum(1 for i in range(64) if f"{prefix}layer{s}.{i}.conv1.weight" in shapes)
-        for s in range(1, 5)
-    )
-    bottleneck = f"{prefix}layer1.0.conv3.weight" in shapes
-    for depth, stages in RESNET_STAGES.items():
-        if stages == (counts, bottleneck):
-            return depth
-    # Tensors were lost or added: compare with the nearest network, which names them.
-    base = KD_RESNET if prefix == backbone_prefix(KD_RESNET) else EHPNET
-    depths = [d for d, stages in RESNET_STAGES.items() if stages[1] == bottleneck]
-
-    def distance(depth: int) -> int:
-        return sum(abs(a - b) for a, b in zip(RESNET_STAGES[depth][0], counts, strict=True))
-
-    nearest = min(depths, key=distance) if base is KD_RESNET else base.depth
-    check_weights(shapes, replace(base, depth=nearest), source)
-    raise CheckpointError(f"{source}: {list(counts)} blocks a stage fit no ResNet known here")
+    if base is None:
+        first = ", ".join(sorted(shapes)[:_NAMED]) or "nothing"
+        raise CheckpointError(
+            f"{source} holds no network known here: found {len(shapes)} tensors ({first}, ...), "
+            "expected missing names such as encoder_net.model.conv1.weight (KD-ResNet) or "
+            "backbone.conv1.weight (EHPNet)"
+        )
+    specs = [base]
+    if base is KD_RESNET:
+        specs = [replace(base, name=f"kd-resnet{depth}", depth=depth) for depth in RESNET_STAGES]
+    head = tuple(shapes.get(f"{heads_prefix(base)}yaw.bias", (base.bins.count,)))
+    if head != (base.bins.count,):
+        raise CheckpointError(
+            f"{source}: heads of shape {list(head)}, expected [{base.bins.count}] as published "
+            f"for {base.architecture}; other bins need a .safetensors file that carries their "
+            "specification"
+        )
+    # Where tensors were lost or added, `check_weights` names them.
+    return min(specs, key=lambda spec: len(expected_shapes(spec).keys() ^ shapes.keys()))
