@@ -326,6 +326,12 @@ def test_operators_of_others_and_unknown_types_are_named(tmp_path: Path) -> None
     path.write_bytes(other.SerializeToString())
     with pytest.raises(CheckpointError, match=r"1 com\.microsoft\.ReduceMean"):
         angles_of(text)
+    for node in (helper.make_node("Relu", ["x"], []), helper.make_node("Constant", [], ["c"])):
+        other.CopyFrom(model)
+        other.graph.node.append(node)
+        path.write_bytes(other.SerializeToString())
+        with pytest.raises(CheckpointError, match="a node gives nothing"):
+            angles_of(text)
     model.graph.input[0].type.tensor_type.elem_type = 99
     path.write_bytes(model.SerializeToString())
     with pytest.raises(CheckpointError, match="element type 99"):

@@ -156,6 +156,9 @@ def read_network(path: Path, *, as_written: bool = False) -> onnx.ModelProto:
 
     if not model.graph.node:
         raise CheckpointError(f"{path} is empty or holds no network")
+    for node in model.graph.node:
+        if not node.output or (node.op_type == "Constant" and not node.attribute):
+            raise CheckpointError(f"{path} is damaged: a node gives nothing; copy it again")
     _refuse(
         model,
         lambda n: n.domain not in ("", "ai.onnx", *(f.domain for f in model.functions)),
