@@ -35,6 +35,7 @@ from edgehp.errors import CheckpointError, DataError, UsageError
 from edgehp.networks.foreign import read_model
 from edgehp.networks.layout import (
     ANGLES,
+    STEM,
     BatchNorm,
     Weights,
     backbone_prefix,
@@ -42,7 +43,6 @@ from edgehp.networks.layout import (
     heads_prefix,
     neck_prefix,
     resnet_blocks,
-    stem,
 )
 from edgehp.networks.spec import SPEC_KEY, Bins, DeployedSpec, NetworkSpec
 from edgehp.pose import convention
@@ -316,7 +316,7 @@ def _centring(b: GraphBuilder, spec: NetworkSpec) -> str:
 
 def _first_convolution(weights: Weights, spec: NetworkSpec) -> tuple[Array, Array]:
     """Weight and bias that take centred RGB, whatever colour order and std the network knows."""
-    weight, bias = _folded(weights, backbone_prefix(spec), stem())
+    weight, bias = _folded(weights, backbone_prefix(spec), STEM)
     weight = weight / np.array(spec.preprocessing.std).reshape(1, 3, 1, 1)
     # BGR: permuting 3 x 64 kernels here saves the device a Gather over the whole image.
     return weight[:, _rgb_order(spec)], bias
@@ -344,7 +344,7 @@ def _folded(weights: Weights, prefix: str, c: BatchNorm) -> tuple[Array, Array]:
 
 def _backbone(b: GraphBuilder, weights: Weights, spec: NetworkSpec, x: str) -> str:
     prefix = backbone_prefix(spec)
-    x = b.convolution("conv1", x, *_first_convolution(weights, spec), stem().stride)
+    x = b.convolution("conv1", x, *_first_convolution(weights, spec), STEM.stride)
     x = b.node("Relu", "relu", [x])
     x = b.node("MaxPool", "maxpool", [x], kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
     for block in resnet_blocks(spec.depth):

@@ -58,6 +58,10 @@ class BatchNorm:
     stride: int
 
 
+# The convolution that every ResNet starts with (named without the prefix).
+STEM = BatchNorm("conv1", "bn1", (64, 3, 7, 7), 2)
+
+
 @dataclass(frozen=True)
 class Block:
     """A residual block: convolutions in order and, where the shape changes, a downsampling one."""
@@ -85,11 +89,6 @@ def heads_prefix(spec: NetworkSpec) -> str:
 def feature_count(depth: int) -> int:
     """Width of the pooled features of a ResNet: 512, or 2048 with bottleneck blocks."""
     return 2048 if RESNET_STAGES[depth][1] else 512
-
-
-def stem() -> BatchNorm:
-    """The 7x7 convolution that every ResNet starts with (named without the prefix)."""
-    return BatchNorm("conv1", "bn1", (64, 3, 7, 7), 2)
 
 
 def resnet_blocks(depth: int) -> Iterator[Block]:
@@ -130,7 +129,7 @@ def expected_shapes(spec: NetworkSpec) -> dict[str, Shape]:
         for part in _STATISTICS:
             shapes[f"{prefix}{c.norm}.{part}"] = c.shape[:1]
 
-    convolution(stem())
+    convolution(STEM)
     for block in resnet_blocks(spec.depth):
         for c in block.convolutions:
             convolution(c)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from edgehp.networks.layout import ANGLES, BatchNorm, Block, feature_count, resnet_blocks, stem
+from edgehp.networks.layout import ANGLES, STEM, BatchNorm, Block, feature_count, resnet_blocks
 from edgehp.networks.spec import EHPNET, KD_RESNET, Bins, NetworkSpec
 
 # The paper trains the base network with four RvC heads of different bin widths but does not name
@@ -63,7 +63,7 @@ class _ResNet(nn.Module):
 
     def __init__(self, depth: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = _layer(stem())
+        self.conv1, self.bn1 = _layer(STEM)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         stages: dict[str, list[nn.Module]] = {}
