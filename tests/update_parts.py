@@ -67,18 +67,11 @@ class Fleet:
         repository.rotate_key(self.public, role, self.keys)
 
     def update(
-        self,
-        root: Path,
-        where: str | Path | None = None,
-        *,
-        trust: Any = None,
-        device_id: str | None = None,
-        **how: Any,
+        self, root: Path, where: Any = None, *, device_id: str | None = None, **how: Any
     ) -> Update:
         source = open_source(str(where or self.public))
-        keys = self.signer.trust if trust is None else trust
         with parts.on_device(**how), patch.object(slots, "_finish", parts.finish_tiny):
-            return update(source, self.root_metadata, keys, root, device_id=device_id)
+            return update(source, self.root_metadata, self.signer.trust, root, device_id=device_id)
 
 
 def new_fleet(folder: Path, *names: str) -> Fleet:
