@@ -107,7 +107,14 @@ def parse_json(data: bytes, kind: type[T], where: str, error: type[EdgehpError] 
     return to_record(values, kind, where, error)
 
 
-def to_record(values: Any, kind: type[T], where: str, error: type[EdgehpError] = DataError) -> T:
+def to_record(
+    values: Any,
+    kind: type[T],
+    where: str,
+    error: type[EdgehpError] = DataError,
+    *,
+    infinite: bool = False,
+) -> T:
     """Parsed JSON or TOML as a `kind`.
 
     Args:
@@ -115,11 +122,12 @@ def to_record(values: Any, kind: type[T], where: str, error: type[EdgehpError] =
         kind: a `Record` or any other type that msgspec converts to.
         where: the file's name, for messages.
         error: the class of error to raise.
+        infinite: numbers may be infinite.
 
     Raises:
         EdgehpError: of class `error`: they do not fit.
     """
-    if (path := _not_finite(values, "$")) is not None:
+    if not infinite and (path := _not_finite(values, "$")) is not None:
         raise error(f"{where}: {_about(values, path)}; expected a finite number")
     try:
         return msgspec.convert(values, kind, str_keys=True)

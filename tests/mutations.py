@@ -137,7 +137,9 @@ def make(kind: str, folder: Path) -> tuple[Path, Read]:
         text = "[capture]\nstale = 0.5\nrotate = 90\nbit_depth = 10\n[filter]\nbeta = 0.2\n"
         return write(folder / "run.toml", text), lambda f: load_settings(f / "run.toml")
     if kind == "report.json":
-        text = json.dumps({"kind": "validation", "schema": 1, "worst": [{"name": "a", "v": 1.5}]})
+        from tests.test_report import validation_report
+
+        text = json.dumps(validation_report().to_dict())
         return write(folder / "r.json", text), lambda f: read_report(f / "r.json")
     if kind == "graph.onnx":
         return pose_graph(folder / "g.onnx"), lambda f: load_graph(f / "g.onnx")

@@ -109,14 +109,15 @@ def validated(result: BuildResult, faces: Path) -> ValidationReport:
 def test_a_validation_warns_and_breaks_down_too(
     small_int8: BuildResult, unlike: BuildResult, small: Path
 ) -> None:
-    quiet, loud = (validated(r, small / "val.zip").to_dict() for r in (small_int8, unlike))
-    assert quiet["appearance"]["warning"] is None
-    assert "100% are brighter" in loud["appearance"]["warning"]
+    quiet, loud = (validated(r, small / "val.zip") for r in (small_int8, unlike))
+    assert quiet.appearance and loud.appearance and quiet.drop
+    assert quiet.appearance["warning"] is None
+    assert "100% are brighter" in loud.appearance["warning"]
     rows = {row[0]: row for row in breakdown_rows(quiet)}
     assert {"all", "|yaw| 0 to 30°", "dark", "blurred", "near-infrared"} <= set(rows)
     assert all(float(row[3]) > 0 and float(row[4]) > 0 for row in rows.values())
-    for band in quiet["drop"]["bands"]:
-        assert (band["spread_difference"] is None) == (band["frames"] == 0)
+    for band in quiet.drop.bands:
+        assert (band.spread_difference is None) == (band.frames == 0)
 
 
 def test_the_command_shows_all_of_it(unlike: BuildResult, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import math
 import re
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import cv2
 import jsonschema
@@ -31,6 +31,10 @@ from edgehp.errors import DataError
 from edgehp.report.figures import Claim, figures, verdict
 from edgehp.report.gather import gather, read_report, write_report
 from edgehp.targets import load_target
+from edgehp.validation import run as validated
+from edgehp.validation.metrics import Accuracy, Band, Summary, Worst
+from edgehp.validation.run import BandDrop, Drop, ValidationReport
+from edgehp.validation.statistics import Interval
 from tests.bench_artifact import make_artifact
 
 SPEC = Preprocessing(32)
@@ -108,53 +112,47 @@ def benchmark_report() -> BenchmarkReport:
     return report
 
 
-def interval(value: float) -> dict[str, Any]:
-    return {"value": value, "low": value - 0.01, "high": value + 0.01}
+def interval(value: float, around: float = 0.01) -> Interval:
+    return Interval(value, value - around, value + around, 0.95, "t", 300, "frame", 0, 0)
 
 
-def accuracy(mae: float) -> dict[str, Any]:
-    def summary(frames: int, error: float) -> dict[str, Any]:
-        return {"frames": frames, "mae": [error] * 3, "mae_mean": error, "geodesic": 2 * error,
-                "maev": error}  # fmt: skip
+def accuracy(mae: float) -> Accuracy:
+    def summary(frames: int, error: float) -> Summary:
+        return Summary(frames, (error, error, error), error, 2 * error, error)
 
-    return {
-        "overall": summary(300, mae),
-        "bands": [
-            {"low": 0, "high": 30, "summary": summary(200, mae * 0.8)},
-            {"low": 30, "high": 60, "summary": summary(100, mae * 1.4)},
-            {"low": 60, "high": 99, "summary": None},
-        ],
-        "worst": [
-            {"name": "face<0>.png", "error": 31.0, "truth": [1, 80, 3], "predicted": [2, 50, 4]},
-            {"name": "gone.png", "error": 21.0, "truth": [1, 70, 3], "predicted": [2, 50, 4]},
-        ],
-    }
+    bands = (
+        Band(0, 30, summary(200, mae * 0.8)),
+        Band(30, 60, summary(100, mae * 1.4)),
+        Band(60, 99, None),
+    )
+    worst = (
+        Worst("face<0>.png", 31.0, (1, 80, 3), (2, 50, 4)),
+        Worst("gone.png", 21.0, (1, 70, 3), (2, 50, 4)),
+    )
+    return Accuracy(summary(300, mae), bands, worst)
 
 
-def validation_report() -> dict[str, Any]:
-    bands = [
-        {"low": 0, "high": 30, "frames": 200, "drop": interval(0.01)},
-        {"low": 30, "high": 60, "frames": 100, "drop": interval(0.04)},
-        {"low": 60, "high": 99, "frames": 0, "drop": None},
-    ]
-    return {
-        "kind": "validation",
-        "schema": 2,
-        "protocol": {"dataset": "rendered", "frames": 300},
-        "preprocessing": SPEC.to_dict(),
-        "reference": {"name": "kd-fp32"},
-        "artifact": {"name": "kd-int8"},
-        "reference_accuracy": accuracy(3.0),
-        "artifact_accuracy": accuracy(3.02),
-        "drop": {
-            "overall": interval(0.02),
-            "angles": [interval(0.02)] * 3,
-            "geodesic": interval(0.03),
-            "bands": bands,
-            "mean_difference_overall": 0.09,
-            "spread_difference_overall": 0.03,
-        },
-    }
+def validation_report() -> ValidationReport:
+    bands = (
+        BandDrop(0, 30, 200, interval(0.01)),
+        BandDrop(30, 60, 100, interval(0.04)),
+        BandDrop(60, 99, 0, None),
+    )
+    overall = interval(0.02)
+    return ValidationReport(
+        protocol={"dataset": "rendered", "frames": 300},
+        preprocessing=SPEC.to_dict(),
+        preprocessing_digest=SPEC.digest,
+        batch=32,
+        reference=validated.Subject("kd-fp32", None, {}),
+        artifact=validated.Subject("kd-int8", None, {}),
+        reference_accuracy=accuracy(3.0),
+        artifact_accuracy=accuracy(3.02),
+        # Of so few units that it has no bounds.
+        reference_mae=interval(3.0, math.inf),
+        artifact_mae=interval(3.02),
+        drop=Drop(overall, (overall, overall, overall), interval(0.03), bands, 0.09, 0.4, 0.03),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +162,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory, benchmark_report: Benchma
     pytest.importorskip("jinja2")
     folder = make_artifact(tmp_path_factory.mktemp("dist"), small=True)
     write_report(benchmark_report.to_dict(), folder / "reports", "bench-single-stream")
-    write_report(validation_report(), folder / "reports", "validation")
+    write_report(validation_report().to_dict(), folder / "reports", "validation")
     (folder / "notes.json").write_text("[]")
     faces = tmp_path_factory.mktemp("faces")
     face = np.full((64, 64, 3), 90, np.uint8)
@@ -305,6 +303,7 @@ def test_the_page_in_a_real_browser(reported: Path, tmp_path: Path) -> None:
         ("{}", "the kind None"),
         ('{"kind": "benchmark", "schema": 99}', "schema 99 of a benchmark report, expected 4"),
         ('{"kind": "benchmark", "schema": 4}', "key '.*' is missing"),
+        ('{"kind": "validation", "schema": 2}', "key '.*' is missing"),
         (None, "cannot be read"),
     ],
 )
@@ -313,6 +312,16 @@ def test_what_is_no_report_is_refused(tmp_path: Path, text: str | None, words: s
     if text is not None:
         path.write_text(text)
     with pytest.raises(DataError, match=words):
+        read_report(path)
+
+
+def test_a_validation_reads_as_it_was_written(tmp_path: Path) -> None:
+    report = validation_report()
+    assert read_report(write_report(report.to_dict(), tmp_path, "v")) == report
+    broken = report.to_dict()
+    broken["drop"]["overall"]["value"] = "much"
+    path = write_report(broken, tmp_path, "w")
+    with pytest.raises(DataError, match=r"'drop.overall.value' is 'much'; expected float"):
         read_report(path)
 
 

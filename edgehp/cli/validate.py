@@ -8,7 +8,7 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,9 @@ from edgehp.progress import Step, step
 if TYPE_CHECKING:
     from edgehp.cli._remote import Changes
     from edgehp.remote.errand import Parcel
+    from edgehp.validation.run import ValidationReport
     from edgehp.validation.session import Item
+    from edgehp.validation.statistics import GateResult
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +204,7 @@ def command(
             "what the artifact loses against FP32; the MAE itself is of renderings, not of people."
         )
     places = _places(pairs, output, network)
-    results: dict[int, dict[str, Any] | EdgehpError] = {}
+    results: dict[int, _Result | EdgehpError] = {}
     unwritten: EnvironmentalError | None = None
     written: list[Path] = []
     several_steps = step("validate", len(pairs), "validations")
@@ -212,12 +214,11 @@ def command(
             if isinstance(result, EdgehpError):
                 results[i] = result
                 continue
-            values = results[i] = result.to_dict()
-            if result.drop is not None:
-                values["gate"] = asdict(check_drop(result.drop.overall, max_drop))
+            gate = None if result.drop is None else check_drop(result.drop.overall, max_drop)
+            done = results[i] = _Result(result, gate)
             if (place := places[i]) is None:
                 continue
-            text = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False)
+            text = json.dumps(done.values(), indent=2, allow_nan=False, ensure_ascii=False)
             try:
                 write_output(place, text + "\n")
             except EnvironmentalError as e:
@@ -226,8 +227,8 @@ def command(
             else:
                 written.append(place)
     ordered = [results[i] for i in range(len(pairs))]
-    for report in ordered:
-        unlike = None if isinstance(report, EdgehpError) else report["appearance"]
+    for one in ordered:
+        unlike = None if isinstance(one, EdgehpError) else one.report.appearance
         if unlike is not None and unlike["warning"]:
             logger.warning("%s", unlike["warning"])
     if len(pairs) == 1:
@@ -245,6 +246,19 @@ def command(
         raise failed
     if not as_json and len(found) == 1:
         click.echo(f"next: {shlex.join(['edgehp', 'bench', str(found[0])])}")
+
+
+@dataclass(frozen=True)
+class _Result:
+    """A validation, and how its drop stands to the limit; None without an artifact."""
+
+    report: ValidationReport
+    gate: GateResult | None
+
+    def values(self) -> dict[str, Any]:
+        """As it is written and printed for programs."""
+        gate = {} if self.gate is None else {"gate": asdict(self.gate)}
+        return {**self.report.to_dict(), **gate}
 
 
 def _default_report(artifact: Path, dataset: str | None) -> Path:
@@ -282,7 +296,7 @@ def _places(pairs: Sequence[Item], output: Path | None, network: str | None) -> 
 
 def _many(
     pairs: Sequence[Item],
-    results: Sequence[dict[str, Any] | EdgehpError],
+    results: Sequence[_Result | EdgehpError],
     network: str | None,
     max_drop: float,
     as_json: bool,
@@ -301,17 +315,18 @@ def _many(
             cells += [None] * 5 + [styled("ERROR", "red")]
             click.echo(f"edgehp: error: {name} on {cells[1]}: {result}", err=True)
         else:
-            row["report"] = result
-            cells += [result["protocol"]["frames"], f"{result['reference_mae']['value']:.3f}"]
-            mae = result["artifact_mae"]
-            cells.append(None if mae is None else f"{mae['value']:.3f}")
-            if (gate := result.get("gate")) is None:
+            report = result.report
+            row["report"] = result.values()
+            cells += [report.protocol["frames"], f"{report.reference_mae.value:.3f}"]
+            mae = report.artifact_mae
+            cells.append(None if mae is None else f"{mae.value:.3f}")
+            if report.drop is None or result.gate is None:
                 cells += [None] * 3
             else:
-                drop = result["drop"]["overall"]
-                cells += [f"{drop['value']:+.4f}", f"{drop['low']:+.4f}..{drop['high']:+.4f}"]
-                cells.append(styled("PASS", "green") if gate["passed"] else styled("FAIL", "red"))
-                over += not gate["passed"]
+                drop, passed = report.drop.overall, result.gate.passed
+                cells += [f"{drop.value:+.4f}", f"{drop.low:+.4f}..{drop.high:+.4f}"]
+                cells.append(styled("PASS", "green") if passed else styled("FAIL", "red"))
+                over += not passed
         rows.append(cells)
         document.append(row)
     if as_json:
@@ -329,26 +344,26 @@ def _many(
     )
 
 
-def _one(report: Mapping[str, Any], as_json: bool) -> AccuracyError | None:
+def _one(result: _Result, as_json: bool) -> AccuracyError | None:
     """Print one report in full; the error where it fails the gate."""
-    gate = report.get("gate")
+    gate = result.gate
     if as_json:
-        print_json(report)
+        print_json(result.values())
     else:
-        _print(report)
+        _print(result.report)
         if gate is not None:
-            word, colour = ("PASS", "green") if gate["passed"] else ("FAIL", "red")
-            conclude(word, colour, f"{gate['sentence']}.")
-    if gate is None or gate["passed"]:
+            word, colour = ("PASS", "green") if gate.passed else ("FAIL", "red")
+            conclude(word, colour, f"{gate.sentence}.")
+    if gate is None or gate.passed:
         return None
-    return AccuracyError(f"{gate['sentence']}\nhint: {gate['hint']}")
+    return AccuracyError(f"{gate.sentence}\nhint: {gate.hint}")
 
 
-def _print(report: Mapping[str, Any]) -> None:
+def _print(report: ValidationReport) -> None:
     """The tables of one report."""
     from edgehp.report.figures import ACCURACY, PARTS, accuracy_rows, breakdown_rows
 
-    protocol, drop = report["protocol"], report["drop"]
+    protocol, drop = report.protocol, report.drop
     say(
         f"{protocol['dataset']}: {protocol['frames']} frames (sha256 "
         f"{str(protocol['sha256'])[:16]}), boxes: {protocol.get('boxes')}, filter: "
@@ -356,27 +371,27 @@ def _print(report: Mapping[str, Any]) -> None:
     )
     left_out = {
         "without a detected face": protocol["detector_misses"],
-        "skipped as bad": len(report["skipped"]),
+        "skipped as bad": len(report.skipped),
         "filtered by angle": len(protocol.get("filtered") or ()),
     }
     if any(left_out.values()):
         text = ", ".join(f"{n} {what}" for what, n in left_out.items() if n)
         say(f"left out: {text}")
-    for role in ("reference", "artifact"):
-        if report[role] is not None:
-            say(f"{role}: {report[role]['name']}")
-    say(f"degrees; preprocessing {report['preprocessing_digest'][:16]}")
+    say(f"reference: {report.reference.name}")
+    if report.artifact is not None:
+        say(f"artifact: {report.artifact.name}")
+    say(f"degrees; preprocessing {report.preprocessing_digest[:16]}")
     click.echo("")
     print_table(ACCURACY, accuracy_rows(report), range(1, 4))
     if drop is not None:
         click.echo("")
         print_table(PARTS, breakdown_rows(report), range(1, 5))
         click.echo("")
-        wide = drop["spread_difference_overall"]
+        wide = drop.spread_difference_overall
         say(
-            f"Artifact and reference differ by {drop['mean_difference_overall']:.4f} degrees on "
-            f"average ({drop['largest_difference']:.2f} at most)"
+            f"Artifact and reference differ by {drop.mean_difference_overall:.4f} degrees on "
+            f"average ({drop.largest_difference:.2f} at most)"
             + ("." if wide is None else f", their spreads by {wide:.4f}.")
         )
-    if worst := (report["artifact_accuracy"] or report["reference_accuracy"])["worst"]:
-        say("Worst frames: " + ", ".join(f"{w['name']} ({w['error']:.1f})" for w in worst))
+    if worst := (report.artifact_accuracy or report.reference_accuracy).worst:
+        say("Worst frames: " + ", ".join(f"{w.name} ({w.error:.1f})" for w in worst))

@@ -5,7 +5,7 @@ The tables are those of pages and of terminals: rows of text from reports and ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from edgehp.benchmark.power.base import TOTAL
 from edgehp.benchmark.report import BenchmarkReport, number
 from edgehp.benchmark.run import END_TO_END
 from edgehp.report.gather import Material
+from edgehp.validation.run import ValidationReport
+from edgehp.validation.statistics import Interval
 
 _ANGLES = ("pitch", "yaw", "roll")
 ACCURACY = ("degrees", "reference", "artifact", "drop")
@@ -117,16 +119,15 @@ def _built(manifest: Manifest) -> dict[str, Any]:
     return found
 
 
-def _validated(report: Any) -> dict[str, Any]:
-    accuracy = report.get("artifact_accuracy") or report["reference_accuracy"]
+def _validated(report: ValidationReport) -> dict[str, Any]:
     found = {
-        "name": (report.get("artifact") or report["reference"])["name"],
-        "mae": accuracy["overall"]["mae_mean"],
-        "dataset": report["protocol"].get("dataset"),
+        "name": (report.artifact or report.reference).name,
+        "mae": (report.artifact_accuracy or report.reference_accuracy).overall.mae_mean,
+        "dataset": report.protocol.get("dataset"),
     }
-    if drop := report.get("drop"):
-        overall = drop["overall"]
-        found |= {"drop": overall["value"], "interval": (overall["low"], overall["high"])}
+    if report.drop is not None:
+        overall = report.drop.overall
+        found |= {"drop": overall.value, "interval": (overall.low, overall.high)}
     return found
 
 
@@ -159,7 +160,7 @@ def verdict(f: Figures) -> list[Claim]:
         claims.append(Claim("Accuracy", "no drop against FP32 was measured", None))
     else:
         low, high = f.interval
-        span = "" if low is None or high is None else f" ({low:+.4f} to {high:+.4f})"
+        span = "" if low is None else f" ({low:+.4f} to {high:+.4f})"
         limit = "" if f.limit is None else f", {f.limit:g} allowed"
         word = "" if f.passed is None else "passed: " if f.passed else "FAILED: "
         text = f"{word}drop of {f.drop:+.4f} degrees{span} on {f.dataset}{limit}"
@@ -189,59 +190,57 @@ def verdict(f: Figures) -> list[Claim]:
     return claims
 
 
-def accuracy_rows(report: Mapping[str, Any]) -> Rows:
+def accuracy_rows(report: ValidationReport) -> Rows:
     """Errors of the reference and the artifact and the drop, in degrees, a row a figure.
 
     Intervals are of 95 %.
     """
-    reference, artifact = report["reference_accuracy"], report.get("artifact_accuracy")
-    drop = report.get("drop") or {}
-    one, two = reference["overall"], artifact["overall"] if artifact else None
+    reference, artifact, drop = report.reference_accuracy, report.artifact_accuracy, report.drop
+    one, two = reference.overall, artifact.overall if artifact else None
 
-    def row(name: str, before: float, after: float | None, change: Any) -> tuple[str, ...]:
+    def row(name: str, before: float, after: float | None, of: Interval | None) -> tuple[str, ...]:
         shown = "-" if after is None else f"{after:.3f}"
-        return name, f"{before:.3f}", shown, _interval(change) if change else "-"
+        return name, f"{before:.3f}", shown, _interval(of.value, of.low, of.high) if of else "-"
 
-    rows = [row("MAE", one["mae_mean"], two and two["mae_mean"], drop.get("overall"))]
-    # Reports of earlier releases have none.
-    ends = [report.get("reference_mae"), report.get("artifact_mae")]
-    if any(ends):
-        rows.append(("MAE, 95 % interval", *("-" if e is None else _ends(e) for e in ends), ""))
+    rows = [row("MAE", one.mae_mean, two.mae_mean if two else None, drop.overall if drop else None)]
+    means = report.reference_mae, report.artifact_mae
+    rows.append(("MAE, 95 % interval", *(_ends(m.low, m.high) if m else "-" for m in means), ""))
     for i, angle in enumerate(_ANGLES):
-        change = drop and drop["angles"][i]
-        rows.append(row(f"MAE {angle}", one["mae"][i], two and two["mae"][i], change))
-    for name, key in (("geodesic", "geodesic"), ("MAEV", "maev")):
-        rows.append(row(name, one[key], two and two[key], drop.get(key)))
-    for i, band in enumerate(reference["bands"]):
-        if (summary := band["summary"]) is not None:
-            after = artifact["bands"][i]["summary"]["mae_mean"] if artifact else None
-            name = f"|yaw| {band['low']:g} to {band['high']:g}° ({summary['frames']})"
-            change = drop and drop["bands"][i]["drop"]
-            rows.append(row(name, summary["mae_mean"], after, change))
+        change = drop.angles[i] if drop else None
+        rows.append(row(f"MAE {angle}", one.mae[i], two.mae[i] if two else None, change))
+    change = drop.geodesic if drop else None
+    rows.append(row("geodesic", one.geodesic, two.geodesic if two else None, change))
+    rows.append(row("MAEV", one.maev, two.maev if two else None, None))
+    for i, band in enumerate(reference.bands):
+        if (summary := band.summary) is not None:
+            other = artifact.bands[i].summary if artifact else None
+            name = f"|yaw| {band.low:g} to {band.high:g}° ({summary.frames})"
+            change = drop.bands[i].drop if drop else None
+            rows.append(row(name, summary.mae_mean, other.mae_mean if other else None, change))
     return rows
 
 
-def breakdown_rows(report: Mapping[str, Any]) -> Rows:
+def breakdown_rows(report: ValidationReport) -> Rows:
     """The artifact against its reference by |yaw| and on degraded versions of the crops.
 
     Rows of `PARTS`; empty where a network alone was validated.
     """
-    drop = report.get("drop")
-    if not drop:
+    if (drop := report.drop) is None:
         return []
-    frames = report["reference_accuracy"]["overall"]["frames"]
-    apart = drop["mean_difference_overall"], drop["spread_difference_overall"]
-    rows = [_part("all", frames, drop["overall"], *apart)]
-    for band in drop["bands"]:
-        if band["drop"] is not None:
-            name = f"|yaw| {band['low']:g} to {band['high']:g}°"
-            # Reports of earlier releases have no differences by band.
-            apart = band.get("mean_difference"), band.get("spread_difference")
-            rows.append(_part(name, band["frames"], band["drop"], *apart))
-    for c in report.get("robustness") or ():
-        if c["drop"] is not None:
-            apart = c["mean_difference"], c["spread_difference"]
-            rows.append(_part(c["name"], frames, c["drop"], *apart))
+
+    def row(name: str, frames: int, of: Interval, *apart: float | None) -> tuple[str, ...]:
+        return _part(name, frames, _interval(of.value, of.low, of.high, 4), *apart)
+
+    frames = report.reference_accuracy.overall.frames
+    apart = drop.mean_difference_overall, drop.spread_difference_overall
+    rows = [row("all", frames, drop.overall, *apart)]
+    for b in drop.bands:
+        if b.drop is not None:
+            name = f"|yaw| {b.low:g} to {b.high:g}°"
+            rows.append(row(name, b.frames, b.drop, b.mean_difference, b.spread_difference))
+    for c in report.robustness:
+        if c.drop is not None:
+            rows.append(row(c.name, frames, c.drop, c.mean_difference, c.spread_difference))
     return rows
 
 
@@ -252,8 +251,8 @@ def gate_rows(manifest: Manifest) -> Rows:
         return []
 
     def row(name: str, of: Accuracy | SubsetRecord) -> tuple[str, ...]:
-        interval = {"value": of.drop, "low": of.interval[0], "high": of.interval[1]}
-        return _part(name, of.count, interval, of.difference, of.spread_difference)
+        drop = _interval(of.drop, *of.interval, 4)
+        return _part(name, of.count, drop, of.difference, of.spread_difference)
 
     return [row("all", gate), *(row(s.name, s) for s in gate.subsets)]
 
@@ -276,19 +275,15 @@ def mixed_text(manifest: Manifest) -> str | None:
     return text
 
 
-def _part(
-    name: str, frames: int, drop: Mapping[str, Any], angles: float | None, spread: float | None
-) -> tuple[str, ...]:
-    apart = ("-" if v is None else f"{v:.4f}" for v in (angles, spread))
-    return (name, str(frames), _interval(drop, 4), *apart)
+def _part(name: str, frames: int, drop: str, *apart: float | None) -> tuple[str, ...]:
+    return (name, str(frames), drop, *("-" if v is None else f"{v:.4f}" for v in apart))
 
 
-def _interval(interval: Mapping[str, Any], digits: int = 3) -> str:
-    value = f"{interval['value']:+.{digits}f}"
-    ends = _ends(interval, f"+.{digits}f")
-    return value if ends == "-" else f"{value} ({ends})"
+def _interval(value: float, low: float, high: float, digits: int = 3) -> str:
+    ends = _ends(low, high, f"+.{digits}f")
+    return f"{value:+.{digits}f}" + ("" if ends == "-" else f" ({ends})")
 
 
-def _ends(interval: Mapping[str, Any], form: str = ".2f") -> str:
-    low, high = interval["low"], interval["high"]
-    return "-" if low is None or high is None else f"{low:{form}} to {high:{form}}"
+def _ends(low: float, high: float, form: str = ".2f") -> str:
+    """An interval, or "-" where it is unbounded."""
+    return f"{low:{form}} to {high:{form}}" if math.isfinite(high - low) else "-"

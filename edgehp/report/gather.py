@@ -24,10 +24,11 @@ from edgehp.datasets.faces import read_faces, read_rendered
 from edgehp.errors import DataError, UsageError
 from edgehp.files import read_json, resource_dir, to_record, write_output
 from edgehp.validation.run import SCHEMA_VERSION as VALIDATION_SCHEMA
+from edgehp.validation.run import ValidationReport
 
 logger = logging.getLogger(__name__)
 
-Report = BenchmarkReport | Mapping[str, Any]
+Report = BenchmarkReport | ValidationReport
 _SHOWN_PX = 160
 _MOST_PHOTOS = 12
 
@@ -72,7 +73,7 @@ class Material:
     """
 
     benchmarks: tuple[BenchmarkReport, ...]
-    validations: tuple[Mapping[str, Any], ...]
+    validations: tuple[ValidationReport, ...]
     manifest: Manifest | None
     sensitivity: tuple[Layer, ...] = ()
 
@@ -89,7 +90,7 @@ def write_report(report: Mapping[str, Any], directory: Path, name: str) -> Path:
 
 
 def read_report(path: Path) -> Report:
-    """Read a report of edgehp: a benchmark, or a validation as a dictionary.
+    """Read a report of 'edgehp bench' or 'edgehp validate'.
 
     Raises:
         DataError: it is missing, no JSON, no report, or of a schema that this edgehp does not read.
@@ -105,8 +106,8 @@ def read_report(path: Path) -> Report:
 
 def _report(values: dict[str, Any], path: Path) -> Report | None:
     kind, schema = values.get("kind"), values.get("schema")
-    if kind == "validation" and isinstance(schema, int) and schema <= VALIDATION_SCHEMA:
-        return values
+    if kind == "validation" and schema == VALIDATION_SCHEMA:
+        return ValidationReport.from_dict(values, str(path))
     if kind == "benchmark" and schema == BENCHMARK_SCHEMA:
         try:
             return to_record(values, BenchmarkReport, str(path))
@@ -161,7 +162,7 @@ def gather(sources: Sequence[Path]) -> Material:
                 logger.info("passed over %s: not a report", path)
     benchmarks = [r for r in reports if isinstance(r, BenchmarkReport)]
     benchmarks.sort(key=lambda r: SCENARIOS.index(r.scenario.scenario))
-    validations = tuple(r for r in reports if not isinstance(r, BenchmarkReport))
+    validations = tuple(r for r in reports if isinstance(r, ValidationReport))
     if not benchmarks and not validations and manifest is None:
         raise DataError(
             f"no report in {', '.join(map(str, sources))}\n"
@@ -170,7 +171,7 @@ def gather(sources: Sequence[Path]) -> Material:
     return Material(tuple(benchmarks), validations, manifest, sensitivity)
 
 
-def worst_photos(validation: Mapping[str, Any], faces: Path | None) -> list[Photo]:
+def worst_photos(validation: ValidationReport, faces: Path | None) -> list[Photo]:
     """The worst cases of a validation, with their crops where `faces` has them.
 
     Args:
@@ -181,32 +182,24 @@ def worst_photos(validation: Mapping[str, Any], faces: Path | None) -> list[Phot
     Raises:
         DataError: `faces` cannot be read.
     """
-    accuracy = validation.get("artifact_accuracy") or validation["reference_accuracy"]
+    accuracy = validation.artifact_accuracy or validation.reference_accuracy
     samples = {s.name: s for s in _samples(validation, faces)}
-    spec = Preprocessing.from_dict(dict(validation["preprocessing"]))
+    spec = Preprocessing.from_dict(dict(validation.preprocessing))
     found = []
-    for worst in accuracy["worst"][:_MOST_PHOTOS]:
-        sample = samples.get(worst["name"])
+    for worst in accuracy.worst[:_MOST_PHOTOS]:
+        sample = samples.get(worst.name)
         data = None
         if sample is not None:
             try:
                 data = _data_url(crop_face(sample.load(), sample.box, spec))
             except DataError as e:
-                logger.warning("%s is not shown: %s", worst["name"], e)
-        found.append(
-            Photo(
-                worst["name"],
-                float(worst["error"]),
-                tuple(worst["truth"]),
-                tuple(worst["predicted"]),
-                data,
-            )
-        )
+                logger.warning("%s is not shown: %s", worst.name, e)
+        found.append(Photo(worst.name, worst.error, worst.truth, worst.predicted, data))
     return found
 
 
-def _samples(validation: Mapping[str, Any], faces: Path | None) -> Sequence[Sample]:
-    protocol = validation.get("protocol") or {}
+def _samples(validation: ValidationReport, faces: Path | None) -> Sequence[Sample]:
+    protocol = validation.protocol
     if faces is not None:
         return read_faces(faces).with_depth(protocol.get("photo_depth")).samples
     shipped = resource_dir("calibration") / "rendered-validation.zip"

@@ -166,10 +166,10 @@ def _sections(material: Material, faces: Path | None) -> Iterator[Section]:
         apart = (
             "degrees; |angles| and |spread| are mean absolute differences, whatever the truth is"
         )
-        unlike = (report.get("appearance") or {}).get("warning")
+        unlike = (report.appearance or {}).get("warning")
         yield Section(
-            f"Accuracy on {report['protocol'].get('dataset', 'unnamed crops')}",
-            f"{report['protocol'].get('frames')} frames, degrees; drop with its 95 % interval",
+            f"Accuracy on {report.protocol.get('dataset', 'unnamed crops')}",
+            f"{report.protocol.get('frames')} frames, degrees; drop with its 95 % interval",
             [(f"warning: {unlike}", False)] if unlike else (),
             [
                 accuracy,

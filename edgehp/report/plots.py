@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from edgehp.benchmark.report import BenchmarkReport
 if TYPE_CHECKING:
     from edgehp.report.figures import Figures
     from edgehp.report.gather import Layer
+    from edgehp.validation.run import ValidationReport
 
 # Okabe & Ito's colors, told apart by color-blind readers too.
 COLOURS = {"artifact": "#0072B2", "reference": "#D55E00"}
@@ -155,26 +156,20 @@ def roofline_plot(report: BenchmarkReport) -> str | None:
     return out[0]
 
 
-def error_by_yaw(report: Mapping[str, Any]) -> str | None:
+def error_by_yaw(report: ValidationReport) -> str:
     """Mean absolute error by band of |yaw|, reference and artifact, of a validation report."""
-    subjects = {
-        role: report[f"{role}_accuracy"]
-        for role in ("reference", "artifact")
-        if report.get(f"{role}_accuracy")
-    }
-    if not subjects:
-        return None
+    subjects = {"reference": report.reference_accuracy}
+    if report.artifact_accuracy is not None:
+        subjects["artifact"] = report.artifact_accuracy
     with _figure(2.7) as (_, axes, out):
         ax = axes[0]
         width = 0.8 / len(subjects)
         labels: list[str] = []
         for i, (role, accuracy) in enumerate(subjects.items()):
-            bands = [b for b in accuracy["bands"] if b["summary"] is not None]
-            labels = [
-                f"{b['low']:g} to {b['high']:g}°\n{b['summary']['frames']} frames" for b in bands
-            ]
+            bands = [(b, b.summary) for b in accuracy.bands if b.summary is not None]
+            labels = [f"{b.low:g} to {b.high:g}°\n{s.frames} frames" for b, s in bands]
             x = [k + (i - (len(subjects) - 1) / 2) * width for k in range(len(bands))]
-            heights = [b["summary"]["mae_mean"] for b in bands]
+            heights = [s.mae_mean for _, s in bands]
             drawn = ax.bar(x, heights, width * 0.92, color=_color(role), label=role)
             ax.bar_label(drawn, fmt="%.2f", fontsize=8)
         ax.set_xticks(range(len(labels)), labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +18,7 @@ from edgehp.crop import Box, crop_face
 from edgehp.datasets.base import Dataset, Sample, Skips, digest_of, prefetch, spaced
 from edgehp.engines.base import Crops, Prediction
 from edgehp.errors import DataError, UsageError
-from edgehp.files import finite
+from edgehp.files import finite, to_record
 from edgehp.pose import angle_errors, geodesic_degrees, matrix_from_euler
 from edgehp.progress import step
 from edgehp.validation.appearance import CONDITIONS, AppearanceCheck, measure_crops
@@ -161,6 +162,32 @@ class ValidationReport:
     def to_dict(self) -> dict[str, Any]:
         """A dictionary of JSON values; an unbounded interval's ends become null."""
         return {"kind": "validation", **finite(asdict(self))}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> ValidationReport:
+        """The inverse of `to_dict`.
+
+        Args:
+            values: what was read; further keys are passed over.
+            where: the file's name, for messages.
+
+        Raises:
+            DataError: they are no such report.
+        """
+        return to_record(_with_ends(values), cls, where, infinite=True)
+
+
+def _with_ends(value: Any) -> Any:
+    """Values as `to_dict` gives them, with the ends of intervals that are unbounded."""
+    if isinstance(value, (list, tuple)):
+        return [_with_ends(v) for v in value]
+    if not isinstance(value, Mapping):
+        return value
+    found = {k: _with_ends(v) for k, v in value.items()}
+    if "level" in found:
+        for key, end in (("low", -math.inf), ("high", math.inf)):
+            found[key] = end if found.get(key, 0) is None else found.get(key)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
