@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 
 from edgehp.engines import engine_available, open_engine
 from edgehp.engines.build import BuildOptions, BuildReport, build_engine
+from edgehp.engines.tensorrt_rtx import check_plan
 from edgehp.errors import CompatibilityError, DataError, EnvironmentalError, UsageError
 from tests.tensorrt_bindings.graphs import tiny_graph
 
@@ -50,8 +52,6 @@ def build(graphs: Path, kind: str, out: Path, capabilities: tuple[str, ...]) -> 
 def test_engines_are_built_and_their_header_is_accepted(
     graphs: Path, tmp_path: Path, kind: str, capabilities: tuple[str, ...]
 ) -> None:
-    from edgehp.engines.tensorrt_rtx import check_plan
-
     out = tmp_path / "engine"
     report = build(graphs, kind, out, capabilities)
     assert report.files == (out,)
@@ -83,8 +83,6 @@ def test_less_precision_than_asked_for_is_an_error(graphs: Path, tmp_path: Path)
 
 
 def test_the_parsers_reasons_are_in_the_sentence(tmp_path: Path) -> None:
-    import onnx
-
     model = onnx.load_from_string(tiny_graph("int8"))
     # uint8 activations are the processor's flavor; TensorRT refuses them.
     for tensor in model.graph.initializer:
@@ -99,8 +97,6 @@ def test_the_parsers_reasons_are_in_the_sentence(tmp_path: Path) -> None:
 
 
 def test_damaged_engines_are_told_apart(engine_file: Path, tmp_path: Path) -> None:
-    from edgehp.engines.tensorrt_rtx import check_plan
-
     content = engine_file.read_bytes()
     path = tmp_path / "engine"
     for damaged, says in (

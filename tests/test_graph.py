@@ -15,8 +15,13 @@ import pytest
 from msgspec.structs import replace
 
 from edgehp.errors import CheckpointError, DataError, EnvironmentalError, UsageError
-from edgehp.networks import graph as graph_module
-from edgehp.networks.graph import build_graph, graph_bytes, load_graph, spec_of_graph
+from edgehp.networks.graph import (
+    DIGEST_KEY,
+    build_graph,
+    graph_bytes,
+    load_graph,
+    spec_of_graph,
+)
 from edgehp.networks.layout import Weights
 from edgehp.networks.simplify import simplify
 from edgehp.networks.spec import NetworkSpec
@@ -247,7 +252,7 @@ def test_the_graph_carries_its_specification(
     assert spec_of_graph(small_graph) == small[1]
     assert small_graph.producer_name == "edgehp"
     metadata = {p.key: p.value for p in small_graph.metadata_props}
-    assert metadata[graph_module.DIGEST_KEY] == small[1].digest
+    assert metadata[DIGEST_KEY] == small[1].digest
     small_graph = onnx.ModelProto.FromString(small_graph.SerializeToString())
     small_graph.metadata_props[0].value = "no json"
     with pytest.raises(DataError, match="not valid JSON"):
@@ -257,35 +262,11 @@ def test_the_graph_carries_its_specification(
 def test_tensor_names_do_not_change(small_graph: onnx.ModelProto) -> None:
     """Calibration tables are keyed by these names: changing one orphans every table."""
     names = [n.output[0] for n in small_graph.graph.node]
-    assert names[:12] == [
-        "to_float",
-        "to_nchw",
-        "centred",
-        "conv1",
-        "relu",
-        "maxpool",
-        "layer1.0.conv1",
-        "layer1.0.relu1",
-        "layer1.0.conv2",
-        "layer1.0.add",
-        "layer1.0.relu",
-        "layer1.1.conv1",
-    ]
-    assert names[-13:] == [
-        "avgpool",
-        "features",
-        "heads",
-        "logits",
-        "probabilities",
-        "weighted",
-        "expectation",
-        "deviation",
-        "deviation.weighted",
-        "deviation.squared",
-        "variance",
-        "angles",
-        "spread",
-    ]
+    first = "to_float to_nchw centred conv1 relu maxpool layer1.0.conv1 layer1.0.relu1"
+    assert names[:12] == f"{first} layer1.0.conv2 layer1.0.add layer1.0.relu layer1.1.conv1".split()
+    last = "avgpool features heads logits probabilities weighted expectation deviation"
+    last += " deviation.weighted deviation.squared variance angles spread"
+    assert names[-13:] == last.split()
     assert "layer2.0.downsample" in names
     assert all(n.name == n.output[0] and len(n.output) == 1 for n in small_graph.graph.node)
 
