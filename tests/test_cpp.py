@@ -272,6 +272,9 @@ def test_the_program_prints_the_lines_of_predict(
     from edgehp.cli.predict import command
 
     boxes: dict[str, Any] = {}
+    folder = tmp_path / "some"
+    folder.mkdir()
+    photos = [Path(shutil.copy(photo, folder)) for photo in photos[:30]]
     for photo in photos[:-1]:
         # Larger and smaller than the input, and beyond the photo's edges.
         at, size = rng.uniform(-50, 200, (3, 2)), rng.uniform(7, 200, (3, 2))
@@ -280,7 +283,7 @@ def test_the_program_prints_the_lines_of_predict(
         boxes[photo.name] = [{"bbox": c} for c in [[1, 2, 30.5, 40.25], *corners.round(2).tolist()]]
     names = tmp_path / "boxes.json"
     names.write_text(json.dumps(boxes))
-    arguments = [photos[0].parent, "--artifact", resnet, "--boxes", names]
+    arguments = [folder, "--artifact", resnet, "--boxes", names]
     theirs = CliRunner().invoke(command, list(map(str, arguments))).stdout.splitlines()
     # The last photo is not in the list.
     pose = programs / "example/edgehp-pose"
@@ -582,13 +585,15 @@ def test_boxes_that_cannot_be_right_are_refused_in_the_same_words(
 ) -> None:
     with open_artifact(artifact) as network:
         how = network.preprocessing
-    photo = cv2.imread(str(photos[0]))
-    for box in (
+    boxes = [
         [1e7, 0, 2e7, 10], [300, 300, 400, 400], [-9e4, -9e4, 9e4, 9e4], [-50, -50, -10.5, -10],
-    ):  # fmt: skip
-        boxes = listed(tmp_path, photos[0], box)
-        pose = programs / "example/edgehp-pose"
-        said = run(pose, artifact, "--boxes", boxes, photos[0], status=1)
+    ]  # fmt: skip
+    wrong = dict(zip(photos, boxes, strict=False))
+    names = tmp_path / "boxes.json"
+    names.write_text(json.dumps({p.name: [{"bbox": box}] for p, box in wrong.items()}))
+    pose = programs / "example/edgehp-pose"
+    lines = run(pose, artifact, "--boxes", names, *wrong, status=1).splitlines()
+    for line, (photo, box) in zip(lines, wrong.items(), strict=True):
         with pytest.raises(EdgehpError) as refused:
-            crop_face(photo, Box(*box), how)
-        assert json.loads(said)["problem"] == str(refused.value)
+            crop_face(cv2.imread(str(photo)), Box(*box), how)
+        assert json.loads(line)["problem"] == str(refused.value)
