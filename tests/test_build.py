@@ -7,10 +7,8 @@ import re
 import shlex
 import shutil
 import zipfile
-from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
 from unittest.mock import Mock
 
 import numpy as np
@@ -35,7 +33,6 @@ from edgehp.errors import (
     UsageError,
 )
 from edgehp.files import sha256_bytes, sha256_file
-from edgehp.pipeline.accuracy import predict
 from edgehp.pipeline.crops import load_calibration, require_disjoint
 from edgehp.pipeline.finish import finish
 from edgehp.pipeline.pipeline import BuildResult, artifact_name, build
@@ -114,23 +111,6 @@ def test_golden_vectors_hold_and_notice_swapped_colours(small_int8: BuildResult)
         assert np.abs(angles - np.array(artifact.manifest.golden.angles)).max() < 0.01
         swapped = engine.infer(np.ascontiguousarray(crops[..., ::-1])).angles
     assert np.abs(swapped - np.array(artifact.manifest.golden.angles)).max() > 1
-
-
-def test_fp32_answers_beside_the_quantization_and_ends_with_it(
-    small_request: BuildRequest, small_int8: BuildResult, tmp_path: Path
-) -> None:
-    request = replace(small_request, threads=None, output=tmp_path / "d")
-    accuracy, alone = build(request).manifest.accuracy, small_int8.manifest.accuracy
-    assert accuracy.reference == pytest.approx(alone.reference, abs=1e-3)
-    assert accuracy.drop == pytest.approx(alone.drop, abs=1e-3)
-    ended = Event()
-    ended.set()
-    crops = golden_crops(load_artifact(small_int8.path))
-    with (
-        open_engine("openvino", small_int8.path / "reference.onnx", threads=1) as engine,
-        pytest.raises(CancelledError),
-    ):
-        predict(engine, crops, 8, ended)
 
 
 class Somewhere(HostProbe):

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
-from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import cv2
@@ -44,26 +42,15 @@ _FEWEST = 8
 _BLIND = 0.7
 
 
-def predict(
-    engine: Engine, crops: npt.NDArray[np.uint8], batch: int, ended: Event | None = None
-) -> Prediction:
+def predict(engine: Engine, crops: npt.NDArray[np.uint8], batch: int) -> Prediction:
     """Predictions of all crops [N, S, S, 3], at most `batch` at a time.
-
-    Args:
-        engine: opened.
-        crops: uint8 RGB.
-        batch: crops a call.
-        ended: set by another thread that does not want the answer any more.
 
     Raises:
         DataError: the engine gives numbers that are not finite.
-        CancelledError: `ended` was set.
     """
 
     def batches(going: Step) -> Iterator[npt.NDArray[np.uint8]]:
         for i in range(0, len(crops), batch):
-            if ended is not None and ended.is_set():
-                raise CancelledError
             some = crops[i : i + batch]
             # A last batch that is smaller is filled up: engines compile each size anew.
             yield np.resize(some, (batch, *crops.shape[1:])) if len(some) < batch else some
@@ -334,7 +321,6 @@ def run_graph(
     most: int = BATCH,
     threads: int | None = None,
     degraded: bool = False,
-    ended: Event | None = None,
 ) -> Run:
     """Predictions of an engine file or graph on all crops.
 
@@ -345,18 +331,16 @@ def run_graph(
         most: largest batch the engine takes.
         threads: processor threads.
         degraded: also on degraded versions of some crops (`degraded_crops`).
-        ended: as of `predict`.
 
     Raises:
         DataError: the answers are not finite.
-        CancelledError: `ended` was set.
         EnvironmentalError: the runtime failed.
     """
     batch = min(BATCH, most)
     with open_engine(kind, path, threads=threads, batch=batch) as engine:
-        clean = predict(engine, crops.crops, batch, ended)
+        clean = predict(engine, crops.crops, batch)
         changed = degraded_crops(crops) if degraded else {}
-        found = Answers(clean, {n: predict(engine, c, batch, ended) for n, c in changed.items()})
+        found = Answers(clean, {n: predict(engine, c, batch) for n, c in changed.items()})
         # OpenVINO adds a build number and a branch.
         return Run(found, f"{kind} {engine.info.version.split('-')[0]}")
 

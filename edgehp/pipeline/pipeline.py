@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -289,16 +286,15 @@ class _Build:
         """Go through all steps and commit the artifact called `name`."""
         context, steps = self._context, self._steps
         inputs = self._inputs()
-        with self._reference(inputs) as reference:
-            with steps("quantize" if inputs.crops else "precision"):
-                graph = self._engine_graph(inputs)
-            built = None
-            if context.place is not None:
-                with steps("engine"):
-                    built = self._engine(context.place, graph.path)
-            with steps("accuracy"):
-                before = reference()
-                product = _Product(built, self._answers(graph.path, built, inputs.held_out), None)
+        with steps("quantize" if inputs.crops else "precision"):
+            graph = self._engine_graph(inputs)
+        built = None
+        if context.place is not None:
+            with steps("engine"):
+                built = self._engine(context.place, graph.path)
+        with steps("accuracy"):
+            before = self._reference(inputs)
+            product = _Product(built, self._answers(graph.path, built, inputs.held_out), None)
         drop = mean_drop(before.answers.clean, product.run.answers.clean, inputs.held_out)
         if self._request.mixed and graph.quantized is not None and drop > self._request.max_drop:
             product = self._mix(inputs, graph, product, before, drop)
@@ -416,31 +412,13 @@ class _Build:
             mixed=None if mixed is None else mixed.record,
         )
 
-    @contextmanager
-    def _reference(self, inputs: _Inputs) -> Iterator[Callable[[], Run]]:
-        """FP32's answers, by the artifact's engine where it can: the drop is of INT8 alone.
-
-        They are computed beside the block, which leaves a core idle for half of its time, unless
-        the user said how many threads may work.
-        """
-        kind, threads, ended = self._plan.kind, self._request.threads, Event()
-        answer = partial(
-            run_graph,
-            kind if kind in PROCESSOR_ENGINES else processor_engine(),
-            inputs.reference,
-            inputs.held_out,
-            threads=threads,
-            degraded=True,
-            ended=ended,
+    def _reference(self, inputs: _Inputs) -> Run:
+        """FP32's answers, by the artifact's engine where it can: the drop is of INT8 alone."""
+        kind, threads = self._plan.kind, self._request.threads
+        processor = kind if kind in PROCESSOR_ENGINES else processor_engine()
+        return run_graph(
+            processor, inputs.reference, inputs.held_out, threads=threads, degraded=True
         )
-        if threads is not None:
-            yield answer
-            return
-        with ThreadPoolExecutor(1, thread_name_prefix="edgehp-fp32") as beside:
-            try:
-                yield beside.submit(answer).result
-            finally:
-                ended.set()
 
     def _answers(self, graph: Path, built: BuiltEngine | None, held_out: CropSet) -> Run:
         """The artifact's answers.

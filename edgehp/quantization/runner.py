@@ -6,6 +6,7 @@ and on processors without VNNI they saturate. Here every machine gives the same 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgehp._memory import give_back
+from edgehp.datasets.base import prefetch
 from edgehp.errors import DataError, EnvironmentalError
 from edgehp.progress import track
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 Crop = npt.NDArray[np.uint8]
 _BATCH = 8
+# Batches that are computed at once: each holds its activations.
+_WORKERS = 4
 
 
 def batches(crops: Iterable[Crop], size: int) -> Iterator[npt.NDArray[np.uint8]]:
@@ -98,7 +102,10 @@ class Runner:
         self.outputs = tuple(outputs or [o.name for o in model.graph.output])
         self._batch = batch
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
+        threads = threads or os.cpu_count() or 1
+        # Threads that share the work on a batch wait for each other at every layer.
+        self._workers = min(_WORKERS, threads)
+        options.intra_op_num_threads = threads // self._workers
         options.log_severity_level = 3
         # Threads that wait in a loop take the processor from whatever else runs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -116,13 +123,17 @@ class Runner:
     def stream(self, crops: Iterable[Crop]) -> Iterator[tuple[npt.NDArray[np.float32], ...]]:
         """Outputs batch by batch, in the order of `outputs`."""
         expected = (self.height, self.width, 3)
-        for batch in batches(track(crops, "crops"), self._batch):
+
+        def run(batch: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], ...]:
             if batch.shape[1:] != expected:
                 raise DataError(
                     f"the crops are {list(batch.shape[1:])}, the network takes {list(expected)}\n"
                     "hint: crop them with the network's preprocessing"
                 )
-            yield tuple(self._session.run(list(self.outputs), {self.input: batch}))
+            return tuple(self._session.run(list(self.outputs), {self.input: batch}))
+
+        many = batches(track(crops, "crops"), self._batch)
+        yield from prefetch(many, run, workers=self._workers, ahead=self._workers + 1)
 
     def __call__(self, crops: Iterable[Crop]) -> tuple[npt.NDArray[np.float32], ...]:
         """Outputs for all crops, concatenated along the batch.
