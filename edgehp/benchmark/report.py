@@ -178,6 +178,15 @@ class BenchmarkReport(Record, frozen=True, kw_only=True):
     timeline: Timeline
     roofline: dict[str, Roofline]
 
+    def __post_init__(self) -> None:
+        """Refuse a report without its artifact, or with other stages than all."""
+        for key, roles in (("subjects", self.subjects), ("results", self.results)):
+            if "artifact" not in roles:
+                raise ValueError(f"key '{key}' has no 'artifact'")
+        for role, result in self.results.items():
+            if role not in self.subjects or set(result.stages) != set(STAGES):
+                raise ValueError(f"key 'results.{role}' has other stages than {', '.join(STAGES)}")
+
     def to_dict(self) -> dict[str, Any]:
         """What JSON holds, numbers of numpy as plain ones; one that is not finite becomes null."""
         values: dict[str, Any] = finite(msgspec.to_builtins(self, str_keys=True, enc_hook=float))

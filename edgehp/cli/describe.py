@@ -102,6 +102,9 @@ def _sealed(text: str) -> str:
 
 
 def _is_unchanged(path: Path) -> bool:
+    # A pipe would wait for a writer.
+    if not path.is_file():
+        return False
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ from edgehp.artifact.manifest import Accuracy, Golden, SubsetRecord
 from edgehp.datasets.base import spaced
 from edgehp.device import DeviceProbe
 from edgehp.engines import PROCESSOR_ENGINES, open_engine, processor_engine
-from edgehp.engines.base import Engine, Prediction, StreamingEngine
+from edgehp.engines.base import Engine, Prediction
 from edgehp.errors import AccuracyError, CompatibilityError, DataError, EnvironmentalError
 from edgehp.pipeline.crops import CropSet
 from edgehp.pipeline.plan import Plan
 from edgehp.pose import angle_errors
-from edgehp.progress import Step, step
+from edgehp.progress import step
 from edgehp.validation.appearance import CONDITIONS
 from edgehp.validation.metrics import frame_errors, mean_or_none, yaw_bands
 from edgehp.validation.statistics import mean_interval, require_drop
@@ -48,17 +47,14 @@ def predict(engine: Engine, crops: npt.NDArray[np.uint8], batch: int) -> Predict
     Raises:
         DataError: the engine gives numbers that are not finite.
     """
-
-    def batches(going: Step) -> Iterator[npt.NDArray[np.uint8]]:
+    parts = []
+    with step("", len(crops), "crops") as going:
         for i in range(0, len(crops), batch):
             some = crops[i : i + batch]
             # A last batch that is smaller is filled up: engines compile each size anew.
-            yield np.resize(some, (batch, *crops.shape[1:])) if len(some) < batch else some
+            full = np.resize(some, (batch, *crops.shape[1:])) if len(some) < batch else some
+            parts.append(engine.infer(full))
             going.advance(len(some))
-
-    answer = engine.stream if isinstance(engine, StreamingEngine) else partial(map, engine.infer)
-    with step("", len(crops), "crops") as going:
-        parts = list(answer(batches(going)))
     found = Prediction.joined(parts).first(len(crops))
     if bad := int((~found.finite).sum()):
         raise DataError(

@@ -105,7 +105,7 @@ class Runner:
         threads = threads or os.cpu_count() or 1
         # Threads that share the work on a batch wait for each other at every layer.
         self._workers = min(_WORKERS, threads)
-        options.intra_op_num_threads = threads // self._workers
+        options.intra_op_num_threads = -(-threads // self._workers)
         options.log_severity_level = 3
         # Threads that wait in a loop take the processor from whatever else runs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
@@ -136,7 +136,8 @@ class _Job:
         for i, word in enumerate(errand.words):
             if isinstance(word, Parcel):
                 place = "out" if not word.files else "in" if word.keep is None else "both"
-                below = f"{place}/{i}/{word.here.name or word.here.resolve().name or 'data'}"
+                names = (path.name.lstrip(".") for path in (word.here, word.here.resolve()))
+                below = f"{place}/{i}/{next(filter(None, names), 'data')}"
                 self._parcels[below] = word
             self._words.append(word if isinstance(word, str) else f"{FOLDER}/{below}")
         # Whoever listens here hears of the steps of one errand; those of two would mix.
@@ -214,8 +215,13 @@ class _Job:
                 self.stop.gently = None
             # To its end also where nothing is awaited: the folder must not go before that.
             awaited = any(parcel.keep is not None for parcel in self._parcels.values())
+            if not awaited:
+                # What the command did is done, whatever becomes of the connection now.
+                with suppress(EnvironmentalError):
+                    link.fetch(None)
+                return status
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="edgehp-"))
-            with self._doing("fetch") if awaited else nullcontext():
+            with self._doing("fetch"):
                 link.fetch(Path(folder))
                 for below, parcel in self._parcels.items():
                     found = Path(folder, below)

@@ -174,7 +174,7 @@ class Stop:
     def start(
         self, command: Sequence[str], hint: str, *, anyway: bool = False, **how: Any
     ) -> subprocess.Popen[Any]:
-        """Start a program that a press ends; `anyway` also where this was pressed before.
+        """Start a program that a press ends; one that tidies up (`anyway`) starts and goes on.
 
         Raises:
             EnvironmentalError: it cannot be started (`hint` says what to do), or this was pressed.
@@ -185,14 +185,15 @@ class Stop:
                 self.check()
             try:
                 # Ctrl-C is for edgehp to pass on in order, not for the terminal to send to all.
-                self._process = subprocess.Popen(
+                process = subprocess.Popen(
                     command, stdout=pipe, stderr=pipe, start_new_session=True, **how
                 )
             except OSError as e:
                 raise EnvironmentalError(
                     f"{command[0]} cannot be started ({e.strerror or e})\nhint: {hint}"
                 ) from e
-            return self._process
+            self._process = None if anyway else process
+            return process
 
 
 @contextmanager
@@ -283,6 +284,7 @@ class Link:
         version = self._said("version", "connecting")
         self.version = version.split()[-1] if version.split() else ""
         self._watchdog.cancel()
+        self._begun.set()
         logger.debug("%s: %s, edgehp %s", host, self.folder, self.version)
 
     def _said(self, expected: str, doing: str) -> str:
@@ -299,7 +301,7 @@ class Link:
             )
         if word == "error":
             raise EnvironmentalError(f"{host}: {rest}")
-        if self._ended() not in _NO_CONNECTION and self._last_words:
+        if expected != "sent" and self._ended() not in _NO_CONNECTION and self._last_words:
             raise EnvironmentalError(f"{host} runs no commands: {self._last_words}")
         raise self._lost(doing)
 
@@ -324,7 +326,6 @@ class Link:
             self._stdin.write(b".")
             self._stdin.flush()
         self._said("sent", "sending files")
-        self._begun.set()
         threading.Thread(target=self._keep_alive, daemon=True).start()
 
     def run(self, tell: Callable[[str], None], limit_s: float | None = None) -> int:
@@ -353,8 +354,10 @@ class Link:
         # Whatever ssh's status says: without its connection the board has stopped the command.
         raise self._lost("the command ran")
 
-    def fetch(self, into: Path) -> None:
+    def fetch(self, into: Path | None) -> None:
         """Bring what came of the command into the empty folder `into`, whole or not at all.
+
+        Where nothing is awaited (None), it is read to its end alone.
 
         Raises:
             EnvironmentalError: the connection was lost, it cannot be read there, or what came is
@@ -377,8 +380,9 @@ class Link:
                 raise EnvironmentalError(
                     f"{self.board.host}: its results cannot be read there: {said}"
                 )
-            archive.seek(0)
-            unpack(archive, into, self.board.host)
+            if into is not None:
+                archive.seek(0)
+                unpack(archive, into, self.board.host)
 
     def _lost(self, doing: str) -> EnvironmentalError:
         """The error for a connection that ended while `doing`."""

@@ -127,7 +127,8 @@ def _validated(report: ValidationReport) -> dict[str, Any]:
     }
     if report.drop is not None:
         overall = report.drop.overall
-        found |= {"drop": overall.value, "interval": (overall.low, overall.high)}
+        ends = (overall.low, overall.high) if math.isfinite(overall.high) else (None, None)
+        found |= {"drop": overall.value, "interval": ends}
     return found
 
 

@@ -223,7 +223,7 @@ def publish(
         new_targets = staged.exists() or not _lasts(root, "targets", targets)
         lists = lists or Metadata(Snapshot())
         if new_targets:
-            version = 1 + _newest(folder, "targets")[0]
+            version = 1 + _newest_version(folder, "targets")[0]
             lists.signed.meta = {"targets.json": signing.sign("targets", targets, version)}
         path = metadata / "timestamp.json"
         timestamp = _read_metadata(path) if path.exists() else Metadata(Timestamp())
@@ -397,17 +397,20 @@ def _staged_or_published(folder: Path) -> Metadata[Targets]:
     return found
 
 
-def _newest(folder: Path, role: str) -> tuple[int, Metadata[Any] | None]:
-    """The largest version that is public, and its list; 0 and None where there is none."""
+def _newest_version(folder: Path, role: str) -> tuple[int, Path | None]:
+    """The largest version that is public, and its file; 0 and None where there is none."""
     found = [
         (int(path.name.partition(".")[0]), path)
         for path in (folder / "metadata").glob(f"*.{role}.json")
         if path.name.partition(".")[0].isdecimal()
     ]
-    if not found:
-        return 0, None
-    version, path = max(found)
-    return version, _read_metadata(path)
+    return max(found, default=(0, None))
+
+
+def _newest(folder: Path, role: str) -> tuple[int, Metadata[Any] | None]:
+    """The largest version that is public, and its list; 0 and None where there is none."""
+    version, path = _newest_version(folder, role)
+    return version, None if path is None else _read_metadata(path)
 
 
 def _read_metadata(path: Path) -> Metadata[Any]:

@@ -77,7 +77,8 @@ def measured_energy(artifact: Path, digest: str) -> dict[str, float]:
         try:
             report = read_json(path, BenchmarkReport)
         except EdgehpError as e:
-            logger.debug("%s says nothing of energy: %s", path, e)
+            if path.name.startswith("bench-"):
+                logger.warning("no energy is taken from %s", e)
             continue
         energy = report.results["artifact"].energy
         if energy is not None and report.subjects["artifact"].manifest_digest == digest:

@@ -308,7 +308,8 @@ def _parsed(
 ) -> Iterator[tuple[int, Label]]:
     """The labels of a file with their lines' numbers; its columns are `header`, where known."""
     try:
-        found, *rows = csv.reader(io.StringIO(decode_text(data, str(path)), newline=""))
+        table = csv.reader(io.StringIO(decode_text(data, str(path)), newline=""))
+        found, *rows = list(table) or [[]]
     except (csv.Error, ValueError) as e:
         raise DataError(f"{path}: not valid CSV: {e}; run 'edgehp label' again") from e
     if header is not None and found != header:
