@@ -220,7 +220,7 @@ def test_a_bare_machine_is_tested_as_far_as_it_goes() -> None:
     code = (
         "import sys\n"
         "for name in ('onnx', 'onnxruntime', 'openvino', 'packaging', 'pynvml', 'rich', 'scipy',\n"
-        "             'tensorrt_rtx', 'tomli', 'torch', 'tuf'):\n"
+        "             'tensorrt_rtx', 'torch', 'tuf'):\n"
         "    sys.modules[name] = None\n"
         "from edgehp.cli.main import main\n"
         "main(['doctor', '--test'])\n"

@@ -150,7 +150,8 @@ def test_killed_at_every_call(scenes: dict[str, Scene], seed: int, thin: bool) -
         look(scene, deaths(scene.action, scene.root, every[name], seed), seed) * every[name]
         for name, scene in scenes.items()
     ]
-    assert sum(points) > 4 * POINTS
+    # Python 3.10 makes about 700 calls, 3.11 more.
+    assert sum(points) > 3 * POINTS
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import datetime
 import math
@@ -77,7 +78,7 @@ class CsvMeter(Meter):
         self._rest += self._file.readline(_BYTES_A_LINE)
         if not self._rest.endswith(b"\n"):
             return None
-        line, self._rest = self._rest.decode("utf-8", "replace"), b""
+        line, self._rest = _text(self._rest), b""
         if self._skip:
             self._skip = False
             return self.read()
@@ -106,9 +107,14 @@ class CsvMeter(Meter):
         self._file.close()
 
 
+def _text(line: bytes) -> str:
+    """A line, whatever its encoding: a NUL, of UTF-16, ends csv's reader in Python 3.10."""
+    return line.decode("utf-8", "replace").replace("\0", "\ufffd")
+
+
 def _header(path: Path, line: bytes) -> list[str]:
     """The names of the columns, in lower case."""
-    text = line.decode("utf-8-sig", "replace")
+    text = _text(line.removeprefix(codecs.BOM_UTF8))
     names = [name.strip().lower() for name in next(csv.reader([text]), [])]
     if not {"time", "watts"} <= set(names):
         raise DataError(
