@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -290,3 +291,17 @@ def test_photos_must_be_some_and_be_named(tmp_path: Path, photos: Path) -> None:
         described(net, "--photos", aflw2000_tree(tmp_path / "tree", data.samples))
     result = CliRunner().invoke(command, [str(net), "--boxes", str(photos / "AFLW2000.json")])
     assert "--photos where they are" in str(result.exception)
+
+
+def test_only_an_unchanged_description_is_written_over(tmp_path: Path) -> None:
+    net, toml, pipe = answer_net(tmp_path / "net.onnx", {"f": np.zeros(3)}), tmp_path / "a", "p"
+    described(net, "-o", toml)
+    described(net, "-o", toml)
+    text = toml.read_text() + "# mine\n"
+    toml.write_text(text)
+    # Nobody writes to the pipe: whoever reads it would wait.
+    os.mkfifo(tmp_path / pipe)
+    for output in (toml, tmp_path / pipe):
+        with pytest.raises(UsageError, match="may hold corrections\nhint: "):
+            described(net, "-o", output)
+    assert toml.read_text() == text

@@ -266,3 +266,17 @@ def test_headers_that_no_board_needs(sent: bytes, tmp_path: Path) -> None:
     with pytest.raises(EnvironmentalError, match=r"rogue sent .* no plain file .* nothing of it"):
         unpack(io.BytesIO(sent), tmp_path, "rogue")
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_a_press_ends_what_goes_on_but_not_what_tidies_up() -> None:
+    stop = Stop()
+    with stop.start(["sleep", "30"], "") as going:
+        with stop.start(["sleep", "30"], "", anyway=True) as tidying:
+            stop.press()
+            with pytest.raises(subprocess.TimeoutExpired):
+                tidying.wait(0.3)
+            tidying.kill()
+        going.kill()
+    with pytest.raises(EnvironmentalError, match="interrupted"):
+        stop.start(["true"], "")
+    stop.start(["true"], "", anyway=True).communicate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import html
 import math
@@ -323,6 +324,39 @@ def test_a_validation_reads_as_it_was_written(tmp_path: Path) -> None:
     path = write_report(broken, tmp_path, "w")
     with pytest.raises(DataError, match=r"'drop.overall.value' is 'much'; expected float"):
         read_report(path)
+
+
+def test_a_benchmark_without_its_artifact_is_refused(
+    benchmark_report: BenchmarkReport, tmp_path: Path
+) -> None:
+    broken = benchmark_report.to_dict()
+    del broken["results"]["artifact"]["stages"]["call"]
+    with pytest.raises(DataError, match=r"results.artifact.* has other stages"):
+        read_report(write_report(broken, tmp_path, "b"))
+    del broken["results"]["artifact"]
+    with pytest.raises(DataError, match=r"'results' has no 'artifact'"):
+        read_report(write_report(broken, tmp_path, "b"))
+
+
+def test_reports_of_earlier_releases_stop_no_page(
+    reported: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "artifact"
+    shutil.copytree(reported, folder)
+    write_report({"kind": "benchmark", "schema": 3}, folder / "reports", "bench-offline")
+    assert len(gather([folder]).benchmarks) == 1
+    assert "found schema 3 of a benchmark report, expected 4" in caplog.text
+
+
+def test_an_interval_without_ends_is_no_verdict(reported: Path) -> None:
+    report = validation_report()
+    assert report.drop is not None
+    unbounded = dataclasses.replace(report.drop, overall=interval(0.02, math.inf))
+    material = dataclasses.replace(
+        gather([reported]), validations=(dataclasses.replace(report, drop=unbounded),)
+    )
+    assert figures(material).passed is None
+    assert "inf" not in verdict(figures(material))[0].text
 
 
 def test_nothing_to_report_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
