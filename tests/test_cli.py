@@ -92,6 +92,14 @@ def test_no_help_imports_more_than_click(tmp_path: Path) -> None:
     assert not {"asyncio", "concurrent", "http", "multiprocessing", "ssl"} & set(loaded)
 
 
+@pytest.mark.parametrize("words", [[], ["repo"]])
+def test_a_group_alone_shows_its_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        root.main(words)
+    said = capsys.readouterr()
+    assert said.out.startswith("Usage: ") and said.err == ""
+
+
 def test_help_lists_commands_that_exist_in_order() -> None:
     text = CliRunner().invoke(root.cli, ["--help"]).stdout.partition("Commands:")[2]
     assert [line.split()[0] for line in text.splitlines() if line.strip()] == list(root.COMMANDS)

@@ -212,7 +212,7 @@ def test_photos_of_ones_own_with_labels_are_a_data_set(tmp_path, capsys):
     assert "faces: 6 frames" in out and "1.500" in out and "2.000" in out
     write(tmp_path / "drive" / "boxes.csv", "image,x,y,w,h\n0.png,20,15,50,60\n")
     assert cli(*words, "--dataset", "faces") == 1
-    assert "no labels" in capsys.readouterr().err
+    assert "in a labels.csv" in capsys.readouterr().err
 
 
 def test_a_data_set_or_an_artifact_that_is_not_there_is_one_sentence(tmp_path, capsys, monkeypatch):

@@ -172,6 +172,8 @@ def _bandwidth(threads: int, seconds: float) -> float:
     return 2 * 8 * each * threads / best / 1e9
 
 
+# Where the two counts of bytes name different sides.
+BETWEEN = "between compute and memory"
 _BYTES = {"int8": 1, "fp16": 2, "fp32": 4}
 
 
@@ -357,7 +359,7 @@ def place(work: GraphCost, peaks: Roof, images_per_s: float, batch: int) -> Plac
             roof, side = min((roof, "compute"), (memory, "memory"))
         ends[name] = End(count, intensity, side, reached / roof)
     sides = {e.bound for e in ends.values()}
-    bound = sides.pop() if len(sides) == 1 else "between compute and memory"
+    bound = sides.pop() if len(sides) == 1 else BETWEEN
     return Place(reached, reached / peaks.ops_per_s, bound, ends, peaks)
 
 

@@ -172,6 +172,10 @@ def _code(arguments: Sequence[str] | None, arrived: Sequence[int]) -> int:
     except click.exceptions.Exit as e:
         return e.exit_code
     except click.UsageError as e:
+        if isinstance(e, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+            # From click 8.2 on; until then click shows the page itself.
+            click.echo(e.format_message())
+            return e.exit_code
         command = "edgehp" if e.ctx is None else e.ctx.command_path
         words, _, hint = e.format_message().partition("\nhint: ")
         return _fail(f"{words}\nhint: {hint or f'{command} --help'}", e.exit_code)

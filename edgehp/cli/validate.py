@@ -244,7 +244,7 @@ def command(
         raise unwritten
     if failed is not None:
         raise failed
-    if not as_json and len(found) == 1:
+    if not as_json and len(found) == 1 and not options["emulate"]:
         click.echo(f"next: {shlex.join(['edgehp', 'bench', str(found[0])])}")
 
 

@@ -66,6 +66,7 @@ from edgehp.pipeline.plan import (
     find_place,
     how_to_finish,
     make_plan,
+    missing_words,
 )
 from edgehp.pipeline.sensitivity import REFERENCE_GRAPH
 from edgehp.progress import step
@@ -230,7 +231,7 @@ def _find_place(plan: Plan, request: BuildRequest, device: DeviceProbe) -> Place
             if isinstance(e, IncompleteDeviceError):
                 raise
             raise how_to_finish(plan, request, e) from e
-        logger.warning("the engine is deferred: %s", e)
+        logger.warning("the engine is deferred: %s", missing_words(e))
         return None
 
 

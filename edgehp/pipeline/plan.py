@@ -373,6 +373,11 @@ def find_place(plan: Plan, device: DeviceProbe) -> Place:
     return Place(gpus[0], module, version)
 
 
+def missing_words(reason: Exception) -> str:
+    """What this machine lacks, without what to install: another one is to build the engine."""
+    return re.split("; install|\n", str(reason))[0]
+
+
 def how_to_finish(plan: Plan, request: BuildRequest, reason: Exception) -> EnvironmentalError:
     """The error of a build that needs another machine: what is missing, and the two commands."""
     version, name = plan.target.tensorrt, plan.target.name
@@ -381,7 +386,7 @@ def how_to_finish(plan: Plan, request: BuildRequest, reason: Exception) -> Envir
     if request.network in BUNDLED and request.input_size is None:
         artifact = str(request.output / f"{request.network}-{name}-{plan.precision}")
     finish = finish_command(artifact, request.validate_on, request.threads)
-    why = re.split("; install|\n", str(reason))[0]
+    why = missing_words(reason)
     # 'orin' may be another module there.
     note = resolve_target(request.target).note
     return EnvironmentalError(

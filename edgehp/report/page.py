@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgehp.benchmark.report import BenchmarkReport, number, summary_rows
-from edgehp.benchmark.roofline import Roofline
+from edgehp.benchmark.roofline import BETWEEN, Roofline
 from edgehp.report import plots
 from edgehp.report.figures import (
     ACCURACY,
@@ -270,10 +270,13 @@ def roofline_text(report: BenchmarkReport) -> str:
         )
     if (roof := found.roofline) is None:
         return f"{counted}No roofline: {found.reason}."
+    bound = "" if roof.bound is None else f"; bound by {roof.bound}"
+    if roof.bound == BETWEEN:
+        bound = f"; the bound lies {BETWEEN}"
     return (
         f"{counted}Reached {number(roof.reached_ops_per_s / 1e12)} of "
         f"{number(roof.peaks.ops_per_s / 1e12)} T operations a second "
-        f"({roof.fraction_of_compute:.1%}); bound by {roof.bound} "
+        f"({roof.fraction_of_compute:.1%}){bound} "
         f"(peaks of {roof.peaks.name}: {roof.peaks.source})."
     )
 

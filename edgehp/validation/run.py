@@ -281,7 +281,10 @@ def validate(
                 f"preprocessing gives {preprocessing.size}: these do not belong together"
             )
     if not dataset.labelled:
-        raise DataError(f"{dataset.name}: no labels for every photo: nothing to validate against")
+        raise DataError(
+            f"{dataset.name}: not every photo has a label: nothing to validate against\n"
+            "hint: put pitch, yaw and roll beside the photos in a labels.csv"
+        )
     chosen: Sequence[Sample] = dataset.samples
     if settings.limit is not None:  # the first ones would be one person, or one folder
         chosen = [chosen[i] for i in spaced(len(chosen), settings.limit)]
