@@ -53,7 +53,9 @@ def test_large_tensors_are_sampled_and_their_extremes_are_exact(rng: np.random.G
         np.testing.assert_array_equal(one.counts, seen.counts)
     share = seen.counts / seen.counts.sum()
     everything = np.histogram(x, (np.arange(BINS + 1) - BINS // 2) * seen.width)[0] / x.size
-    np.testing.assert_allclose(np.cumsum(share), np.cumsum(everything), atol=0.01)
+    # Kolmogorov: a random sample of so many is further away once in 10^5 seeds.
+    apart = 2.5 / np.sqrt(seen.counts.sum())
+    np.testing.assert_allclose(np.cumsum(share), np.cumsum(everything), atol=apart)
 
 
 @pytest.mark.parametrize("grid", GRIDS)

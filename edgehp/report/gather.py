@@ -149,17 +149,19 @@ def gather(sources: Sequence[Path]) -> Material:
         for path in sorted([*source.glob("*.json"), *source.glob("reports/*.json")]):
             if path.name == MANIFEST_NAME:
                 continue
-            # A file that nobody named, such as one of an earlier release, stops no page.
+            # A report that nobody named, such as one of an earlier release, stops no page.
             try:
                 values = read_json(path, dict)
-                if values.get("kind") == "sensitivity":
-                    sensitivity = to_record(values, _Sensitivity, str(path)).layers
-                elif (found := _report(values, path)) is not None:
-                    reports.append(found)
-                else:
-                    logger.info("passed over %s: not a report", path)
+                found = _report(values, path)
             except DataError as e:
                 logger.warning("passed over: %s", e)
+                continue
+            if found is not None:
+                reports.append(found)
+            elif values.get("kind") == "sensitivity":
+                sensitivity = to_record(values, _Sensitivity, str(path)).layers
+            else:
+                logger.info("passed over %s: not a report", path)
     benchmarks = [r for r in reports if isinstance(r, BenchmarkReport)]
     benchmarks.sort(key=lambda r: SCENARIOS.index(r.scenario.scenario))
     validations = tuple(r for r in reports if isinstance(r, ValidationReport))
