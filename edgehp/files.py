@@ -21,6 +21,7 @@ import sys
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NoReturn, TypeVar, Union, get_args, get_origin
 
@@ -133,6 +134,11 @@ def to_record(
         return msgspec.convert(values, kind, str_keys=True)
     except msgspec.ValidationError as e:
         raise error(f"{where}: {_fault(str(e), values, kind)}") from e
+
+
+def now() -> str:
+    """The time in UTC as manifests and reports write it."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def plain(value: Any) -> Any:

@@ -320,6 +320,10 @@ def test_a_validation_reads_as_it_was_written(tmp_path: Path) -> None:
     report = validation_report()
     assert read_report(write_report(report.to_dict(), tmp_path, "v")) == report
     broken = report.to_dict()
+    del broken["artifact_mae"]["low"]
+    with pytest.raises(DataError, match=r"key 'artifact_mae.low' is missing"):
+        read_report(write_report(broken, tmp_path, "u"))
+    broken = report.to_dict()
     broken["drop"]["overall"]["value"] = "much"
     path = write_report(broken, tmp_path, "w")
     with pytest.raises(DataError, match=r"'drop.overall.value' is 'much'; expected float"):

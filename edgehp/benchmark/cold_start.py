@@ -9,7 +9,6 @@ the golden vectors are run: a start that answers wrongly is an error.
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import statistics
@@ -22,7 +21,7 @@ from typing import Any
 
 from edgehp import __version__, errors
 from edgehp.errors import EdgehpError, EnvironmentalError
-from edgehp.files import plain
+from edgehp.files import now, plain
 
 REPORT = "bench-cold-start"
 STAGES = ("python", "imports", "artifact", "engine", "answer")
@@ -121,7 +120,7 @@ def measure_starts(
         "kind": "cold-start",
         "schema": SCHEMA_VERSION,
         "edgehp_version": __version__,
-        "created": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "created": now(),
         "state": "partial" if interrupted else "complete",
         "scenario": {"scenario": "cold-start", "starts": starts, "threads": threads, "wait": wait},
         "subject": subject,

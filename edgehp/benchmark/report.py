@@ -6,7 +6,6 @@ the published JSON Schema (`report_schema`) follow from them.
 
 from __future__ import annotations
 
-import datetime
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from edgehp.benchmark.run import INFERENCE, Measured, Plan
 from edgehp.benchmark.stats import PERCENTILES, Latency, Speedup, speedup, summarize
 from edgehp.benchmark.validity import Evidence, Validity, assess
 from edgehp.crop import Preprocessing
-from edgehp.files import Record, finite
+from edgehp.files import Record, finite, now
 
 SCHEMA_VERSION = 4
 STAGES = ("preprocessing", "upload", "inference", "download", "decode", "call", "end_to_end")
@@ -269,7 +268,7 @@ def assemble(
         for stage in stages
     ]
     return BenchmarkReport(
-        created=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        created=now(),
         state="partial" if measured.interrupted else "complete",
         scenario=plan,
         subjects=dict(context.subjects),

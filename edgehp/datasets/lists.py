@@ -124,20 +124,19 @@ def read_table(data: bytes, where: str) -> Table:
     return Table(header, [(n, dict(zip(header, cells, strict=True))) for n, cells in lines])
 
 
-def parse_table(data: bytes, where: str, required: Sequence[str] = ()) -> list[Row]:
+def parse_table(data: bytes, where: str) -> list[Row]:
     """Read a CSV list of photos.
 
     Args:
         data: the file, as of `read_table`.
         where: its place, for messages.
-        required: columns that must be there besides ``image``.
 
     Raises:
         DataError: not CSV, a column is missing, a row is short or holds no number where one
             belongs, matrix and angles disagree, or the angles look like radians.
     """
     table = read_table(data, where)
-    columns = _columns(table.columns, required, where)
+    columns = _columns(table.columns, where)
     rows = [_row(line, cells, columns, f"{where}: line {line}") for line, cells in table.rows]
     if not rows:
         raise DataError(f"{where}: the list has no rows")
@@ -145,10 +144,10 @@ def parse_table(data: bytes, where: str, required: Sequence[str] = ()) -> list[R
     return rows
 
 
-def _columns(header: list[str], required: Sequence[str], where: str) -> set[str]:
+def _columns(header: list[str], where: str) -> set[str]:
     """The columns to use; a group is used when all of it is there."""
     have = set(header)
-    missing = [c for c in ("image", *required) if c not in have]
+    missing = [] if "image" in have else ["image"]
     for group in (SIZE, BOX, CORNER, ANGLES, MATRIX):
         if have & set(group):
             missing += [c for c in group if c not in have and c not in missing]

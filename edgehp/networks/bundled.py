@@ -17,7 +17,7 @@ from edgehp.files import PACKAGE, json_digest, sha256_file
 from edgehp.networks.checkpoint import SUFFIXES, load_weights
 from edgehp.networks.described import deployed_graph, described_spec
 from edgehp.networks.description import Description, load_description
-from edgehp.networks.graph import DEFAULT_OPSET, build_graph, load_graph
+from edgehp.networks.graph import build_graph, load_graph
 from edgehp.networks.layout import Weights
 from edgehp.networks.spec import DeployedSpec, NetworkSpec
 
@@ -47,17 +47,15 @@ class Network:
     weights: Weights | None
     description: Description | None = None
 
-    def graph(self, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
+    def graph(self) -> onnx.ModelProto:
         """The deployed graph: built from the weights, wrapped by a description, or read.
-
-        A graph that was read keeps the opset it was made with.
 
         Raises:
             CheckpointError, UsageError, EnvironmentalError: as `build_graph`, `deployed_graph` and
                 `load_graph`.
         """
         if self.weights is not None and isinstance(self.spec, NetworkSpec):
-            return build_graph(self.weights, self.spec, opset)
+            return build_graph(self.weights, self.spec)
         if self.description is not None:
             return deployed_graph(self.description)[0]
         return load_graph(self.path)[0]

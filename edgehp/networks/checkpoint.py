@@ -150,13 +150,13 @@ def build_module(spec: NetworkSpec) -> nn.Module:
     return EHPNet(spec) if spec.architecture == "ehpnet" else KDResNet(spec)
 
 
-def load_module(path: str | Path, spec: NetworkSpec | None = None) -> tuple[nn.Module, NetworkSpec]:
+def load_module(path: str | Path) -> tuple[nn.Module, NetworkSpec]:
     """The torch module of a checkpoint in evaluation mode, and its specification.
 
     Raises:
         CheckpointError, EnvironmentalError, UsageError: as `load_weights` and `build_module`.
     """
-    weights, spec = load_weights(path, spec)
+    weights, spec = load_weights(path)
     module = build_module(spec)
     torch = _torch()
     state = {k: torch.from_numpy(v) for k, v in weights.items()}

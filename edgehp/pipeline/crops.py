@@ -224,10 +224,9 @@ def _load(
         crop = crop_face(sample.load(), sample.box, preprocessing)
         return sample, crop, sha256_bytes(crop.tobytes())
 
-    def on_bad(sample: Sample, error: DataError) -> None:
-        skips.add(sample.name, error)
-
-    for sample, crop, digest in prefetch(track(samples, "photos"), cut, on_bad=on_bad):
+    for sample, crop, digest in prefetch(
+        track(samples, "photos"), cut, on_bad=lambda s, e: skips.add(s.name, e)
+    ):
         if digest not in seen:
             crops[len(seen)] = crop
             seen[digest] = len(seen)

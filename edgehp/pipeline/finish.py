@@ -17,11 +17,12 @@ from edgehp.artifact.write import ArtifactWriter
 from edgehp.device import DeviceProbe, HostProbe
 from edgehp.engines import open_engine
 from edgehp.errors import CompatibilityError, UsageError
+from edgehp.files import now
 from edgehp.pipeline.accuracy import load_reference, measure, predict, run_graph, tolerance
 from edgehp.pipeline.crops import CropSet, held_out_crops, require_photos
 from edgehp.pipeline.engine import BuiltEngine, against_half, build_here
 from edgehp.pipeline.mixed import batch_of
-from edgehp.pipeline.pipeline import REFERENCE_ANGLES, BuildResult, StepClock, now
+from edgehp.pipeline.pipeline import REFERENCE_ANGLES, BuildResult, StepClock
 from edgehp.pipeline.plan import BuildRequest, Place, Plan, find_place, make_plan
 from edgehp.quantization.qdq import without_qdq
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +30,7 @@ from edgehp.device import DeviceProbe, HostProbe
 from edgehp.engines import PROCESSOR_ENGINES, processor_engine
 from edgehp.engines.trt import require_parsable
 from edgehp.errors import EnvironmentalError, UsageError
-from edgehp.files import sha256_bytes
+from edgehp.files import now, sha256_bytes
 from edgehp.networks.bundled import BUNDLED, Network, resolve_network
 from edgehp.networks.graph import graph_bytes
 from edgehp.networks.spec import NetworkSpec
@@ -123,11 +122,6 @@ def artifact_name(network: str, target: str, precision: str) -> str:
     """The artifact's directory name, ``<network>-<target>-<precision>``."""
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in network)
     return f"{plain.strip('.-')[:100] or 'network'}-{target}-{precision}"
-
-
-def now() -> str:
-    """The time in UTC as manifests write it."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @dataclass(frozen=True)

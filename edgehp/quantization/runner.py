@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from edgehp._installed import import_package
 from edgehp._memory import give_back
 from edgehp.datasets.base import prefetch
-from edgehp.errors import DataError, EnvironmentalError
+from edgehp.errors import DataError
 from edgehp.progress import track
 
 if TYPE_CHECKING:
@@ -91,12 +92,7 @@ class Runner:
         threads: int | None = None,
         batch: int = _BATCH,
     ) -> None:
-        try:
-            import onnxruntime
-        except ImportError as e:
-            raise EnvironmentalError(
-                f"quantization needs onnxruntime ({e})\nhint: pip install onnxruntime"
-            ) from e
+        onnxruntime = import_package("onnxruntime", "quantization needs")
         give_back()  # the memory of the session, and the graph, before this one
         self.input, self.height, self.width = input_of(model)
         self.outputs = tuple(outputs or [o.name for o in model.graph.output])

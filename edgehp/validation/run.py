@@ -185,8 +185,8 @@ def _with_ends(value: Any) -> Any:
         return value
     found = {k: _with_ends(v) for k, v in value.items()}
     if "level" in found:
-        for key, end in (("low", -math.inf), ("high", math.inf)):
-            found[key] = end if found.get(key, 0) is None else found.get(key)
+        ends = {"low": -math.inf, "high": math.inf}
+        found |= {k: end for k, end in ends.items() if k in found and found[k] is None}
     return found
 
 
